@@ -1,0 +1,41 @@
+"""What a user can do wrong, as exceptions that say how to mend it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ElbowroomError(Exception):
+    """Base of every error that Elbowroom raises for what a user gave."""
+
+
+class DataError(ElbowroomError, ValueError):
+    """A file, table or column that cannot be used; the message names it and the mend."""
+
+
+class OptionError(ElbowroomError, ValueError):
+    """An unknown name or a value out of range; the message names the option and what is allowed."""
+
+
+class ModelError(ElbowroomError, ValueError):
+    """A model function that cannot be fitted as asked; the message names the site."""
+
+
+class GuideError(ElbowroomError, ValueError):
+    """A guide that does not match its model; the message names the site or the guides that do."""
+
+
+class RunFolderError(ElbowroomError):
+    """A run folder that cannot be written or read; the message names the path."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> OptionError:
+    """An `OptionError` for a name that is not known, with the nearest known name.
+
+    Example:
+        >>> str(unknown("guide", "mean_feild", ["mean_field", "full_rank"]))
+        "there is no guide 'mean_feild'; did you mean 'mean_field'? Known: full_rank, mean_field."
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return OptionError(f"there is no {kind} '{name}'{hint} Known: {', '.join(names)}.")

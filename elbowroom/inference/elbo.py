@@ -1,0 +1,177 @@
+"""The objectives by name, and which of them is right for a model and a guide."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+from pyro import poutine
+from pyro.infer import (
+    ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
+from pyro.poutine.subsample_messenger import _Subsample
+
+from elbowroom.errors import GuideError, ModelError, OptionError, unknown
+from elbowroom.guides.space import LatentSpace
+
+OBJECTIVES: dict[str, type[ELBO]] = {
+    "trace": Trace_ELBO,
+    "trace_graph": TraceGraph_ELBO,
+    "trace_enum": TraceEnum_ELBO,
+    "trace_mean_field": TraceMeanField_ELBO,
+}
+
+
+@dataclass(frozen=True)
+class GuideSites:
+    """What one run of a guide shows.
+
+    Attributes:
+        names: Every latent site it samples, auxiliary ones aside.
+        auxiliary: Sites that the model does not have, and is not meant to.
+        discrete: Those of `names` with a discrete distribution.
+        enumerable: Those of `discrete` that the guide marks for enumeration.
+    """
+
+    names: frozenset[str]
+    auxiliary: frozenset[str]
+    discrete: frozenset[str]
+    enumerable: frozenset[str]
+
+
+def read_guide(
+    guide: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace
+) -> GuideSites:
+    """Runs a guide once, and checks that its sites are the model's.
+
+    Raises:
+        GuideError: If the guide raises, samples a site that the model lacks, or lacks a
+            continuous site that the model has; the site is named.
+    """
+    try:
+        trace = poutine.trace(guide).get_trace(**arguments)
+    except (ValueError, RuntimeError, TypeError, NotImplementedError, IndexError, KeyError) as error:
+        reason = str(error).split("Trace Shapes")[0].strip()
+        raise GuideError(f"the guide raised {type(error).__name__} when run: {reason}") from error
+    nodes = {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and not node["is_observed"]
+        and not isinstance(node["fn"], _Subsample)
+    }
+    auxiliary = {name for name, node in nodes.items() if node["infer"].get("is_auxiliary")}
+    names = set(nodes) - auxiliary
+    wanted = {site.name: site.shape for site in space.sites}
+    extra = sorted(names - set(wanted) - set(space.discrete))
+    if extra:
+        raise GuideError(
+            f"the guide samples '{extra[0]}', which the model does not; the model's latent sites: "
+            f"{', '.join([*wanted, *space.discrete])}. Rename it, or mark it with "
+            "infer={'is_auxiliary': True}."
+        )
+    missing = sorted(set(wanted) - names)
+    if missing:
+        raise GuideError(
+            f"the guide lacks the model's site '{missing[0]}'; without it the site would keep its "
+            f"prior unnoticed. Add pyro.sample('{missing[0]}', ...) to the guide."
+        )
+    for name, shape in wanted.items():
+        if nodes[name]["value"].shape != shape:
+            raise GuideError(
+                f"site '{name}': the guide gives a value of shape "
+                f"{tuple(nodes[name]['value'].shape)}, the model one of {tuple(shape)}."
+            )
+    # An unmixed Delta has no support to speak of; its site is as continuous as the model's.
+    discrete = names & set(space.discrete)
+    enumerable = {name for name in discrete if nodes[name]["infer"].get("enumerate") == "parallel"}
+    return GuideSites(
+        frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable)
+    )
+
+
+def choose_objective(
+    requested: str | None, suited: str | None, space: LatentSpace, sites: GuideSites
+) -> tuple[str, str]:
+    """The objective for a model and a guide, and why.
+
+    Args:
+        requested: The user's choice, or None.
+        suited: The guide's own, or None.
+        space: The model's latent space.
+        sites: The guide's sites.
+
+    Raises:
+        OptionError: If there is no such objective, or it is wrong for the pair.
+        ModelError: If a discrete site is in no guide and cannot be enumerated.
+    """
+    left = sorted(set(space.discrete) - sites.discrete)
+    if requested is not None and requested not in OBJECTIVES:
+        raise unknown("objective", requested, OBJECTIVES)
+    if left and requested not in (None, "trace_enum"):
+        raise OptionError(
+            f"--elbo {requested} needs every latent site in the guide, and '{left[0]}' is not; "
+            "give --elbo trace_enum, which sums over it, or a guide that samples it."
+        )
+    if requested == "trace_enum" and not (left or sites.enumerable):
+        raise OptionError("--elbo trace_enum: there is no discrete site to enumerate; leave it out.")
+    if requested == "trace_mean_field" and sites.discrete:
+        raise OptionError(
+            f"--elbo trace_mean_field needs reparameterised sites, and '{min(sites.discrete)}' is "
+            "discrete; give --elbo trace_graph."
+        )
+    if requested is not None:
+        return requested, "as asked"
+    if left:
+        return "trace_enum", f"it sums over '{left[0]}', which the guide leaves out"
+    if sites.enumerable:
+        return "trace_enum", f"the guide's '{min(sites.enumerable)}' can be summed over"
+    if sites.discrete:
+        return "trace_graph", f"the guide's '{min(sites.discrete)}' is discrete: score function"
+    if suited is not None:
+        return suited, "it suits the guide"
+    return "trace", "every site is reparameterised"
+
+
+def make_objective(name: str, particles: int, space: LatentSpace) -> ELBO:
+    """The objective, with `particles` draws for each estimate."""
+    return OBJECTIVES[name](num_particles=particles, max_plate_nesting=space.max_plate_nesting)
+
+
+def objective_model(
+    name: str, model: Callable[..., Any], space: LatentSpace
+) -> Callable[..., Any]:
+    """The model as the objective needs it: its discrete sites marked for enumeration, if it sums.
+
+    Raises:
+        ModelError: If a discrete site has infinitely many values.
+    """
+    if name != "trace_enum":
+        return model
+    return config_enumerate(model, "parallel")
+
+
+def check_enumerable(
+    model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace, sites: GuideSites
+) -> None:
+    """Sees that the discrete sites left to the objective have finitely many values.
+
+    Raises:
+        ModelError: If one has not; the site is named.
+    """
+    left = set(space.discrete) - sites.discrete
+    if not left:
+        return
+    with pyro.poutine.block():
+        trace = poutine.trace(model).get_trace(**arguments)
+    for name in sorted(left):
+        if not trace.nodes[name]["fn"].has_enumerate_support:
+            raise ModelError(
+                f"site '{name}' is discrete with infinitely many values, so that it cannot be "
+                "summed over; sample it in a hand-written guide."
+            )

@@ -1,0 +1,325 @@
+"""The shared SVI runner: any model, guide and objective; it never loses what it has fitted."""
+
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyro
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from elbowroom.errors import ModelError, OptionError, unknown
+from elbowroom.guides.space import Plate
+from elbowroom.inference.stopping import trend
+
+STAGES = 3
+"""Learning rates of the plateau schedule: each a tenth of the one before."""
+MAXIMUM_STEPS = 10_000
+"""Where the plateau schedule gives up, unless `steps` or `epochs` say otherwise."""
+UNUSABLE_STEPS = 20
+"""Steps in a row with a non-finite ELBO or gradient after which a run ends."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a stochastic fit."""
+
+    steps: Annotated[
+        int | None, Field(ge=1, description="optimiser steps; by default until the ELBO is flat")
+    ] = None
+    epochs: Annotated[
+        int | None, Field(ge=1, description="passes over the rows, instead of --steps")
+    ] = None
+    batch_size: Annotated[
+        int | None, Field(ge=1, description="rows of a minibatch; by default all of them")
+    ] = None
+    learning_rate: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="of the first step")
+    ] = 0.02
+    optimizer: Annotated[str, Field(description="any class of torch.optim")] = "Adam"
+    schedule: Annotated[
+        Literal["plateau", "constant", "cosine"],
+        Field(description="plateau: a tenth whenever the ELBO is flat, twice, then stop"),
+    ] = "plateau"
+    clip_norm: Annotated[
+        float | None, Field(gt=0, description="largest norm of the gradient; by default any")
+    ] = None
+    particles: Annotated[int, Field(ge=1, description="draws in each estimate of the ELBO")] = 1
+    elbo: Annotated[
+        str | None, Field(description="trace, trace_graph, trace_enum or trace_mean_field")
+    ] = None
+    restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 1
+    device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
+    dtype: Annotated[Literal["float64", "float32"], Field(description="of all numbers")] = "float64"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise OptionError("--steps and --epochs both set the length of the run; give one.")
+        optimizer_class(self.optimizer)
+
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+class Trained:
+    """How a run of the optimiser went.
+
+    Attributes:
+        status: "converged", "budget", "interrupted", "diverged" or "exact" (nothing to optimise).
+        reason: The same as a sentence.
+        elbo_history: An estimate for each step, in nats.
+        learning_rates: Of each step.
+        skipped: Steps left out for a non-finite ELBO or gradient.
+        seconds: Wall time.
+        parameters: The number of optimised numbers.
+    """
+
+    status: str
+    reason: str
+    elbo_history: np.ndarray = field(repr=False)
+    learning_rates: np.ndarray = field(repr=False)
+    skipped: int
+    seconds: float
+    parameters: int
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum was reached as far as the noise allows to tell."""
+        return self.status in ("converged", "exact")
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """A class of torch.optim by its name.
+
+    Raises:
+        OptionError: If there is none, or it wants more than a gradient.
+    """
+    known = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and value not in (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
+    }
+    if name not in known:
+        raise unknown("optimizer", name, known)
+    return known[name]
+
+
+class _Rows(Messenger):
+    """Sets the rows of a minibatch in the subsampling plate of the model and the guide."""
+
+    def __init__(self, plate: Plate, rows: Tensor) -> None:
+        super().__init__()
+        self.plate, self.rows = plate, rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.plate.name and isinstance(msg["fn"], _Subsample):
+            msg["value"] = self.rows
+
+
+def _minibatches(rows: int, size: int) -> Iterator[Tensor]:
+    """Rows without replacement, shuffled anew for each epoch; a last incomplete batch is left."""
+    while True:
+        order = torch.randperm(rows)
+        yield from order[: rows - rows % size].split(size)
+
+
+def _rate(settings: Settings, step: int, budget: int, stage: int) -> float:
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / budget))
+    if settings.schedule == "plateau":
+        return settings.learning_rate * 0.1**stage
+    return settings.learning_rate
+
+
+def _unconstrained() -> dict[str, Tensor]:
+    """The optimised tensors of the parameter store; Pyro keeps its baselines there too."""
+    named = pyro.get_param_store().named_parameters()
+    return {name: value for name, value in named if not name.startswith("__baseline")}
+
+
+class _Average:
+    """The running mean of every parameter, over the last stage (Polyak and Juditsky, 1992)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.means: dict[str, Tensor] = {}
+
+    def add(self, parameters: dict[str, Tensor]) -> None:
+        self.count += 1
+        for name, value in parameters.items():
+            mean = self.means.setdefault(name, value.detach().clone())
+            mean.add_(value.detach() - mean, alpha=1 / self.count)
+
+    def assign(self, parameters: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, mean in self.means.items():
+                parameters[name].copy_(mean)
+
+
+def length(settings: Settings, rows: int | None) -> tuple[int, bool]:
+    """The number of steps allowed, and whether the user fixed it."""
+    if settings.steps is not None:
+        return settings.steps, True
+    if settings.epochs is not None:
+        batches = 1
+        if rows is not None and settings.batch_size is not None:
+            batches = max(1, rows // settings.batch_size)
+        return settings.epochs * batches, True
+    return MAXIMUM_STEPS, False
+
+
+def run_svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    arguments: dict[str, Any],
+    objective: ELBO,
+    settings: Settings,
+    plate: Plate | None = None,
+    progress: Callable[[int, int, float, float], None] | None = None,
+) -> Trained:
+    """Maximises the ELBO by stochastic gradients, in the parameter store that is active.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide.
+        arguments: Keyword arguments of both.
+        objective: Of `elbowroom.inference.elbo`.
+        settings: Of the run.
+        plate: The plate that minibatches subsample.
+        progress: Called with the step, the budget, the smoothed ELBO and the learning rate.
+
+    Returns:
+        How it went. A run that is interrupted (Ctrl-C) or diverges keeps its parameters.
+
+    Raises:
+        OptionError: If `batch_size` is larger than the rows, or the model takes no minibatches.
+        ModelError: If the first evaluation of the ELBO raises.
+    """
+    began = time.perf_counter()
+    size = settings.batch_size
+    if size is not None and plate is None:
+        raise OptionError(
+            "--batch-size: the model takes no minibatches; give its function an argument "
+            "batch_size and pass it to its plate as subsample_size."
+        )
+    if size is not None and plate is not None and size > plate.size:
+        raise OptionError(f"--batch-size {size} is more than the {plate.size} rows.")
+    batches = _minibatches(plate.size, size) if plate is not None and size is not None else None
+    budget, fixed = length(settings, plate.size if plate else None)
+    window = max(200, plate.size // size if plate is not None and size else 0)
+
+    def loss_and_gradients() -> float:
+        if batches is None:
+            return objective.loss_and_grads(model, guide, **arguments)
+        with _Rows(plate, next(batches)):
+            return objective.loss_and_grads(model, guide, **arguments, batch_size=size)
+
+    elbo: list[float] = []
+    rates: list[float] = []
+    stage, stage_began, skipped, in_a_row, smoothed = 0, 0, 0, 0, float("nan")
+    average, status = _Average(), "budget"
+    _first_evaluation(objective, model, guide, arguments, batches is not None and size or None)
+    parameters = _unconstrained()
+    count = sum(value.numel() for value in parameters.values() if value.requires_grad)
+    if count == 0:
+        return Trained(
+            "exact", "the guide has nothing to optimise.", np.array([]), np.array([]), 0,
+            time.perf_counter() - began, 0,
+        )  # fmt: skip
+    optimizer = optimizer_class(settings.optimizer)(
+        list(parameters.values()), lr=settings.learning_rate
+    )
+    good = deepcopy({name: value.detach() for name, value in parameters.items()})
+    try:
+        for step in range(budget):
+            rate = _rate(settings, step, budget, stage) * 0.5**in_a_row
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_and_gradients()
+            tensors = [value for value in _unconstrained().values() if value.grad is not None]
+            norm = torch.nn.utils.clip_grad_norm_(tensors, settings.clip_norm or float("inf"))
+            elbo.append(-loss)
+            rates.append(rate)
+            if not (np.isfinite(loss) and torch.isfinite(norm)):
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                if in_a_row >= UNUSABLE_STEPS:
+                    status = "diverged"
+                    break
+                continue
+            in_a_row = 0
+            optimizer.step()
+            smoothed = -loss if smoothed != smoothed else smoothed + 0.02 * (-loss - smoothed)
+            if settings.schedule == "plateau" and stage == STAGES - 1:
+                average.add(parameters)
+            if progress is not None:
+                progress(step + 1, budget, smoothed, rate)
+            done = step + 1 - stage_began
+            if done % window == 0:
+                good = deepcopy({name: value.detach() for name, value in parameters.items()})
+                found = trend(elbo[stage_began:], window)
+                if settings.schedule == "plateau" and found is not None and found.flat:
+                    if stage == STAGES - 1:
+                        status = "converged"
+                        break
+                    stage, stage_began = stage + 1, step + 1
+    except KeyboardInterrupt:
+        status = "interrupted"
+    if status == "diverged":
+        with torch.no_grad():
+            for name, value in good.items():
+                parameters[name].copy_(value)
+    elif average.count >= window:
+        average.assign(parameters)
+    if status == "budget" and fixed:
+        found = trend(elbo, max(window, len(elbo) // 10))
+        if found is not None and found.flat:
+            status = "converged"
+    return Trained(
+        status,
+        _reason(status, len(elbo), elbo, skipped),
+        np.asarray(elbo),
+        np.asarray(rates),
+        skipped,
+        time.perf_counter() - began,
+        count,
+    )
+
+
+def _first_evaluation(
+    objective: ELBO,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    arguments: dict[str, Any],
+    batch_size: int | None,
+) -> None:
+    """Evaluates the ELBO once with every check on, which also makes the parameters."""
+    extra = {} if batch_size is None else {"batch_size": batch_size}
+    try:
+        with pyro.validation_enabled(True), torch.random.fork_rng(devices=[]):
+            objective.loss(model, guide, **arguments, **extra)
+    except (ValueError, RuntimeError, NotImplementedError, KeyError, IndexError) as error:
+        reason = str(error).split("Trace Shapes")[0].strip()
+        raise ModelError(f"the ELBO cannot be evaluated at the start: {reason}") from error
+
+
+def _reason(status: str, steps: int, elbo: list[float], skipped: int) -> str:
+    text = {
+        "converged": f"the ELBO was flat within its noise after {steps} steps.",
+        "budget": f"the ELBO was still rising, or too noisy to tell, after {steps} steps; "
+        "give more with --steps.",
+        "interrupted": f"interrupted after {steps} steps; what was fitted so far is kept.",
+        "diverged": f"the ELBO or its gradient was not finite {UNUSABLE_STEPS} times in a row "
+        f"up to step {steps}; the last good parameters are kept. Try a smaller --learning-rate.",
+    }[status]
+    if skipped and status != "diverged":
+        text += f" {skipped} steps with a non-finite ELBO or gradient were left out."
+    return text

@@ -1,0 +1,1 @@
+"""From a fitted guide to draws, ArviZ groups, predictions and the run folder."""

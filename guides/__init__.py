@@ -1,0 +1,136 @@
+"""The registry of guides: those that fit any model, and those written by hand for one.
+
+A guide's builder is called as `build(space, start)` with the model's `LatentSpace` and a
+`Start`, and gives what Pyro calls a guide: a callable with the model's arguments.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from elbowroom.errors import GuideError, unknown
+
+if TYPE_CHECKING:  # the registry is read without torch
+    from torch import Tensor
+
+    from elbowroom.guides.space import LatentSpace
+
+Build = Callable[["LatentSpace", "Start"], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a guide begins.
+
+    Attributes:
+        location: The flat unconstrained vector, (D,).
+        precision: Minus the Hessian of the log density there, (D, D), positive definite; None
+            where it was not taken.
+    """
+
+    location: "Tensor"
+    precision: "Tensor | None" = None
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The declaration beside a guide's builder.
+
+    Attributes:
+        name: The name on the command line.
+        summary: One line.
+        build: See the module.
+        model: The one model it was written for; None if it fits any.
+        elbo: The objective that suits it, where the general rule does not.
+        dense: Whether its parameters grow with the square of the latent dimension or its
+            evaluation needs every latent at once, so that it cannot hold latents for each row.
+        needs_curvature: Whether it cannot begin without a mode and the Hessian there.
+        point: Whether it is one point, with no density.
+        new_rows: Whether it gives the latents of rows that it was not fitted to.
+    """
+
+    name: str
+    summary: str
+    build: Build
+    model: str | None = None
+    elbo: str | None = None
+    dense: bool = False
+    needs_curvature: bool = False
+    point: bool = False
+    new_rows: bool = True
+
+
+_registered: dict[tuple[str | None, str], Guide] = {}
+
+
+def register(
+    name: str, summary: str, *, model: str | None = None, **capabilities: Any
+) -> Callable[[Build], Build]:
+    """Registers the decorated builder as a guide; `capabilities` are those of `Guide`.
+
+    Raises:
+        GuideError: If the name is taken, by any model's guide or by this model's.
+    """
+
+    def add(build: Build) -> Build:
+        for key in ((None, name), (model, name)):
+            known = _registered.get(key)
+            if known is not None and known.build.__module__ != build.__module__:
+                raise GuideError(f"the guide '{name}' is registered by {known.build.__module__}.")
+        _registered[(model, name)] = Guide(name, summary, build, model, **capabilities)
+        return build
+
+    return add
+
+
+def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, Guide]:
+    """The guides that fit a model, its hand-written ones first; None names a user's own model.
+
+    Args:
+        model: The model's name.
+        local_latents: Whether the model has continuous latents for every row.
+
+    Example:
+        >>> list(guides_for("bayesian_regression"))[:2]
+        ['structured', 'map']
+    """
+    import_module("elbowroom.guides.auto")
+    if model is not None and find_spec(f"elbowroom.guides.{model}") is not None:
+        import_module(f"elbowroom.guides.{model}")
+    fitting = [guide for guide in _registered.values() if guide.model in (None, model)]
+    fitting.sort(key=lambda guide: guide.model is None)
+    return {guide.name: guide for guide in fitting if not (guide.dense and local_latents)}
+
+
+def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guide:
+    """A guide of a model by name.
+
+    Raises:
+        GuideError: If the guide belongs to another model, or cannot hold this one's latents; the
+            message lists the right ones.
+        OptionError: If there is no such guide; the nearest name is suggested.
+    """
+    fitting = guides_for(model, local_latents)
+    if name in fitting:
+        return fitting[name]
+    known = guides_for(model)
+    if name in known:
+        raise GuideError(
+            f"the guide '{name}' needs every latent at once, and this model has latents for each "
+            f"row; the guides that fit: {', '.join(fitting)}."
+        )
+    owners = [owner for owner in _model_names() if name in guides_for(owner)]
+    if owners:
+        raise GuideError(
+            f"the guide '{name}' was written for {', '.join(owners)}, not for "
+            f"{model or 'this model'}; the guides that fit: {', '.join(fitting)}."
+        )
+    raise unknown("guide", name, fitting)
+
+
+def _model_names() -> list[str]:
+    from elbowroom.models import model_summaries
+
+    return list(model_summaries())

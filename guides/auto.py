@@ -1,0 +1,223 @@
+"""Guides that fit any model with continuous latents, discrete ones enumerated out.
+
+All are written in the model's unconstrained coordinates, scaled by the curvature at the start
+where that is known: an optimiser's step is then about the same fraction of the posterior's width
+in every direction, whatever the units of the data. The family of distributions is not changed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from elbowroom.errors import GuideError
+from elbowroom.guides import Start, register
+from elbowroom.guides.space import LatentSpace, Site
+
+INITIAL_SCALE = 0.1
+"""Standard deviation, in unconstrained coordinates, where no curvature is known."""
+
+
+def scales(start: Start) -> Tensor:
+    """The conditional standard deviation of each coordinate at the start, (D,).
+
+    It is the optimal one of a mean-field Normal where the posterior is Normal.
+    """
+    if start.precision is None:
+        return torch.full_like(start.location, INITIAL_SCALE)
+    return start.precision.diagonal().rsqrt()
+
+
+def cholesky(start: Start) -> Tensor:
+    """Lower Cholesky factor of the covariance at the start, (D, D)."""
+    if start.precision is None:
+        return INITIAL_SCALE * torch.eye(len(start.location)).to(start.location)
+    return torch.linalg.cholesky(torch.linalg.inv(start.precision))
+
+
+def sample_site(site: Site, unconstrained: Tensor) -> Tensor:
+    """Samples a site at the value of an unconstrained draw, with the density of the transform."""
+    value = site.transform(unconstrained)
+    log_density = -site.log_abs_det_jacobian(unconstrained, value)
+    fn = dist.Delta(value, log_density=log_density, event_dim=site.event_dim)
+    return pyro.sample(site.name, fn)
+
+
+def sample_normal(site: Site, location: Tensor, scale: Tensor) -> None:
+    """Samples a site from a Normal in unconstrained coordinates with free mean and scale.
+
+    The parameters are the mean's distance from `location` in units of `scale`, and the log ratio
+    of the standard deviation to `scale`.
+    """
+    event_dim, shape = site.transform.domain.event_dim, site.unconstrained_shape
+    offset = pyro.param(f"{site.name}.offset", torch.zeros(shape), event_dim=event_dim)
+    log_ratio = pyro.param(f"{site.name}.log_ratio", torch.zeros(shape), event_dim=event_dim)
+    fn: Any = dist.Normal(location + scale * offset, scale * log_ratio.exp()).to_event(event_dim)
+    if not site.real:  # a plain Normal keeps its closed-form divergence
+        fn = dist.TransformedDistribution(fn, [site.transform])
+    pyro.sample(site.name, fn.to_event(site.event_dim - fn.event_dim))
+
+
+def flat_guide(
+    space: LatentSpace, draw: Callable[[], Tensor]
+) -> Callable[..., Any]:
+    """A guide that draws the flat unconstrained vector as a whole; `draw` samples it."""
+
+    def guide(**arguments: Any) -> None:
+        parts, plates = space.split(draw()), space.plates(arguments)
+        for site in space.sites:
+            with plates(site.plates):
+                sample_site(site, parts[site.name])
+
+    return guide
+
+
+def sample_flat(fn: dist.TorchDistribution) -> Tensor:
+    """Samples the flat unconstrained vector, which is no site of the model."""
+    return pyro.sample("unconstrained", fn, infer={"is_auxiliary": True})
+
+
+def site_guide(
+    space: LatentSpace, start: Start, sample: Callable[[Site, Tensor, Tensor], None]
+) -> Callable[..., Any]:
+    """A guide that treats each site by itself, and so can hold one for every row.
+
+    `sample(site, location, scale)` is called inside the site's plates with the start's location
+    and scale, both of the unconstrained shape.
+    """
+    locations, widths = space.split(start.location), space.split(scales(start))
+
+    def guide(**arguments: Any) -> None:
+        plates = space.plates(arguments)
+        for site in space.sites:
+            with plates(site.plates):
+                location = _in_plate(site, locations[site.name])
+                sample(site, location, _in_plate(site, widths[site.name]))
+
+    return guide
+
+
+def _in_plate(site: Site, values: Tensor) -> Tensor:
+    """The rows of `values` that the open plates have subsampled."""
+    return pyro.subsample(values, event_dim=site.transform.domain.event_dim)
+
+
+@register("map", "the posterior's mode alone: a point, with no spread", point=True, new_rows=False)
+def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """The mode of the posterior of the sites' values (not of the unconstrained ones)."""
+
+    def sample(site: Site, location: Tensor, scale: Tensor) -> None:
+        event_dim = site.transform.domain.event_dim
+        zero = torch.zeros(site.unconstrained_shape)
+        offset = pyro.param(f"{site.name}.offset", zero, event_dim=event_dim)
+        value = site.transform(location + scale * offset)
+        pyro.sample(site.name, dist.Delta(value, event_dim=site.event_dim))
+
+    return site_guide(space, start, sample)
+
+
+@register("mean_field", "independent Normals in unconstrained coordinates", new_rows=False)
+def mean_field(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
+    return site_guide(space, start, sample_normal)
+
+
+@register("full_rank", "one Normal with all correlations", dense=True)
+def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
+    whitening, size = cholesky(start), space.dimension
+
+    def draw() -> Tensor:
+        offset = pyro.param("offset", torch.zeros(size))
+        factor = pyro.param("factor", torch.eye(size), constraint=constraints.lower_cholesky)
+        location = start.location + whitening @ offset
+        return sample_flat(dist.MultivariateNormal(location, scale_tril=whitening @ factor))
+
+    return flat_guide(space, draw)
+
+
+@register("low_rank", "a Normal with correlations of low rank", dense=True)
+def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Rank √D, rounded up: Ong, Nott and Smith, 2018, "Gaussian variational approximation with a
+    factor covariance structure".
+    """
+    widths, size = scales(start), space.dimension
+    rank = max(1, round(size**0.5 + 0.499))
+
+    def initial_factor() -> Tensor:
+        if start.precision is None:
+            return 0.1 * torch.randn(size, rank) / rank**0.5
+        covariance = torch.linalg.inv(start.precision) / torch.outer(widths, widths)
+        # What the conditional variances leave out, in its leading directions.
+        values, vectors = torch.linalg.eigh(covariance - torch.eye(size).to(covariance))
+        return vectors[:, -rank:] * values[-rank:].clamp(min=1e-4).sqrt()
+
+    def draw() -> Tensor:
+        offset = pyro.param("offset", torch.zeros(size))
+        factor = pyro.param("factor", initial_factor)
+        log_ratio = pyro.param("log_ratio", torch.zeros(size))
+        fn = dist.LowRankMultivariateNormal(
+            start.location + widths * offset,
+            widths.unsqueeze(-1) * factor,
+            (widths * log_ratio.exp()).square(),
+        )
+        return sample_flat(fn)
+
+    return flat_guide(space, draw)
+
+
+@register("laplace", "the Normal that matches the mode and its curvature", dense=True, needs_curvature=True)
+def laplace(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """The mode and inverse Hessian of the unconstrained log density: nothing to optimise.
+
+    Raises:
+        GuideError: If the Hessian at the mode is not positive definite, or was not taken.
+    """
+    if start.precision is None:
+        raise GuideError(
+            "laplace needs a mode with positive curvature, and none was found; "
+            "fit with --guide mean_field instead."
+        )
+    scale_tril = cholesky(start)
+
+    def draw() -> Tensor:
+        return sample_flat(dist.MultivariateNormal(start.location, scale_tril=scale_tril))
+
+    return flat_guide(space, draw)
+
+
+@register("flow", "a neural spline flow", dense=True)
+def flow(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Durkan et al., 2019, "Neural spline flows", through zuko; affine in one dimension.
+
+    The flow maps a standard Normal to coordinates whitened by the curvature at the start.
+    """
+    validate = torch.distributions.Distribution._validate_args
+    import zuko  # switches argument validation off in the whole process: put back below
+
+    torch.distributions.Distribution.set_default_validate_args(validate)
+    from pyro.contrib.zuko import ZukoToPyro
+
+    size = space.dimension
+    architecture = zuko.flows.MAF if size == 1 else zuko.flows.NSF
+    network = architecture(size, transforms=2, hidden_features=(max(32, 2 * size),) * 2)
+    network = network.to(start.location)
+    with torch.no_grad():  # begin at the identity, so that the start is the Laplace approximation
+        for transform in network.transform.transforms:
+            for parameter in list(transform.parameters())[-2:]:
+                parameter.mul_(0.01)
+    whitening = cholesky(start)
+    log_determinant = whitening.diagonal().log().sum()
+
+    def draw() -> Tensor:
+        pyro.module("flow", network)
+        whitened = pyro.sample("whitened", ZukoToPyro(network()), infer={"is_auxiliary": True})
+        u = start.location + whitening @ whitened
+        fn = dist.Delta(u, log_density=-log_determinant, event_dim=1)
+        return pyro.sample("unconstrained", fn, infer={"is_auxiliary": True})
+
+    return flat_guide(space, draw)

@@ -1,0 +1,273 @@
+"""A model's latent sites, and the unconstrained coordinates in which guides describe them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from elbowroom.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate of a model: its name, dim (negative, from the right) and full size."""
+
+    name: str
+    dim: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A continuous latent site.
+
+    Attributes:
+        name: Its name.
+        shape: Of its value.
+        event_dim: How many rightmost dims of the value are one event.
+        unconstrained_shape: Of its unconstrained value.
+        transform: From the unconstrained value to the value.
+        plates: The plates it lies in, outermost first.
+    """
+
+    name: str
+    shape: torch.Size
+    event_dim: int
+    unconstrained_shape: torch.Size
+    transform: Transform
+    plates: tuple[Plate, ...]
+
+    @property
+    def real(self) -> bool:
+        """Whether the site is its own unconstrained value."""
+        probe = torch.linspace(-1.0, 1.0, prod(self.unconstrained_shape))
+        probe = probe.reshape(self.unconstrained_shape)
+        return self.unconstrained_shape == self.shape and torch.equal(self.transform(probe), probe)
+
+    def log_abs_det_jacobian(self, unconstrained: Tensor, value: Tensor) -> Tensor:
+        """Log Jacobian of the transform, summed over the event: the site's batch shape."""
+        log_jacobian = self.transform.log_abs_det_jacobian(unconstrained, value)
+        batch_dims = value.dim() - self.event_dim
+        return sum_rightmost(log_jacobian, log_jacobian.dim() - batch_dims)
+
+
+class _UnconstrainedValues(Messenger):
+    """Gives each continuous latent site the value of a random unconstrained point near zero.
+
+    Priors are not sampled, because an improper one cannot be.
+    """
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self.width = width
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample):
+            return
+        distribution = msg["fn"]
+        if getattr(distribution.support, "is_discrete", False):
+            return
+        transform = biject_to(distribution.support)
+        shape = transform.inverse_shape(distribution.shape())
+        msg["value"] = transform(self.width * (2 * torch.rand(shape) - 1))
+
+
+def _traced(
+    model: Callable[..., Any], arguments: Mapping[str, Any], width: float = 0.5
+) -> poutine.Trace:
+    try:
+        with _UnconstrainedValues(width):
+            return poutine.trace(model).get_trace(**arguments)
+    except (ValueError, RuntimeError, TypeError, NotImplementedError, IndexError, KeyError) as error:
+        reason = str(error).split("Trace Shapes")[0].strip()
+        raise ModelError(f"the model raised {type(error).__name__} when run: {reason}") from error
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The latent sites of a model on given arguments, and the flat vector u that holds them.
+
+    Attributes:
+        sites: The continuous latent sites, in the order of the model.
+        discrete: Discrete latent sites, each with the plates it lies in.
+        observed: The observed sites' names.
+        subsampled: The plate that `batch_size` subsamples, if there is one.
+        has_parameters: Whether the model has point parameters (`pyro.param`).
+        max_plate_nesting: The number of dims that plates take.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(1.0)))
+        ...     pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> space = LatentSpace.of(model, {"y": torch.tensor(0.5)})
+        >>> space.dimension, space.observed
+        (1, ('y',))
+        >>> {name: float(value) for name, value in space.constrain(torch.zeros(1)).items()}
+        {'scale': 1.0}
+    """
+
+    sites: tuple[Site, ...]
+    discrete: Mapping[str, tuple[Plate, ...]]
+    observed: tuple[str, ...]
+    subsampled: Plate | None = None
+    has_parameters: bool = False
+    max_plate_nesting: int = 0
+    sizes: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(prod(s.unconstrained_shape) for s in self.sites))
+
+    @classmethod
+    def of(cls, model: Callable[..., Any], arguments: Mapping[str, Any]) -> "LatentSpace":
+        """Reads the sites off two runs of the model at random values of its latent sites.
+
+        Raises:
+            ModelError: If the model raises; if it has no latent or no observed site; if the
+                support of a site depends on another latent site, so that no fixed change of
+                coordinates is right.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            trace = _traced(model, arguments)
+            other = _traced(model, arguments)
+            subsampled = _subsampled_plate(model, arguments, trace)
+        sites, discrete, observed, deepest = [], {}, [], 0
+        for name, node in trace.nodes.items():
+            if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+                continue
+            frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+            plates = tuple(Plate(f.name, f.dim, f.full_size or f.size) for f in frames)
+            deepest = max([deepest, *(-plate.dim for plate in plates)])
+            if node["is_observed"]:
+                if not node["infer"].get("_deterministic"):
+                    observed.append(name)
+            elif node["fn"].support.is_discrete:
+                discrete[name] = plates
+            else:
+                sites.append(_site(name, node, other.nodes.get(name), plates))
+        if not observed and not any(n["type"] == "sample" and n["is_observed"] for n in trace.nodes.values()):
+            raise ModelError("the model observes nothing; give one of its sites obs=.")
+        if not sites and not discrete:
+            raise ModelError("the model has no latent site: there is nothing to infer.")
+        return cls(
+            sites=tuple(sites),
+            discrete=discrete,
+            observed=tuple(observed),
+            subsampled=subsampled,
+            has_parameters=any(n["type"] == "param" for n in trace.nodes.values()),
+            max_plate_nesting=deepest,
+        )
+
+    @property
+    def dimension(self) -> int:
+        """The length D of the flat unconstrained vector."""
+        return sum(self.sizes)
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """The latent sites, continuous and discrete, with a value for each row."""
+        placed = {**{site.name: site.plates for site in self.sites}, **self.discrete}
+        return tuple(name for name, plates in placed.items() if self.subsampled in plates)
+
+    @property
+    def local_continuous(self) -> bool:
+        """Whether a continuous site has a value for each row."""
+        return any(self.subsampled in site.plates for site in self.sites)
+
+    def split(self, u: Tensor) -> dict[str, Tensor]:
+        """The unconstrained value of each site, from the flat vector u of shape (D,)."""
+        parts = u.split(self.sizes, -1)
+        return {
+            site.name: part.reshape(site.unconstrained_shape)
+            for site, part in zip(self.sites, parts, strict=True)
+        }
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """The value of each site, from the flat vector u of shape (D,)."""
+        parts = self.split(u)
+        return {site.name: site.transform(parts[site.name]) for site in self.sites}
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The flat vector (D,) of the sites' values; the inverse of `constrain`."""
+        parts = [site.transform.inv(values[site.name]).reshape(-1) for site in self.sites]
+        return torch.cat(parts)
+
+    def plates(self, arguments: Mapping[str, Any]) -> "OpenPlates":
+        """The plates of one call of a guide, subsampled as `batch_size` in its arguments says."""
+        return OpenPlates(self.subsampled, arguments.get("batch_size"))
+
+
+class OpenPlates:
+    """Opens plates in a guide as the model does; each is made once a call, as Pyro asks."""
+
+    def __init__(self, subsampled: Plate | None, batch_size: int | None) -> None:
+        self.subsampled, self.batch_size = subsampled, batch_size
+        self.made: dict[str, Any] = {}
+
+    @contextmanager
+    def __call__(self, plates: tuple[Plate, ...]) -> Iterator[None]:
+        """Enters some plates together."""
+        with ExitStack() as stack:
+            for plate in plates:
+                if plate.name not in self.made:
+                    size = self.batch_size if plate == self.subsampled else None
+                    self.made[plate.name] = pyro.plate(
+                        plate.name, plate.size, subsample_size=size, dim=plate.dim
+                    )
+                stack.enter_context(self.made[plate.name])
+            yield
+
+
+def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
+    distribution, value = node["fn"], node["value"]
+    transform = biject_to(distribution.support)
+    unconstrained_shape = transform.inverse_shape(value.shape)
+    origin = torch.zeros(unconstrained_shape)
+    if other is None or not torch.equal(
+        transform(origin), biject_to(other["fn"].support)(origin)
+    ):
+        raise ModelError(
+            f"site '{name}': its support (or whether it is there) depends on another latent site; "
+            "write it with a fixed support, for example a fraction in (0, 1) times the bound."
+        )
+    site = Site(name, value.shape, distribution.event_dim, unconstrained_shape, transform, plates)
+    try:
+        site.log_abs_det_jacobian(origin, value)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"site '{name}': the support {distribution.support} has no Jacobian in torch; "
+            "write it by its Cholesky factor or another site that has one."
+        ) from error
+    return site
+
+
+def takes_batches(model: Callable[..., Any]) -> bool:
+    """Whether a model takes `batch_size`, the rows of a minibatch."""
+    return "batch_size" in inspect.signature(model).parameters
+
+
+def _subsampled_plate(
+    model: Callable[..., Any], arguments: Mapping[str, Any], trace: poutine.Trace
+) -> Plate | None:
+    if not takes_batches(model):
+        return None
+    small = _traced(model, {**arguments, "batch_size": 1})
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or name not in small.nodes:
+            continue
+        for frame in small.nodes[name]["cond_indep_stack"]:
+            if frame.vectorized and frame.size == 1 and (frame.full_size or 1) > 1:
+                return Plate(frame.name, frame.dim, frame.full_size)
+    return None

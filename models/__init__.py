@@ -1,0 +1,135 @@
+"""The registry of models: one file a model, found by its name.
+
+A model file holds an ordinary Pyro function and registers a `Model` beside it. Listing the
+names reads no model file's code (the first line of its docstring is its summary), so that
+it costs nothing; `get_model` imports the one file that is asked for.
+"""
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
+
+from elbowroom.errors import ModelError, unknown
+
+ROWS = "rows"
+"""The plate of a named model that runs over the table's rows; minibatches subsample it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model's keyword arguments, made from a table or a dict, with the names of their dims.
+
+    Attributes:
+        arguments: What the Pyro function is called with: tensors, and plain values.
+        dims: For a site or argument, the names of its dims, the draws aside.
+        coords: For a dim, its labels.
+    """
+
+    arguments: dict[str, Any]
+    dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    coords: dict[str, Sequence[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a model was fitted to, for preparing new rows in the same way.
+
+    Attributes:
+        table: The table of the fit.
+        arguments: The arguments that were made of it; their scaling is reused.
+        from_file: Whether the options were read from a run folder, which must run no code.
+    """
+
+    table: Any
+    arguments: Mapping[str, Any]
+    from_file: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """The declaration beside a Pyro model function: all that the engine knows of it.
+
+    Attributes:
+        name: The name on the command line.
+        function: The Pyro model, called as `function(**prepared.arguments)`. If it takes
+            `batch_size`, its rows plate subsamples that many rows.
+        options: A frozen pydantic dataclass of its options, each field with a description;
+            None for a user's own function.
+        prepare: `prepare(table, options, training)` gives a `Prepared`; `training` is the
+            `Training` of the fit when the table holds new rows, else None.
+        observed: The observed site.
+        predicts: The site that `predict` describes for new rows.
+        dataset: The bundled dataset of the examples.
+        internal: Latent sites that the user sees through a deterministic site in their own units.
+        starts: `starts(arguments, count, seed)` gives initial values of sites, best guess first.
+        canonical: `canonical(sites, reference)` relabels exchangeable parts of every draw to
+            agree with the reference's, or orders them where there is no reference.
+        suggested: Settings of the fit that suit the model better than the general ones.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    options: type | None
+    prepare: Callable[[Any, Any, Training | None], Prepared]
+    observed: str
+    predicts: str
+    dataset: str | None = None
+    internal: tuple[str, ...] = ()
+    starts: Callable[[Mapping[str, Any], int, int], list[dict[str, Any]]] | None = None
+    canonical: Callable[..., dict[str, Any]] | None = None
+    suggested: Mapping[str, Any] = field(default_factory=dict)
+
+
+_registered: dict[str, tuple[Model, str]] = {}
+
+
+def register(model: Model, module: str) -> Model:
+    """Adds a model under its name.
+
+    Args:
+        model: The declaration.
+        module: The `__name__` of the file that declares it.
+
+    Raises:
+        ModelError: If another file has registered the name.
+    """
+    known = _registered.get(model.name)
+    if known is not None and known[1] != module:
+        raise ModelError(f"the model '{model.name}' is registered by {known[1]} already.")
+    _registered[model.name] = (model, module)
+    return model
+
+
+def model_summaries() -> dict[str, str]:
+    """The models' names, each with the first line of its file's docstring; imports none of them.
+
+    Example:
+        >>> sorted(model_summaries())
+        ['bayesian_regression', 'gaussian_mixture', 'vae']
+    """
+    summaries = {}
+    for file in sorted(files(__name__).iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py") and not file.name.startswith("_"):
+            docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            summaries[file.name.removesuffix(".py")] = docstring.splitlines()[0]
+    return summaries
+
+
+def get_model(name: str) -> Model:
+    """The declaration of a named model.
+
+    Raises:
+        OptionError: If there is no such model; the nearest name is suggested.
+
+    Example:
+        >>> get_model("bayesian_regression").observed
+        'response'
+    """
+    names = model_summaries()
+    if name not in names:
+        raise unknown("model", name, names)
+    import_module(f"{__name__}.{name}")
+    return _registered[name][0]

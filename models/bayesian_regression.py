@@ -1,0 +1,249 @@
+r"""Bayesian linear regression with Normal noise and priors scaled to the data.
+
+With $z$ the predictors, each centred and divided by its standard deviation, and $m, s$ the
+response's mean and standard deviation,
+
+$$y_i \sim \mathrm{Normal}(m + s\,(a + z_i^\top b),\ s\,\tau), \quad
+a, b_j \sim \mathrm{Normal}(0, 2.5), \quad \tau \sim \mathrm{Exponential}(1),$$
+
+the weakly informative defaults of rstanarm (Goodrich, Gabry, Ali and Brilleman, 2020, "rstanarm:
+Bayesian applied regression modeling via Stan"). What is reported is in the user's units:
+`intercept`, `coefficients` (a response's unit per unit of the column) and `sigma`.
+"""
+
+import re
+from typing import Annotated
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from elbowroom.data.tables import align_columns, numeric_columns, select_columns
+from elbowroom.errors import DataError, OptionError
+from elbowroom.models import ROWS, Model, Prepared, Training, register
+
+PRIOR_SCALE = 2.5
+"""The prior standard deviation of the standardised intercept and coefficients."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `bayesian_regression`."""
+
+    formula: Annotated[
+        str | None, Field(description="model formula, such as 'progression ~ bmi + bp'")
+    ] = None
+    response: Annotated[
+        str | None, Field(description="the response's column; every other column predicts it")
+    ] = None
+    columns: Annotated[
+        tuple[str, ...] | None, Field(description="the predictors, beside --response")
+    ] = None
+    exclude: Annotated[tuple[str, ...], Field(description="columns to leave out")] = ()
+
+
+def bayesian_regression(
+    predictors: Tensor,
+    response: Tensor | None,
+    centre: Tensor,
+    spread: Tensor,
+    response_centre: Tensor,
+    response_spread: Tensor,
+    has_intercept: bool = True,
+    batch_size: int | None = None,
+) -> None:
+    """The Pyro model.
+
+    Args:
+        predictors: The design matrix without its intercept, in the user's units, (rows, columns).
+        response: (rows,), or None to draw it.
+        centre: What is subtracted from each predictor, (columns,).
+        spread: What each predictor is divided by, (columns,).
+        response_centre: The mean of the response, ().
+        response_spread: The standard deviation of the response, ().
+        has_intercept: Whether there is an intercept.
+        batch_size: Rows drawn for a minibatch, all of them by default.
+    """
+    rows, columns = predictors.shape
+    zero = torch.zeros(columns)
+    slopes = pyro.sample(
+        "standardised_coefficients", dist.Normal(zero, PRIOR_SCALE).to_event(1)
+    )  # (columns,)
+    noise = pyro.sample("standardised_sigma", dist.Exponential(torch.ones(())))
+    coefficients = pyro.deterministic("coefficients", response_spread * slopes / spread)
+    sigma = pyro.deterministic("sigma", response_spread * noise)
+    level = response_centre
+    if has_intercept:
+        height = pyro.sample("standardised_intercept", dist.Normal(torch.zeros(()), PRIOR_SCALE))
+        level = response_centre + response_spread * height
+        pyro.deterministic("intercept", level - (coefficients * centre).sum(-1))
+    with pyro.plate(ROWS, rows, subsample_size=batch_size):
+        x = pyro.subsample(predictors, event_dim=1)
+        y = None if response is None else pyro.subsample(response, event_dim=0)
+        mean = level + (x - centre) @ coefficients  # (rows,)
+        pyro.sample("response", dist.Normal(mean, sigma), obs=y)
+
+
+def _calls_functions(formula: str) -> bool:
+    """Whether reading a formula may run code: formulae evaluates the Python in it.
+
+    That is right for the user's own command, not for one in somebody else's run folder.
+    """
+    return re.fullmatch(r"[\w\s.+*:/~()-]+", formula) is None or bool(re.search(r"\w\s*\(", formula))
+
+
+def design_matrix(
+    formula: str, table: pd.DataFrame, new: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.Series | None, bool]:
+    """The predictors, the response and whether there is an intercept, by a model formula.
+
+    The categories and transforms of the formula are those of `table`; the rows are those of
+    `new`, or of `table` itself. The response is None where `new` lacks it.
+
+    Raises:
+        DataError: If the formula cannot be read, or names a column that the table lacks.
+        OptionError: If the formula has group effects, no response, or no predictor.
+    """
+    from formulae import design_matrices  # costs half a second, and few need it
+
+    if "|" in formula:
+        raise OptionError(
+            f"--formula '{formula}' has group effects, which bayesian_regression does not fit; "
+            "leave out the terms with '|'."
+        )
+    if "~" not in formula:
+        raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
+    try:
+        matrices = design_matrices(formula, table, na_action="error")
+    except Exception as error:  # formulae raises what its parser and the formula's code raise
+        raise DataError(
+            f"the formula '{formula}' cannot be read with the columns "
+            f"{', '.join(map(str, table.columns))}: {error}"
+        ) from error
+    if matrices.response is None or matrices.common is None:
+        raise OptionError(f"--formula '{formula}' needs a response and at least one predictor.")
+    names = list(matrices.common.as_dataframe().columns)
+    response_column = str(matrices.response.name)
+    values = matrices.common.design_matrix
+    response: pd.Series | None = pd.Series(matrices.response.design_matrix.reshape(-1))
+    if new is not None:
+        used = sorted(set(matrices.common.terms) & set(table.columns))
+        align_columns(new, used)
+        values = matrices.common.evaluate_new_data(new).design_matrix
+        response = new[response_column] if response_column in new.columns else None
+    design = pd.DataFrame(values, columns=names)
+    has_intercept = "Intercept" in design
+    design = design.drop(columns="Intercept", errors="ignore")
+    if design.shape[1] == 0:
+        raise OptionError(f"--formula '{formula}' has no predictor.")
+    if response is not None:
+        response = response.rename(response_column)
+    return design, response, has_intercept
+
+
+def _plain_columns(
+    table: pd.DataFrame, options: Options, new: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.Series | None, bool]:
+    """The same as `design_matrix`, for a response and every other column as they stand."""
+    response = options.response or next(
+        (c for c, role in table.attrs.get("roles", {}).items() if role == "response"), None
+    )
+    if response is None:
+        raise OptionError(
+            "bayesian_regression needs to know what to predict; give --response COLUMN "
+            "or --formula 'response ~ predictors'."
+        )
+    align_columns(table, [response])
+    if options.columns and response in options.columns:
+        raise OptionError(f"'{response}' is the response; leave it out of --columns.")
+    chosen = select_columns(table, options.columns, options.exclude)
+    names = [column for column in chosen.columns if column != response]
+    if not names:
+        raise DataError(f"the table has no column beside the response '{response}'.")
+    rows = table if new is None else new
+    design = align_columns(rows, names)
+    return design, rows[response] if response in rows.columns else None, True
+
+
+def prepare(
+    table: pd.DataFrame, options: Options, training: Training | None = None
+) -> Prepared:
+    """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
+
+    Raises:
+        DataError: If a column cannot be used; the message names it. Also if the formula of a run
+            that was loaded from a folder calls functions, since predicting would run them.
+        OptionError: If both `formula` and `response` are given, or neither.
+    """
+    if options.formula and (options.response or options.columns or options.exclude):
+        raise OptionError(
+            "--formula names the response and the predictors; leave out --response, --columns "
+            "and --exclude."
+        )
+    if training and training.from_file and options.formula and _calls_functions(options.formula):
+        raise DataError(
+            f"the loaded run's formula '{options.formula}' calls functions, and a run folder may "
+            "run no code; fit again from the table to predict."
+        )
+    source, new = (table, None) if training is None else (training.table, table)
+    if options.formula:
+        design, response, has_intercept = design_matrix(options.formula, source, new)
+    else:
+        design, response, has_intercept = _plain_columns(source, options, new)
+    design = numeric_columns(design, allow_constant=training is not None)
+    predictors = torch.tensor(design.to_numpy())  # (rows, columns)
+    outcome = None
+    if response is not None:
+        column = numeric_columns(response.to_frame(), allow_constant=training is not None)
+        outcome = torch.tensor(column.to_numpy()[:, 0])  # (rows,)
+    if training is None:
+        if outcome is None:
+            raise DataError("the table lacks the response.")
+        zero = torch.zeros(())
+        scaling = {
+            "centre": predictors.mean(0) if has_intercept else torch.zeros(predictors.shape[1]),
+            "spread": predictors.std(0),
+            "response_centre": outcome.mean() if has_intercept else zero,
+            "response_spread": outcome.std(),
+        }
+    else:
+        scaling = {
+            name: training.arguments[name]
+            for name in ("centre", "spread", "response_centre", "response_spread")
+        }
+    return Prepared(
+        arguments={
+            "predictors": predictors,
+            "response": outcome,
+            **scaling,
+            "has_intercept": has_intercept,
+        },
+        dims={
+            "predictors": (ROWS, "predictor"),
+            "response": (ROWS,),
+            "centre": ("predictor",),
+            "spread": ("predictor",),
+            "coefficients": ("predictor",),
+            "standardised_coefficients": ("predictor",),
+        },
+        coords={"predictor": list(design.columns)},
+    )
+
+
+register(
+    Model(
+        name="bayesian_regression",
+        function=bayesian_regression,
+        options=Options,
+        prepare=prepare,
+        observed="response",
+        predicts="response",
+        dataset="diabetes",
+        internal=("standardised_coefficients", "standardised_intercept", "standardised_sigma"),
+    ),
+    __name__,
+)

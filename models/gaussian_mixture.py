@@ -1,0 +1,240 @@
+r"""Gaussian mixture: rows fall into K groups, each Normal with its own mean and covariance.
+
+With the columns centred at $c$ and divided by $s$ (their means and standard deviations; one
+common $s$, their root mean square, where the covariances are spherical),
+
+$$w \sim \mathrm{Dirichlet}(1, \dots, 1), \quad m_{kj} \sim \mathrm{Normal}(0, 2), \quad
+t_{kj} \sim \mathrm{LogNormal}(-1, 1), \quad R_k \sim \mathrm{LKJ}(1),$$
+$$z_i \sim \mathrm{Categorical}(w), \quad x_i \sim \mathrm{Normal}(c + s\,m_{z_i},\
+\mathrm{diag}(s\,t_{z_i})\, R_{z_i}\, \mathrm{diag}(s\,t_{z_i})),$$
+
+so that a component's standard deviation lies between 0.05 and 2.6 of its column's with prior
+probability 0.95, and no component can collapse onto a row. `assignments` $z$ is a discrete site:
+it can be enumerated out, or drawn from a guide. The components are numbered by the posterior mean
+of their first column, smallest first, and every draw is matched to that numbering.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from elbowroom.data.tables import align_columns, numeric_columns, select_columns
+from elbowroom.errors import OptionError
+from elbowroom.models import ROWS, Model, Prepared, Training, register
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `gaussian_mixture`."""
+
+    components: Annotated[int, Field(ge=1, description="number of components, K")] = 3
+    covariance_type: Annotated[
+        Literal["full", "diagonal", "spherical"],
+        Field(description="shape of each component's covariance"),
+    ] = "full"
+    columns: Annotated[
+        tuple[str, ...] | None, Field(description="columns to use, all of them by default")
+    ] = None
+    exclude: Annotated[tuple[str, ...], Field(description="columns to leave out")] = ()
+
+
+def gaussian_mixture(
+    x: Tensor | None,
+    centre: Tensor,
+    spread: Tensor,
+    rows: int,
+    components: int,
+    covariance_type: str,
+    batch_size: int | None = None,
+) -> None:
+    """The Pyro model.
+
+    Args:
+        x: The table in the user's units, (rows, columns), or None to draw it.
+        centre: What is subtracted from each column, (columns,).
+        spread: What each column is divided by, (columns,).
+        rows: The number of rows.
+        components: K.
+        covariance_type: "full", "diagonal" or "spherical".
+        batch_size: Rows drawn for a minibatch, all of them by default.
+    """
+    columns = len(centre)
+    full = covariance_type == "full" and columns > 1
+    widths = 1 if covariance_type == "spherical" else columns
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(components)))
+    with pyro.plate("components", components):
+        location = pyro.sample(
+            "standardised_means", dist.Normal(torch.zeros(columns), 2.0).to_event(1)
+        )  # (components, columns)
+        width = pyro.sample(
+            "standardised_scales", dist.LogNormal(-torch.ones(widths), 1.0).to_event(1)
+        )  # (components, columns), or (components, 1) if spherical
+        if full:
+            cholesky = pyro.sample(
+                "correlation_cholesky", dist.LKJCholesky(columns, torch.ones(()))
+            )  # (components, columns, columns)
+    means = pyro.deterministic("means", centre + spread * location)
+    deviations = pyro.deterministic("standard_deviations", spread * width)
+    if full:
+        scale_tril = deviations.unsqueeze(-1) * cholesky
+        pyro.deterministic("covariances", scale_tril @ scale_tril.mT)
+    with pyro.plate(ROWS, rows, subsample_size=batch_size):
+        batch = None if x is None else pyro.subsample(x, event_dim=1)
+        assignments = pyro.sample(
+            "assignments", dist.Categorical(weights), infer={"enumerate": "parallel"}
+        )
+        likelihood = (
+            dist.MultivariateNormal(means[assignments], scale_tril=scale_tril[assignments])
+            if full
+            else dist.Normal(means[assignments], deviations[assignments]).to_event(1)
+        )
+        pyro.sample("x", likelihood, obs=batch)
+
+
+def prepare(
+    table: pd.DataFrame, options: Options, training: Training | None = None
+) -> Prepared:
+    """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
+
+    Raises:
+        DataError: If a column cannot be used; the message names it.
+        OptionError: If there are more components than rows.
+    """
+    if training is None:
+        chosen = numeric_columns(select_columns(table, options.columns, options.exclude))
+        if options.components > len(chosen):
+            raise OptionError(
+                f"--components {options.components} is more than the table's {len(chosen)} rows; "
+                "give a smaller number."
+            )
+        x = torch.tensor(chosen.to_numpy())  # (rows, columns)
+        centre, spread = x.mean(0), x.std(0)
+        if options.covariance_type == "spherical":
+            spread = spread.square().mean().sqrt().expand_as(centre).clone()
+    else:
+        names = list(select_columns(training.table, options.columns, options.exclude).columns)
+        chosen = numeric_columns(align_columns(table, names), allow_constant=True)
+        x = torch.tensor(chosen.to_numpy())
+        centre, spread = training.arguments["centre"], training.arguments["spread"]
+    widths = "width" if options.covariance_type == "spherical" else "column"
+    return Prepared(
+        arguments={
+            "x": x,
+            "centre": centre,
+            "spread": spread,
+            "rows": len(x),
+            "components": options.components,
+            "covariance_type": options.covariance_type,
+        },
+        dims={
+            "x": (ROWS, "column"),
+            "centre": ("column",),
+            "spread": ("column",),
+            "assignments": (ROWS,),
+            "weights": ("component",),
+            "means": ("component", "column"),
+            "standard_deviations": ("component", widths),
+            "covariances": ("component", "column", "other_column"),
+        },
+        coords={
+            "column": list(chosen.columns),
+            "other_column": list(chosen.columns),
+            "component": list(range(options.components)),
+        },
+    )
+
+
+def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str, Tensor]]:
+    """Initial values from k-means with different seeds, smallest inertia first.
+
+    Args:
+        arguments: The model's arguments.
+        count: How many starts.
+        seed: Of the first start; the others follow on.
+
+    Returns:
+        For each start, the initial value of every continuous latent site.
+    """
+    centre, spread = arguments["centre"], arguments["spread"]
+    data = ((arguments["x"] - centre) / spread).double().cpu().numpy()  # (rows, columns)
+    components, spherical = arguments["components"], arguments["covariance_type"] == "spherical"
+    fits = [KMeans(components, n_init=1, random_state=seed + i).fit(data) for i in range(count)]
+    values = []
+    for fit in sorted(fits, key=lambda fit: fit.inertia_):
+        order = np.argsort(fit.cluster_centers_[:, 0])
+        groups = [data[fit.labels_ == k] for k in order]
+        share = np.array([len(group) + 1.0 for group in groups])
+        # A group of one row has no spread: a tenth of the column's keeps the start finite.
+        scales = np.stack([np.sqrt(group.var(0) + 0.01) for group in groups])
+        if spherical:
+            scales = np.sqrt((scales**2).mean(1, keepdims=True))
+        identity = torch.eye(data.shape[1]).expand(components, -1, -1)
+        values.append(
+            {
+                "weights": torch.as_tensor(share / share.sum()).to(centre),
+                "standardised_means": torch.as_tensor(fit.cluster_centers_[order]).to(centre),
+                "standardised_scales": torch.as_tensor(scales).to(centre),
+                "correlation_cholesky": identity.to(centre),
+            }
+        )
+    return values
+
+
+def canonical(
+    sites: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Renumbers the components of every draw.
+
+    Args:
+        sites: Draws of the latent sites, each (draws, ...).
+        reference: Draws already in canonical order, whose mean the components are matched to by
+            the Hungarian method; None orders these draws' own mean by the first column.
+
+    Returns:
+        The same draws with their components renumbered.
+    """
+    means = sites["standardised_means"]  # (draws, components, columns)
+    if reference is None:
+        target = means.mean(0)
+        target = target[target[:, 0].argsort()]
+    else:
+        target = reference["standardised_means"].mean(0)
+    distances = torch.cdist(target.expand_as(means), means).double().cpu().numpy()
+    orders = np.stack([linear_sum_assignment(distance)[1] for distance in distances])
+    order = torch.as_tensor(orders, device=means.device)  # (draws, components)
+    renumbered = dict(sites)
+    for name, values in sites.items():
+        if name == "assignments":  # (draws, rows): the inverse permutation of each label
+            renumbered[name] = order.argsort(-1).gather(-1, values.long()).to(values)
+        else:
+            index = order.reshape(*order.shape, *[1] * (values.dim() - 2)).expand_as(values)
+            renumbered[name] = values.gather(1, index)
+    return renumbered
+
+
+register(
+    Model(
+        name="gaussian_mixture",
+        function=gaussian_mixture,
+        options=Options,
+        prepare=prepare,
+        observed="x",
+        predicts="assignments",
+        dataset="iris",
+        internal=("standardised_means", "standardised_scales", "correlation_cholesky"),
+        starts=starts,
+        canonical=canonical,
+        suggested={"restarts": 8},
+    ),
+    __name__,
+)
