@@ -48,7 +48,8 @@ class Guide:
             evaluation needs every latent at once, so that it cannot hold latents for each row.
         needs_curvature: Whether it cannot begin without a mode and the Hessian there.
         point: Whether it is one point, with no density.
-        new_rows: Whether it gives the latents of rows that it was not fitted to.
+        amortised: Whether it gives the latents of rows that it was not fitted to.
+        replaces: The guide for any model that it is, for this model, by another name.
     """
 
     name: str
@@ -59,7 +60,8 @@ class Guide:
     dense: bool = False
     needs_curvature: bool = False
     point: bool = False
-    new_rows: bool = True
+    amortised: bool = False
+    replaces: str | None = None
 
 
 _registered: dict[tuple[str | None, str], Guide] = {}
@@ -101,7 +103,12 @@ def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, G
         import_module(f"elbowroom.guides.{model}")
     fitting = [guide for guide in _registered.values() if guide.model in (None, model)]
     fitting.sort(key=lambda guide: guide.model is None)
-    return {guide.name: guide for guide in fitting if not (guide.dense and local_latents)}
+    replaced = {guide.replaces for guide in fitting}
+    return {
+        guide.name: guide
+        for guide in fitting
+        if not (guide.dense and local_latents) and (guide.model or guide.name not in replaced)
+    }
 
 
 def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guide:

@@ -106,7 +106,7 @@ def _in_plate(site: Site, values: Tensor) -> Tensor:
     return pyro.subsample(values, event_dim=site.transform.domain.event_dim)
 
 
-@register("map", "the posterior's mode alone: a point, with no spread", point=True, new_rows=False)
+@register("map", "the posterior's mode alone: a point, with no spread", point=True)
 def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The mode of the posterior of the sites' values (not of the unconstrained ones)."""
 
@@ -120,7 +120,7 @@ def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return site_guide(space, start, sample)
 
 
-@register("mean_field", "independent Normals in unconstrained coordinates", new_rows=False)
+@register("mean_field", "independent Normals in unconstrained coordinates")
 def mean_field(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
     return site_guide(space, start, sample_normal)
@@ -204,7 +204,9 @@ def flow(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
     size = space.dimension
     architecture = zuko.flows.MAF if size == 1 else zuko.flows.NSF
-    network = architecture(size, transforms=2, hidden_features=(max(32, 2 * size),) * 2)
+    # Coupling, two passes, because every step samples, and must not take a pass a coordinate.
+    passes = {} if size == 1 else {"passes": 2}
+    network = architecture(size, transforms=3, hidden_features=(64, 64), **passes)
     network = network.to(start.location)
     with torch.no_grad():  # begin at the identity, so that the start is the Laplace approximation
         for transform in network.transform.transforms:

@@ -88,7 +88,6 @@ def collapsed(space: LatentSpace, start: Start) -> Callable[..., Any]:
     "local",
     "full mean field: independent Normals, and a categorical of its own for every row",
     model="gaussian_mixture",
-    new_rows=False,
 )
 def local(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The factorisation of Bishop, 2006, "Pattern recognition and machine learning", 10.2.

@@ -102,6 +102,7 @@ class LatentSpace:
         sites: The continuous latent sites, in the order of the model.
         discrete: Discrete latent sites, each with the plates it lies in.
         observed: The observed sites' names.
+        observed_plates: For each of them, the names of the plates it lies in.
         subsampled: The plate that `batch_size` subsamples, if there is one.
         has_parameters: Whether the model has point parameters (`pyro.param`).
         max_plate_nesting: The number of dims that plates take.
@@ -124,6 +125,7 @@ class LatentSpace:
     subsampled: Plate | None = None
     has_parameters: bool = False
     max_plate_nesting: int = 0
+    observed_plates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +145,7 @@ class LatentSpace:
             trace = _traced(model, arguments)
             other = _traced(model, arguments)
             subsampled = _subsampled_plate(model, arguments, trace)
-        sites, discrete, observed, deepest = [], {}, [], 0
+        sites, discrete, observed, deepest = [], {}, {}, 0
         for name, node in trace.nodes.items():
             if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
                 continue
@@ -152,12 +154,12 @@ class LatentSpace:
             deepest = max([deepest, *(-plate.dim for plate in plates)])
             if node["is_observed"]:
                 if not node["infer"].get("_deterministic"):
-                    observed.append(name)
+                    observed[name] = tuple(plate.name for plate in plates)
             elif node["fn"].support.is_discrete:
                 discrete[name] = plates
             else:
                 sites.append(_site(name, node, other.nodes.get(name), plates))
-        if not observed and not any(n["type"] == "sample" and n["is_observed"] for n in trace.nodes.values()):
+        if not observed:
             raise ModelError("the model observes nothing; give one of its sites obs=.")
         if not sites and not discrete:
             raise ModelError("the model has no latent site: there is nothing to infer.")
@@ -168,6 +170,7 @@ class LatentSpace:
             subsampled=subsampled,
             has_parameters=any(n["type"] == "param" for n in trace.nodes.values()),
             max_plate_nesting=deepest,
+            observed_plates=observed,
         )
 
     @property

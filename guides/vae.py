@@ -5,7 +5,6 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from elbowroom.guides import Start, register
@@ -20,6 +19,7 @@ from elbowroom.models._networks import perceptron
     "amortised: a network gives each row's mean and scale",
     model="vae",
     elbo="trace_mean_field",
+    amortised=True,
 )
 def encoder(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kingma and Welling, 2014, "Auto-encoding variational Bayes"."""
@@ -50,12 +50,8 @@ def encoder(space: LatentSpace, start: Start) -> Callable[..., Any]:
     "every row its own mean and scale, no network",
     model="vae",
     elbo="trace_mean_field",
-    new_rows=False,
+    replaces="mean_field",
 )
 def local(space: LatentSpace, start: Start) -> Callable[..., Any]:
-    """Stochastic variational inference without amortisation (Hoffman et al., 2013).
-
-    It begins at small random means: at equal ones the decoder has nothing to tell rows apart by.
-    """
-    location = torch.randn_like(start.location) * 0.1
-    return mean_field(space, Start(location))
+    """Stochastic variational inference without amortisation (Hoffman et al., 2013)."""
+    return mean_field(space, start)

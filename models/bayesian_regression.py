@@ -69,18 +69,19 @@ def bayesian_regression(
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     rows, columns = predictors.shape
-    zero = torch.zeros(columns)
-    slopes = pyro.sample(
-        "standardised_coefficients", dist.Normal(zero, PRIOR_SCALE).to_event(1)
-    )  # (columns,)
-    noise = pyro.sample("standardised_sigma", dist.Exponential(torch.ones(())))
-    coefficients = pyro.deterministic("coefficients", response_spread * slopes / spread)
-    sigma = pyro.deterministic("sigma", response_spread * noise)
     level = response_centre
     if has_intercept:
         height = pyro.sample("standardised_intercept", dist.Normal(torch.zeros(()), PRIOR_SCALE))
         level = response_centre + response_spread * height
+    slopes = pyro.sample(
+        "standardised_coefficients", dist.Normal(torch.zeros(columns), PRIOR_SCALE).to_event(1)
+    )  # (columns,)
+    noise = pyro.sample("standardised_sigma", dist.Exponential(torch.ones(())))
+    coefficients = response_spread * slopes / spread  # (columns,)
+    if has_intercept:
         pyro.deterministic("intercept", level - (coefficients * centre).sum(-1))
+    pyro.deterministic("coefficients", coefficients)
+    sigma = pyro.deterministic("sigma", response_spread * noise)
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         x = pyro.subsample(predictors, event_dim=1)
         y = None if response is None else pyro.subsample(response, event_dim=0)

@@ -143,17 +143,17 @@ def make_objective(name: str, particles: int, space: LatentSpace) -> ELBO:
     return OBJECTIVES[name](num_particles=particles, max_plate_nesting=space.max_plate_nesting)
 
 
-def objective_model(
-    name: str, model: Callable[..., Any], space: LatentSpace
-) -> Callable[..., Any]:
-    """The model as the objective needs it: its discrete sites marked for enumeration, if it sums.
+def marked(
+    name: str, model: Callable[..., Any], guide: Callable[..., Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Model and guide as the objective needs them.
 
-    Raises:
-        ModelError: If a discrete site has infinitely many values.
+    For `trace_enum` the model's discrete sites are marked for enumeration; for the others the
+    guide's marks are taken off, since Pyro warns of marks that its objective does not read.
     """
-    if name != "trace_enum":
-        return model
-    return config_enumerate(model, "parallel")
+    if name == "trace_enum":
+        return config_enumerate(model, "parallel"), guide
+    return model, poutine.infer_config(guide, config_fn=lambda site: {"enumerate": None})
 
 
 def check_enumerable(

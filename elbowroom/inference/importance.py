@@ -36,7 +36,7 @@ def pareto_k_hat(log_weights: np.ndarray) -> float:
 
 def k_hat_threshold(draws: int) -> float:
     """The largest k̂ at which importance sampling from this many draws is reliable."""
-    return min(1 - 1 / np.log10(draws), 0.7)
+    return float(min(1 - 1 / np.log10(draws), 0.7))
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:

@@ -130,8 +130,9 @@ def find_start(
 ) -> tuple[Start, list[float]]:
     """The best mode over several starts, by Laplace's estimate of the evidence.
 
-    Models with point parameters or latents for each row begin at the origin of the unconstrained
-    space instead: their mode is no guide to their posterior.
+    Models with point parameters or latents for each row begin near the origin of the unconstrained
+    space instead: their mode is no guide to their posterior. They begin at small random values,
+    since at equal ones a decoder has nothing to tell rows apart by.
 
     Args:
         model: The Pyro model.
@@ -147,7 +148,7 @@ def find_start(
     """
     dtype = torch.get_default_dtype()
     if space.has_parameters or space.local_continuous or not space.sites:
-        return Start(torch.zeros(space.dimension)), []
+        return Start(0.1 * torch.randn(space.dimension)), []
     with isolated(seed, dtype=torch.float64):
         double = placed(arguments, torch.float64, torch.device("cpu"))
         log_density = log_density_function(model, double, space)

@@ -1,0 +1,54 @@
+"""Elbowroom fits Pyro models by variational inference and exports posteriors to ArviZ.
+
+Example:
+    >>> import elbowroom as er
+    >>> fit = er.fit("bayesian_regression", data="diabetes", response="progression", seed=1)
+    >>> fit.converged
+    True
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elbowroom.data.bundled import dataset_names, load_dataset
+    from elbowroom.data.tables import read_table
+    from elbowroom.comparing import Comparison, compare
+    from elbowroom.fitting import Fit, fit, load
+
+__version__ = "0.1.0"
+
+# Each public name with the module it comes from, imported when it is first used: importing
+# elbowroom does not import torch.
+_public = {
+    "Comparison": "elbowroom.comparing",
+    "Fit": "elbowroom.fitting",
+    "compare": "elbowroom.comparing",
+    "dataset_names": "elbowroom.data.bundled",
+    "fit": "elbowroom.fitting",
+    "load": "elbowroom.fitting",
+    "load_dataset": "elbowroom.data.bundled",
+    "read_table": "elbowroom.data.tables",
+}
+__all__ = [  # noqa: RUF022
+    "Comparison", "Fit", "compare", "dataset_names", "fit", "load", "load_dataset", "read_table",
+]  # fmt: skip
+
+if not (Path(__file__).parent / "models").is_dir():
+    raise ImportError(
+        "elbowroom/models is not a folder: the checkout's symbolic links did not arrive. Clone "
+        "again with 'git clone -c core.symlinks=true', or install with 'pip install elbowroom'."
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _public:
+        raise AttributeError(f"module 'elbowroom' has no attribute '{name}'")
+    value = getattr(import_module(_public[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,150 @@
+"""Fits several guides to one model and data, and lays the results side by side."""
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from elbowroom.diagnostics.compare import (
+    Row,
+    comparison_table,
+    posterior_differences,
+)
+from elbowroom.errors import ElbowroomError, OptionError
+from elbowroom.fitting import Fit, Progress, bind_model, fit_problem, resolve_guide
+from elbowroom.guides import guides_for
+from elbowroom.inference.elbo import OBJECTIVES
+from elbowroom.posterior.run_folder import check_target
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several guides on the same model, data and seed.
+
+    Attributes:
+        table: One line a guide, best first; see
+            `elbowroom.diagnostics.compare.comparison_table`.
+        differences: Each quantity's shift in mean and ratio of sd to the best guide's.
+        fits: The fits that succeeded, by the name in the table.
+        seed: Of every fit.
+    """
+
+    table: pd.DataFrame
+    differences: pd.DataFrame
+    fits: dict[str, Fit]
+    seed: int
+
+    @property
+    def best(self) -> str | None:
+        """The name of the guide with the highest ELBO, if any has one."""
+        names = self.table.loc[self.table["best"], "guide"]
+        return None if names.empty else str(names.iloc[0])
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes comparison.csv, comparison.json, differences.csv and a run folder for each guide.
+
+        Raises:
+            RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+        """
+        folder = Path(path)
+        check_target(folder, overwrite, marker="comparison.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.table.to_csv(folder / "comparison.csv", index=False)
+        self.differences.to_csv(folder / "differences.csv", index=False)
+        content = {
+            "seed": self.seed,
+            "best": self.best,
+            "guides": json.loads(self.table.to_json(orient="records")),
+            "differences": json.loads(self.differences.to_json(orient="records")),
+        }
+        text = json.dumps(content, indent=1) + "\n"
+        (folder / "comparison.json").write_text(text, encoding="utf-8")
+        for name, fit in self.fits.items():
+            fit.save(folder / name.replace(":", "-"), overwrite)
+        return folder
+
+
+def _split(guide: Any) -> tuple[Any, str | None]:
+    """A guide and the objective that `GUIDE:OBJECTIVE` asks for."""
+    if not isinstance(guide, str) or ":" not in guide:
+        return guide, None
+    name, _, objective = guide.partition(":")
+    return name, objective
+
+
+def compare(
+    model: Any,
+    data: Any = None,
+    guides: Sequence[Any] | None = None,
+    *,
+    seed: int | None = None,
+    draws: int | None = None,
+    progress: Callable[[str], Progress | None] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Fits every guide to the same data with the same seed, and compares them.
+
+    Each ELBO is estimated anew after the fit, from fresh draws, with its standard error.
+
+    Args:
+        model: As `elbowroom.fit` takes it.
+        data: As `elbowroom.fit` takes it.
+        guides: Names, `GUIDE:OBJECTIVE` (such as "local:trace_graph"), guide functions or AutoGuide
+            classes; by default every guide that fits the model.
+        seed: Of every fit; drawn and recorded by default.
+        draws: Posterior draws of each fit.
+        progress: Given a guide's name, the progress callback of its fit, or None.
+        **options: As `elbowroom.fit` takes them.
+
+    Returns:
+        The comparison. A guide that failed has a line that says why.
+
+    Raises:
+        DataError, OptionError, ModelError: If nothing can be fitted.
+
+    Example:
+        >>> result = compare(
+        ...     "bayesian_regression", "diabetes", ["laplace", "map"], formula="progression ~ bmi",
+        ...     seed=1, steps=300,
+        ... )
+        >>> result.best
+        'laplace'
+    """
+    problem, settings, suggested_draws = bind_model(model, data, options)
+    if guides is None:
+        guides = list(guides_for(problem.model_name, problem.space.local_continuous))
+    names = [guide if isinstance(guide, str) else guide.__name__ for guide in guides]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"--guide {name} is given twice; give it once.")
+    parts = [_split(guide) for guide in guides]
+    for guide, objective in parts:
+        resolve_guide(guide, problem)
+        if objective is not None and objective not in OBJECTIVES:
+            raise OptionError(f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}.")
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    rows, fits = [], {}
+    for name, (guide, objective) in zip(names, parts, strict=True):
+        report = progress(name) if progress is not None else None
+        chosen = settings if objective is None else replace(settings, elbo=objective)
+        try:
+            fit = fit_problem(
+                problem, resolve_guide(guide, problem), chosen,
+                seed=seed, draws=draws or suggested_draws, progress=report,
+            )  # fmt: skip
+        except ElbowroomError as error:
+            rows.append(Row(name, {}, None, str(error)))
+            continue
+        fits[name] = fit
+        measures = {**fit.diagnostics, "converged": fit.converged}
+        rows.append(Row(name, measures, fit.posterior["posterior"].to_dataset()))
+        if fit.trained.status == "interrupted":
+            break
+    table = comparison_table(rows)
+    best = table.loc[table["best"], "guide"]
+    differences = posterior_differences(rows, str(best.iloc[0]) if len(best) else "")
+    return Comparison(table, differences, fits, seed)

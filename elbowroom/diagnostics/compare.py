@@ -1,0 +1,102 @@
+"""Several fits of one model side by side: the table, and how their posteriors differ."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray
+
+COLUMNS = (
+    "elbo", "elbo_se", "k_hat", "elpd_loo", "elpd_loo_se", "seconds", "parameters", "converged",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a comparison.
+
+    Attributes:
+        name: The guide, and its objective if that was asked for.
+        measures: Its diagnostics by name; empty if it failed.
+        posterior: Its posterior group; None if it failed.
+        error: Why it failed.
+    """
+
+    name: str
+    measures: dict[str, Any]
+    posterior: xarray.Dataset | None
+    error: str = ""
+
+
+def comparison_table(rows: list[Row]) -> pd.DataFrame:
+    """One line a method, best ELBO first, those without a bound next, failures last.
+
+    Columns: elbo and elbo_se in nats, k_hat, elpd_loo and its se, seconds, parameters, converged,
+    best (whether no other bound is higher), error.
+    """
+    lines = []
+    for row in rows:
+        line = {name: row.measures.get(name, np.nan) for name in COLUMNS}
+        lines.append({"guide": row.name, **line, "error": row.error})
+    table = pd.DataFrame(lines)
+    failed = table["error"] != ""
+    table["elbo"] = pd.to_numeric(table["elbo"])
+    order = table.assign(failed=failed).sort_values(
+        ["failed", "elbo"], ascending=[True, False], na_position="last", kind="stable"
+    )
+    table = table.loc[order.index].reset_index(drop=True)
+    finite = table["elbo"].notna().any()
+    table.insert(1, "best", (table.index == table["elbo"].idxmax()) if finite else False)
+    return table
+
+
+def posterior_differences(rows: list[Row], best: str) -> pd.DataFrame:
+    """How each method's marginals differ from the best one's.
+
+    Args:
+        rows: Of a comparison.
+        best: The name of the method to compare with.
+
+    Returns:
+        One line for each method and scalar quantity: mean and sd; `mean_shift`, the distance from
+        the best one's mean in units of the best one's sd; `sd_ratio`, sd over the best one's.
+    """
+    reference = next((row.posterior for row in rows if row.name == best), None)
+    if reference is None:
+        return pd.DataFrame(columns=["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"])
+    centre, width = _moments(reference)
+    lines = []
+    for row in rows:
+        if row.posterior is None:
+            continue
+        means, deviations = _moments(row.posterior)
+        for quantity in means.index.intersection(centre.index):
+            sd = width[quantity]
+            lines.append(
+                {
+                    "guide": row.name,
+                    "quantity": quantity,
+                    "mean": means[quantity],
+                    "sd": deviations[quantity],
+                    "mean_shift": (means[quantity] - centre[quantity]) / sd if sd > 0 else np.nan,
+                    "sd_ratio": deviations[quantity] / sd if sd > 0 else np.nan,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def _moments(posterior: xarray.Dataset) -> tuple[pd.Series, pd.Series]:
+    """Mean and sd of each scalar quantity, by its label."""
+    means, deviations = {}, {}
+    for name, variable in posterior.data_vars.items():
+        values = variable.stack(sample=("chain", "draw")).transpose("sample", ...)
+        flat = values.to_numpy().reshape(values.sizes["sample"], -1)
+        inner = [dim for dim in values.dims if dim != "sample"]
+        labels = [list(values[dim].to_numpy()) for dim in inner]
+        index = pd.MultiIndex.from_product(labels) if inner else [()]
+        for j, key in enumerate(index):
+            label = f"{name}[{', '.join(map(str, key))}]" if inner else str(name)
+            means[label] = float(flat[:, j].mean())
+            deviations[label] = float(flat[:, j].std())
+    return pd.Series(means, dtype=float), pd.Series(deviations, dtype=float)

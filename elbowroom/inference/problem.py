@@ -1,0 +1,210 @@
+"""A model bound to its data: what every later step of a fit is asked about."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from elbowroom.data.tables import read_table
+from elbowroom.errors import DataError, OptionError, unknown
+from elbowroom.guides.space import LatentSpace
+from elbowroom.inference.isolation import isolated, placed
+from elbowroom.models import Model, Prepared, Training, get_model
+from elbowroom.models._own import load_function, own_model
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its options, the data and what was made of them.
+
+    Attributes:
+        model: The declaration.
+        options: An instance of the model's options, None for a user's own function.
+        data: The table, or the dict of arguments of a user's own function.
+        prepared: The model's arguments on the CPU, with the names of their dims.
+        arguments: The same in the fit's dtype and on its device.
+        space: The model's latent space.
+        dtype: Of all numbers.
+        device: Of all tensors.
+        from_file: Whether it was read from a run folder.
+    """
+
+    model: Model
+    options: Any
+    data: Any
+    prepared: Prepared
+    arguments: dict[str, Any]
+    space: LatentSpace
+    dtype: torch.dtype
+    device: torch.device
+    from_file: bool = False
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The Pyro model."""
+        return self.model.function
+
+    @property
+    def model_name(self) -> str | None:
+        """The name in the registry, None for a user's own model."""
+        return self.model.name if self.model.options is not None else None
+
+    @property
+    def observed(self) -> str:
+        """The site that holds the data."""
+        return self.model.observed or self.space.observed[0]
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Names of the dims of sites and arguments: the declared ones, else their plates."""
+        plates = {site.name: tuple(p.name for p in site.plates) for site in self.space.sites}
+        plates.update({name: tuple(p.name for p in ps) for name, ps in self.space.discrete.items()})
+        return {**plates, **self.space.observed_plates, **self.prepared.dims}
+
+    def new_arguments(self, data: Any) -> dict[str, Any]:
+        """The model's arguments for new rows, prepared as the fit's were.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+        """
+        if self.model_name is not None:
+            data = read_table(data, minimum_rows=1)
+        elif not isinstance(data, Mapping):
+            data = read_table(data, minimum_rows=1)
+        training = Training(self.data, self.prepared.arguments, self.from_file)
+        with isolated(0, dtype=self.dtype):
+            new = self.model.prepare(data, self.options, training).arguments
+            if self.model_name is None:
+                new = without_observation(self.prepared.arguments, new, self.space)
+        return placed(new, self.dtype, self.device)
+
+
+def resolve_model(model: str | Callable[..., Any] | Model) -> Model:
+    """A model by its name, as `FILE.py:FUNCTION`, or from a Pyro function itself.
+
+    Raises:
+        OptionError: If there is no such model, file or function.
+    """
+    if isinstance(model, Model):
+        return model
+    if callable(model):
+        return own_model(model)
+    if ":" in model or model.endswith(".py"):
+        path = model if ":" in model else f"{model}:model"
+        return own_model(load_function(path), path)
+    return get_model(model)
+
+
+def make_options(kind: type, given: Mapping[str, Any]) -> Any:
+    """An options dataclass from what a user gave, with errors that name the option.
+
+    Raises:
+        OptionError: If a value is out of range or of the wrong kind.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(dict(given))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            option = f"--{name.replace('_', '-')}"
+            cause = problem.get("ctx", {}).get("error")
+            if isinstance(cause, OptionError):
+                lines.append(str(cause))
+            elif problem["type"] == "none_required":
+                continue  # the other half of an optional type says it better
+            else:
+                lines.append(f"{option} {given.get(name)!r}: {problem['msg'].lower()}.")
+        raise OptionError("\n".join(dict.fromkeys(lines))) from error
+
+
+def option_names(kind: type | None) -> list[str]:
+    """The names of an options dataclass."""
+    return [] if kind is None else [field.name for field in fields(kind)]
+
+
+def split_options(
+    given: Mapping[str, Any], *kinds: type | None
+) -> list[dict[str, Any]]:
+    """Sorts options to the dataclasses that have them.
+
+    Raises:
+        OptionError: If none has one; the nearest name is suggested.
+    """
+    known = [option_names(kind) for kind in kinds]
+    for name in given:
+        if not any(name in names for names in known):
+            raise unknown("option", name, [each for names in known for each in names])
+    return [{k: v for k, v in given.items() if k in names} for names in known]
+
+
+def bind(
+    model: Model,
+    data: Any,
+    options: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    from_file: bool = False,
+) -> Problem:
+    """Binds a model to its data.
+
+    Raises:
+        DataError: If the data cannot be used; the column is named.
+        ModelError: If the model cannot be fitted; the site is named.
+    """
+    if data is None:
+        if model.dataset is None:
+            raise DataError("give the model its data: data=... or --data FILE.")
+        data = model.dataset
+    if not isinstance(data, Mapping):
+        data = read_table(data)
+    elif model.options is not None:
+        data = pd.DataFrame(dict(data))
+    with isolated(0, dtype=dtype, device=device):
+        prepared = model.prepare(data, options, None)
+        arguments = placed(prepared.arguments, dtype, device)
+        try:
+            space = LatentSpace.of(model.function, arguments)
+        except TypeError as error:
+            raise DataError(f"the data does not match the model's arguments: {error}") from error
+    return Problem(model, options, data, prepared, arguments, space, dtype, device, from_file)
+
+
+def without_observation(
+    arguments: Mapping[str, Any], given: Mapping[str, Any], space: LatentSpace
+) -> dict[str, Any]:
+    """The arguments for new data of a user's own model that lacks the observed one.
+
+    Args:
+        arguments: Those of the fit.
+        given: Those that the new data has.
+        space: The model's latent space on the fit's data.
+
+    Returns:
+        `given`, with zeros of the new length in place of a missing observation: it is drawn, not
+        read. Plain values that are missing are taken from the fit.
+
+    Raises:
+        DataError: If an argument is missing that is not the observed one.
+    """
+    complete = dict(given)
+    lengths = {
+        (len(arguments[name]), len(value))
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.dim() and isinstance(arguments.get(name), Tensor)
+    }
+    for name, value in arguments.items():
+        if name in given:
+            continue
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            complete[name] = value
+        elif name in space.observed and len(lengths) == 1:
+            ((old, new),) = lengths
+            complete[name] = value.new_zeros((new if len(value) == old else len(value), *value.shape[1:]))
+        else:
+            raise DataError(f"the new data lacks '{name}', which the model takes.")
+    return complete

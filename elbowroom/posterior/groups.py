@@ -1,0 +1,131 @@
+"""From draws of a problem's sites to the groups of its ArviZ tree."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import xarray
+from pyro import poutine
+from torch import Tensor
+
+from elbowroom.errors import ModelError
+from elbowroom.posterior.predictive import (
+    deterministics,
+    log_likelihood,
+    predict_sites,
+    prior_sites,
+)
+from elbowroom.posterior.tree import LARGEST_GROUP, Names, build_tree
+from elbowroom.inference.problem import Problem
+
+PRIOR_DRAWS = 500
+
+
+def posterior_tree(
+    problem: Problem,
+    drawn: Mapping[str, Mapping[str, Any]],
+    attributes: Mapping[str, Any],
+    keep_local: bool,
+) -> tuple[xarray.DataTree, list[str]]:
+    """Every group that follows from draws of the latent sites.
+
+    Args:
+        problem: The model bound to its data.
+        drawn: "posterior", the draws of every latent site of the guide; "sample_stats", for each
+            draw, if the other groups are wanted too.
+        attributes: Of the tree.
+        keep_local: Whether to keep large latents that each row has, and discrete ones.
+
+    Returns:
+        The tree, and a line for everything that was left out of it.
+    """
+    sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
+    continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
+    kept, notes = _kept(problem, sites, keep_local)
+    reported = {k: v for k, v in kept.items() if k not in problem.model.internal}
+    reported.update(deterministics(problem.function, arguments, continuous, space))
+    groups: dict[str, Mapping[str, Any]] = {"posterior": reported}
+    if "sample_stats" in drawn:
+        groups["sample_stats"] = drawn["sample_stats"]
+        groups["unconstrained_posterior"] = {
+            site.name: torch.func.vmap(site.transform.inv)(kept[site.name])
+            for site in space.sites
+            if site.name in kept
+        }
+        data, constants = _data(problem)
+        groups["observed_data"], groups["constant_data"] = data, constants
+        groups["posterior_predictive"] = predict_sites(
+            problem.function, arguments, _thin(continuous, data), space
+        )
+        groups["log_likelihood"] = _log_likelihood(problem, continuous, notes)
+        groups.update(_prior(problem, data, notes))
+    tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
+    return tree, notes + more
+
+
+def _kept(
+    problem: Problem, sites: Mapping[str, Tensor], keep_local: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    kept, notes = {}, []
+    for name, values in sites.items():
+        local = name in problem.space.local
+        discrete = name in problem.space.discrete
+        if not keep_local and local and (discrete or values.numel() > LARGEST_GROUP // 5):
+            notes.append(
+                f"'{name}', a latent for each row, is left out of the posterior; "
+                "--keep-local keeps it."
+            )
+        else:
+            kept[name] = values
+    return kept, notes
+
+
+def _thin(sites: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As many draws as a predictive group may hold."""
+    numbers = sum(value.numel() for value in data.values())
+    most = max(1, LARGEST_GROUP // max(1, numbers))
+    count = len(next(iter(sites.values())))
+    return {name: value[:: -(-count // most)] for name, value in sites.items()}
+
+
+def _data(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What was observed, by site; and the other arguments that are tensors."""
+    with torch.no_grad():
+        trace = poutine.trace(problem.function).get_trace(**problem.arguments)
+    observed = {name: trace.nodes[name]["value"].cpu() for name in problem.space.observed}
+    constants = {
+        name: value.cpu()
+        for name, value in problem.arguments.items()
+        if isinstance(value, Tensor) and not any(value is trace.nodes[o]["value"] for o in observed)
+    }
+    return observed, {k: v for k, v in constants.items() if k not in observed}
+
+
+def _log_likelihood(
+    problem: Problem, sites: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    found = log_likelihood(problem.function, problem.arguments, sites, problem.space)
+    pointwise = {}
+    for name, values in found.items():
+        if values.dim() > 1 + len(problem.space.observed_plates[name]):
+            notes.append(f"log_likelihood of '{name}' is left out: its rows are not independent.")
+        else:
+            pointwise[name] = values
+    return pointwise
+
+
+def _prior(
+    problem: Problem, data: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, dict[str, Tensor]]:
+    numbers = sum(value.numel() for value in data.values())
+    count = max(1, min(PRIOR_DRAWS, LARGEST_GROUP // max(1, numbers)))
+    try:
+        drawn = prior_sites(problem.function, problem.arguments, problem.space, count)
+    except (NotImplementedError, ModelError, ValueError, RuntimeError):
+        notes.append("prior and prior_predictive are left out: a prior cannot be sampled.")
+        return {}
+    local = set(problem.space.local) | set(problem.model.internal)
+    prior = {k: v for k, v in drawn.items() if k not in data and k not in local}
+    return {"prior": prior, "prior_predictive": {name: drawn[name] for name in data}}
+
+

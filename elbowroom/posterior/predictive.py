@@ -1,0 +1,107 @@
+"""What draws say of data: predictive draws, pointwise log likelihood, reported quantities."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from elbowroom.guides.space import LatentSpace
+from elbowroom.inference.density import assignment_probabilities, map_draws, score
+from elbowroom.posterior.draws import chunk_size
+
+Sites = Mapping[str, Tensor]
+
+
+def _on_device(sites: Sites, like: Mapping[str, Any]) -> dict[str, Tensor]:
+    device = next((v.device for v in like.values() if isinstance(v, Tensor)), torch.device("cpu"))
+    return {name: value.to(device) for name, value in sites.items()}
+
+
+def _evaluate(
+    function: Callable[[dict[str, Tensor]], Any],
+    sites: Sites,
+    arguments: Mapping[str, Any],
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    with torch.no_grad():
+        results = map_draws(function, _on_device(sites, arguments), chunk_size(arguments, space))
+    return {name: value.cpu() for name, value in results.items()}
+
+
+def predict_sites(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    """Draws of the observed sites given draws of the latent ones, each (draws, ...).
+
+    Latent sites that `sites` lacks, the discrete ones, are drawn from the model.
+    """
+
+    def sample(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        # The observations are freed first, inside: the other way round frees the latents too.
+        conditioned = poutine.condition(poutine.uncondition(model), data=values)
+        trace = poutine.trace(conditioned).get_trace(**arguments)
+        return {name: trace.nodes[name]["value"] for name in space.observed}
+
+    return _evaluate(sample, sites, arguments, space)
+
+
+def prior_sites(
+    model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace, count: int
+) -> dict[str, Tensor]:
+    """Draws of every site, deterministic ones included, from the model without its data.
+
+    Raises:
+        NotImplementedError: If a prior is improper, so that it cannot be sampled.
+    """
+
+    def sample(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(**arguments)
+        wanted = {site.name for site in space.sites} | set(space.observed)
+        return {
+            name: node["value"]
+            for name, node in trace.nodes.items()
+            if name in wanted or (node["type"] == "sample" and node["infer"].get("_deterministic"))
+        }
+
+    return _evaluate(sample, {" index": torch.zeros(count)}, arguments, space)
+
+
+def log_likelihood(
+    model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
+) -> dict[str, Tensor]:
+    """Pointwise log likelihood of each observed site, each (draws, plates...)."""
+
+    def pointwise(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return score(model, arguments, values, space).log_likelihood
+
+    return _evaluate(pointwise, sites, arguments, space)
+
+
+def deterministics(
+    model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
+) -> dict[str, Tensor]:
+    """The model's deterministic sites at each draw, each (draws, ...)."""
+
+    def values_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return score(model, arguments, values, space).deterministics
+
+    return _evaluate(values_of, sites, arguments, space)
+
+
+def assignments(
+    model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
+) -> dict[str, Tensor]:
+    """The mean posterior probability of each discrete site's values, each (support, plates...)."""
+
+    def probabilities(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return assignment_probabilities(model, arguments, values, space)
+
+    return {
+        name: values.mean(0)
+        for name, values in _evaluate(probabilities, sites, arguments, space).items()
+    }

@@ -1,0 +1,180 @@
+"""The folder that holds a whole run, and executes nothing when it is read."""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from elbowroom.errors import RunFolderError
+
+FORMAT = 1
+PACKAGES = ("elbowroom", "pyro-ppl", "torch", "arviz-base", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds.
+
+    Attributes:
+        config: What was asked: model, options, guide, settings, seed.
+        run: How it went: status, versions, time.
+        history: step, elbo, learning_rate.
+        parameters: Tensors by name, the start's included.
+        posterior: The ArviZ tree.
+        diagnostics: Numbers by name.
+        data: The table, or the arrays of a user's own model.
+    """
+
+    config: dict[str, Any]
+    run: dict[str, Any]
+    history: pd.DataFrame
+    parameters: dict[str, Tensor]
+    posterior: xarray.DataTree
+    diagnostics: dict[str, Any]
+    data: pd.DataFrame | dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run was made with."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:  # run from a checkout that was not installed
+            found[package] = "not installed"
+    return found
+
+
+def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> None:
+    """Sees before a fit that its folder can be written.
+
+    Args:
+        path: The folder to be.
+        overwrite: Whether to replace one that is there.
+        marker: A file that tells a folder of ours from a stranger's.
+
+    Raises:
+        RunFolderError: If it exists and `overwrite` is not given, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise RunFolderError(f"'{path}' exists; choose another --output, or give --overwrite.")
+    if path.exists() and not (path / marker).exists():
+        raise RunFolderError(
+            f"'{path}' is not a folder that Elbowroom wrote, and is left alone; "
+            "choose another --output."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunFolderError(_cause(path, error)) from error
+
+
+def _cause(path: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"the disk is full: '{path}' cannot be written; make room, or choose another --output."
+    return f"'{path}' cannot be written: {error.strerror or error}; choose another --output."
+
+
+def save(run: Run, path: Path, overwrite: bool = False) -> None:
+    """Writes a run folder: whole, or not at all.
+
+    Raises:
+        RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+    """
+    check_target(path, overwrite)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+            folder = Path(temporary) / path.name
+            folder.mkdir()
+            _write(run, folder)
+            before = Path(temporary) / "before"
+            if path.exists():
+                os.replace(path, before)
+            try:
+                os.replace(folder, path)
+            except OSError:
+                if before.exists():
+                    os.replace(before, path)
+                raise
+    except OSError as error:
+        raise RunFolderError(_cause(path, error)) from error
+
+
+def _write(run: Run, folder: Path) -> None:
+    run.posterior.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
+    save_file({k: v.contiguous() for k, v in run.parameters.items()}, folder / "params.safetensors")
+    run.history.to_csv(folder / "history.csv", index=False)
+    scalars = {}
+    if isinstance(run.data, pd.DataFrame):
+        run.data.to_parquet(folder / "data.parquet", index=False)
+    else:
+        scalars = {k: v for k, v in run.data.items() if isinstance(v, (str, int, float))}
+        arrays = {k: np.asarray(v) for k, v in run.data.items() if k not in scalars}
+        np.savez_compressed(folder / "data.npz", **arrays)
+    _write_json(folder / "config.json", {"format": FORMAT, **run.config, "scalars": scalars})
+    _write_json(folder / "diagnostics.json", run.diagnostics)
+    hashes = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
+    }
+    _write_json(folder / "run.json", {**run.run, "sha256": hashes})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+
+
+def load(path: str | Path) -> Run:
+    """Reads a run folder; runs no code from it.
+
+    Raises:
+        RunFolderError: If it is none, a file is missing or damaged, or its format is newer.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise RunFolderError(f"'{folder}' is no run folder: it has no config.json.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("format", FORMAT) > FORMAT:
+            raise RunFolderError(
+                f"'{folder}' was written by a newer Elbowroom; upgrade with pip install -U elbowroom."
+            )
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        for name, digest in run["sha256"].items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                raise RunFolderError(f"'{folder / name}' was changed or damaged since the run.")
+        table = folder / "data.parquet"
+        data: pd.DataFrame | dict[str, Any]
+        if table.exists():
+            data = pd.read_parquet(table)
+        else:
+            with np.load(folder / "data.npz", allow_pickle=False) as arrays:
+                data = {**config["scalars"], **{name: arrays[name] for name in arrays.files}}
+        with xarray.open_datatree(folder / "posterior.nc", engine="h5netcdf") as tree:
+            posterior = tree.load()
+        return Run(
+            config=config,
+            run=run,
+            history=pd.read_csv(folder / "history.csv"),
+            parameters=load_file(folder / "params.safetensors"),
+            posterior=posterior,
+            diagnostics=json.loads((folder / "diagnostics.json").read_text(encoding="utf-8")),
+            data=data,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunFolderError(f"'{folder}' cannot be read: {error}") from error

@@ -1,0 +1,122 @@
+"""Draws as an `xarray.DataTree` in the ArviZ schema."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import arviz_stats
+import numpy as np
+import pandas as pd
+import xarray
+from torch import Tensor
+
+LARGEST_GROUP = 5_000_000
+"""Numbers in one group of a run's posterior beyond which its draws are thinned or left out."""
+
+GROUPS = (
+    "posterior",
+    "unconstrained_posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "sample_stats",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+)
+NO_DRAWS = ("observed_data", "constant_data")
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names for the dims of sites and arguments, and labels along them."""
+
+    dims: Mapping[str, tuple[str, ...]]
+    coords: Mapping[str, Sequence[Any]]
+
+    def array(self, name: str, values: np.ndarray, leading: tuple[str, ...]) -> xarray.DataArray:
+        """Values with their dims named; unnamed ones are called NAME_dim_0 and on."""
+        known = self.dims.get(name, ())
+        inner = values.ndim - len(leading)
+        dims = [*known[:inner], *(f"{name}_dim_{i}" for i in range(len(known), inner))]
+        # A variable may not have a dim of its own name, unless it is that dim's index.
+        dims = [f"{dim}_index" if dim == name else dim for dim in dims]
+        labels = {}
+        for dim, size in zip(dims, values.shape[len(leading) :], strict=True):
+            known_labels = list(self.coords.get(dim, ()))
+            labels[dim] = known_labels if len(known_labels) == size else list(range(size))
+        return xarray.DataArray(values, dims=[*leading, *dims], coords=labels)
+
+
+def _numbers(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def build_tree(
+    groups: Mapping[str, Mapping[str, Tensor | np.ndarray]],
+    names: Names,
+    attributes: Mapping[str, Any],
+) -> tuple[xarray.DataTree, list[str]]:
+    """Puts groups of named arrays into one tree.
+
+    Args:
+        groups: For each ArviZ group, its variables: (draws, ...), without draws in the groups of
+            data.
+        names: Of dims and coords.
+        attributes: Of the root and of the posterior group; those that are not plain are JSON.
+
+    Returns:
+        The tree, and a line for each group that was thinned or left out for its size.
+    """
+    plain = {
+        key: value if isinstance(value, (str, int, float)) else json.dumps(value)
+        for key, value in attributes.items()
+    }
+    notes, datasets = [], {}
+    for group in GROUPS:
+        variables = {name: _numbers(values) for name, values in groups.get(group, {}).items()}
+        if not variables and group not in ("posterior", "sample_stats"):
+            continue
+        leading = () if group in NO_DRAWS else ("chain", "draw")
+        draws = next((len(v) for v in variables.values()), 0) if leading else 0
+        step = 1
+        if leading:
+            size = sum(values.size for values in variables.values())
+            step = max(1, -(-size // LARGEST_GROUP))
+            if step > 1:
+                notes.append(f"{group}: every {step}th draw is kept, for its size.")
+            variables = {name: values[None, ::step] for name, values in variables.items()}
+        arrays = {name: names.array(name, v, leading) for name, v in variables.items()}
+        dataset = xarray.Dataset(arrays)
+        if leading:
+            dataset = dataset.assign_coords(chain=[0], draw=np.arange(0, draws, step))
+        dataset.attrs.update({"inference_library": "elbowroom"})
+        if group == "posterior":  # ArviZ's own InferenceData drops the root's attributes
+            dataset.attrs.update(plain)
+        datasets[f"/{group}"] = dataset
+    tree = xarray.DataTree.from_dict(datasets)
+    tree.attrs.update(plain)
+    return tree, notes
+
+
+def to_arviz(tree: xarray.DataTree) -> Any:
+    """The tree as the installed ArviZ takes it: InferenceData before 1.0, the tree itself after."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # arviz announces its 1.0 on import
+        import arviz
+    if not hasattr(arviz, "InferenceData"):
+        return tree
+    return arviz.InferenceData(
+        **{name: node.to_dataset() for name, node in tree.children.items()}
+    )
+
+
+def summarise(tree: xarray.DataTree, interval: float = 0.9) -> pd.DataFrame:
+    """Mean, sd and an equal-tailed interval of every quantity of the posterior."""
+    if not tree["posterior"].data_vars:
+        return pd.DataFrame(columns=["mean", "sd"])
+    return arviz_stats.summary(
+        tree, kind="stats", ci_kind="eti", ci_prob=interval, round_to="none"
+    )

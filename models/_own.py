@@ -1,0 +1,98 @@
+"""A user's own Pyro function as a model: its arguments come from a dict or from columns by name."""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from elbowroom.data.tables import align_columns, numeric_columns
+from elbowroom.errors import DataError, ModelError, OptionError
+from elbowroom.models import Model, Prepared, Training
+
+
+def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
+    """A declaration for a Pyro function that has none.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> own_model(model).prepare({"y": [1.0, 2.0]}, None, None).arguments
+        {'y': tensor([1., 2.], dtype=torch.float64)}
+    """
+
+    def prepare(data: Any, options: Any, training: Training | None = None) -> Prepared:
+        if isinstance(data, pd.DataFrame):
+            data = _columns_by_name(function, data, partial=training is not None)
+        return Prepared(arguments={key: _argument(key, value) for key, value in data.items()})
+
+    label = name or getattr(function, "__name__", type(function).__name__)
+    return Model(label, function, None, prepare, observed="", predicts="")
+
+
+def _columns_by_name(
+    function: Callable[..., Any], table: pd.DataFrame, partial: bool
+) -> Mapping[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    wanted = [p.name for p in named if p.default is p.empty or p.name in table.columns]
+    if partial:
+        wanted = [name for name in wanted if name in table.columns]
+    if not wanted:
+        raise DataError("the model takes no argument that is a column; give data as a dict.")
+    chosen = numeric_columns(align_columns(table, wanted), allow_constant=True)
+    # Whole numbers are kept whole: they are counts, or indices of groups.
+    integers = {name for name in wanted if pd.api.types.is_integer_dtype(table[name])}
+    return {
+        name: chosen[name].to_numpy(dtype="int64" if name in integers else "float64", copy=True)
+        for name in wanted
+    }
+
+
+def _argument(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple, np.ndarray, np.generic, pd.Series)):
+        array = np.array(value)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"data['{name}'] is not numeric; encode it as numbers.")
+        value = torch.as_tensor(array)
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            where = tuple(int(i) for i in bad.nonzero()[0])
+            raise DataError(
+                f"data['{name}'] has {int(bad.sum())} cells that are NaN or infinite, the first at "
+                f"{where}; drop these rows, or fill them."
+            )
+    return value
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """The function of `FILE.py:FUNCTION`, from the user's own file, which is run.
+
+    Raises:
+        OptionError: If the file or the function is not there.
+        ModelError: If the file raises when it is run.
+    """
+    file, _, attribute = path.rpartition(":")
+    if not Path(file).is_file():
+        raise OptionError(f"there is no file '{file}' for the model '{path}'.")
+    specification = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if specification is None or specification.loader is None:
+        raise OptionError(f"'{file}' is not a Python file.")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules.setdefault(specification.name, module)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises, it is theirs to read
+        raise ModelError(f"'{file}' raised {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, attribute, None)):
+        raise OptionError(f"'{file}' has no function '{attribute}'.")
+    return getattr(module, attribute)
