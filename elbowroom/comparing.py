@@ -15,7 +15,14 @@ from elbowroom.diagnostics.compare import (
     posterior_differences,
 )
 from elbowroom.errors import ElbowroomError, OptionError
-from elbowroom.fitting import Fit, Progress, bind_model, fit_problem, resolve_guide
+from elbowroom.fitting import (
+    Fit,
+    Progress,
+    beginning,
+    bind_model,
+    fit_problem,
+    resolve_guide,
+)
 from elbowroom.guides import guides_for
 from elbowroom.inference.elbo import OBJECTIVES
 from elbowroom.posterior.run_folder import check_target
@@ -125,8 +132,11 @@ def compare(
     for guide, objective in parts:
         resolve_guide(guide, problem)
         if objective is not None and objective not in OBJECTIVES:
-            raise OptionError(f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}.")
+            raise OptionError(
+                f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
+            )
     seed = secrets.randbelow(2**31) if seed is None else seed
+    begin = beginning(problem, settings, seed)
     rows, fits = [], {}
     for name, (guide, objective) in zip(names, parts, strict=True):
         report = progress(name) if progress is not None else None
@@ -134,7 +144,7 @@ def compare(
         try:
             fit = fit_problem(
                 problem, resolve_guide(guide, problem), chosen,
-                seed=seed, draws=draws or suggested_draws, progress=report,
+                seed=seed, draws=draws or suggested_draws, progress=report, begin=begin,
             )  # fmt: skip
         except ElbowroomError as error:
             rows.append(Row(name, {}, None, str(error)))

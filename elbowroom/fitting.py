@@ -186,7 +186,9 @@ class Fit:
             GuideError: If the model has latents for each row: their bound is `elbo`.
         """
         if self.problem.space.local_continuous:
-            raise GuideError("a model with latents for each row has a bound instead: Fit.elbo(data).")
+            raise GuideError(
+                "a model with latents for each row has a bound instead: Fit.elbo(data)."
+            )
         arguments = self.problem.new_arguments(data)
         with isolated(0, self._parameters, self.problem.dtype, self.problem.device):
             return log_density_of_rows(self.problem, arguments, self.global_sites())
@@ -298,7 +300,9 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
     if callable(guide):
         name = getattr(guide, "__name__", type(guide).__name__)
         return Guide(name, "the user's own guide", lambda space, start: guide)
-    raise OptionError(f"{guide!r} is no guide: give a name, a guide function or an AutoGuide class.")
+    raise OptionError(
+        f"{guide!r} is no guide: give a name, a guide function or an AutoGuide class."
+    )
 
 
 def resolve_settings(model: Model, given: Mapping[str, Any]) -> tuple[Settings, int]:
@@ -312,9 +316,7 @@ def resolve_settings(model: Model, given: Mapping[str, Any]) -> tuple[Settings, 
     return make_options(Settings, {**suggested, **asked}), draws
 
 
-def bind_model(
-    model: Any, data: Any, options: Mapping[str, Any]
-) -> tuple[Problem, Settings, int]:
+def bind_model(model: Any, data: Any, options: Mapping[str, Any]) -> tuple[Problem, Settings, int]:
     """Sorts options to the model and the optimiser, and binds the model to its data.
 
     Raises:
@@ -392,18 +394,21 @@ def fit_problem(
     draws: int = DRAWS,
     keep_local: bool = False,
     progress: Progress | None = None,
+    begin: Beginning | None = None,
 ) -> Fit:
-    """The same as `fit`, for a model that is bound to its data already."""
+    """The same as `fit`, for a model that is bound to its data already.
+
+    `begin` is where other fits of the problem with the same seed began, as `beginning` gave it.
+    """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if draws < 100:
         raise OptionError(f"--draws {draws}: give at least 100, or no diagnostic can be trusted.")
     seed = secrets.randbelow(2**31) if seed is None else seed
-    began = time.perf_counter()
-    space, arguments = problem.space, problem.arguments
+    begin = begin or beginning(problem, settings, seed)
+    space, arguments, reached = problem.space, problem.arguments, begin.reached
     with isolated(seed, None, problem.dtype, problem.device) as parameters:
-        start, reached = _start(problem, settings, seed)
-        called = guide.build(space, start)
+        called = guide.build(space, begin.start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
         check_enumerable(problem.function, arguments, space, sites)
@@ -415,7 +420,7 @@ def fit_problem(
             space.subsampled,
             progress,
         )
-    trained = replace(trained, seconds=time.perf_counter() - began)
+    trained = replace(trained, seconds=trained.seconds + begin.seconds)
     with isolated(seed + 1, parameters, problem.dtype, problem.device):
         drawn = draw(problem.function, called, arguments, space, draws)
         posterior = canonical_sites(problem, drawn.sites, None)
@@ -443,17 +448,30 @@ def fit_problem(
     diagnostics = measure(drawn, tree, guide.point, space.local_continuous)
     diagnostics.update(seconds=trained.seconds, parameters=trained.parameters)
     return Fit(
-        problem, guide, settings, (name, why), seed, trained, tree, diagnostics, notes, start,
-        parameters, called,
+        problem, guide, settings, (name, why), seed, trained, tree, diagnostics, notes,
+        begin.start,        parameters, called,
     )  # fmt: skip
 
 
-def _start(problem: Problem, settings: Settings, seed: int) -> tuple[Start, list[float]]:
+@dataclass(frozen=True)
+class Beginning:
+    """Where a fit begins, what each start reached, and the seconds it took to find."""
+
+    start: Start
+    reached: list[float]
+    seconds: float
+
+
+def beginning(problem: Problem, settings: Settings, seed: int) -> Beginning:
+    """Where every fit of a problem with these settings and this seed begins."""
+    began = time.perf_counter()
     starts, restarts = problem.model.starts, settings.restarts
     candidates = starts(problem.arguments, restarts, seed) if starts is not None else []
-    return find_start(
-        problem.function, problem.arguments, problem.space, candidates, restarts, seed
-    )
+    with isolated(seed, None, problem.dtype, problem.device):
+        start, reached = find_start(
+            problem.function, problem.arguments, problem.space, candidates, restarts, seed
+        )
+    return Beginning(start, reached, time.perf_counter() - began)
 
 
 def _thinned(history: np.ndarray, length: int = 1000) -> list[float]:
@@ -462,9 +480,7 @@ def _thinned(history: np.ndarray, length: int = 1000) -> list[float]:
     return [float(value) for value in history[::step]]
 
 
-def load(
-    path: str | Path, model: Callable[..., Any] | None = None, guide: Any = None
-) -> Fit:
+def load(path: str | Path, model: Callable[..., Any] | None = None, guide: Any = None) -> Fit:
     """Reads a run folder back as a fit that predicts. No code in the folder is run.
 
     Args:

@@ -62,9 +62,7 @@ def sample_normal(site: Site, location: Tensor, scale: Tensor) -> None:
     pyro.sample(site.name, fn.to_event(site.event_dim - fn.event_dim))
 
 
-def flat_guide(
-    space: LatentSpace, draw: Callable[[], Tensor]
-) -> Callable[..., Any]:
+def flat_guide(space: LatentSpace, draw: Callable[[], Tensor]) -> Callable[..., Any]:
     """A guide that draws the flat unconstrained vector as a whole; `draw` samples it."""
 
     def guide(**arguments: Any) -> None:
@@ -170,7 +168,12 @@ def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return flat_guide(space, draw)
 
 
-@register("laplace", "the Normal that matches the mode and its curvature", dense=True, needs_curvature=True)
+@register(
+    "laplace",
+    "the Normal that matches the mode and its curvature",
+    dense=True,
+    needs_curvature=True,
+)
 def laplace(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The mode and inverse Hessian of the unconstrained log density: nothing to optimise.
 

@@ -15,7 +15,8 @@ from elbowroom.models.bayesian_regression import PRIOR_SCALE
 
 
 @register(
-    "structured", "coefficients Normal given the noise, with all correlations",
+    "structured",
+    "coefficients Normal given the noise, with all correlations",
     model="bayesian_regression",
 )
 def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
@@ -37,7 +38,9 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
     def initial(to_round: Tensor, intercept: bool) -> Tensor:
         parts = [values["standardised_intercept"].reshape(1)] if intercept else []
-        return torch.linalg.solve(to_round, torch.cat([*parts, values["standardised_coefficients"]]))
+        return torch.linalg.solve(
+            to_round, torch.cat([*parts, values["standardised_coefficients"]])
+        )
 
     def guide(
         predictors: Tensor,

@@ -89,7 +89,14 @@ def _traced(
     try:
         with _UnconstrainedValues(width):
             return poutine.trace(model).get_trace(**arguments)
-    except (ValueError, RuntimeError, TypeError, NotImplementedError, IndexError, KeyError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+        IndexError,
+        KeyError,
+    ) as error:
         reason = str(error).split("Trace Shapes")[0].strip()
         raise ModelError(f"the model raised {type(error).__name__} when run: {reason}") from error
 
@@ -238,9 +245,7 @@ def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
     transform = biject_to(distribution.support)
     unconstrained_shape = transform.inverse_shape(value.shape)
     origin = torch.zeros(unconstrained_shape)
-    if other is None or not torch.equal(
-        transform(origin), biject_to(other["fn"].support)(origin)
-    ):
+    if other is None or not torch.equal(transform(origin), biject_to(other["fn"].support)(origin)):
         raise ModelError(
             f"site '{name}': its support (or whether it is there) depends on another latent site; "
             "write it with a fixed support, for example a fraction in (0, 1) times the bound."

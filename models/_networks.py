@@ -39,5 +39,7 @@ def perceptron(name: str, x: Tensor, widths: Sequence[int], outputs: int) -> Ten
             x = softplus(x)
         known = f"{name}.{i}.weight" in pyro.get_param_store()
         weight, bias = (None, None) if known else _layer(x.shape[-1], width)
-        x = linear(x, pyro.param(f"{name}.{i}.weight", weight), pyro.param(f"{name}.{i}.bias", bias))
+        x = linear(
+            x, pyro.param(f"{name}.{i}.weight", weight), pyro.param(f"{name}.{i}.bias", bias)
+        )
     return x

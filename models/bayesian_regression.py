@@ -94,7 +94,9 @@ def _calls_functions(formula: str) -> bool:
 
     That is right for the user's own command, not for one in somebody else's run folder.
     """
-    return re.fullmatch(r"[\w\s.+*:/~()-]+", formula) is None or bool(re.search(r"\w\s*\(", formula))
+    return re.fullmatch(r"[\w\s.+*:/~()-]+", formula) is None or bool(
+        re.search(r"\w\s*\(", formula)
+    )
 
 
 def design_matrix(
@@ -170,9 +172,7 @@ def _plain_columns(
     return design, rows[response] if response in rows.columns else None, True
 
 
-def prepare(
-    table: pd.DataFrame, options: Options, training: Training | None = None
-) -> Prepared:
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
     Raises:

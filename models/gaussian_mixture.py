@@ -101,9 +101,7 @@ def gaussian_mixture(
         pyro.sample("x", likelihood, obs=batch)
 
 
-def prepare(
-    table: pd.DataFrame, options: Options, training: Training | None = None
-) -> Prepared:
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
     Raises:

@@ -84,9 +84,7 @@ def vae(
         pyro.sample("x", emission.to_event(1), obs=batch)
 
 
-def prepare(
-    table: pd.DataFrame, options: Options, training: Training | None = None
-) -> Prepared:
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
     Raises:

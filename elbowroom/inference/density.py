@@ -90,9 +90,7 @@ def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) ->
 
         index = min(remaining, key=cost)
         touching = [
-            factor.summed_over(
-                {n for n in factor.names if isinstance(n, str)} - plates_of[index]
-            )
+            factor.summed_over({n for n in factor.names if isinstance(n, str)} - plates_of[index])
             for factor in factors
             if index in factor.names
         ]

@@ -55,7 +55,14 @@ def read_guide(
     """
     try:
         trace = poutine.trace(guide).get_trace(**arguments)
-    except (ValueError, RuntimeError, TypeError, NotImplementedError, IndexError, KeyError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+        IndexError,
+        KeyError,
+    ) as error:
         reason = str(error).split("Trace Shapes")[0].strip()
         raise GuideError(f"the guide raised {type(error).__name__} when run: {reason}") from error
     nodes = {
@@ -119,7 +126,9 @@ def choose_objective(
             "give --elbo trace_enum, which sums over it, or a guide that samples it."
         )
     if requested == "trace_enum" and not (left or sites.enumerable):
-        raise OptionError("--elbo trace_enum: there is no discrete site to enumerate; leave it out.")
+        raise OptionError(
+            "--elbo trace_enum: there is no discrete site to enumerate; leave it out."
+        )
     if requested == "trace_mean_field" and sites.discrete:
         raise OptionError(
             f"--elbo trace_mean_field needs reparameterised sites, and '{min(sites.discrete)}' is "

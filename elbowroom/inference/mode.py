@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from elbowroom.guides import Start
 from elbowroom.guides.space import LatentSpace
@@ -36,46 +37,64 @@ class Mode:
     log_evidence: float
 
 
-def log_density_function(
-    model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace
-) -> Callable[[Tensor], Tensor]:
-    """The log density of the flat unconstrained vector, Jacobians included: (D,) to ()."""
+class LogDensity:
+    """The log density of the flat unconstrained vector, Jacobians included, and its gradient.
 
-    def log_density(u: Tensor) -> Tensor:
-        parts = space.split(u)
-        values = {site.name: site.transform(parts[site.name]) for site in space.sites}
-        total = score(model, arguments, values, space).log_joint
-        for site in space.sites:
-            jacobian = site.log_abs_det_jacobian(parts[site.name], values[site.name])
-            total = total + jacobian.sum()
+    It is traced once for each number of points to a flat graph of tensor operations, which is
+    compared with the model itself before it is used; a model that cannot be traced is run.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace
+    ) -> None:
+        self.model, self.arguments, self.space = model, arguments, space
+        self._graphs: dict[int, Callable[[Tensor], Any]] = {}
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The log density at one point, (D,) to ()."""
+        parts = self.space.split(u)
+        values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
+        total = score(self.model, self.arguments, values, self.space).log_joint
+        for site in self.space.sites:
+            total = total + site.log_abs_det_jacobian(parts[site.name], values[site.name]).sum()
         return total
 
-    return log_density
+    def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density and gradient at each row of `points`: (n,), (n, D)."""
+        batch = torch.as_tensor(points)
+        if len(points) not in self._graphs:
+            self._graphs[len(points)] = self._traced(batch)
+        gradient, value = self._graphs[len(points)](batch)
+        return value.detach().numpy(), gradient.detach().numpy()
 
+    def _traced(self, batch: Tensor) -> Callable[[Tensor], Any]:
+        def batched(points: Tensor) -> Any:
+            return vmap(grad_and_value(self))(points)
 
-def _value_and_gradient(
-    log_density: Callable[[Tensor], Tensor], points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log density and gradient at each row of `points`: (n,), (n, D)."""
-    batch = torch.as_tensor(points)
-    # Some distributions' gradients cannot be batched; one by one they can.
-    try:
-        gradient, value = vmap(grad_and_value(log_density))(batch)
-    except (RuntimeError, NotImplementedError):
+        try:
+            graph = make_fx(batched)(batch)
+            elsewhere = batch + 0.1
+            for traced, eager in zip(graph(elsewhere), batched(elsewhere), strict=True):
+                torch.testing.assert_close(traced, eager, rtol=1e-6, atol=1e-6, equal_nan=True)
+        # Tracing can fail in as many ways as there are models: they are all run as they stand.
+        except Exception:
+            return self._one_by_one
+        return graph
+
+    def _one_by_one(self, points: Tensor) -> Any:
         values, gradients = [], []
-        for point in batch:
+        for point in points:
             u = point.clone().requires_grad_()
-            values.append(log_density(u))
+            values.append(self(u))
             gradients.append(torch.autograd.grad(values[-1], u)[0])
-        value, gradient = torch.stack(values), torch.stack(gradients)
-    return value.detach().numpy(), gradient.detach().numpy()
+        return torch.stack(gradients), torch.stack(values)
 
 
-def find_mode(log_density: Callable[[Tensor], Tensor], start: np.ndarray) -> Mode:
+def find_mode(log_density: LogDensity, start: np.ndarray) -> Mode:
     """Climbs to a mode by L-BFGS, again in coordinates scaled by the curvature found there.
 
     Args:
-        log_density: Of a flat vector (D,), float64.
+        log_density: Of a model on float64 arguments.
         start: (D,).
     """
     size = len(start)
@@ -85,7 +104,7 @@ def find_mode(log_density: Callable[[Tensor], Tensor], start: np.ndarray) -> Mod
     for _ in range(4):
         # The arguments are bound now, since the next round changes them.
         def loss(a: np.ndarray, origin=location, factor=whitening) -> tuple[float, np.ndarray]:
-            values, gradients = _value_and_gradient(log_density, (origin + factor @ a)[None])
+            values, gradients = log_density.value_and_gradient((origin + factor @ a)[None])
             if not (np.isfinite(values[0]) and np.isfinite(gradients[0]).all()):
                 return 1e100, np.zeros(size)
             return -float(values[0]), -(factor.T @ gradients[0])
@@ -99,7 +118,7 @@ def find_mode(log_density: Callable[[Tensor], Tensor], start: np.ndarray) -> Mod
         if precision is None:
             return Mode(location, value, None, -np.inf)
         whitening = np.linalg.inv(np.linalg.cholesky(precision)).T
-        _, gradient = _value_and_gradient(log_density, location[None])
+        _, gradient = log_density.value_and_gradient(location[None])
         if np.square(whitening.T @ gradient[0]).sum() < 1e-6:  # Newton decrement, in nats
             break
     log_determinant = np.linalg.slogdet(precision)[1]
@@ -107,11 +126,11 @@ def find_mode(log_density: Callable[[Tensor], Tensor], start: np.ndarray) -> Mod
     return Mode(location, value, precision, float(evidence))
 
 
-def _precision(log_density: Callable[[Tensor], Tensor], at: np.ndarray) -> np.ndarray | None:
+def _precision(log_density: LogDensity, at: np.ndarray) -> np.ndarray | None:
     """Minus the Hessian, by central differences of the gradient; None if not positive definite."""
     step = 1e-4 * np.maximum(1.0, np.abs(at))
     points = np.concatenate([at + np.diag(step), at - np.diag(step)])
-    _, gradients = _value_and_gradient(log_density, points)
+    _, gradients = log_density.value_and_gradient(points)
     hessian = (gradients[: len(at)] - gradients[len(at) :]) / (2 * step[:, None])
     precision = -(hessian + hessian.T) / 2
     if not np.isfinite(precision).all():
@@ -151,7 +170,7 @@ def find_start(
         return Start(0.1 * torch.randn(space.dimension)), []
     with isolated(seed, dtype=torch.float64):
         double = placed(arguments, torch.float64, torch.device("cpu"))
-        log_density = log_density_function(model, double, space)
+        log_density = LogDensity(model, double, space)
         points = [
             space.unconstrain({k: v.double().cpu() for k, v in values.items()}).numpy()
             for values in candidates

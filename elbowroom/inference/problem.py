@@ -127,9 +127,7 @@ def option_names(kind: type | None) -> list[str]:
     return [] if kind is None else [field.name for field in fields(kind)]
 
 
-def split_options(
-    given: Mapping[str, Any], *kinds: type | None
-) -> list[dict[str, Any]]:
+def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[str, Any]]:
     """Sorts options to the dataclasses that have them.
 
     Raises:
@@ -204,7 +202,9 @@ def without_observation(
             complete[name] = value
         elif name in space.observed and len(lengths) == 1:
             ((old, new),) = lengths
-            complete[name] = value.new_zeros((new if len(value) == old else len(value), *value.shape[1:]))
+            complete[name] = value.new_zeros(
+                (new if len(value) == old else len(value), *value.shape[1:])
+            )
         else:
             raise DataError(f"the new data lacks '{name}', which the model takes.")
     return complete

@@ -71,9 +71,7 @@ def draw(
         sampled = {
             name: node["value"]
             for name, node in trace.nodes.items()
-            if node["type"] == "sample"
-            and name in names
-            and not isinstance(node["fn"], _Subsample)
+            if node["type"] == "sample" and name in names and not isinstance(node["fn"], _Subsample)
         }
         return {**sampled, " log_q": torch.as_tensor(trace.log_prob_sum())}
 

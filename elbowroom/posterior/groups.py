@@ -127,5 +127,3 @@ def _prior(
     local = set(problem.space.local) | set(problem.model.internal)
     prior = {k: v for k, v in drawn.items() if k not in data and k not in local}
     return {"prior": prior, "prior_predictive": {name: drawn[name] for name in data}}
-
-

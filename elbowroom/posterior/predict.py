@@ -15,7 +15,9 @@ def log_density_of_rows(
     problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
 ) -> np.ndarray:
     """The log posterior predictive density of each row: the log of the mean over draws, (rows,)."""
-    pointwise = log_likelihood(problem.function, arguments, _continuous(problem, sites), problem.space)
+    pointwise = log_likelihood(
+        problem.function, arguments, _continuous(problem, sites), problem.space
+    )
     values = pointwise[problem.observed].double()  # (draws, rows)
     return (values.logsumexp(0) - np.log(len(values))).numpy()
 

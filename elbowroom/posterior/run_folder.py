@@ -87,7 +87,9 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
 
 def _cause(path: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        return f"the disk is full: '{path}' cannot be written; make room, or choose another --output."
+        return (
+            f"the disk is full: '{path}' cannot be written; make room, or choose another --output."
+        )
     return f"'{path}' cannot be written: {error.strerror or error}; choose another --output."
 
 
@@ -130,7 +132,8 @@ def _write(run: Run, folder: Path) -> None:
     _write_json(folder / "config.json", {"format": FORMAT, **run.config, "scalars": scalars})
     _write_json(folder / "diagnostics.json", run.diagnostics)
     hashes = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.iterdir())
     }
     _write_json(folder / "run.json", {**run.run, "sha256": hashes})
 

@@ -108,15 +108,11 @@ def to_arviz(tree: xarray.DataTree) -> Any:
         import arviz
     if not hasattr(arviz, "InferenceData"):
         return tree
-    return arviz.InferenceData(
-        **{name: node.to_dataset() for name, node in tree.children.items()}
-    )
+    return arviz.InferenceData(**{name: node.to_dataset() for name, node in tree.children.items()})
 
 
 def summarise(tree: xarray.DataTree, interval: float = 0.9) -> pd.DataFrame:
     """Mean, sd and an equal-tailed interval of every quantity of the posterior."""
     if not tree["posterior"].data_vars:
         return pd.DataFrame(columns=["mean", "sd"])
-    return arviz_stats.summary(
-        tree, kind="stats", ci_kind="eti", ci_prob=interval, round_to="none"
-    )
+    return arviz_stats.summary(tree, kind="stats", ci_kind="eti", ci_prob=interval, round_to="none")
