@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elbowroom.comparing import Comparison, compare
     from elbowroom.data.bundled import dataset_names, load_dataset
     from elbowroom.data.tables import read_table
-    from elbowroom.comparing import Comparison, compare
     from elbowroom.fitting import Fit, fit, load
 
 __version__ = "0.1.0"
@@ -31,7 +31,7 @@ _public = {
     "load_dataset": "elbowroom.data.bundled",
     "read_table": "elbowroom.data.tables",
 }
-__all__ = [  # noqa: RUF022
+__all__ = [
     "Comparison", "Fit", "compare", "dataset_names", "fit", "load", "load_dataset", "read_table",
 ]  # fmt: skip
 

@@ -28,13 +28,6 @@ from elbowroom.inference.elbo import (
 )
 from elbowroom.inference.isolation import isolated, resolve_device, resolve_dtype
 from elbowroom.inference.mode import find_start
-from elbowroom.inference.svi import Settings, Trained, run_svi
-from elbowroom.models import Model, get_model
-from elbowroom.posterior import run_folder
-from elbowroom.posterior.draws import Draws, draw
-from elbowroom.posterior.groups import posterior_tree
-from elbowroom.posterior.predict import log_density_of_rows, predict_rows
-from elbowroom.posterior.tree import summarise, to_arviz
 from elbowroom.inference.problem import (
     Problem,
     bind,
@@ -43,6 +36,13 @@ from elbowroom.inference.problem import (
     resolve_model,
     split_options,
 )
+from elbowroom.inference.svi import Settings, Trained, run_svi
+from elbowroom.models import Model, get_model
+from elbowroom.posterior import run_folder
+from elbowroom.posterior.draws import Draws, draw
+from elbowroom.posterior.groups import posterior_tree
+from elbowroom.posterior.predict import log_density_of_rows, predict_rows
+from elbowroom.posterior.tree import summarise, to_arviz
 
 ENGINES = ("auto", "svi")
 DRAWS = 2000
@@ -267,6 +267,15 @@ class Fit:
         )
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where a fit begins, what each start reached, and the seconds it took to find."""
+
+    start: Start
+    reached: list[float]
+    seconds: float
+
+
 def canonical_sites(
     problem: Problem, sites: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
@@ -449,17 +458,8 @@ def fit_problem(
     diagnostics.update(seconds=trained.seconds, parameters=trained.parameters)
     return Fit(
         problem, guide, settings, (name, why), seed, trained, tree, diagnostics, notes,
-        begin.start,        parameters, called,
+        begin.start, parameters, called,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """Where a fit begins, what each start reached, and the seconds it took to find."""
-
-    start: Start
-    reached: list[float]
-    seconds: float
 
 
 def beginning(problem: Problem, settings: Settings, seed: int) -> Beginning:

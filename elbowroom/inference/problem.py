@@ -71,9 +71,7 @@ class Problem:
         Raises:
             DataError: If a column is missing or cannot be used.
         """
-        if self.model_name is not None:
-            data = read_table(data, minimum_rows=1)
-        elif not isinstance(data, Mapping):
+        if self.model_name is not None or not isinstance(data, Mapping):
             data = read_table(data, minimum_rows=1)
         training = Training(self.data, self.prepared.arguments, self.from_file)
         with isolated(0, dtype=self.dtype):

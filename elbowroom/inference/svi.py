@@ -226,7 +226,7 @@ def run_svi(
     rates: list[float] = []
     stage, stage_began, skipped, in_a_row, smoothed = 0, 0, 0, 0, float("nan")
     average, status = _Average(), "budget"
-    _first_evaluation(objective, model, guide, arguments, batches is not None and size or None)
+    _first_evaluation(objective, model, guide, arguments, (batches is not None and size) or None)
     parameters = _unconstrained()
     count = sum(value.numel() for value in parameters.values() if value.requires_grad)
     if count == 0:

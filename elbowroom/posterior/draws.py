@@ -33,7 +33,7 @@ class Draws:
 
     @property
     def log_weights(self) -> np.ndarray:
-        """log p - log q of each draw, (draws,)."""
+        """Log p - log q of each draw, (draws,)."""
         return self.log_p - self.log_q
 
     def elbo(self) -> tuple[float, float]:

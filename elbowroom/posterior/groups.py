@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.errors import ModelError
+from elbowroom.inference.problem import Problem
 from elbowroom.posterior.predictive import (
     deterministics,
     log_likelihood,
@@ -16,7 +17,6 @@ from elbowroom.posterior.predictive import (
     prior_sites,
 )
 from elbowroom.posterior.tree import LARGEST_GROUP, Names, build_tree
-from elbowroom.inference.problem import Problem
 
 PRIOR_DRAWS = 500
 

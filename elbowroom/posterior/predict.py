@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from elbowroom.posterior.predictive import assignments, log_likelihood, predict_sites
 from elbowroom.inference.problem import Problem
+from elbowroom.posterior.predictive import assignments, log_likelihood, predict_sites
 
 
 def log_density_of_rows(
