@@ -1,0 +1,313 @@
+"""The command line: parses, calls the API, prints. No logic of its own."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elbowroom.errors import DataError, ElbowroomError, OptionError
+
+NOT_CONVERGED = 3
+
+app = typer.Typer(
+    name="elbowroom",
+    help="Fit Pyro models by variational inference, compare guides, export posteriors to ArviZ.",
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 finished but not converged.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A name ('elbowroom models') or FILE.py:FUNCTION.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="CSV, TSV, Parquet, .npy or .npz file, or a bundled dataset's name; "
+        "by default the model's own dataset."
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Of all random numbers; drawn by default.")]
+Draws = Annotated[int | None, typer.Option(help="Posterior draws [default: 2000; vae 200].")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder [default: runs/MODEL-GUIDE-TIME].")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Optimiser steps [default: until the ELBO is flat, ≤ 10000].")
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the rows, instead of --steps [vae: 300].")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Rows of a minibatch [default: all rows; vae 128].")
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="Of the first step, in scaled coordinates [default: 0.02; vae 0.001]."),
+]
+Optimizer = Annotated[str | None, typer.Option(help="Any class of torch.optim [default: Adam].")]
+Schedule = Annotated[
+    str | None,
+    typer.Option(help="plateau (a tenth when the ELBO is flat), constant, cosine."),
+]
+ClipNorm = Annotated[float | None, typer.Option(help="Largest gradient norm [default: any].")]
+Particles = Annotated[int | None, typer.Option(help="Draws in each ELBO estimate [default: 1].")]
+Restarts = Annotated[
+    int | None, typer.Option(help="Starts to choose from [default: 1; gaussian_mixture 8].")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: auto].")]
+Dtype = Annotated[str | None, typer.Option(help="float64 or float32 [default: float64; vae 32].")]
+Elbo = Annotated[
+    str | None,
+    typer.Option(
+        help="trace, trace_graph, trace_enum or trace_mean_field; chosen for the pair by default."
+    ),
+]
+Function = Annotated[
+    str | None, typer.Option("--model", help="FILE.py:FUNCTION, for a run of your own model.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Interval = Annotated[float, typer.Option(help="Probability of the intervals.")]
+
+
+def _model_options(arguments: list[str]) -> dict[str, Any]:
+    """The options that are the model's own, as they stand on the command line."""
+    found: dict[str, Any] = {}
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            raise OptionError(f"'{word}' stands alone; write --option VALUE.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not queue or queue[0].startswith("--"):
+                raise OptionError(f"--{name} needs a value.")
+            value = queue.pop(0)
+        key = name.replace("-", "_")
+        found[key] = value if key not in found else f"{found[key]},{value}"
+    return found
+
+
+def _folder(output: Path | None, model: str, guide: str) -> Path:
+    stem = Path(model.rpartition(":")[0]).stem or model
+    return output or Path("runs") / f"{stem}-{guide}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@app.command(context_settings=EXTRA)
+def fit(
+    context: typer.Context,
+    model: ModelName,
+    data: Data = None,
+    guide: Annotated[
+        str, typer.Option(help="A name ('elbowroom guides MODEL'); auto: the model's own.")
+    ] = "auto",
+    elbo: Elbo = None,
+    engine: Annotated[str, typer.Option(help="auto or svi.")] = "auto",
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    optimizer: Optimizer = None,
+    schedule: Schedule = None,
+    clip_norm: ClipNorm = None,
+    particles: Particles = None,
+    restarts: Restarts = None,
+    seed: Seed = None,
+    draws: Draws = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    keep_local: Annotated[
+        bool, typer.Option("--keep-local", help="Keep the draws of latents that each row has.")
+    ] = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit a guide to a model's posterior, and write a run folder.
+
+    The model's own options, such as --components or --formula, are listed by 'elbowroom models
+    MODEL'.
+    """
+    from elbowroom.fitting import fit as run_fit
+    from elbowroom.posterior.run_folder import check_target
+    from elbowroom.report import terminal
+
+    folder = _folder(output, model, guide)
+    check_target(folder, overwrite)
+    with terminal.progress(guide) as report:
+        result = run_fit(
+            model,
+            data,
+            guide,
+            engine=engine,
+            seed=seed,
+            draws=draws,
+            keep_local=keep_local,
+            announce=terminal.show_plan,
+            progress=report,
+            **_given(context, locals()),
+        )
+    terminal.show_fit(result)
+    terminal.show_saved(result.save(folder, overwrite))
+    if not result.converged:
+        raise typer.Exit(NOT_CONVERGED)
+
+
+SETTINGS = (
+    "elbo", "steps", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "clip_norm",
+    "particles", "restarts", "device", "dtype",
+)  # fmt: skip
+
+
+def _given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given, and the model's own options."""
+    settings = {name: values[name] for name in SETTINGS if values[name] is not None}
+    return {**_model_options(context.args), **settings}
+
+
+@app.command(context_settings=EXTRA)
+def compare(
+    context: typer.Context,
+    model: ModelName,
+    data: Data = None,
+    guide: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Guide, or GUIDE:ELBO such as local:trace_graph; give it again for each. "
+            "By default every guide that fits."
+        ),
+    ] = None,
+    elbo: Elbo = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    optimizer: Optimizer = None,
+    schedule: Schedule = None,
+    clip_norm: ClipNorm = None,
+    particles: Particles = None,
+    restarts: Restarts = None,
+    seed: Seed = None,
+    draws: Draws = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit several guides to the same data with the same seed, and lay them side by side."""
+    from elbowroom.comparing import compare as run_compare
+    from elbowroom.posterior.run_folder import check_target
+    from elbowroom.report import terminal
+
+    folder = _folder(output, model, "comparison")
+    check_target(folder, overwrite, marker="comparison.json")
+    with terminal.progresses() as report:
+        result = run_compare(
+            model, data, guide, seed=seed, draws=draws, progress=report,
+            **_given(context, locals()),
+        )  # fmt: skip
+    terminal.show_comparison(result)
+    terminal.show_saved(result.save(folder, overwrite))
+    if not result.fits:
+        raise typer.Exit(1)
+    if not all(each.converged for each in result.fits.values()):
+        raise typer.Exit(NOT_CONVERGED)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Describe this one.")] = None,
+) -> None:
+    """List the models, or describe one with its options, guides and priors."""
+    from elbowroom.report import listing
+
+    if name is None:
+        listing.show_models()
+    else:
+        listing.show_model(name)
+
+
+@app.command()
+def guides(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Those that fit this model.")
+    ] = None,
+) -> None:
+    """List the guides, all of them or those that fit a model."""
+    from elbowroom.report import listing
+
+    listing.show_guides(model)
+
+
+@app.command()
+def datasets() -> None:
+    """List the bundled datasets with their sources and licences."""
+    from elbowroom.report import listing
+
+    listing.show_datasets()
+
+
+@app.command()
+def summary(run: Run, interval: Interval = 0.9, model: Function = None) -> None:
+    """Print a run's status, diagnostics and posterior."""
+    from elbowroom.posterior.run_folder import load
+    from elbowroom.report import terminal
+
+    terminal.show_run(load(run), interval)
+
+
+@app.command()
+def predict(
+    run: Run,
+    data: Annotated[str, typer.Option(help="New rows: a file as for 'fit'.")],
+    interval: Interval = 0.9,
+    seed: Annotated[int, typer.Option(help="Of the predictive draws.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="CSV file [default: print it].")
+    ] = None,
+    model: Function = None,
+) -> None:
+    """Predict for new rows: mean, sd and interval, or each row's component of a mixture."""
+    from elbowroom.fitting import load
+    from elbowroom.models._own import load_function
+
+    function = None if model is None else load_function(model)
+    table = load(run, model=function).predict(data, interval=interval, seed=seed)
+    if output is None:
+        typer.echo(table.to_csv(index=False), nl=False)
+        return
+    try:
+        table.to_csv(output, index=False)
+    except OSError as error:
+        raise DataError(f"'{output}' cannot be written: {error.strerror}.") from error
+    typer.echo(f"{len(table)} rows written to {output}")
+
+
+@app.command()
+def demo(output: Output = None) -> None:
+    """Compare guides on bundled data: diabetes, iris and digits (about two minutes)."""
+    from elbowroom.report import terminal
+    from elbowroom.report.demo import run_demo
+
+    folder = output or Path("runs") / "demo"
+    with terminal.progresses() as report:
+        for result, path in run_demo(folder, report):
+            terminal.show_comparison(result)
+            terminal.show_saved(path)
+
+
+def main() -> None:
+    """Runs the command line; what a user did wrong is one line, without a traceback."""
+    try:
+        app(prog_name="elbowroom")
+    except ElbowroomError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, OptionError) else 1)
+
+
+if __name__ == "__main__":
+    main()

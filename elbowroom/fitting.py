@@ -268,6 +268,17 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What is about to be run, every option resolved."""
+
+    problem: Problem
+    guide: Guide
+    settings: Settings
+    objective: tuple[str, str]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Beginning:
     """Where a fit begins, what each start reached, and the seconds it took to find."""
 
@@ -352,6 +363,7 @@ def fit(
     seed: int | None = None,
     draws: int | None = None,
     keep_local: bool = False,
+    announce: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Fit:
@@ -366,6 +378,7 @@ def fit(
         seed: Of all random numbers; drawn and recorded by default.
         draws: Posterior draws.
         keep_local: Whether to keep the draws of large latents that each row has.
+        announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
         **options: Of the model, and of `elbowroom.inference.svi.Settings`.
 
@@ -389,6 +402,7 @@ def fit(
         seed=seed,
         draws=draws or suggested_draws,
         keep_local=keep_local,
+        announce=announce,
         progress=progress,
     )
 
@@ -402,6 +416,7 @@ def fit_problem(
     seed: int | None = None,
     draws: int = DRAWS,
     keep_local: bool = False,
+    announce: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
     begin: Beginning | None = None,
 ) -> Fit:
@@ -421,6 +436,8 @@ def fit_problem(
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
         check_enumerable(problem.function, arguments, space, sites)
+        if announce is not None:
+            announce(Plan(problem, guide, settings, (name, why), seed))
         trained = run_svi(
             *marked(name, problem.function, called),
             arguments,

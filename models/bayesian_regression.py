@@ -1,14 +1,16 @@
-r"""Bayesian linear regression with Normal noise and priors scaled to the data.
+"""Bayesian linear regression with Normal noise and priors scaled to the data.
 
-With $z$ the predictors, each centred and divided by its standard deviation, and $m, s$ the
-response's mean and standard deviation,
+With z the predictors, each centred and divided by its standard deviation, and m, s the response's
+mean and standard deviation,
 
-$$y_i \sim \mathrm{Normal}(m + s\,(a + z_i^\top b),\ s\,\tau), \quad
-a, b_j \sim \mathrm{Normal}(0, 2.5), \quad \tau \sim \mathrm{Exponential}(1),$$
+    y[i] ~ Normal(m + s (a + z[i]·b), s τ)
+    a, b[j] ~ Normal(0, 2.5)
+    τ ~ Exponential(1)
 
 the weakly informative defaults of rstanarm (Goodrich, Gabry, Ali and Brilleman, 2020, "rstanarm:
 Bayesian applied regression modeling via Stan"). What is reported is in the user's units:
-`intercept`, `coefficients` (a response's unit per unit of the column) and `sigma`.
+`intercept`, `coefficients` (the response's unit for one unit of the column) and `sigma`. Without an
+intercept nothing is centred.
 """
 
 import re

@@ -1,17 +1,21 @@
-r"""Gaussian mixture: rows fall into K groups, each Normal with its own mean and covariance.
+"""Gaussian mixture: rows fall into K groups, each Normal with its own mean and covariance.
 
-With the columns centred at $c$ and divided by $s$ (their means and standard deviations; one
-common $s$, their root mean square, where the covariances are spherical),
+With c and s the columns' means and standard deviations (one common s, their root mean square,
+where the covariances are spherical),
 
-$$w \sim \mathrm{Dirichlet}(1, \dots, 1), \quad m_{kj} \sim \mathrm{Normal}(0, 2), \quad
-t_{kj} \sim \mathrm{LogNormal}(-1, 1), \quad R_k \sim \mathrm{LKJ}(1),$$
-$$z_i \sim \mathrm{Categorical}(w), \quad x_i \sim \mathrm{Normal}(c + s\,m_{z_i},\
-\mathrm{diag}(s\,t_{z_i})\, R_{z_i}\, \mathrm{diag}(s\,t_{z_i})),$$
+    w ~ Dirichlet(1, ..., 1)
+    m[k,j] ~ Normal(0, 2)
+    t[k,j] ~ LogNormal(-1, 1)
+    R[k] ~ LKJ(1)
+    z[i] ~ Categorical(w)
+    x[i] ~ Normal(c + s m[z], D R[z] D)    with D = diag(s t[z])
 
 so that a component's standard deviation lies between 0.05 and 2.6 of its column's with prior
-probability 0.95, and no component can collapse onto a row. `assignments` $z$ is a discrete site:
-it can be enumerated out, or drawn from a guide. The components are numbered by the posterior mean
-of their first column, smallest first, and every draw is matched to that numbering.
+probability 0.95, and no component can collapse onto a row. R is left out of diagonal and spherical
+covariances; a spherical one has one t for all columns. The assignments z are a discrete site: they
+can be summed over, or drawn from a guide. The components are numbered by the posterior mean of
+their first column, smallest first, and every draw is matched to that numbering. Reported, in the
+user's units: `weights`, `means`, `standard_deviations` and, for full ones, `covariances`.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,12 @@
-r"""Variational autoencoder: a row is made from a few latent numbers by a neural network.
+"""Variational autoencoder: a row is made from a few latent numbers by a neural network.
 
-$$z_i \sim \mathrm{Normal}(0, I_d), \quad x_i \sim p(x \mid \mathrm{decoder}(z_i)),$$
+    z[i] ~ Normal(0, I)
+    x[i] ~ Bernoulli(decoder(z[i]))    or    Normal(c + s decoder(z[i]), s τ)
 
-with the decoder a multilayer perceptron whose weights are fitted as points (Kingma and Welling,
-2014, "Auto-encoding variational Bayes"). For the Bernoulli likelihood the columns are divided by
-the top of their common range, so that they lie in [0, 1]; for the Normal one each column is
-standardised, and all columns of a row share the decoder's means and one standard deviation each.
+with the decoder a multilayer perceptron (softplus units) whose weights, and τ[j] for each column,
+are fitted as points (Kingma and Welling, 2014, "Auto-encoding variational Bayes"). For the
+Bernoulli likelihood the columns are divided by the top of their common range, so that they lie in
+[0, 1]; for the Normal one c and s are the columns' means and standard deviations.
 """
 
 from typing import Annotated, Literal

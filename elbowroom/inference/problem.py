@@ -103,8 +103,13 @@ def make_options(kind: type, given: Mapping[str, Any]) -> Any:
     Raises:
         OptionError: If a value is out of range or of the wrong kind.
     """
+    kinds = {field.name: str(field.type) for field in fields(kind)}
+    values = {
+        name: value.split(",") if isinstance(value, str) and "tuple" in kinds[name] else value
+        for name, value in given.items()
+    }
     try:
-        return TypeAdapter(kind).validate_python(dict(given))
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         lines = []
         for problem in error.errors():

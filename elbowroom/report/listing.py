@@ -1,0 +1,107 @@
+"""The lists of models, guides and datasets, as printed; the models' without importing torch."""
+
+from dataclasses import MISSING, fields
+from sys import modules
+from typing import Any, get_args, get_type_hints
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from elbowroom.data.bundled import dataset_names, describe
+from elbowroom.guides import Guide, guides_for
+from elbowroom.models import get_model, model_summaries
+
+
+def console() -> Console:
+    """Standard output; wide in a pipe, where no line may be cut."""
+    out = Console(highlight=False, soft_wrap=False)
+    return out if out.is_terminal else Console(highlight=False, width=200)
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table in the house's style."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left")
+    return made
+
+
+def add(made: Table, *cells: Any, style: str = "") -> None:
+    """Adds a row of plain text: names hold brackets, which rich would read as markup."""
+    made.add_row(*(Text(str(cell)) for cell in cells), style=style)
+
+
+def show_models() -> None:
+    """Every model with its summary."""
+    made = table("model", "what it is")
+    for name, summary in model_summaries().items():
+        add(made, name, summary)
+    console().print(made)
+    console().print("\n'elbowroom models MODEL' describes one with its options.", style="dim")
+
+
+def show_model(name: str) -> None:
+    """One model: its page, options, guides and dataset."""
+    model = get_model(name)
+    out = console()
+    out.print(Text(f"{name}\n\n{modules[model.function.__module__].__doc__ or ''}".strip()))
+    options = table("option", "default", "what it is")
+    hints = get_type_hints(model.options, include_extras=True) if model.options else {}
+    for option in fields(model.options) if model.options else ():
+        annotation = hints[option.name]
+        notes = [note.description for note in get_args(annotation)[1:] if hasattr(note, "description")]
+        default = "" if option.default in (None, MISSING, ()) else _shown(option.default)
+        add(options, f"--{option.name.replace('_', '-')}", default, (notes or [""])[0])
+    out.print()
+    out.print(options)
+    out.print()
+    out.print(_guide_table(fitting_guides(name)))
+    out.print(Text(f"\ndataset: {model.dataset}"))
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _guide_table(found: Any) -> Table:
+    made = table("guide", "for", "what it is")
+    guide: Guide
+    for guide in found.values():
+        add(made, guide.name, guide.model or "any model", guide.summary)
+    return made
+
+
+def show_guides(model: str | None) -> None:
+    """The guides that fit a model; of all models, if none is named."""
+    if model is not None:
+        declaration = get_model(model)
+        console().print(_guide_table(fitting_guides(declaration.name)))
+        return
+    found = {}
+    for name in model_summaries():
+        found.update({(guide.model, guide.name): guide for guide in guides_for(name).values()})
+    order = sorted(found.items(), key=lambda item: (item[0][0] is None, item[0][0] or ""))
+    console().print(_guide_table(dict(order)))
+
+
+def fitting_guides(model: str) -> Any:
+    """The guides that fit a model on its own dataset."""
+    from elbowroom.fitting import bind_model
+
+    local = False
+    declaration = get_model(model)
+    if declaration.dataset is not None:
+        local = bind_model(model, None, {})[0].space.local_continuous
+    return guides_for(model, local)
+
+
+def show_datasets() -> None:
+    """The bundled datasets."""
+    made = table("dataset", "rows", "columns", "title", "source", "licence", right=("rows", "columns"))
+    for name in dataset_names():
+        found = describe(name)
+        add(made, name, found.rows, len(found.columns), found.title, found.source, found.licence)
+    console().print(made)
+
+

@@ -1,0 +1,240 @@
+"""What a fit, a comparison and a run look like on a terminal, and the progress of one."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from elbowroom.comparing import Comparison
+from elbowroom.fitting import Fit, Plan
+from elbowroom.inference.svi import length
+from elbowroom.posterior.run_folder import Run
+from elbowroom.posterior.tree import summarise
+from elbowroom.report.listing import add, console, table
+
+LONGEST = 24
+"""Rows of a table that are printed; the files have all."""
+
+Report = Callable[[int, int, float, float], None]
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    """A number in few characters; a dash where it has no meaning."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}" if math.isfinite(value) else str(value).replace("inf", "∞")
+    return str(value)
+
+
+@contextmanager
+def progresses() -> Iterator[Callable[[str], Report | None] | None]:
+    """One bar for each fit on a terminal, and nothing in a pipe.
+
+    Yields:
+        For a fit's name, its progress callback.
+    """
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield None
+        return
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("step {task.completed}"),
+        TextColumn("ELBO {task.fields[elbo]:.2f}"),
+        TextColumn("rate {task.fields[rate]:.1e}"),
+        TextColumn("{task.fields[speed]:.0f} steps/s"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+    with bars:
+
+        def begin(name: str) -> Report:
+            task = bars.add_task(name, total=None, elbo=math.nan, rate=math.nan, speed=0.0)
+
+            def report(step: int, budget: int, elbo: float, rate: float) -> None:
+                speed = bars.tasks[task].speed or 0.0
+                bars.update(
+                    task, completed=step, total=budget, elbo=elbo, rate=rate, speed=speed
+                )
+
+            return report
+
+        yield begin
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Report | None]:
+    """The progress callback of one fit."""
+    with progresses() as begin:
+        yield None if begin is None else begin(name)
+
+
+def show_plan(plan: Plan) -> None:
+    """What is about to be run, every option resolved."""
+    problem, settings = plan.problem, plan.settings
+    rows = table("", "")
+    options = {} if problem.options is None else asdict(problem.options)
+    shown = {k: v for k, v in options.items() if v not in (None, ())}
+    add(rows, "model", f"{problem.model.name} {_pairs(shown)}".strip())
+    if isinstance(problem.data, pd.DataFrame):
+        add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
+    add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
+    add(rows, "objective", f"{plan.objective[0]}: {plan.objective[1]}")
+    budget, fixed = length(settings, problem.space.subsampled and problem.space.subsampled.size)
+    until = f"{budget} steps" if fixed else f"until the ELBO is flat, at most {budget} steps"
+    batch = f", batches of {settings.batch_size}" if settings.batch_size else ""
+    add(
+        rows,
+        "optimiser",
+        f"{settings.optimizer}, rate {settings.learning_rate:g} ({settings.schedule}), {until}{batch}",
+    )
+    add(rows, "numbers", f"{settings.dtype} on {problem.device.type}, seed {plan.seed}")
+    rows.show_header = False
+    console().print(rows)
+
+
+def _pairs(options: dict[str, Any]) -> str:
+    return " ".join(f"{name}={_plain(value)}" for name, value in options.items())
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def show_fit(fit: Fit) -> None:
+    """How a fit went, its diagnostics and posterior."""
+    _show(fit.converged, fit.trained.reason, fit.notes, fit.diagnostics, fit.summary())
+
+
+def show_run(run: Run, interval: float) -> None:
+    """The same of a run folder."""
+    config, status = run.config, run.run["status"]
+    console().print(Text(f"{config['model']} by {config['guide']}, seed {config['seed']}"))
+    _show(
+        status in ("converged", "exact"),
+        run.run["reason"],
+        run.run["notes"],
+        run.diagnostics,
+        summarise(run.posterior, interval),
+    )
+
+
+def _show(
+    converged: bool, reason: str, notes: list[str], measures: dict[str, Any], summary: pd.DataFrame
+) -> None:
+    out = console()
+    out.print()
+    word, style = ("converged", "bold green") if converged else ("not converged", "bold yellow")
+    out.print(Text.assemble((word, style), f": {reason}"))
+    for note in notes:
+        out.print(Text(note))
+    out.print()
+    lines = table("", "")
+    lines.show_header = False
+    if not math.isnan(measures["elbo"]):
+        add(lines, "ELBO", f"{measures['elbo']:.2f} ± {measures['elbo_se']:.2f} nats")
+        k_hat, limit = measures["k_hat"], measures["k_hat_threshold"]
+        verdict = "reweighting works" if k_hat <= limit else "the guide misses part of the posterior"
+        add(lines, "k-hat", f"{_number(k_hat, 2)} (limit {limit:.2f}: {verdict})")
+    if not math.isnan(measures["elpd_loo"]):
+        high = measures["high_k_rows"]
+        caveat = f", {high:.0%} of rows too influential to be sure" if high else ""
+        add(
+            lines,
+            "elpd (LOO)",
+            f"{measures['elpd_loo']:.1f} ± {measures['elpd_loo_se']:.1f} nats{caveat}",
+        )
+    add(lines, "time", f"{measures['seconds']:.1f} s, {measures['parameters']} parameters")
+    out.print(lines)
+    out.print()
+    show_summary(summary)
+
+
+def show_summary(summary: pd.DataFrame) -> None:
+    """Mean, sd and interval of each quantity."""
+    if summary.empty:
+        console().print("the posterior holds no quantity that is not a latent of each row.")
+        return
+    names = [_interval_name(name) for name in summary.columns]
+    made = table("quantity", *names, right=tuple(names))
+    for label, row in summary.head(LONGEST).iterrows():
+        add(made, label, *(_number(float(value)) for value in row))
+    console().print(made)
+    if len(summary) > LONGEST:
+        more = len(summary) - LONGEST
+        console().print(f"… and {more} more; fit.summary() or az.summary of posterior.nc has all.")
+
+
+def _interval_name(column: str) -> str:
+    """'eti90_lb' as '5%'."""
+    if not column.startswith("eti"):
+        return column
+    width, _, side = column.removeprefix("eti").partition("_")
+    tail = (100 - float(width)) / 2
+    return f"{tail:g}%" if side == "lb" else f"{100 - tail:g}%"
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """The table of a comparison, and how the posteriors differ from the best one's."""
+    out = console()
+    shifts = comparison.differences.groupby("guide") if len(comparison.differences) else {}
+    largest = {name: group["mean_shift"].abs().max() for name, group in shifts}
+    lowest = {name: group["sd_ratio"].min() for name, group in shifts}
+    highest = {name: group["sd_ratio"].max() for name, group in shifts}
+    names = ("ELBO", "±", "k-hat", "elpd", "±", "largest shift", "sd ratio", "s", "parameters")
+    made = table("guide", *names, "converged", right=names)
+    for row in comparison.table.to_dict("records"):
+        name = row["guide"]
+        if row["error"]:
+            continue
+        ratio = "–"
+        if name in lowest and not math.isnan(lowest[name]):
+            ratio = f"{lowest[name]:.2f}–{highest[name]:.2f}"
+        add(
+            made,
+            f"{name} ★" if row["best"] else name,
+            _fixed(row["elbo"], 2),
+            _fixed(row["elbo_se"], 2),
+            _number(row["k_hat"], 2),
+            _fixed(row["elpd_loo"], 1),
+            _fixed(row["elpd_loo_se"], 1),
+            _number(largest.get(name, math.nan), 2),
+            ratio,
+            _fixed(row["seconds"], 1),
+            int(row["parameters"]),
+            "yes" if row["converged"] else "no",
+            style="bold" if row["best"] else "",
+        )
+    out.print()
+    problem = next((fit.problem for fit in comparison.fits.values()), None)
+    if problem is not None:
+        out.print(Text(f"{problem.model.name}, seed {comparison.seed}", style="bold"))
+    out.print(made)
+    if problem is not None:
+        out.print(
+            "ELBO and elpd in nats. largest shift: of a mean from the best guide's, in its sds; "
+            "sd ratio: to its sds, lowest and highest.",
+            style="dim",
+        )
+    for row in comparison.table.to_dict("records"):
+        if row["error"]:
+            out.print(Text(f"{row['guide']} failed: {row['error']}", style="yellow"))
+
+
+def _fixed(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def show_saved(path: Path) -> None:
+    """Where the results lie."""
+    console().print(Text(f"\nresults: {path}"))
