@@ -26,7 +26,7 @@ from elbowroom.inference.elbo import (
     marked,
     read_guide,
 )
-from elbowroom.inference.isolation import isolated, resolve_device, resolve_dtype
+from elbowroom.inference.isolation import resolve_device, resolve_dtype
 from elbowroom.inference.mode import find_start
 from elbowroom.inference.problem import (
     Problem,
@@ -100,7 +100,7 @@ class Fit:
                 "er.load(..., guide=...)."
             )
         problem = self.problem
-        with isolated(seed, self._parameters, problem.dtype, problem.device):
+        with self.problem.session(seed, self._parameters):
             yield self._callable
 
     def draw(self, count: int, seed: int = 0, data: Any = None) -> Draws:
@@ -176,7 +176,7 @@ class Fit:
             sites = self.draw(self.diagnostics["draws"], seed, data).sites
         else:
             sites = self.global_sites()
-        with isolated(seed, self._parameters, self.problem.dtype, self.problem.device):
+        with self.problem.session(seed, self._parameters):
             return predict_rows(self.problem, arguments, sites, interval)
 
     def log_density(self, data: Any) -> np.ndarray:
@@ -190,7 +190,7 @@ class Fit:
                 "a model with latents for each row has a bound instead: Fit.elbo(data)."
             )
         arguments = self.problem.new_arguments(data)
-        with isolated(0, self._parameters, self.problem.dtype, self.problem.device):
+        with self.problem.session(0, self._parameters):
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
     def elbo(self, data: Any = None, draws: int = 1000, seed: int = 1) -> tuple[float, float]:
@@ -431,7 +431,7 @@ def fit_problem(
     seed = secrets.randbelow(2**31) if seed is None else seed
     begin = begin or beginning(problem, settings, seed)
     space, arguments, reached = problem.space, problem.arguments, begin.reached
-    with isolated(seed, None, problem.dtype, problem.device) as parameters:
+    with problem.session(seed) as parameters:
         called = guide.build(space, begin.start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
@@ -447,7 +447,7 @@ def fit_problem(
             progress,
         )
     trained = replace(trained, seconds=trained.seconds + begin.seconds)
-    with isolated(seed + 1, parameters, problem.dtype, problem.device):
+    with problem.session(seed + 1, parameters):
         drawn = draw(problem.function, called, arguments, space, draws)
         posterior = canonical_sites(problem, drawn.sites, None)
         groups = {
@@ -484,7 +484,7 @@ def beginning(problem: Problem, settings: Settings, seed: int) -> Beginning:
     began = time.perf_counter()
     starts, restarts = problem.model.starts, settings.restarts
     candidates = starts(problem.arguments, restarts, seed) if starts is not None else []
-    with isolated(seed, None, problem.dtype, problem.device):
+    with problem.session(seed):
         start, reached = find_start(
             problem.function, problem.arguments, problem.space, candidates, restarts, seed
         )
@@ -560,7 +560,7 @@ def _restored(
         for name, value in saved.items()
         if name.startswith("parameter.")
     }
-    with isolated(0, None, problem.dtype, problem.device) as parameters:
+    with problem.session(0) as parameters:
         called = guide.build(problem.space, start)
         read_guide(called, problem.arguments, problem.space)
         pyro.poutine.trace(problem.function).get_trace(**problem.arguments)

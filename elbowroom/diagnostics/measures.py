@@ -41,7 +41,8 @@ def measure(
         found["elbo"], found["elbo_se"] = draws.elbo()
         found["k_hat"] = pareto_k_hat(draws.log_weights)
         found["effective_sample_size"] = effective_sample_size(draws.log_weights)
-    found.update(_loo(tree) if not local_continuous else _no_loo())
+    # One point says nothing of how it would move without a row.
+    found.update(_no_loo() if point or local_continuous else _loo(tree))
     return found
 
 

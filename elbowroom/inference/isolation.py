@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import torch
+from threadpoolctl import threadpool_limits
 from torch.distributions import Distribution
 
 from elbowroom.errors import OptionError, unknown
@@ -47,6 +48,7 @@ def isolated(
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
     validate: bool = False,
+    threads: int | None = None,
 ) -> Iterator[Any]:
     """Runs Pyro code in a parameter store, random state and defaults of its own.
 
@@ -56,6 +58,7 @@ def isolated(
         dtype: Default floating-point type.
         device: Default device.
         validate: Whether Pyro and torch check every distribution's arguments.
+        threads: Of torch and BLAS; by default as they are.
 
     Yields:
         The state of the block's parameter store, filled when the block ends.
@@ -72,9 +75,13 @@ def isolated(
     torch_validates = Distribution._validate_args
     # torch.device as a context slows every call down, so the CPU goes without.
     on_device = nullcontext() if device is None or device.type == "cpu" else device
+    torch_threads = torch.get_num_threads()
     try:
         torch.set_default_dtype(dtype)
+        if threads is not None:
+            torch.set_num_threads(threads)
         with (
+            threadpool_limits(threads),
             pyro.validation_enabled(validate),
             on_device,
             pyro.get_param_store().scope(parameters) as state,
@@ -82,6 +89,7 @@ def isolated(
             pyro.set_rng_seed(seed)
             yield state
     finally:
+        torch.set_num_threads(torch_threads)
         torch.set_default_dtype(default_dtype)
         Distribution.set_default_validate_args(torch_validates)
         pyro.util.set_rng_state(random_state)

@@ -1,6 +1,7 @@
 """A model bound to its data: what every later step of a fit is asked about."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +16,9 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.isolation import isolated, placed
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
+
+SMALL = 1_000_000
+"""Numbers in a model's arguments below which one thread is faster than several."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,15 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
     from_file: bool = False
+
+    def session(self, seed: int, parameters: Any = None) -> AbstractContextManager[Any]:
+        """A block in which this problem's model and guides are run; see `isolated`.
+
+        Small problems run on one thread: waking the others costs more than they do.
+        """
+        numbers = sum(v.numel() for v in self.arguments.values() if isinstance(v, Tensor))
+        threads = 1 if numbers < SMALL else None
+        return isolated(seed, parameters, self.dtype, self.device, threads=threads)
 
     @property
     def function(self) -> Callable[..., Any]:
