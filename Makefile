@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# The models of the tests are small: one thread for each of two workers.
+export OMP_NUM_THREADS = 1
+
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/elbowroom demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -220,7 +220,9 @@ def compare(
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Describe this one.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Describe this one.")
+    ] = None,
 ) -> None:
     """List the models, or describe one with its options, guides and priors."""
     from elbowroom.report import listing
@@ -252,7 +254,7 @@ def datasets() -> None:
 
 
 @app.command()
-def summary(run: Run, interval: Interval = 0.9, model: Function = None) -> None:
+def summary(run: Run, interval: Interval = 0.9) -> None:
     """Print a run's status, diagnostics and posterior."""
     from elbowroom.posterior.run_folder import load
     from elbowroom.report import terminal
@@ -270,13 +272,16 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="CSV file [default: print it].")
     ] = None,
     model: Function = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code in the run's formula: it is your own.")
+    ] = False,
 ) -> None:
     """Predict for new rows: mean, sd and interval, or each row's component of a mixture."""
-    from elbowroom.fitting import load
+    from elbowroom.loading import load
     from elbowroom.models._own import load_function
 
     function = None if model is None else load_function(model)
-    table = load(run, model=function).predict(data, interval=interval, seed=seed)
+    table = load(run, model=function, trust=trust).predict(data, interval=interval, seed=seed)
     if output is None:
         typer.echo(table.to_csv(index=False), nl=False)
         return

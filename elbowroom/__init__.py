@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from elbowroom.comparing import Comparison, compare
     from elbowroom.data.bundled import dataset_names, load_dataset
     from elbowroom.data.tables import read_table
-    from elbowroom.fitting import Fit, fit, load
+    from elbowroom.fitted import Fit
+    from elbowroom.fitting import fit
+    from elbowroom.loading import load
 
 __version__ = "0.1.0"
 
@@ -23,11 +25,11 @@ __version__ = "0.1.0"
 # elbowroom does not import torch.
 _public = {
     "Comparison": "elbowroom.comparing",
-    "Fit": "elbowroom.fitting",
+    "Fit": "elbowroom.fitted",
     "compare": "elbowroom.comparing",
     "dataset_names": "elbowroom.data.bundled",
     "fit": "elbowroom.fitting",
-    "load": "elbowroom.fitting",
+    "load": "elbowroom.loading",
     "load_dataset": "elbowroom.data.bundled",
     "read_table": "elbowroom.data.tables",
 }

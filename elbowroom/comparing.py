@@ -15,8 +15,8 @@ from elbowroom.diagnostics.compare import (
     posterior_differences,
 )
 from elbowroom.errors import ElbowroomError, OptionError
+from elbowroom.fitted import Fit
 from elbowroom.fitting import (
-    Fit,
     Progress,
     beginning,
     bind_model,

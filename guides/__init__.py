@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from elbowroom.errors import GuideError, unknown
+from elbowroom.errors import GuideError, OptionError, unknown
 
 if TYPE_CHECKING:  # the registry is read without torch
     from torch import Tensor
@@ -115,22 +115,21 @@ def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guid
     """A guide of a model by name.
 
     Raises:
-        GuideError: If the guide belongs to another model, or cannot hold this one's latents; the
-            message lists the right ones.
-        OptionError: If there is no such guide; the nearest name is suggested.
+        OptionError: If there is no such guide, with the nearest name; if it belongs to another
+            model or cannot hold this one's latents, with the right ones.
     """
     fitting = guides_for(model, local_latents)
     if name in fitting:
         return fitting[name]
     known = guides_for(model)
     if name in known:
-        raise GuideError(
+        raise OptionError(
             f"the guide '{name}' needs every latent at once, and this model has latents for each "
             f"row; the guides that fit: {', '.join(fitting)}."
         )
     owners = [owner for owner in _model_names() if name in guides_for(owner)]
     if owners:
-        raise GuideError(
+        raise OptionError(
             f"the guide '{name}' was written for {', '.join(owners)}, not for "
             f"{model or 'this model'}; the guides that fit: {', '.join(fitting)}."
         )

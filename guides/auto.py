@@ -3,6 +3,7 @@
 All are written in the model's unconstrained coordinates, scaled by the curvature at the start
 where that is known: an optimiser's step is then about the same fraction of the posterior's width
 in every direction, whatever the units of the data. The family of distributions is not changed.
+Parameters and auxiliary sites are named `guide. ...`, so that they meet no name of the model's.
 """
 
 from collections.abc import Callable
@@ -54,8 +55,8 @@ def sample_normal(site: Site, location: Tensor, scale: Tensor) -> None:
     of the standard deviation to `scale`.
     """
     event_dim, shape = site.transform.domain.event_dim, site.unconstrained_shape
-    offset = pyro.param(f"{site.name}.offset", torch.zeros(shape), event_dim=event_dim)
-    log_ratio = pyro.param(f"{site.name}.log_ratio", torch.zeros(shape), event_dim=event_dim)
+    offset = pyro.param(f"guide.{site.name}.offset", torch.zeros(shape), event_dim=event_dim)
+    log_ratio = pyro.param(f"guide.{site.name}.log_ratio", torch.zeros(shape), event_dim=event_dim)
     fn: Any = dist.Normal(location + scale * offset, scale * log_ratio.exp()).to_event(event_dim)
     if not site.real:  # a plain Normal keeps its closed-form divergence
         fn = dist.TransformedDistribution(fn, [site.transform])
@@ -76,7 +77,7 @@ def flat_guide(space: LatentSpace, draw: Callable[[], Tensor]) -> Callable[..., 
 
 def sample_flat(fn: dist.TorchDistribution) -> Tensor:
     """Samples the flat unconstrained vector, which is no site of the model."""
-    return pyro.sample("unconstrained", fn, infer={"is_auxiliary": True})
+    return pyro.sample("guide.unconstrained", fn, infer={"is_auxiliary": True})
 
 
 def site_guide(
@@ -111,7 +112,7 @@ def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
     def sample(site: Site, location: Tensor, scale: Tensor) -> None:
         event_dim = site.transform.domain.event_dim
         zero = torch.zeros(site.unconstrained_shape)
-        offset = pyro.param(f"{site.name}.offset", zero, event_dim=event_dim)
+        offset = pyro.param(f"guide.{site.name}.offset", zero, event_dim=event_dim)
         value = site.transform(location + scale * offset)
         pyro.sample(site.name, dist.Delta(value, event_dim=site.event_dim))
 
@@ -130,8 +131,8 @@ def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     whitening, size = cholesky(start), space.dimension
 
     def draw() -> Tensor:
-        offset = pyro.param("offset", torch.zeros(size))
-        factor = pyro.param("factor", torch.eye(size), constraint=constraints.lower_cholesky)
+        offset = pyro.param("guide.offset", torch.zeros(size))
+        factor = pyro.param("guide.factor", torch.eye(size), constraint=constraints.lower_cholesky)
         location = start.location + whitening @ offset
         return sample_flat(dist.MultivariateNormal(location, scale_tril=whitening @ factor))
 
@@ -140,8 +141,10 @@ def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
 @register("low_rank", "a Normal with correlations of low rank", dense=True)
 def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
-    """Rank √D, rounded up: Ong, Nott and Smith, 2018, "Gaussian variational approximation with a
-    factor covariance structure".
+    """Rank √D, rounded up.
+
+    Ong, Nott and Smith, 2018, "Gaussian variational approximation with a factor covariance
+    structure".
     """
     widths, size = scales(start), space.dimension
     rank = max(1, round(size**0.5 + 0.499))
@@ -155,9 +158,9 @@ def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
         return vectors[:, -rank:] * values[-rank:].clamp(min=1e-4).sqrt()
 
     def draw() -> Tensor:
-        offset = pyro.param("offset", torch.zeros(size))
-        factor = pyro.param("factor", initial_factor)
-        log_ratio = pyro.param("log_ratio", torch.zeros(size))
+        offset = pyro.param("guide.offset", torch.zeros(size))
+        factor = pyro.param("guide.factor", initial_factor)
+        log_ratio = pyro.param("guide.log_ratio", torch.zeros(size))
         fn = dist.LowRankMultivariateNormal(
             start.location + widths * offset,
             widths.unsqueeze(-1) * factor,
@@ -219,10 +222,12 @@ def flow(space: LatentSpace, start: Start) -> Callable[..., Any]:
     log_determinant = whitening.diagonal().log().sum()
 
     def draw() -> Tensor:
-        pyro.module("flow", network)
-        whitened = pyro.sample("whitened", ZukoToPyro(network()), infer={"is_auxiliary": True})
+        pyro.module("guide.flow", network)
+        whitened = pyro.sample(
+            "guide.whitened", ZukoToPyro(network()), infer={"is_auxiliary": True}
+        )
         u = start.location + whitening @ whitened
         fn = dist.Delta(u, log_density=-log_determinant, event_dim=1)
-        return pyro.sample("unconstrained", fn, infer={"is_auxiliary": True})
+        return pyro.sample("guide.unconstrained", fn, infer={"is_auxiliary": True})
 
     return flat_guide(space, draw)

@@ -54,21 +54,23 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
     ) -> None:
         to_coefficients = whitening(predictors, centre, spread, has_intercept)
         size, rows = len(to_coefficients), len(predictors)
-        centre_noise = pyro.param("log_noise.location", values["standardised_sigma"].log())
+        centre_noise = pyro.param("guide.log_noise.location", values["standardised_sigma"].log())
         width_noise = pyro.param(
-            "log_noise.scale", torch.tensor((2 * rows) ** -0.5), constraint=constraints.positive
+            "guide.log_noise.scale",
+            torch.tensor((2 * rows) ** -0.5),
+            constraint=constraints.positive,
         )
         noise = pyro.sample("standardised_sigma", dist.LogNormal(centre_noise, width_noise))
         location = pyro.param(
-            "coefficients.location", lambda: initial(to_coefficients, has_intercept)
+            "guide.coefficients.location", lambda: initial(to_coefficients, has_intercept)
         )
-        slope = pyro.param("coefficients.slope", torch.zeros(size))
+        slope = pyro.param("guide.coefficients.slope", torch.zeros(size))
         factor = pyro.param(
-            "coefficients.factor", torch.eye(size), constraint=constraints.lower_cholesky
+            "guide.coefficients.factor", torch.eye(size), constraint=constraints.lower_cholesky
         )
         moved = location + slope * (noise.log() - centre_noise) / width_noise
         both = pyro.sample(
-            "intercept_and_coefficients",
+            "guide.coefficients",
             dist.MultivariateNormal(
                 to_coefficients @ moved, scale_tril=noise * (to_coefficients @ factor)
             ),

@@ -23,7 +23,7 @@ def _weights(value: Tensor) -> None:
         "weights",
         dist.Dirichlet(
             pyro.param(
-                "weights.concentration",
+                "guide.weights.concentration",
                 CONCENTRATION * len(value) * value,
                 constraint=constraints.positive,
             )
@@ -66,13 +66,13 @@ def collapsed(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
     def guide(**arguments: Any) -> None:
         _weights(weights)
-        offset = pyro.param("components.offset", torch.zeros_like(location))
+        offset = pyro.param("guide.components.offset", torch.zeros_like(location))
         factor = pyro.param(
-            "components.factor", initial_factor, constraint=constraints.lower_cholesky
+            "guide.components.factor", initial_factor, constraint=constraints.lower_cholesky
         )
         with space.plates(arguments)(sites[0].plates):
             drawn = pyro.sample(
-                "component",
+                "guide.component",
                 dist.MultivariateNormal(
                     location + width * offset, scale_tril=width.unsqueeze(-1) * factor
                 ),
@@ -82,6 +82,13 @@ def collapsed(space: LatentSpace, start: Start) -> Callable[..., Any]:
                 sample_site(site, part.reshape(shape))
 
     return guide
+
+
+# Summed over by `trace_enum`; drawn by `trace_graph`, whose score function takes the baseline.
+ASSIGNMENTS: Any = {
+    "enumerate": "parallel",
+    "baseline": {"use_decaying_avg_baseline": True, "baseline_beta": 0.95},
+}
 
 
 @register(
@@ -107,18 +114,11 @@ def local(space: LatentSpace, start: Start) -> Callable[..., Any]:
                 sample_normal(site, parts[site.name], widths[site.name])
         with plates(space.discrete["assignments"]):
             logits = pyro.param(
-                "assignments.logits",
+                "guide.assignments.logits",
                 lambda: initial_logits(values, arguments),
                 event_dim=1,
             )
-            pyro.sample(
-                "assignments",
-                dist.Categorical(logits=logits),
-                infer={
-                    "enumerate": "parallel",
-                    "baseline": {"use_decaying_avg_baseline": True, "baseline_beta": 0.95},
-                },
-            )
+            pyro.sample("assignments", dist.Categorical(logits=logits), infer=ASSIGNMENTS)
 
     return guide
 

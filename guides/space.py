@@ -83,9 +83,14 @@ class _UnconstrainedValues(Messenger):
         msg["value"] = transform(self.width * (2 * torch.rand(shape) - 1))
 
 
-def _traced(
+def trace_model(
     model: Callable[..., Any], arguments: Mapping[str, Any], width: float = 0.5
 ) -> poutine.Trace:
+    """Runs a model at a random point near the origin of its unconstrained space.
+
+    Raises:
+        ModelError: If the model raises.
+    """
     try:
         with _UnconstrainedValues(width):
             return poutine.trace(model).get_trace(**arguments)
@@ -99,6 +104,19 @@ def _traced(
     ) as error:
         reason = str(error).split("Trace Shapes")[0].strip()
         raise ModelError(f"the model raised {type(error).__name__} when run: {reason}") from error
+
+
+def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
+    """The sample sites of a trace by name, those that a plate makes for itself aside."""
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and not isinstance(node["fn"], _Subsample):
+            yield name, node
+
+
+def plates_of(node: Any) -> tuple[Plate, ...]:
+    """The plates that a site lies in, at their full size."""
+    frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    return tuple(Plate(frame.name, frame.dim, frame.full_size or frame.size) for frame in frames)
 
 
 @dataclass(frozen=True)
@@ -149,15 +167,12 @@ class LatentSpace:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            trace = _traced(model, arguments)
-            other = _traced(model, arguments)
-            subsampled = _subsampled_plate(model, arguments, trace)
+            trace = trace_model(model, arguments)
+            other = trace_model(model, arguments)
+            subsampled = _subsampled_plate(model, arguments)
         sites, discrete, observed, deepest = [], {}, {}, 0
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
-                continue
-            frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
-            plates = tuple(Plate(f.name, f.dim, f.full_size or f.size) for f in frames)
+        for name, node in sample_sites(trace):
+            plates = plates_of(node)
             deepest = max([deepest, *(-plate.dim for plate in plates)])
             if node["is_observed"]:
                 if not node["infer"].get("_deterministic"):
@@ -266,16 +281,14 @@ def takes_batches(model: Callable[..., Any]) -> bool:
     return "batch_size" in inspect.signature(model).parameters
 
 
-def _subsampled_plate(
-    model: Callable[..., Any], arguments: Mapping[str, Any], trace: poutine.Trace
-) -> Plate | None:
+def _subsampled_plate(model: Callable[..., Any], arguments: Mapping[str, Any]) -> Plate | None:
     if not takes_batches(model):
         return None
-    small = _traced(model, {**arguments, "batch_size": 1})
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or name not in small.nodes:
-            continue
-        for frame in small.nodes[name]["cond_indep_stack"]:
-            if frame.vectorized and frame.size == 1 and (frame.full_size or 1) > 1:
-                return Plate(frame.name, frame.dim, frame.full_size)
+    small = trace_model(model, {**arguments, "batch_size": 1})
+    for _, node in sample_sites(small):
+        for frame, plate in zip(
+            [f for f in node["cond_indep_stack"] if f.vectorized], plates_of(node), strict=True
+        ):
+            if frame.size == 1 < plate.size:
+                return plate
     return None

@@ -40,12 +40,10 @@ class Training:
     Attributes:
         table: The table of the fit.
         arguments: The arguments that were made of it; their scaling is reused.
-        from_file: Whether the options were read from a run folder, which must run no code.
     """
 
     table: Any
     arguments: Mapping[str, Any]
-    from_file: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,8 @@ class Model:
         starts: `starts(arguments, count, seed)` gives initial values of sites, best guess first.
         canonical: `canonical(sites, reference)` relabels exchangeable parts of every draw to
             agree with the reference's, or orders them where there is no reference.
+        code_in: `code_in(options)` gives the code that preparing a table with these options would
+            run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.
     """
 
@@ -80,6 +80,7 @@ class Model:
     internal: tuple[str, ...] = ()
     starts: Callable[[Mapping[str, Any], int, int], list[dict[str, Any]]] | None = None
     canonical: Callable[..., dict[str, Any]] | None = None
+    code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -34,7 +34,7 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
             data = _columns_by_name(function, data, partial=training is not None)
         return Prepared(arguments={key: _argument(key, value) for key, value in data.items()})
 
-    label = name or getattr(function, "__name__", type(function).__name__)
+    label = name or str(getattr(function, "__name__", type(function).__name__))
     return Model(label, function, None, prepare, observed="", predicts="")
 
 

@@ -16,6 +16,7 @@ intercept nothing is centred.
 import re
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -91,14 +92,11 @@ def bayesian_regression(
         pyro.sample("response", dist.Normal(mean, sigma), obs=y)
 
 
-def _calls_functions(formula: str) -> bool:
-    """Whether reading a formula may run code: formulae evaluates the Python in it.
-
-    That is right for the user's own command, not for one in somebody else's run folder.
-    """
-    return re.fullmatch(r"[\w\s.+*:/~()-]+", formula) is None or bool(
-        re.search(r"\w\s*\(", formula)
-    )
+def code_in(options: Options) -> str | None:
+    """The formula, if it calls functions: formulae evaluates the Python in it."""
+    formula = options.formula or ""
+    plain = re.fullmatch(r"[\w\s.+*:/~()-]*", formula) and not re.search(r"\w\s*\(", formula)
+    return None if plain else formula
 
 
 def design_matrix(
@@ -123,7 +121,7 @@ def design_matrix(
     if "~" not in formula:
         raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
     try:
-        matrices = design_matrices(formula, table, na_action="error")
+        matrices = design_matrices(formula, table, na_action="error", extra_namespace={"np": np})
     except Exception as error:  # formulae raises what its parser and the formula's code raise
         raise DataError(
             f"the formula '{formula}' cannot be read with the columns "
@@ -178,19 +176,13 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
     Raises:
-        DataError: If a column cannot be used; the message names it. Also if the formula of a run
-            that was loaded from a folder calls functions, since predicting would run them.
+        DataError: If a column cannot be used; the message names it.
         OptionError: If both `formula` and `response` are given, or neither.
     """
     if options.formula and (options.response or options.columns or options.exclude):
         raise OptionError(
             "--formula names the response and the predictors; leave out --response, --columns "
             "and --exclude."
-        )
-    if training and training.from_file and options.formula and _calls_functions(options.formula):
-        raise DataError(
-            f"the loaded run's formula '{options.formula}' calls functions, and a run folder may "
-            "run no code; fit again from the table to predict."
         )
     source, new = (table, None) if training is None else (training.table, table)
     if options.formula:
@@ -246,6 +238,7 @@ register(
         observed="response",
         predicts="response",
         dataset="diabetes",
+        code_in=code_in,
         internal=("standardised_coefficients", "standardised_intercept", "standardised_sigma"),
     ),
     __name__,

@@ -6,7 +6,7 @@ log probabilities, plates included (Obermeyer et al., 2019, "Tensor variable eli
 factor graphs").
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,11 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.func import vmap
 
 from elbowroom.errors import ModelError
-from elbowroom.guides.space import LatentSpace
+from elbowroom.guides.space import LatentSpace, sample_sites
 
 
 class _Enumerate(EnumMessenger):
@@ -83,12 +82,12 @@ def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) ->
     """
     remaining = set(plates_of)
     while remaining:
-
-        def cost(index: int) -> tuple[int, int]:
-            joined = {name for factor in factors if index in factor.names for name in factor.names}
-            return (-len(plates_of[index]), len(joined))
-
-        index = min(remaining, key=cost)
+        # The deepest first; of those, the one whose joined factor has the fewest dims.
+        joined_names = {
+            index: {n for factor in factors if index in factor.names for n in factor.names}
+            for index in remaining
+        }
+        index = min(remaining, key=lambda i: (-len(plates_of[i]), len(joined_names[i])))
         touching = [
             factor.summed_over({n for n in factor.names if isinstance(n, str)} - plates_of[index])
             for factor in factors
@@ -133,12 +132,6 @@ def _run(
     trace = poutine.trace(conditioned).get_trace(**arguments)
     trace.compute_log_prob()
     return trace
-
-
-def _sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample" and not isinstance(node["fn"], _Subsample):
-            yield name, node
 
 
 def _factor(name: str, node: Any, space: LatentSpace) -> Factor:
@@ -187,15 +180,15 @@ def score(
     trace = _run(model, arguments, values, space)
     ids = {
         name: node["infer"]["_dim_to_id"][node["infer"]["_enumerate_dim"]]
-        for name, node in _sites(trace)
+        for name, node in sample_sites(trace)
         if "_enumerate_dim" in node["infer"]
     }
     deterministics = {
         name: node["value"]
-        for name, node in _sites(trace)
+        for name, node in sample_sites(trace)
         if node["infer"].get("_deterministic") and name not in values
     }
-    scored = [(name, node) for name, node in _sites(trace) if name not in deterministics]
+    scored = [(name, node) for name, node in sample_sites(trace) if name not in deterministics]
     likelihood = {name: node["log_prob"] for name, node in scored if name in space.observed}
     if not ids:
         return Score(sum(node["log_prob"].sum() for _, node in scored), likelihood, deterministics)
@@ -233,7 +226,7 @@ def assignment_probabilities(
     trace = _run(model, arguments, values, space)
     tilts = {
         name: torch.zeros_like(_factor(name, node, space).log_prob)
-        for name, node in _sites(trace)
+        for name, node in sample_sites(trace)
         if "_enumerate_dim" in node["infer"]
     }
 

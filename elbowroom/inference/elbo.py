@@ -4,22 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 from pyro import poutine
 from pyro.infer import (
-    ELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
     config_enumerate,
 )
-from pyro.poutine.subsample_messenger import _Subsample
 
-from elbowroom.errors import GuideError, ModelError, OptionError, unknown
-from elbowroom.guides.space import LatentSpace
+from elbowroom.errors import GuideError, ModelError, OptionError
+from elbowroom.guides.space import LatentSpace, sample_sites, trace_model
 
-OBJECTIVES: dict[str, type[ELBO]] = {
+OBJECTIVES: dict[str, Any] = {
     "trace": Trace_ELBO,
     "trace_graph": TraceGraph_ELBO,
     "trace_enum": TraceEnum_ELBO,
@@ -65,13 +62,7 @@ def read_guide(
     ) as error:
         reason = str(error).split("Trace Shapes")[0].strip()
         raise GuideError(f"the guide raised {type(error).__name__} when run: {reason}") from error
-    nodes = {
-        name: node
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and not node["is_observed"]
-        and not isinstance(node["fn"], _Subsample)
-    }
+    nodes = {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
     auxiliary = {name for name, node in nodes.items() if node["infer"].get("is_auxiliary")}
     names = set(nodes) - auxiliary
     wanted = {site.name: site.shape for site in space.sites}
@@ -114,12 +105,10 @@ def choose_objective(
         sites: The guide's sites.
 
     Raises:
-        OptionError: If there is no such objective, or it is wrong for the pair.
+        OptionError: If the objective is wrong for the pair.
         ModelError: If a discrete site is in no guide and cannot be enumerated.
     """
     left = sorted(set(space.discrete) - sites.discrete)
-    if requested is not None and requested not in OBJECTIVES:
-        raise unknown("objective", requested, OBJECTIVES)
     if left and requested not in (None, "trace_enum"):
         raise OptionError(
             f"--elbo {requested} needs every latent site in the guide, and '{left[0]}' is not; "
@@ -147,7 +136,7 @@ def choose_objective(
     return "trace", "every site is reparameterised"
 
 
-def make_objective(name: str, particles: int, space: LatentSpace) -> ELBO:
+def make_objective(name: str, particles: int, space: LatentSpace) -> Any:
     """The objective, with `particles` draws for each estimate."""
     return OBJECTIVES[name](num_particles=particles, max_plate_nesting=space.max_plate_nesting)
 
@@ -162,7 +151,8 @@ def marked(
     """
     if name == "trace_enum":
         return config_enumerate(model, "parallel"), guide
-    return model, poutine.infer_config(guide, config_fn=lambda site: {"enumerate": None})
+    unmarked: Any = {"enumerate": None}
+    return model, poutine.infer_config(guide, config_fn=lambda site: unmarked)
 
 
 def check_enumerable(
@@ -176,10 +166,9 @@ def check_enumerable(
     left = set(space.discrete) - sites.discrete
     if not left:
         return
-    with pyro.poutine.block():
-        trace = poutine.trace(model).get_trace(**arguments)
+    nodes = dict(sample_sites(trace_model(model, arguments)))
     for name in sorted(left):
-        if not trace.nodes[name]["fn"].has_enumerate_support:
+        if not nodes[name]["fn"].has_enumerate_support:
             raise ModelError(
                 f"site '{name}' is discrete with infinitely many values, so that it cannot be "
                 "summed over; sample it in a hand-written guide."

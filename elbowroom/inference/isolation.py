@@ -1,4 +1,4 @@
-"""A fit leaves no trace in the process: parameters, random state, defaults and flags are put back."""
+"""A fit leaves no trace: parameters, random state, defaults and flags are put back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -34,7 +34,6 @@ class Problem:
         space: The model's latent space.
         dtype: Of all numbers.
         device: Of all tensors.
-        from_file: Whether it was read from a run folder.
     """
 
     model: Model
@@ -45,7 +44,6 @@ class Problem:
     space: LatentSpace
     dtype: torch.dtype
     device: torch.device
-    from_file: bool = False
 
     def session(self, seed: int, parameters: Any = None) -> AbstractContextManager[Any]:
         """A block in which this problem's model and guides are run; see `isolated`.
@@ -86,7 +84,7 @@ class Problem:
         """
         if self.model_name is not None or not isinstance(data, Mapping):
             data = read_table(data, minimum_rows=1)
-        training = Training(self.data, self.prepared.arguments, self.from_file)
+        training = Training(self.data, self.prepared.arguments)
         with isolated(0, dtype=self.dtype):
             new = self.model.prepare(data, self.options, training).arguments
             if self.model_name is None:
@@ -162,7 +160,6 @@ def bind(
     options: Any,
     dtype: torch.dtype,
     device: torch.device,
-    from_file: bool = False,
 ) -> Problem:
     """Binds a model to its data.
 
@@ -185,7 +182,7 @@ def bind(
             space = LatentSpace.of(model.function, arguments)
         except TypeError as error:
             raise DataError(f"the data does not match the model's arguments: {error}") from error
-    return Problem(model, options, data, prepared, arguments, space, dtype, device, from_file)
+    return Problem(model, options, data, prepared, arguments, space, dtype, device)
 
 
 def without_observation(

@@ -11,13 +11,13 @@ import pyro
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from elbowroom.errors import ModelError, OptionError, unknown
 from elbowroom.guides.space import Plate
+from elbowroom.inference.elbo import OBJECTIVES
 from elbowroom.inference.stopping import trend
 
 STAGES = 3
@@ -64,6 +64,8 @@ class Settings:
         if self.steps is not None and self.epochs is not None:
             raise OptionError("--steps and --epochs both set the length of the run; give one.")
         optimizer_class(self.optimizer)
+        if self.elbo is not None and self.elbo not in OBJECTIVES:
+            raise unknown("objective", self.elbo, OBJECTIVES)
 
 
 @dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
@@ -94,7 +96,7 @@ class Trained:
         return self.status in ("converged", "exact")
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: str) -> Any:
     """A class of torch.optim by its name.
 
     Raises:
@@ -180,7 +182,7 @@ def run_svi(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     arguments: dict[str, Any],
-    objective: ELBO,
+    objective: Any,
     settings: Settings,
     plate: Plate | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
@@ -217,7 +219,7 @@ def run_svi(
     window = max(200, plate.size // size if plate is not None and size else 0)
 
     def loss_and_gradients() -> float:
-        if batches is None:
+        if batches is None or plate is None:
             return objective.loss_and_grads(model, guide, **arguments)
         with _Rows(plate, next(batches)):
             return objective.loss_and_grads(model, guide, **arguments, batch_size=size)
@@ -295,7 +297,7 @@ def run_svi(
 
 
 def _first_evaluation(
-    objective: ELBO,
+    objective: Any,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     arguments: dict[str, Any],

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from elbowroom.guides.space import LatentSpace
+from elbowroom.guides.space import LatentSpace, sample_sites
 from elbowroom.inference.density import map_draws, score
 
 VALUES_AT_ONCE = 20_000_000
@@ -68,11 +67,7 @@ def draw(
 
     def sample(_: dict[str, Tensor]) -> dict[str, Tensor]:
         trace = poutine.trace(guide).get_trace(**arguments)
-        sampled = {
-            name: node["value"]
-            for name, node in trace.nodes.items()
-            if node["type"] == "sample" and name in names and not isinstance(node["fn"], _Subsample)
-        }
+        sampled = {name: node["value"] for name, node in sample_sites(trace) if name in names}
         return {**sampled, " log_q": torch.as_tensor(trace.log_prob_sum())}
 
     def log_joint(values: dict[str, Tensor]) -> Tensor:

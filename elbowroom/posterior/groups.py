@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 import xarray
-from pyro import poutine
 from torch import Tensor
 
 from elbowroom.errors import ModelError
+from elbowroom.guides.space import sample_sites, trace_model
 from elbowroom.inference.problem import Problem
 from elbowroom.posterior.predictive import (
     deterministics,
@@ -91,12 +91,12 @@ def _thin(sites: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> dict[str, 
 def _data(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What was observed, by site; and the other arguments that are tensors."""
     with torch.no_grad():
-        trace = poutine.trace(problem.function).get_trace(**problem.arguments)
-    observed = {name: trace.nodes[name]["value"].cpu() for name in problem.space.observed}
+        nodes = dict(sample_sites(trace_model(problem.function, problem.arguments)))
+    observed = {name: nodes[name]["value"].cpu() for name in problem.space.observed}
     constants = {
         name: value.cpu()
         for name, value in problem.arguments.items()
-        if isinstance(value, Tensor) and not any(value is trace.nodes[o]["value"] for o in observed)
+        if isinstance(value, Tensor) and not any(value is nodes[o]["value"] for o in observed)
     }
     return observed, {k: v for k, v in constants.items() if k not in observed}
 

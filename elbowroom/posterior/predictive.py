@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from elbowroom.guides.space import LatentSpace
+from elbowroom.guides.space import LatentSpace, sample_sites
 from elbowroom.inference.density import assignment_probabilities, map_draws, score
 from elbowroom.posterior.draws import chunk_size
 
@@ -45,7 +45,8 @@ def predict_sites(
         # The observations are freed first, inside: the other way round frees the latents too.
         conditioned = poutine.condition(poutine.uncondition(model), data=values)
         trace = poutine.trace(conditioned).get_trace(**arguments)
-        return {name: trace.nodes[name]["value"] for name in space.observed}
+        nodes = dict(sample_sites(trace))
+        return {name: nodes[name]["value"] for name in space.observed}
 
     return _evaluate(sample, sites, arguments, space)
 
@@ -64,8 +65,8 @@ def prior_sites(
         wanted = {site.name for site in space.sites} | set(space.observed)
         return {
             name: node["value"]
-            for name, node in trace.nodes.items()
-            if name in wanted or (node["type"] == "sample" and node["infer"].get("_deterministic"))
+            for name, node in sample_sites(trace)
+            if name in wanted or node["infer"].get("_deterministic")
         }
 
     return _evaluate(sample, {" index": torch.zeros(count)}, arguments, space)

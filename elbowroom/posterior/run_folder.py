@@ -127,7 +127,7 @@ def _write(run: Run, folder: Path) -> None:
         run.data.to_parquet(folder / "data.parquet", index=False)
     else:
         scalars = {k: v for k, v in run.data.items() if isinstance(v, (str, int, float))}
-        arrays = {k: np.asarray(v) for k, v in run.data.items() if k not in scalars}
+        arrays: Any = {k: np.asarray(v) for k, v in run.data.items() if k not in scalars}
         np.savez_compressed(folder / "data.npz", **arrays)
     _write_json(folder / "config.json", {"format": FORMAT, **run.config, "scalars": scalars})
     _write_json(folder / "diagnostics.json", run.diagnostics)
@@ -155,7 +155,7 @@ def load(path: str | Path) -> Run:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("format", FORMAT) > FORMAT:
             raise RunFolderError(
-                f"'{folder}' was written by a newer Elbowroom; upgrade with pip install -U elbowroom."
+                f"'{folder}' was written by a newer Elbowroom: pip install --upgrade elbowroom."
             )
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         for name, digest in run["sha256"].items():

@@ -108,7 +108,8 @@ def to_arviz(tree: xarray.DataTree) -> Any:
         import arviz
     if not hasattr(arviz, "InferenceData"):
         return tree
-    return arviz.InferenceData(**{name: node.to_dataset() for name, node in tree.children.items()})
+    groups: Any = {name: node.to_dataset() for name, node in tree.children.items()}
+    return arviz.InferenceData(**groups)
 
 
 def summarise(tree: xarray.DataTree, interval: float = 0.9) -> pd.DataFrame:

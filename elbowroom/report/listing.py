@@ -50,7 +50,7 @@ def show_model(name: str) -> None:
     hints = get_type_hints(model.options, include_extras=True) if model.options else {}
     for option in fields(model.options) if model.options else ():
         annotation = hints[option.name]
-        notes = [note.description for note in get_args(annotation)[1:] if hasattr(note, "description")]
+        notes = [n.description for n in get_args(annotation)[1:] if hasattr(n, "description")]
         default = "" if option.default in (None, MISSING, ()) else _shown(option.default)
         add(options, f"--{option.name.replace('_', '-')}", default, (notes or [""])[0])
     out.print()
@@ -98,10 +98,9 @@ def fitting_guides(model: str) -> Any:
 
 def show_datasets() -> None:
     """The bundled datasets."""
-    made = table("dataset", "rows", "columns", "title", "source", "licence", right=("rows", "columns"))
+    names = ("dataset", "rows", "columns", "title", "source", "licence")
+    made = table(*names, right=("rows", "columns"))
     for name in dataset_names():
         found = describe(name)
         add(made, name, found.rows, len(found.columns), found.title, found.source, found.licence)
     console().print(made)
-
-

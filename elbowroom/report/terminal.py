@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from elbowroom.comparing import Comparison
-from elbowroom.fitting import Fit, Plan
+from elbowroom.fitted import Fit
+from elbowroom.fitting import Plan
 from elbowroom.inference.svi import length
 from elbowroom.posterior.run_folder import Run
 from elbowroom.posterior.tree import summarise
@@ -28,7 +29,7 @@ Report = Callable[[int, int, float, float], None]
 def _number(value: Any, digits: int = 4) -> str:
     """A number in few characters; a dash where it has no meaning."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
+        return "-"
     if isinstance(value, float):
         return f"{value:.{digits}g}" if math.isfinite(value) else str(value).replace("inf", "∞")
     return str(value)
@@ -63,9 +64,7 @@ def progresses() -> Iterator[Callable[[str], Report | None] | None]:
 
             def report(step: int, budget: int, elbo: float, rate: float) -> None:
                 speed = bars.tasks[task].speed or 0.0
-                bars.update(
-                    task, completed=step, total=budget, elbo=elbo, rate=rate, speed=speed
-                )
+                bars.update(task, completed=step, total=budget, elbo=elbo, rate=rate, speed=speed)
 
             return report
 
@@ -90,13 +89,15 @@ def show_plan(plan: Plan) -> None:
         add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
     add(rows, "objective", f"{plan.objective[0]}: {plan.objective[1]}")
-    budget, fixed = length(settings, problem.space.subsampled and problem.space.subsampled.size)
+    plate = problem.space.subsampled
+    budget, fixed = length(settings, None if plate is None else plate.size)
     until = f"{budget} steps" if fixed else f"until the ELBO is flat, at most {budget} steps"
     batch = f", batches of {settings.batch_size}" if settings.batch_size else ""
     add(
         rows,
         "optimiser",
-        f"{settings.optimizer}, rate {settings.learning_rate:g} ({settings.schedule}), {until}{batch}",
+        f"{settings.optimizer}, rate {settings.learning_rate:g} ({settings.schedule}), "
+        f"{until}{batch}",
     )
     add(rows, "numbers", f"{settings.dtype} on {problem.device.type}, seed {plan.seed}")
     rows.show_header = False
@@ -144,7 +145,7 @@ def _show(
     if not math.isnan(measures["elbo"]):
         add(lines, "ELBO", f"{measures['elbo']:.2f} ± {measures['elbo_se']:.2f} nats")
         k_hat, limit = measures["k_hat"], measures["k_hat_threshold"]
-        verdict = "reweighting works" if k_hat <= limit else "the guide misses part of the posterior"
+        verdict = "reweighting works" if k_hat <= limit else "the guide misses part of it"
         add(lines, "k-hat", f"{_number(k_hat, 2)} (limit {limit:.2f}: {verdict})")
     if not math.isnan(measures["elpd_loo"]):
         high = measures["high_k_rows"]
@@ -187,19 +188,19 @@ def _interval_name(column: str) -> str:
 def show_comparison(comparison: Comparison) -> None:
     """The table of a comparison, and how the posteriors differ from the best one's."""
     out = console()
-    shifts = comparison.differences.groupby("guide") if len(comparison.differences) else {}
-    largest = {name: group["mean_shift"].abs().max() for name, group in shifts}
-    lowest = {name: group["sd_ratio"].min() for name, group in shifts}
-    highest = {name: group["sd_ratio"].max() for name, group in shifts}
+    groups = dict(list(comparison.differences.groupby("guide")))
+    largest = {name: group["mean_shift"].abs().max() for name, group in groups.items()}
+    lowest = {name: group["sd_ratio"].min() for name, group in groups.items()}
+    highest = {name: group["sd_ratio"].max() for name, group in groups.items()}
     names = ("ELBO", "±", "k-hat", "elpd", "±", "largest shift", "sd ratio", "s", "parameters")
     made = table("guide", *names, "converged", right=names)
     for row in comparison.table.to_dict("records"):
         name = row["guide"]
         if row["error"]:
             continue
-        ratio = "–"
+        ratio = "-"
         if name in lowest and not math.isnan(lowest[name]):
-            ratio = f"{lowest[name]:.2f}–{highest[name]:.2f}"
+            ratio = f"{lowest[name]:.2f} to {highest[name]:.2f}"
         add(
             made,
             f"{name} ★" if row["best"] else name,
@@ -232,7 +233,7 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def _fixed(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def show_saved(path: Path) -> None:

@@ -222,10 +222,9 @@ def test_assignment_probabilities_of_a_chain_of_sites_are_marginal() -> None:
     found = assignment_probabilities(two_in_a_plate, {"y": y}, VALUES, space)
     first = torch.arange(2.0).reshape(2, 1, 1)
     second = torch.arange(3.0).reshape(1, 3, 1)
-    joint = (
-        (torch.tensor(FIRST).unsqueeze(-1) * torch.tensor(SECOND)).log().unsqueeze(-1)
-        + dist.Normal(VALUES["mean"] + first - 2.0 * second, 1.0).log_prob(y)
-    )  # (first, second, rows)
+    joint = (torch.tensor(FIRST).unsqueeze(-1) * torch.tensor(SECOND)).log().unsqueeze(
+        -1
+    ) + dist.Normal(VALUES["mean"] + first - 2.0 * second, 1.0).log_prob(y)  # (first, second, rows)
     posterior = joint.flatten(0, 1).softmax(0).reshape(joint.shape)
     torch.testing.assert_close(found["first"], posterior.sum(1), **EXACT)
     torch.testing.assert_close(found["second"], posterior.sum(0), **EXACT)

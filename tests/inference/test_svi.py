@@ -205,9 +205,7 @@ def test_an_interrupted_fit_has_a_posterior() -> None:
     assert fit.posterior["posterior"].sizes["draw"] == 100
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "rate"), [("SGD", 0.02), ("RMSprop", 0.02), ("Adam", 0.05)]
-)
+@pytest.mark.parametrize(("optimizer", "rate"), [("SGD", 0.02), ("RMSprop", 0.02), ("Adam", 0.05)])
 def test_every_optimizer_reaches_the_mode_by_its_name(optimizer: str, rate: float) -> None:
     found = run(optimizer=optimizer, learning_rate=rate, steps=800, schedule="cosine")
     # The last steps of a cosine schedule average the gradient noise away.

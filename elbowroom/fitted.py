@@ -1,0 +1,243 @@
+"""A fit: what it found, and what it can be asked."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elbowroom.errors import GuideError, OptionError
+from elbowroom.guides import Guide, Start, guides_for
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.svi import Settings, Trained
+from elbowroom.posterior import run_folder
+from elbowroom.posterior.draws import Draws, draw
+from elbowroom.posterior.groups import posterior_tree
+from elbowroom.posterior.predict import log_density_of_rows, predict_rows
+from elbowroom.posterior.tree import summarise, to_arviz
+
+
+@dataclass
+class Fit:
+    """A fitted guide and its posterior.
+
+    Attributes:
+        problem: The model bound to its data.
+        guide: The guide's declaration.
+        settings: Of the optimiser.
+        objective: The name of the ELBO that was maximised, and why.
+        seed: Of all random numbers.
+        trained: How the optimiser went; its history is `elbo_history`.
+        posterior: The `xarray.DataTree` in the ArviZ schema.
+        diagnostics: elbo, elbo_se, k_hat, elpd_loo and more, by name.
+        notes: What a reader should know: groups left out, starts that disagreed.
+        start: Where the guide began, which its parameters are relative to.
+        parameters: The state of the parameter store at the end.
+        callable: The guide itself.
+    """
+
+    problem: Problem
+    guide: Guide
+    settings: Settings
+    objective: tuple[str, str]
+    seed: int
+    trained: Trained
+    posterior: Any
+    diagnostics: dict[str, Any]
+    notes: list[str]
+    start: Start = field(repr=False)
+    parameters: Any = field(repr=False)
+    callable: Callable[..., Any] = field(repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum was reached as far as the noise allows to tell."""
+        return self.trained.converged
+
+    @property
+    def elbo_history(self) -> np.ndarray:
+        """An estimate of the ELBO for each step, in nats."""
+        return self.trained.elbo_history
+
+    @contextmanager
+    def _active(self, seed: int) -> Iterator[Callable[..., Any]]:
+        """The guide, with its parameters in the active store."""
+        with self.problem.session(seed, self.parameters):
+            yield self.callable
+
+    def draw(self, count: int, seed: int = 0, data: Any = None) -> Draws:
+        """Fresh draws of the guide's sites, with log p and log q of each.
+
+        Args:
+            count: How many.
+            seed: Of the draws.
+            data: New rows, for an amortised guide; by default the fit's own.
+        """
+        arguments = self.problem.arguments
+        if data is not None:
+            self._check_amortised("to be drawn for new rows")
+            arguments = self.problem.new_arguments(data)
+        with self._active(seed) as guide:
+            return draw(self.problem.function, guide, arguments, self.problem.space, count)
+
+    def _check_amortised(self, purpose: str) -> None:
+        if self.problem.space.local_continuous and not self.guide.amortised:
+            fitting = guides_for(self.problem.model_name, True).values()
+            names = ", ".join(guide.name for guide in fitting if guide.amortised)
+            raise GuideError(
+                f"the guide '{self.guide.name}' has latents for the fitted rows only, and none "
+                f"{purpose}; fit with --guide {names or 'an amortised guide'}."
+            )
+
+    def sample(self, n: int = 1000, seed: int = 0) -> Any:
+        """Fresh posterior draws, as an `xarray.Dataset` with dims chain and draw.
+
+        Args:
+            n: How many.
+            seed: Of the draws; the same seed gives the same draws, after a reload too.
+        """
+        drawn = canonical_sites(self.problem, self.draw(n, seed).sites, self.global_sites())
+        with self._active(seed):
+            tree, _ = posterior_tree(self.problem, {"posterior": drawn}, {}, keep_local=True)
+        return tree["posterior"].to_dataset()
+
+    def global_sites(self) -> dict[str, Tensor]:
+        """The posterior's draws of the sites that are not for each row, (draws, ...)."""
+        group = self.posterior.children.get("unconstrained_posterior")
+        if group is None:
+            return {}
+        sites = {}
+        for site in self.problem.space.sites:
+            if site.name in group.data_vars:
+                flat = torch.tensor(group[site.name].values[0], dtype=self.problem.dtype)
+                sites[site.name] = site.transform(flat)
+        return sites
+
+    def predict(self, data: Any = None, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
+        """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.
+
+        For a mixture, the probabilities of the row's component instead. `log_density` is the log
+        posterior predictive density of the row, where it holds what was observed.
+
+        Args:
+            data: New rows, as the fit took them; by default the fit's own.
+            interval: Probability of the interval.
+            seed: Of the predictive draws.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+            GuideError: If the guide has no latents for new rows.
+        """
+        if not 0 < interval < 1:
+            raise OptionError(f"--interval {interval}: give a probability between 0 and 1.")
+        arguments = self.problem.arguments
+        if data is not None:
+            arguments = self.problem.new_arguments(data)
+        local = self.problem.space.local_continuous
+        if local:
+            sites = self.draw(self.diagnostics["draws"], seed, data).sites
+        else:
+            sites = self.global_sites()
+        with self.problem.session(seed, self.parameters):
+            return predict_rows(self.problem, arguments, sites, interval)
+
+    def log_density(self, data: Any) -> np.ndarray:
+        """The log posterior predictive density of each new row, in nats and the user's units.
+
+        Raises:
+            GuideError: If the model has latents for each row: their bound is `elbo`.
+        """
+        if self.problem.space.local_continuous:
+            raise GuideError(
+                "a model with latents for each row has a bound instead: Fit.elbo(data)."
+            )
+        arguments = self.problem.new_arguments(data)
+        with self.problem.session(0, self.parameters):
+            return log_density_of_rows(self.problem, arguments, self.global_sites())
+
+    def elbo(self, data: Any = None, draws: int = 1000, seed: int = 1) -> tuple[float, float]:
+        """The evidence lower bound in nats and its standard error, from fresh draws.
+
+        Args:
+            data: New rows for an amortised guide; by default the fit's own.
+            draws: How many.
+            seed: Of the draws.
+        """
+        return self.draw(draws, seed, data).elbo()
+
+    def summary(self, interval: float = 0.9) -> pd.DataFrame:
+        """Mean, sd and an equal-tailed interval of every quantity."""
+        return summarise(self.posterior, interval)
+
+    def to_arviz(self) -> Any:
+        """The posterior as the installed ArviZ takes it: InferenceData on 0.x, the tree on 1.x."""
+        return to_arviz(self.posterior)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes the run folder, whole or not at all.
+
+        Raises:
+            RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+        """
+        run_folder.save(self._run(), Path(path), overwrite)
+        return Path(path)
+
+    def _run(self) -> run_folder.Run:
+        named = self.parameters["params"].items()
+        parameters = {
+            f"parameter.{name}": value.detach().cpu()
+            for name, value in named
+            if not name.startswith("__baseline")
+        }
+        parameters["start.location"] = self.start.location.cpu()
+        if self.start.precision is not None:
+            parameters["start.precision"] = self.start.precision.cpu()
+        options = {} if self.problem.options is None else asdict(self.problem.options)
+        trained = self.trained
+        history = pd.DataFrame(
+            {
+                "step": np.arange(1, len(trained.elbo_history) + 1),
+                "elbo": trained.elbo_history,
+                "learning_rate": trained.learning_rates,
+            }
+        )
+        return run_folder.Run(
+            config={
+                "model": self.problem.model.name,
+                "registered_model": self.problem.model_name is not None,
+                "options": options,
+                "guide": self.guide.name,
+                "settings": asdict(self.settings),
+                "objective": list(self.objective),
+                "seed": self.seed,
+                "attributes": getattr(self.problem.data, "attrs", {}),
+            },
+            run={
+                "status": trained.status,
+                "reason": trained.reason,
+                "skipped": trained.skipped,
+                "seconds": trained.seconds,
+                "parameters": trained.parameters,
+                "versions": run_folder.versions(),
+                "notes": self.notes,
+            },
+            history=history,
+            parameters=parameters,
+            posterior=self.posterior,
+            diagnostics=self.diagnostics,
+            data=self.problem.data,
+        )
+
+
+def canonical_sites(
+    problem: Problem, sites: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Draws with exchangeable parts in the model's canonical order."""
+    if problem.model.canonical is None:
+        return dict(sites)
+    return problem.model.canonical(sites, reference or None)

@@ -1,0 +1,123 @@
+"""A run folder read back as a fit that predicts."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor
+
+from elbowroom.errors import ModelError, RunFolderError
+from elbowroom.fitted import Fit
+from elbowroom.fitting import resolve_guide
+from elbowroom.guides import Guide, Start, guides_for
+from elbowroom.guides.space import trace_model
+from elbowroom.inference.elbo import read_guide
+from elbowroom.inference.isolation import resolve_dtype
+from elbowroom.inference.problem import (
+    Problem,
+    bind,
+    make_options,
+    option_names,
+    resolve_model,
+)
+from elbowroom.inference.svi import Settings, Trained
+from elbowroom.models import get_model
+from elbowroom.posterior import run_folder
+
+
+def load(
+    path: str | Path,
+    model: Callable[..., Any] | None = None,
+    guide: Any = None,
+    trust: bool = False,
+) -> Fit:
+    """Reads a run folder back as a fit that predicts. No code in the folder is run.
+
+    Args:
+        path: The run folder.
+        model: The Pyro function, if the run was of a user's own model.
+        guide: The guide function or AutoGuide class, if it was the user's own.
+        trust: Whether to evaluate options of the run that hold code, such as a formula with
+            function calls.
+
+    Raises:
+        RunFolderError: If the folder cannot be read, or holds code and `trust` is not given.
+        ModelError: If the run is of a user's own model or guide, and it is not given.
+    """
+    run = run_folder.load(path)
+    config = run.config
+    if config["registered_model"]:
+        declaration = get_model(config["model"])
+    elif model is None:
+        raise ModelError(
+            f"'{path}' is a run of your own model '{config['model']}', whose code a run folder "
+            "does not hold; give it as er.load(path, model=...) or --model FILE.py:FUNCTION."
+        )
+    else:
+        declaration = resolve_model(model)
+    options = None
+    if declaration.options is not None:
+        known = option_names(declaration.options)
+        options = make_options(
+            declaration.options, {k: v for k, v in config["options"].items() if k in known}
+        )
+    code = declaration.code_in(options) if declaration.code_in is not None else None
+    if code is not None and not trust:
+        raise RunFolderError(
+            f"'{path}' holds code, '{code}', which loading would run; if the run is your own, give "
+            "er.load(path, trust=True) or --trust."
+        )
+    settings = make_options(Settings, config["settings"])
+    if isinstance(run.data, pd.DataFrame):
+        run.data.attrs.update(config["attributes"])
+    dtype = resolve_dtype(settings.dtype)
+    problem = bind(declaration, run.data, options, dtype, torch.device("cpu"))
+    start = Start(run.parameters["start.location"], run.parameters.get("start.precision"))
+    if guide is None and config["guide"] not in guides_for(problem.model_name):
+        raise ModelError(
+            f"'{path}' was fitted with your own guide '{config['guide']}', whose code a run folder "
+            "does not hold; give it as er.load(path, guide=...)."
+        )
+    fitted_guide = resolve_guide(guide or config["guide"], problem)
+    parameters, called = _restored(problem, fitted_guide, start, run.parameters)
+    history = run.history
+    trained = Trained(
+        run.run["status"],
+        run.run["reason"],
+        history["elbo"].to_numpy(),
+        history["learning_rate"].to_numpy(),
+        run.run["skipped"],
+        run.run["seconds"],
+        run.run["parameters"],
+    )
+    name, why = config["objective"]
+    return Fit(
+        problem, fitted_guide, settings, (name, why), config["seed"], trained, run.posterior,
+        run.diagnostics, run.run["notes"], start, parameters, called,
+    )  # fmt: skip
+
+
+def _restored(
+    problem: Problem, guide: Guide, start: Start, saved: Mapping[str, Tensor]
+) -> tuple[Any, Callable[..., Any]]:
+    """Builds a guide again, lets it and the model make their parameters, and fills these in."""
+    values = {
+        name.removeprefix("parameter."): value
+        for name, value in saved.items()
+        if name.startswith("parameter.")
+    }
+    with problem.session(0) as parameters:
+        called = guide.build(problem.space, start)
+        read_guide(called, problem.arguments, problem.space)
+        trace_model(problem.function, problem.arguments)
+        store = dict(pyro.get_param_store().named_parameters())
+        missing = sorted(set(store) - set(values))
+        if missing:
+            raise RunFolderError(f"the run folder lacks the guide's parameter '{missing[0]}'.")
+        with torch.no_grad():
+            for name, tensor in store.items():
+                tensor.copy_(values[name])
+    return parameters, called

@@ -1,0 +1,233 @@
+"""What every registered model and guide must do together; a new one is tested by being registered.
+
+Each model needs a recipe of data below: one that has none fails.
+"""
+
+import random
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+
+import elbowroom as er
+from elbowroom.errors import ElbowroomError
+from elbowroom.fitted import Fit
+from elbowroom.fitting import Beginning, beginning, bind_model, fit_problem
+from elbowroom.guides import Guide, guides_for
+from elbowroom.inference.elbo import OBJECTIVES, choose_objective, read_guide
+from elbowroom.inference.isolation import isolated
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.svi import Settings
+from elbowroom.models import get_model, model_summaries
+
+STEPS, DRAWS, SEED = 60, 200, 1
+LOCAL = ("vae",)
+"""Models with continuous latents for each row."""
+PRESENT = {
+    "bayesian_regression": {"structured"},
+    "gaussian_mixture": {"collapsed", "local"},
+    "vae": {"encoder", "local"},
+}
+GENERAL = {"map", "mean_field", "full_rank", "low_rank", "laplace", "flow"}
+DENSE = {"full_rank", "low_rank", "laplace", "flow"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Small data for a model, and options that make it quick."""
+
+    data: pd.DataFrame
+    options: dict[str, Any]
+
+
+def recipes() -> dict[str, Recipe]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    regression = pd.DataFrame({"a": x[:, 0], "b": 100 * x[:, 1] + 7})
+    regression["y"] = 3 + 2 * x[:, 0] - x[:, 1] + rng.normal(size=40)
+    groups = np.concatenate([rng.normal(size=(20, 2)), rng.normal(size=(20, 2)) + 6])
+    pixels = rng.uniform(size=(30, 5))
+    return {
+        "bayesian_regression": Recipe(regression, {"formula": "y ~ a + b"}),
+        "gaussian_mixture": Recipe(
+            pd.DataFrame(groups, columns=["u", "v"]), {"components": 2, "restarts": 2}
+        ),
+        "vae": Recipe(
+            pd.DataFrame(pixels, columns=list("pqrst")),
+            {"latent": 2, "hidden": (4,), "batch_size": 10},
+        ),
+    }
+
+
+PAIRS = [
+    pytest.param(model, guide, id=f"{model}-{guide}")
+    for model in model_summaries()
+    for guide in guides_for(model, local_latents=model in LOCAL)
+]
+MODELS = list(model_summaries())
+
+
+@cache
+def begun(model: str) -> tuple[Problem, Settings, Beginning]:
+    """A model bound to its recipe, and where its fits begin."""
+    known = recipes()
+    assert model in known, f"the model '{model}' has no recipe in {Path(__file__).name}"
+    recipe = known[model]
+    problem, settings, _ = bind_model(model, recipe.data, {**recipe.options, "steps": STEPS})
+    return problem, settings, beginning(problem, settings, SEED)
+
+
+def guide_of(model: str, name: str) -> Guide:
+    return guides_for(model, local_latents=model in LOCAL)[name]
+
+
+def fitted(model: str, guide: str, **changes: Any) -> Fit:
+    problem, settings, begin = begun(model)
+    options = {**recipes()[model].options, "steps": STEPS, **changes}
+    _, settings, _ = bind_model(model, recipes()[model].data, options)
+    return fit_problem(
+        problem, guide_of(model, guide), settings, seed=SEED, draws=DRAWS, begin=begin
+    )
+
+
+def test_no_model_or_guide_has_gone() -> None:
+    assert set(model_summaries()) >= set(PRESENT)
+    for model, own in PRESENT.items():
+        general = GENERAL - DENSE - {"mean_field"} if model in LOCAL else GENERAL
+        assert set(guides_for(model, local_latents=model in LOCAL)) >= own | general, model
+    assert set(guides_for(None)) >= GENERAL
+    assert set(OBJECTIVES) >= {"trace", "trace_graph", "trace_enum", "trace_mean_field"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_a_recipe_and_says_whether_its_latents_are_local(model: str) -> None:
+    problem, _, _ = begun(model)
+    assert problem.space.local_continuous == (model in LOCAL)
+    assert problem.space.subsampled is not None
+    assert problem.space.subsampled.name == "rows"
+    assert problem.observed in problem.space.observed
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_declaration_agrees_with_its_function(model: str) -> None:
+    declared, (problem, _, _) = get_model(model), begun(model)
+    known = {site.name for site in problem.space.sites} | set(problem.space.discrete)
+    assert set(declared.internal) <= known
+    assert declared.predicts in known | set(problem.space.observed)
+    assert declared.dataset in er.dataset_names()
+    assert model_summaries()[model].endswith(".")
+
+
+def process_state() -> dict[str, Any]:
+    return {
+        "parameters": {k: v.detach().clone() for k, v in pyro.get_param_store().items()},
+        "torch random": torch.get_rng_state(),
+        "numpy random": np.random.get_state()[1],
+        "python random": random.getstate(),
+        "default dtype": torch.get_default_dtype(),
+        "torch validates": torch.distributions.Distribution._validate_args,
+        "pyro settings": pyro.settings.get(),
+        "warnings": list(warnings.filters),
+    }
+
+
+def same(before: Any, after: Any) -> bool:
+    if isinstance(before, torch.Tensor):
+        return torch.equal(before, after)
+    if isinstance(before, np.ndarray):
+        return np.array_equal(before, after)
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(same(before[k], after[k]) for k in before)
+    return before == after
+
+
+def check_schema(fit: Fit, guide: Guide) -> None:
+    posterior = fit.posterior["posterior"]
+    assert posterior.sizes["chain"] == 1
+    assert posterior.sizes["draw"] == DRAWS
+    assert list(posterior["draw"].values) == list(range(DRAWS))
+    for name, values in posterior.data_vars.items():
+        assert values.dims[:2] == ("chain", "draw"), name
+        assert np.isfinite(values).all(), name
+    assert {"log_p", "log_q"} <= set(fit.posterior["sample_stats"].data_vars)
+    for group in ("observed_data", "posterior_predictive", "prior", "log_likelihood"):
+        assert group in fit.posterior.children, group
+    observed = fit.problem.observed
+    predicted = fit.posterior["posterior_predictive"][observed]
+    assert predicted.dims == ("chain", "draw", *fit.posterior["observed_data"][observed].dims)
+    assert not set(posterior.data_vars) & set(fit.problem.model.internal)
+
+
+@pytest.mark.parametrize(("model", "guide"), PAIRS)
+def test_every_pair_fits_saves_loads_and_leaves_no_trace(
+    model: str, guide: str, tmp_path: Path
+) -> None:
+    declared = guide_of(model, guide)
+    pyro.clear_param_store()
+    pyro.param("the caller's", torch.tensor(3.0))
+    begun(model)
+    before = process_state()
+    fit = fitted(model, guide)
+    path = fit.save(tmp_path / "run")
+    loaded = er.load(path)
+    first, again = fit.sample(50, seed=3), loaded.sample(50, seed=3)
+    after = process_state()
+    for name in before:
+        assert same(before[name], after[name]), name
+    pyro.clear_param_store()
+
+    assert fit.trained.status in ("budget", "converged", "exact")
+    assert (fit.trained.parameters == 0) == (guide == "laplace")
+    assert len(fit.elbo_history) == (0 if guide == "laplace" else STEPS)
+    assert np.isfinite(fit.elbo_history).all()
+    assert np.isnan(fit.diagnostics["elbo"]) == declared.point
+    assert np.isfinite(fit.diagnostics["elbo"]) or declared.point
+    check_schema(fit, declared)
+    assert set(first.data_vars) == set(again.data_vars)
+    for name in first.data_vars:
+        np.testing.assert_array_equal(first[name], again[name], err_msg=str(name))
+    assert loaded.diagnostics.keys() == fit.diagnostics.keys()
+    assert loaded.objective == tuple(fit.objective)
+
+
+@pytest.mark.parametrize(("model", "guide"), PAIRS)
+def test_every_guide_samples_the_models_sites_and_takes_every_objective_it_is_allowed(
+    model: str, guide: str
+) -> None:
+    problem, _, begin = begun(model)
+    declared, arguments = guide_of(model, guide), problem.arguments
+    with isolated(SEED, None, problem.dtype, problem.device):
+        called = declared.build(problem.space, begin.start)
+        sites = read_guide(called, arguments, problem.space)
+    continuous = {site.name for site in problem.space.sites}
+    assert continuous <= sites.names <= continuous | set(problem.space.discrete)
+    chosen, _ = choose_objective(None, declared.elbo, problem.space, sites)
+    allowed = []
+    for name in OBJECTIVES:
+        try:
+            choose_objective(name, declared.elbo, problem.space, sites)
+        except ElbowroomError:
+            continue
+        allowed.append(name)
+    assert chosen in allowed
+    for name in set(allowed) - {chosen} if guide != "laplace" else ():
+        fit = fitted(model, guide, elbo=name, steps=2)
+        assert fit.objective[0] == name
+        assert np.isfinite(fit.elbo_history).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_predicts_new_rows_with_its_own_guide(model: str) -> None:
+    fit = fitted(model, next(iter(guides_for(model, model in LOCAL))))
+    new = recipes()[model].data.iloc[:7]
+    predicted = fit.predict(new)
+    assert len(predicted) == 7
+    assert np.isfinite(predicted.to_numpy(dtype=float)).all()
+    pd.testing.assert_frame_equal(predicted, fit.predict(new))

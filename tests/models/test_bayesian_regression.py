@@ -1,0 +1,217 @@
+"""What the regression makes of a table: formulas, plain columns, and new rows."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import elbowroom as er
+from elbowroom.errors import DataError, ElbowroomError, OptionError
+from elbowroom.inference.isolation import isolated
+from elbowroom.models import Prepared, Training, bayesian_regression
+from elbowroom.models.bayesian_regression import Options, code_in, prepare
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with isolated(0):
+        yield
+
+
+def table(rows: int = 30) -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    found = pd.DataFrame(
+        {
+            "dose": random.uniform(1, 5, size=rows),
+            "age": random.normal(50, 10, size=rows),
+            "clinic": np.resize(["north", "south", "west"], rows),
+        }
+    )
+    found["effect"] = 2 * found["dose"] - 0.1 * found["age"] + random.normal(size=rows)
+    return found
+
+
+def prepared(formula: str, new: pd.DataFrame | None = None) -> Prepared:
+    options = Options(formula=formula)
+    first = prepare(table(), options)
+    if new is None:
+        return first
+    return prepare(new, options, Training(table(), first.arguments))
+
+
+def predictors(found: Prepared) -> np.ndarray:
+    return found.arguments["predictors"].numpy()
+
+
+def test_categories_and_interactions_become_columns() -> None:
+    found = prepared("effect ~ dose * age + clinic")
+    names = list(found.coords["predictor"])
+    assert names == ["dose", "age", "clinic[south]", "clinic[west]", "dose:age"]
+    data = table()
+    wanted = [data["dose"], data["age"], data["clinic"] == "south", data["clinic"] == "west"]
+    wanted.append(data["dose"] * data["age"])
+    np.testing.assert_allclose(predictors(found), np.column_stack(wanted))
+    assert found.arguments["has_intercept"]
+    np.testing.assert_allclose(found.arguments["response"], data["effect"])
+
+
+def test_without_an_intercept_nothing_is_centred() -> None:
+    found = prepared("effect ~ 0 + clinic")
+    assert list(found.coords["predictor"]) == ["clinic[north]", "clinic[south]", "clinic[west]"]
+    assert not found.arguments["has_intercept"]
+    assert (found.arguments["centre"] == 0).all()
+    assert found.arguments["response_centre"] == 0
+    fit = er.fit(
+        "bayesian_regression", table(), "laplace", formula="effect ~ 0 + clinic", seed=0, draws=200
+    )
+    assert "intercept" not in fit.posterior["posterior"]
+    means = fit.posterior["posterior"]["coefficients"].mean(("chain", "draw")).values
+    groups = table().groupby("clinic")["effect"]
+    # Half a standard error for the prior's shrinkage, four of the mean of 200 draws.
+    errors = (groups.std() / 10**0.5).to_numpy()
+    assert (np.abs(means - groups.mean().to_numpy()) < (0.5 + 4 / 200**0.5) * errors).all()
+
+
+def test_new_rows_keep_the_fits_categories_and_scaling() -> None:
+    new = pd.DataFrame({"dose": [2.0, 3.0], "clinic": ["west", "north"]})
+    found = prepared("effect ~ dose + clinic", new)
+    np.testing.assert_allclose(predictors(found), [[2.0, 0.0, 1.0], [3.0, 0.0, 0.0]])
+    assert found.arguments["response"] is None
+    first = prepared("effect ~ dose + clinic").arguments
+    for name in ("centre", "spread", "response_centre", "response_spread"):
+        assert torch.equal(found.arguments[name], first[name])
+
+
+def test_one_new_row_is_enough() -> None:
+    found = prepared("effect ~ dose + clinic", table().iloc[[4]])
+    assert predictors(found).shape == (1, 3)
+    assert found.arguments["response"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("formula", "new"),
+    [
+        ("effect ~ dose + age", table()[["dose"]]),
+        ("effect ~ dose * age", table()[["dose"]]),
+        ("effect ~ dose:age", table()[["dose"]]),
+        ("effect ~ dose + center(age)", table()[["dose"]]),
+    ],
+)
+def test_new_rows_that_lack_a_column_are_refused_by_its_name(
+    formula: str, new: pd.DataFrame
+) -> None:
+    with pytest.raises(DataError, match="age"):
+        prepared(formula, new)
+
+
+def test_a_category_that_the_fit_did_not_see_is_refused_by_name() -> None:
+    new = pd.DataFrame({"dose": [2.0], "clinic": ["east"]})
+    with pytest.raises(DataError, match="east"):
+        prepared("effect ~ dose + clinic", new)
+
+
+def test_missing_cells_are_refused_in_the_fit_and_in_new_rows() -> None:
+    gap = table()
+    gap.loc[3, "dose"] = np.nan
+    with pytest.raises(DataError):
+        prepare(gap, Options(formula="effect ~ dose"))
+    with pytest.raises(DataError, match="dose"):
+        prepared("effect ~ dose", gap)
+
+
+@pytest.mark.parametrize(
+    ("formula", "error", "message"),
+    [
+        ("effect ~ dos", DataError, "dos"),
+        ("effect ~ dose +", DataError, "cannot be read"),
+        ("dose + age", OptionError, "has no response"),
+        ("effect ~ 1", OptionError, "no predictor"),
+        ("effect ~ (1|clinic)", OptionError, "group effects"),
+        ("clinic ~ dose", ElbowroomError, "clinic"),
+    ],
+)
+def test_a_formula_that_cannot_be_fitted_is_refused(
+    formula: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepared(formula)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "effect ~ scale(dose)",
+        "effect ~ center (dose)",
+        "effect ~ I(dose)",
+        "effect ~ {dose + 1}",
+        "effect ~ dose\n+ scale\n(dose)",
+        "effect ~ dose + np.log(dose)",
+        "scale(effect) ~ dose",
+    ],
+)
+def test_a_formula_that_calls_functions_holds_code(formula: str) -> None:
+    assert code_in(Options(formula=formula)) == formula
+
+
+def test_a_formula_that_calls_nothing_holds_no_code() -> None:
+    assert code_in(Options(formula="effect ~ (dose + age)**2 + clinic - 1")) is None
+    assert code_in(Options(response="effect")) is None
+
+
+def test_loading_a_run_folder_calls_no_function_of_its_formula(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a stranger, whose formula was changed after the fit and whose hashes fit it."""
+    called = []
+
+    def touched(values: Any) -> Any:
+        called.append("run")
+        return values
+
+    monkeypatch.setattr(bayesian_regression, "touched", touched, raising=False)
+    fit = er.fit(
+        "bayesian_regression", table(), "laplace", formula="effect ~ dose", seed=0, draws=100
+    )
+    folder = fit.save(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["options"]["formula"] = "effect ~ touched(dose)"
+    (folder / "config.json").write_text(json.dumps(config))
+    run = json.loads((folder / "run.json").read_text())
+    digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    run["sha256"]["config.json"] = digest
+    (folder / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ElbowroomError, match=r"touched\(dose\)"):
+        er.load(folder)
+    assert called == []
+
+
+def test_plain_columns_are_the_same_model_as_their_formula() -> None:
+    data = table().drop(columns="clinic")
+    plain = prepare(data, Options(response="effect"))
+    written = prepare(data, Options(formula="effect ~ dose + age"))
+    assert plain.coords == written.coords
+    for name, value in plain.arguments.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(written.arguments[name])), name
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, OptionError, "--response COLUMN"),
+        ({"response": "efect"}, DataError, "did you mean 'effect'"),
+        ({"response": "effect", "columns": ("effect", "dose")}, OptionError, "is the response"),
+        ({"response": "effect", "formula": "effect ~ dose"}, OptionError, "--formula names"),
+        ({"response": "effect"}, DataError, "clinic"),
+    ],
+)
+def test_columns_that_cannot_be_fitted_are_refused(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare(table(), Options(**options))

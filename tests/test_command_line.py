@@ -1,0 +1,270 @@
+"""The command line: exit codes, messages, files; and never a traceback for what a user did."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import elbowroom as er
+from elbowroom import cli
+from elbowroom.fitted import Fit
+
+QUICK = ["--formula", "progression ~ bmi", "--guide", "laplace", "--seed", "1", "--draws", "200"]
+
+
+def call(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `elbowroom ...`, in this process."""
+    before = sys.argv
+    sys.argv = ["elbowroom", *arguments]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_fit_summary_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    code, out, err = call("fit", "bayesian_regression", *QUICK, "--output", run, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == [
+        "model", "bayesian_regression", "formula=progression", "~", "bmi",
+    ]  # fmt: skip
+    assert "seed 1" in out
+    assert "coefficients[bmi]" in out
+    assert f"results: {run}" in out
+    code, summary, _ = call("summary", run, capsys=capsys)
+    assert code == 0
+    assert summary.split("converged", 1)[1] in out
+    code, table, _ = call("predict", run, "--data", "diabetes", capsys=capsys)
+    assert code == 0
+    lines = table.splitlines()
+    assert lines[0] == "mean,sd,lower,upper,log_density"
+    assert len(lines) == 443
+    written = tmp_path / "predictions.csv"
+    call("predict", run, "--data", "diabetes", "--output", str(written), capsys=capsys)
+    assert written.read_text() == table
+
+
+def test_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("models", capsys=capsys)
+    assert code == 0
+    assert {"bayesian_regression", "gaussian_mixture", "vae"} <= set(out.split())
+    _, out, _ = call("models", "gaussian_mixture", capsys=capsys)
+    assert "--covariance-type" in out
+    assert "Dirichlet(1, ..., 1)" in out
+    assert "collapsed" in out
+    _, out, _ = call("guides", "vae", capsys=capsys)
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["encoder", "local", "map"]
+    _, out, _ = call("datasets", capsys=capsys)
+    assert {line.split()[0] for line in out.splitlines()} >= set(er.dataset_names())
+
+
+def test_compare_writes_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "comparison"
+    code, out, err = call(
+        "compare", "bayesian_regression", "--formula", "progression ~ bmi", "--guide", "laplace",
+        "--guide", "mean_field", "--guide", "map", "--seed", "1", "--steps", "800",
+        "--draws", "200", "--output", str(folder), capsys=capsys,
+    )  # fmt: skip
+    assert code == 0, err
+    table = pd.read_csv(folder / "comparison.csv")
+    assert table["guide"].iloc[2] == "map"
+    assert table["elbo"].iloc[:2].is_monotonic_decreasing
+    assert table["best"].tolist() == [True, False, False]
+    assert (folder / "comparison.json").exists()
+    assert set(pd.read_csv(folder / "differences.csv")["guide"]) == {"laplace", "mean_field", "map"}
+    assert er.load(folder / "laplace").converged
+    assert "★" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["fit", "gausian_mixture"], 2, ["gausian_mixture", "did you mean 'gaussian_mixture'"]),
+        (["fit", "vae", "--guide", "encodr"], 2, ["did you mean 'encoder'"]),
+        (["fit", "vae", "--guide", "collapsed"], 2, ["gaussian_mixture", "encoder, local, map"]),
+        (["fit", "vae", "--guide", "full_rank"], 2, ["latents for each row", "encoder"]),
+        (["fit", "gaussian_mixture", "--component", "2"], 2, ["component", "'components'"]),
+        (["fit", "gaussian_mixture", "--components", "0"], 2, ["--components"]),
+        (["fit", "gaussian_mixture", "--components", "x"], 2, ["--components"]),
+        (["fit", "gaussian_mixture", "--components", "151"], 2, ["--components 151", "150 rows"]),
+        (["fit", "gaussian_mixture", "--covariance-type", "tied"], 2, ["--covariance-type"]),
+        (["fit", "gaussian_mixture", "--columns", "petal_width,petal_width"], 2, ["petal_width"]),
+        (["fit", "gaussian_mixture", "--columns", "petal_with"], 1, ["petal_width"]),
+        (["fit", "gaussian_mixture", "--columns", "species"], 1, ["species"]),
+        (["fit", "gaussian_mixture", "--elbo", "trace_graph"], 2, ["assignments", "trace_enum"]),
+        (["fit", "gaussian_mixture", "--elbo", "tracee"], 2, ["'trace'"]),
+        (["fit", "vae", "--learning-rate", "-1"], 2, ["--learning-rate"]),
+        (["fit", "vae", "--learning-rate", "nan"], 2, ["--learning-rate"]),
+        (["fit", "vae", "--steps", "0"], 2, ["--steps"]),
+        (["fit", "vae", "--steps", "5", "--epochs", "5"], 2, ["--steps", "--epochs"]),
+        (["fit", "vae", "--batch-size", "5000"], 2, ["--batch-size 5000", "1797 rows"]),
+        (["fit", "vae", "--optimizer", "Adm"], 2, ["'Adam'"]),
+        (["fit", "vae", "--device", "cuda:9"], 2, ["--device"]),
+        (["fit", "vae", "--hidden", "0"], 2, ["--hidden"]),
+        (["fit", "vae", "--engine", "mcmc"], 2, ["engine"]),
+        (["fit", "vae", "--draws", "3"], 2, ["--draws"]),
+        (["fit", "vae", "stray"], 2, ["stray"]),
+        (["fit", "vae", "--latent"], 2, ["--latent needs a value"]),
+        (["fit", "bayesian_regression", "--data", "iris"], 2, ["--response"]),
+        (["fit", "bayesian_regression", "--formula", "progression ~ bmy"], 1, ["bmy"]),
+        (["fit", "bayesian_regression", "--formula", "y ~ (1|g)"], 2, ["group effects"]),
+        (["fit", "bayesian_regression", "--formula", "bmi"], 2, ["response"]),
+        (["fit", "bayesian_regression", "--data", "nowhere.csv"], 1, ["nowhere.csv"]),
+        (["fit", "nowhere.py:model", "--data", "iris"], 2, ["nowhere.py"]),
+        (["compare", "vae", "--guide", "local", "--guide", "local"], 2, ["twice"]),
+        (["compare", "vae", "--guide", "local:trac"], 2, ["trace_graph"]),
+        (["summary", "nowhere"], 1, ["nowhere", "config.json"]),
+        (["models", "vea"], 2, ["'vae'"]),
+        (["frobnicate"], 2, ["frobnicate"]),
+    ],
+)
+def test_what_a_user_did_wrong_is_said_plainly(
+    arguments: list[str],
+    code: int,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, _, err = call(*arguments, capsys=capsys)
+    assert found == code, err
+    for word in words:
+        assert word in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+CELLS = {
+    "empty": ("", "empty"),
+    "header": ("a,b\n", "rows"),
+    "one row": ("a,b\n1,2\n", "2 rows"),
+    "text": ("a,b\n1,x\n2,y\n3,z\n", "'b'"),
+    "missing": ("a,b\n1,2\n2,\n3,4\n", "'b'"),
+    "infinite": ("a,b\n1,2\n2,inf\n3,4\n", "'b'"),
+    "constant": ("a,b\n1,2\n2,2\n3,2\n", "'b'"),
+    "duplicate": ("a,a\n1,2\n2,3\n3,4\n", "'a'"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(CELLS))
+def test_bad_tables_name_the_column(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, word = CELLS[case]
+    (tmp_path / "table.csv").write_text(text)
+    code, _, err = call(
+        "fit", "gaussian_mixture", "--data", str(tmp_path / "table.csv"), "--components", "1",
+        capsys=capsys,
+    )  # fmt: skip
+    assert code == 1
+    assert word in err
+    assert "Traceback" not in err
+
+
+def test_a_fit_that_is_not_done_exits_with_3_and_keeps_its_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(
+        "fit", "bayesian_regression", "--guide", "mean_field", "--steps", "20", "--seed", "1",
+        "--draws", "200", "--output", str(tmp_path / "run"), capsys=capsys,
+    )  # fmt: skip
+    assert code == cli.NOT_CONVERGED
+    assert "not converged" in out
+    assert not er.load(tmp_path / "run").converged
+
+
+def test_own_model_from_a_file(
+    own: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "schools.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def schools(effect, standard_error):\n"
+        "    mean = pyro.sample('mean', dist.Normal(0.0, 5.0))\n"
+        "    with pyro.plate('school', len(effect)):\n"
+        "        pyro.sample('effect', dist.Normal(mean, standard_error), obs=effect)\n"
+    )
+    model, run = f"{tmp_path / 'schools.py'}:schools", str(tmp_path / "run")
+    arguments = ["--data", "eight_schools", "--guide", "laplace", "--seed", "1", "--output", run]
+    code, out, err = call("fit", model, *arguments, capsys=capsys)
+    assert code == 0, err
+    precision = 1 / er.load_dataset("eight_schools")["standard_error"].to_numpy() ** 2
+    effects = er.load_dataset("eight_schools")["effect"].to_numpy()
+    exact = (precision @ effects) / (precision.sum() + 1 / 25)
+    error = 4 * (precision.sum() + 1 / 25) ** -0.5 / np.sqrt(2000)
+    found = float(re.search(r"^mean +(\S+)", out, re.M).group(1))  # type: ignore[union-attr]
+    assert abs(found - exact) < error + 0.01
+    code, _, err = call("predict", run, "--data", "eight_schools", capsys=capsys)
+    assert (code, "--model" in err) == (1, True)
+    code, out, _ = call(
+        "predict", run, "--data", "eight_schools", "--model", model, capsys=capsys
+    )  # fmt: skip
+    assert code == 0
+    assert len(out.splitlines()) == 9
+
+
+def _spawned(*arguments: str, folder: Path, **options: object) -> subprocess.Popen[bytes]:
+    root = Path(er.__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    command = [sys.executable, "-m", "elbowroom.cli", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, **options)  # type: ignore
+
+
+def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path: Path) -> None:
+    """A real process on a real terminal, interrupted in the middle of its steps."""
+    main, worker = pty.openpty()
+    process = _spawned(
+        "fit", "vae", "--epochs", "100000", "--output", "run", "--seed", "1",
+        folder=tmp_path, stderr=worker, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    shown, deadline = b"", time.monotonic() + 60
+    while b"steps/s" not in shown and time.monotonic() < deadline:
+        shown += os.read(main, 4096)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    os.close(main)
+    os.close(worker)
+    assert b"ELBO" in shown
+    assert b"rate" in shown
+    assert process.returncode == cli.NOT_CONVERGED
+    assert b"interrupted after" in out
+    run = er.load(tmp_path / "run")
+    assert run.trained.status == "interrupted"
+    assert len(run.elbo_history) > 5
+
+
+def test_nothing_of_the_progress_is_in_a_pipe(tmp_path: Path) -> None:
+    process = _spawned(
+        "fit", "bayesian_regression", *QUICK, "--output", "run",
+        folder=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert err == b""
+    assert b"\x1b" not in out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused_before_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o500)
+    code, _, err = call("fit", "vae", "--output", str(tmp_path / "run"), capsys=capsys)
+    tmp_path.chmod(0o700)
+    assert code == 1
+    assert "cannot be written" in err

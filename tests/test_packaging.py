@@ -1,0 +1,111 @@
+"""The house as it is installed: links, imports that run one way, documents that are true."""
+
+import ast
+import doctest
+import pkgutil
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pyro
+import pytest
+
+import elbowroom
+from elbowroom.guides import guides_for
+from elbowroom.models import model_summaries
+
+ROOT = Path(elbowroom.__file__).resolve().parents[1]
+LINKS = ("models", "guides", "data", "cli.py")
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(elbowroom.__path__, "elbowroom.")
+    if not module.ispkg
+)
+FLOORS = [
+    {"elbowroom.errors"},
+    {"elbowroom.data"},
+    {"elbowroom.models"},
+    {"elbowroom.guides"},
+    {"elbowroom.inference"},
+    {"elbowroom.posterior"},
+    {"elbowroom.diagnostics"},
+    {"elbowroom.fitted", "elbowroom.fitting", "elbowroom.loading", "elbowroom.comparing"},
+    {"elbowroom.report"},
+    {"elbowroom.cli"},
+]
+"""Imports run from a later floor to an earlier one, or within one."""
+
+
+def _floor(module: str) -> int:
+    for level, rooms in enumerate(FLOORS):
+        if any(module == room or module.startswith(f"{room}.") for room in rooms):
+            return level
+    raise AssertionError(f"{module} has no floor")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_links_are_the_folders_at_the_root(name: str) -> None:
+    assert (ROOT / name).samefile(ROOT / "elbowroom" / name)
+
+
+def test_nothing_is_imported_by_its_bare_name() -> None:
+    assert not {"models", "guides", "data", "cli"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    source = Path(import_module(module).__file__ or "").read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("elbowroom."):
+            assert _floor(str(node.module)) <= _floor(module), (module, node.module)
+
+
+@pytest.mark.parametrize("module", ["elbowroom", *MODULES])
+def test_examples_in_docstrings_run(module: str) -> None:
+    with pyro.get_param_store().scope():
+        result = doctest.testmod(import_module(module), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    "code", ["import elbowroom", "import elbowroom.cli", "import elbowroom.report.listing"]
+)
+def test_light_imports_leave_torch_and_pandas_alone(code: str) -> None:
+    check = f"{code}; import sys; assert not {{'torch', 'pandas', 'pyro'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
+
+
+def test_public_names_are_all_there() -> None:
+    for name in elbowroom.__all__:
+        assert getattr(elbowroom, name) is not None
+    assert set(elbowroom.__all__) <= set(dir(elbowroom))
+    with pytest.raises(AttributeError, match="no attribute 'fti'"):
+        elbowroom.fti  # noqa: B018
+
+
+def test_the_readme_lists_every_model_and_guide() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, summary in model_summaries().items():
+        guides = ", ".join(f"`{g.name}`" for g in guides_for(name).values() if g.model == name)
+        assert f"| `{name}` | {summary} | {guides} |" in readme
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(tmp_path: Path) -> None:
+    """Every `elbowroom` line and every Python block, as printed."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", readme, flags=re.S)
+    command = f"{sys.executable} -m elbowroom.cli"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    for language, block in blocks:
+        if language == "python":
+            done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment)
+            assert done.returncode == 0, block
+            continue
+        for line in block.splitlines():
+            if line.startswith("elbowroom ") and "demo" not in line:
+                shell = line.replace("elbowroom", command, 1)
+                done = subprocess.run(shell, shell=True, cwd=tmp_path, env=environment)
+                assert done.returncode == 0, line
