@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import torch
 from pyro.infer.autoguide import AutoGuide
 
 from elbowroom.diagnostics.measures import measure
