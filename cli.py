@@ -41,19 +41,22 @@ Steps = Annotated[
     int | None, typer.Option(help="Optimiser steps [default: until the ELBO is flat, ≤ 10000].")
 ]
 Epochs = Annotated[
-    int | None, typer.Option(help="Passes over the rows, instead of --steps [vae: 300].")
+    int | None, typer.Option(help="Passes over the rows, instead of --steps [vae: 600].")
 ]
 BatchSize = Annotated[
     int | None, typer.Option(help="Rows of a minibatch [default: all rows; vae 128].")
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option(help="Of the first step, in scaled coordinates [default: 0.02; vae 0.001]."),
+    typer.Option(help="Of the first step, in scaled coordinates [default: 0.02; vae 0.005]."),
 ]
 Optimizer = Annotated[str | None, typer.Option(help="Any class of torch.optim [default: Adam].")]
 Schedule = Annotated[
     str | None,
-    typer.Option(help="plateau (a tenth when the ELBO is flat), constant, cosine."),
+    typer.Option(
+        help="plateau (a tenth when the ELBO is flat), constant or cosine "
+        "[default: plateau; vae cosine]."
+    ),
 ]
 ClipNorm = Annotated[float | None, typer.Option(help="Largest gradient norm [default: any].")]
 Particles = Annotated[int | None, typer.Option(help="Draws in each ELBO estimate [default: 1].")]

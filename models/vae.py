@@ -144,8 +144,9 @@ register(
         predicts="x",
         dataset="digits",
         suggested={
-            "learning_rate": 1e-3,
-            "epochs": 300,
+            "learning_rate": 5e-3,
+            "schedule": "cosine",
+            "epochs": 600,
             "batch_size": 128,
             "draws": 200,
             "dtype": "float32",

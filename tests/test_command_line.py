@@ -244,7 +244,7 @@ def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path:
     assert b"interrupted after" in out
     run = er.load(tmp_path / "run")
     assert run.trained.status == "interrupted"
-    assert len(run.elbo_history) > 5
+    assert len(run.elbo_history) >= 1
 
 
 def test_nothing_of_the_progress_is_in_a_pipe(tmp_path: Path) -> None:

@@ -281,13 +281,14 @@ def run_svi(
                 parameters[name].copy_(value)
     elif average.count >= window:
         average.assign(parameters)
-    if status == "budget" and fixed:
+    # A cosine rate ends flat whatever is left to gain: its end is no sign of convergence.
+    if status == "budget" and fixed and settings.schedule != "cosine":
         found = trend(elbo, max(window, len(elbo) // 10))
         if found is not None and found.flat:
             status = "converged"
     return Trained(
         status,
-        _reason(status, len(elbo), elbo, skipped),
+        _reason(status, settings.schedule, len(elbo), skipped),
         np.asarray(elbo),
         np.asarray(rates),
         skipped,
@@ -313,11 +314,13 @@ def _first_evaluation(
         raise ModelError(f"the ELBO cannot be evaluated at the start: {reason}") from error
 
 
-def _reason(status: str, steps: int, elbo: list[float], skipped: int) -> str:
+def _reason(status: str, schedule: str, steps: int, skipped: int) -> str:
     text = {
         "converged": f"the ELBO was flat within its noise after {steps} steps.",
-        "budget": f"the ELBO was still rising, or too noisy to tell, after {steps} steps; "
-        "give more with --steps.",
+        "budget": f"the ELBO was still rising after {steps} steps; give more with --steps."
+        if schedule != "cosine"
+        else f"ran the {steps} steps of a cosine schedule, which ends flat whatever is left to "
+        "gain; compare its ELBO with a longer run's.",
         "interrupted": f"interrupted after {steps} steps; what was fitted so far is kept.",
         "diverged": f"the ELBO or its gradient was not finite {UNUSABLE_STEPS} times in a row "
         f"up to step {steps}; the last good parameters are kept. Try a smaller --learning-rate.",

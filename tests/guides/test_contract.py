@@ -134,7 +134,7 @@ def process_state() -> dict[str, Any]:
     return {
         "parameters": {k: v.detach().clone() for k, v in pyro.get_param_store().items()},
         "torch random": torch.get_rng_state(),
-        "numpy random": np.random.get_state()[1],
+        "numpy random": np.random.get_state(legacy=False)["state"],
         "python random": random.getstate(),
         "default dtype": torch.get_default_dtype(),
         "torch validates": torch.distributions.Distribution._validate_args,

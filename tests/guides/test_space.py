@@ -51,7 +51,7 @@ def free_coordinates(name: str, value: Tensor) -> Tensor:
     if name == "simplex":
         return value[:-1]
     if name == "correlation":
-        row, column = torch.tril_indices(*value.shape, -1)
+        row, column = torch.tril_indices(len(value), len(value), -1)
         return value[row, column]
     return value
 

@@ -17,7 +17,7 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.density import Score, assignment_probabilities, map_draws, score
 from elbowroom.inference.isolation import isolated
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
+EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}
 """Two ways to the same sum in float64."""
 VALUES = {"mean": torch.tensor(0.3, dtype=torch.float64)}
 FIRST = [0.3, 0.7]
@@ -117,7 +117,7 @@ def brute_force(model: Callable[..., Any], y: Tensor) -> Tensor:
     """Log of the sum over every joint value of the discrete sites, one run of the model each."""
     with torch.no_grad():
         discrete = LatentSpace.of(model, {"y": y}).discrete
-        trace = poutine.trace(poutine.condition(model, VALUES)).get_trace(y=y)
+        trace: Any = poutine.trace(poutine.condition(model, VALUES)).get_trace(y=y)
         shapes = {name: trace.nodes[name]["value"].shape for name in discrete}
         supports = {
             name: range(len(trace.nodes[name]["fn"].enumerate_support(expand=False)))
@@ -132,7 +132,8 @@ def brute_force(model: Callable[..., Any], y: Tensor) -> Tensor:
                 for name, shape in shapes.items()
             }
             conditioned = poutine.condition(model, {**VALUES, **given})
-            totals.append(poutine.trace(conditioned).get_trace(y=y).log_prob_sum())
+            log_joint = poutine.trace(conditioned).get_trace(y=y).log_prob_sum()
+            totals.append(torch.as_tensor(log_joint))
         return torch.stack(totals).logsumexp(0)
 
 
@@ -222,9 +223,9 @@ def test_assignment_probabilities_of_a_chain_of_sites_are_marginal() -> None:
     found = assignment_probabilities(two_in_a_plate, {"y": y}, VALUES, space)
     first = torch.arange(2.0).reshape(2, 1, 1)
     second = torch.arange(3.0).reshape(1, 3, 1)
-    joint = (torch.tensor(FIRST).unsqueeze(-1) * torch.tensor(SECOND)).log().unsqueeze(
-        -1
-    ) + dist.Normal(VALUES["mean"] + first - 2.0 * second, 1.0).log_prob(y)  # (first, second, rows)
+    prior = torch.tensor(FIRST).unsqueeze(-1) * torch.tensor(SECOND)
+    likelihood = dist.Normal(VALUES["mean"] + first - 2.0 * second, 1.0).log_prob(y)
+    joint = prior.log().unsqueeze(-1) + likelihood  # (first, second, rows)
     posterior = joint.flatten(0, 1).softmax(0).reshape(joint.shape)
     torch.testing.assert_close(found["first"], posterior.sum(1), **EXACT)
     torch.testing.assert_close(found["second"], posterior.sum(0), **EXACT)
@@ -305,3 +306,18 @@ def test_random_draws_in_a_batch_differ() -> None:
         return dist.Normal(torch.zeros(()), 1.0).sample()
 
     assert len(map_draws(sample, {"index": torch.zeros(50)}).unique()) == 50
+
+
+def test_random_draws_in_a_batch_warn_of_nothing() -> None:
+    """torch has no batched rule for some steps of these, and says so to whoever runs them."""
+
+    def sample(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            "gamma": dist.Gamma(torch.tensor(2.0), 1.0).sample(),
+            "share": dist.Dirichlet(torch.ones(3)).sample(),
+            "correlation": dist.LKJCholesky(3, torch.ones(())).sample(),
+            "count": dist.Poisson(torch.tensor(3.0)).sample(),
+        }
+
+    found = map_draws(sample, {"index": torch.zeros(20)})
+    assert all(len(values.unique(dim=0)) > 1 for values in found.values())

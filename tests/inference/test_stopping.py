@@ -8,7 +8,7 @@ from elbowroom.inference.stopping import NEGLIGIBLE, trend
 WINDOW = 200
 SERIES = 1000
 NORMAL_MISS = 0.0295
-"""Probability that Student's t with 18 degrees of freedom is above 2: flat noise not called flat."""
+"""How often Student's t with 18 degrees of freedom is above 2, and flat noise not called flat."""
 
 
 def share_flat(rises: float, correlation: float = 0.0) -> float:

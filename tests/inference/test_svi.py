@@ -176,7 +176,7 @@ def test_parameters_that_run_away_are_put_back() -> None:
 
 @nan_is_announced
 def test_a_whole_fit_that_diverges_is_a_value() -> None:
-    options = {"steps": 500, "learning_rate": 1e4, "optimizer": "SGD", "draws": 100}
+    options: dict[str, Any] = {"steps": 500, "learning_rate": 1e4, "optimizer": "SGD", "draws": 100}
     fit = er.fit(normal, DATA, guide=normal_guide, seed=0, **options)
     assert fit.trained.status == "diverged"
     assert not fit.converged
@@ -247,7 +247,7 @@ def test_a_guide_without_parameters_is_exact_at_once() -> None:
 
 def test_epochs_count_passes_over_the_rows() -> None:
     table = regression_table(50)
-    options = {"response": "y", "batch_size": 20, "epochs": 3, "draws": 100}
+    options: dict[str, Any] = {"response": "y", "batch_size": 20, "epochs": 3, "draws": 100}
     fit = er.fit("bayesian_regression", table, "mean_field", seed=0, **options)
     assert len(fit.elbo_history) == 6  # two whole minibatches a pass
 
