@@ -54,7 +54,7 @@ Optimizer = Annotated[str | None, typer.Option(help="Any class of torch.optim [d
 Schedule = Annotated[
     str | None,
     typer.Option(
-        help="plateau (a tenth when the ELBO is flat), constant or cosine "
+        help="plateau (a quarter once the ELBO is flat), constant or cosine "
         "[default: plateau; vae cosine]."
     ),
 ]

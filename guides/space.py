@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
@@ -78,9 +79,22 @@ class _UnconstrainedValues(Messenger):
         distribution = msg["fn"]
         if getattr(distribution.support, "is_discrete", False):
             return
-        transform = biject_to(distribution.support)
-        shape = transform.inverse_shape(distribution.shape())
+        transform, shape = _transform(msg["name"], distribution.support, distribution.shape())
         msg["value"] = transform(self.width * (2 * torch.rand(shape) - 1))
+
+
+def _transform(name: str, support: Any, shape: Any) -> tuple[Transform, torch.Size]:
+    """A site's transform from unconstrained values, and their shape; or an error that names it."""
+    try:
+        transform = biject_to(support)
+        probe = torch.zeros(transform.inverse_shape(shape))
+        transform.log_abs_det_jacobian(probe, transform(probe))
+    except NotImplementedError as error:
+        raise ModelError(
+            f"site '{name}': the support {support} has no Jacobian in torch; write it by its "
+            "Cholesky factor or another site that has one."
+        ) from error
+    return transform, probe.shape
 
 
 def trace_model(
@@ -133,7 +147,6 @@ class LatentSpace:
         max_plate_nesting: The number of dims that plates take.
 
     Example:
-        >>> import pyro.distributions as dist
         >>> def model(y):
         ...     scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(1.0)))
         ...     pyro.sample("y", dist.Normal(0.0, scale), obs=y)
@@ -170,19 +183,23 @@ class LatentSpace:
             trace = trace_model(model, arguments)
             other = trace_model(model, arguments)
             subsampled = _subsampled_plate(model, arguments)
-        sites, discrete, observed, deepest = [], {}, {}, 0
+        sites, discrete, observed, deepest, has_factor = [], {}, {}, 0, False
         for name, node in sample_sites(trace):
             plates = plates_of(node)
             deepest = max([deepest, *(-plate.dim for plate in plates)])
             if node["is_observed"]:
-                if not node["infer"].get("_deterministic"):
+                if isinstance(node["fn"], dist.Unit):
+                    has_factor = True
+                elif not node["infer"].get("_deterministic"):
                     observed[name] = tuple(plate.name for plate in plates)
             elif node["fn"].support.is_discrete:
                 discrete[name] = plates
             else:
                 sites.append(_site(name, node, other.nodes.get(name), plates))
-        if not observed:
-            raise ModelError("the model observes nothing; give one of its sites obs=.")
+        if not observed and not has_factor:
+            raise ModelError(
+                "the model observes nothing; give one of its sites obs=, or add a pyro.factor."
+            )
         if not sites and not discrete:
             raise ModelError("the model has no latent site: there is nothing to infer.")
         return cls(
@@ -257,23 +274,14 @@ class OpenPlates:
 
 def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
     distribution, value = node["fn"], node["value"]
-    transform = biject_to(distribution.support)
-    unconstrained_shape = transform.inverse_shape(value.shape)
-    origin = torch.zeros(unconstrained_shape)
-    if other is None or not torch.equal(transform(origin), biject_to(other["fn"].support)(origin)):
+    transform, shape = _transform(name, distribution.support, value.shape)
+    probe = torch.linspace(-1.0, 1.5, prod(shape)).reshape(shape)
+    if other is None or not torch.equal(transform(probe), biject_to(other["fn"].support)(probe)):
         raise ModelError(
             f"site '{name}': its support (or whether it is there) depends on another latent site; "
             "write it with a fixed support, for example a fraction in (0, 1) times the bound."
         )
-    site = Site(name, value.shape, distribution.event_dim, unconstrained_shape, transform, plates)
-    try:
-        site.log_abs_det_jacobian(origin, value)
-    except NotImplementedError as error:
-        raise ModelError(
-            f"site '{name}': the support {distribution.support} has no Jacobian in torch; "
-            "write it by its Cholesky factor or another site that has one."
-        ) from error
-    return site
+    return Site(name, value.shape, distribution.event_dim, shape, transform, plates)
 
 
 def takes_batches(model: Callable[..., Any]) -> bool:

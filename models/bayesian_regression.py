@@ -111,7 +111,7 @@ def design_matrix(
         DataError: If the formula cannot be read, or names a column that the table lacks.
         OptionError: If the formula has group effects, no response, or no predictor.
     """
-    from formulae import design_matrices  # costs half a second, and few need it
+    from formulae import design_matrices, model_description  # half a second, and few need it
 
     if "|" in formula:
         raise OptionError(
@@ -121,6 +121,7 @@ def design_matrix(
     if "~" not in formula:
         raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
     try:
+        variables = model_description(formula).var_names
         matrices = design_matrices(formula, table, na_action="error", extra_namespace={"np": np})
     except Exception as error:  # formulae raises what its parser and the formula's code raise
         raise DataError(
@@ -132,11 +133,19 @@ def design_matrix(
     names = list(matrices.common.as_dataframe().columns)
     response_column = str(matrices.response.name)
     values = matrices.common.design_matrix
+    if matrices.response.kind != "numeric":
+        raise DataError(
+            f"the response '{response_column}' is not a number in every row; encode it as numbers."
+        )
     response: pd.Series | None = pd.Series(matrices.response.design_matrix.reshape(-1))
     if new is not None:
-        used = sorted(set(matrices.common.terms) & set(table.columns))
-        align_columns(new, used)
-        values = matrices.common.evaluate_new_data(new).design_matrix
+        align_columns(new, sorted(variables & set(table.columns) - {response_column}))
+        try:
+            values = matrices.common.evaluate_new_data(new).design_matrix
+        except Exception as error:  # as above
+            raise DataError(
+                f"the new rows do not fit the formula '{formula}' of the run: {error}"
+            ) from error
         response = new[response_column] if response_column in new.columns else None
     design = pd.DataFrame(values, columns=names)
     has_intercept = "Intercept" in design

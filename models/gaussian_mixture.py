@@ -74,7 +74,8 @@ def gaussian_mixture(
     """
     columns = len(centre)
     full = covariance_type == "full" and columns > 1
-    widths = 1 if covariance_type == "spherical" else columns
+    spherical = covariance_type == "spherical"
+    widths = 1 if spherical else columns
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(components)))
     with pyro.plate("components", components):
         location = pyro.sample(
@@ -88,7 +89,8 @@ def gaussian_mixture(
                 "correlation_cholesky", dist.LKJCholesky(columns, torch.ones(()))
             )  # (components, columns, columns)
     means = pyro.deterministic("means", centre + spread * location)
-    deviations = pyro.deterministic("standard_deviations", spread * width)
+    deviations = spread * width  # (components, columns)
+    pyro.deterministic("standard_deviations", deviations[..., 0] if spherical else deviations)
     if full:
         scale_tril = deviations.unsqueeze(-1) * cholesky
         pyro.deterministic("covariances", scale_tril @ scale_tril.mT)
@@ -112,6 +114,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         DataError: If a column cannot be used; the message names it.
         OptionError: If there are more components than rows.
     """
+    spherical = options.covariance_type == "spherical"
     if training is None:
         chosen = numeric_columns(select_columns(table, options.columns, options.exclude))
         if options.components > len(chosen):
@@ -121,14 +124,13 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             )
         x = torch.tensor(chosen.to_numpy())  # (rows, columns)
         centre, spread = x.mean(0), x.std(0)
-        if options.covariance_type == "spherical":
+        if spherical:
             spread = spread.square().mean().sqrt().expand_as(centre).clone()
     else:
         names = list(select_columns(training.table, options.columns, options.exclude).columns)
         chosen = numeric_columns(align_columns(table, names), allow_constant=True)
         x = torch.tensor(chosen.to_numpy())
         centre, spread = training.arguments["centre"], training.arguments["spread"]
-    widths = "width" if options.covariance_type == "spherical" else "column"
     return Prepared(
         arguments={
             "x": x,
@@ -145,7 +147,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "assignments": (ROWS,),
             "weights": ("component",),
             "means": ("component", "column"),
-            "standard_deviations": ("component", widths),
+            "standard_deviations": ("component",) if spherical else ("component", "column"),
             "covariances": ("component", "column", "other_column"),
         },
         coords={

@@ -6,6 +6,7 @@ log probabilities, plates included (Obermeyer et al., 2019, "Tensor variable eli
 factor graphs").
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,9 @@ def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) ->
 
     Returns:
         Factors whose dims are all plates.
+
+    Raises:
+        ModelError: If discrete sites lie in crossed plates, where no order of summing is right.
     """
     remaining = set(plates_of)
     while remaining:
@@ -88,11 +92,18 @@ def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) ->
             for index in remaining
         }
         index = min(remaining, key=lambda i: (-len(plates_of[i]), len(joined_names[i])))
-        touching = [
-            factor.summed_over({n for n in factor.names if isinstance(n, str)} - plates_of[index])
-            for factor in factors
-            if index in factor.names
-        ]
+        touching = []
+        for factor in factors:
+            if index in factor.names:
+                extra = {n for n in factor.names if isinstance(n, str)} - plates_of[index]
+                others = {n for n in factor.names if n in remaining and n != index}
+                if any(extra & plates_of[other] for other in others):
+                    raise ModelError(
+                        f"site '{min(factor.sites)}' depends on discrete sites in crossed plates "
+                        f"({', '.join(sorted(extra | plates_of[index]))}), which cannot be summed "
+                        "over; sample them in a hand-written guide."
+                    )
+                touching.append(factor.summed_over(extra))
         rest = [factor for factor in factors if index not in factor.names]
         joined = _joined(touching)
         dim = joined.names.index(index)
@@ -171,7 +182,8 @@ def score(
         values: Of every continuous latent site, and of the discrete ones that are not to be
             summed out.
         space: The model's latent space.
-        tilt: Added to the log probability of enumerated sites, for their marginals.
+        tilt: For enumerated sites, added to the log probability of their values, each
+            (support, plates...); its gradient is their marginals.
 
     Raises:
         ModelError: If a dim of a log probability belongs to no plate, or an enumerated site's
@@ -194,19 +206,27 @@ def score(
         return Score(sum(node["log_prob"].sum() for _, node in scored), likelihood, deterministics)
     if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
         raise ModelError("poutine.scale around enumerated sites is not supported.")
-    factors = []
-    for name, node in scored:
-        factor = _factor(name, node, space)
-        if tilt and name in tilt:
-            factor.log_prob = factor.log_prob + tilt[name]
-        factors.append(factor)
-    plates_of = {ids[name]: frozenset(p.name for p in space.discrete[name]) for name in ids}
+    factors = [_factor(name, node, space) for name, node in scored]
+    for name, tensor in (tilt or {}).items():
+        names = (ids[name], *(plate.name for plate in space.discrete[name]))
+        factors.append(Factor(tensor, names, frozenset([name])))
+    present = {name for factor in factors for name in factor.names}
+    plates_of = {
+        ids[name]: frozenset(plate.name for plate in space.discrete[name])
+        for name in ids
+        if ids[name] in present  # a site with a single value has no dim to sum over
+    }
     remaining = eliminate(factors, plates_of)
     log_joint = torch.stack([factor.log_prob.sum() for factor in remaining]).sum()
     for name in likelihood:
         joint = next(factor for factor in remaining if name in factor.sites)
         if joint.sites & set(space.observed) == {name}:
-            likelihood[name] = joint.log_prob
+            # What is left without the observation is the density of the latents themselves.
+            others = [factor for factor in factors if name not in factor.sites]
+            kept = {index for factor in others for index in factor.names} & set(plates_of)
+            latents = eliminate(others, {index: plates_of[index] for index in kept})
+            prior = [factor for factor in latents if factor.sites < joint.sites]
+            likelihood[name] = joint.log_prob - _aligned(prior, joint.names)
     return Score(log_joint, likelihood, deterministics)
 
 
@@ -224,11 +244,12 @@ def assignment_probabilities(
         For each discrete site, (support, plates...).
     """
     trace = _run(model, arguments, values, space)
-    tilts = {
-        name: torch.zeros_like(_factor(name, node, space).log_prob)
-        for name, node in sample_sites(trace)
-        if "_enumerate_dim" in node["infer"]
-    }
+    tilts = {}
+    for name, node in sample_sites(trace):
+        if "_enumerate_dim" in node["infer"]:
+            support = node["fn"].enumerate_support(expand=False).shape[0]
+            frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+            tilts[name] = torch.zeros(support, *(frame.size for frame in frames))
 
     def log_joint(tilt: dict[str, Tensor]) -> Tensor:
         return score(model, arguments, values, space, tilt).log_joint
@@ -251,7 +272,9 @@ def map_draws(
     """
     state = torch.get_rng_state()
     try:
-        return vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         torch.set_rng_state(state)
     count = len(next(iter(draws.values())))

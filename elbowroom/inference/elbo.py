@@ -123,6 +123,11 @@ def choose_objective(
             f"--elbo trace_mean_field needs reparameterised sites, and '{min(sites.discrete)}' is "
             "discrete; give --elbo trace_graph."
         )
+    if requested == "trace_mean_field" and sites.auxiliary:
+        raise OptionError(
+            f"--elbo trace_mean_field takes divergences site by site, and the guide draws "
+            f"'{min(sites.auxiliary)}', which is no site of the model; give --elbo trace."
+        )
     if requested is not None:
         return requested, "as asked"
     if left:

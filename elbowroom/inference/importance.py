@@ -26,8 +26,11 @@ def pareto_k_hat(log_weights: np.ndarray) -> float:
     """
     if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
         return float("inf")
-    finite = log_weights[np.isfinite(log_weights)]
-    if np.ptp(finite) < 1e-9:
+    if np.isfinite(log_weights).sum() <= len(log_weights) / 2:
+        return float("inf")  # most draws lie where the posterior has no density
+    floor = log_weights[np.isfinite(log_weights)].min() - 1000.0
+    log_weights = np.where(np.isfinite(log_weights), log_weights, floor)
+    if np.ptp(log_weights) < 1e-9:
         return float("-inf")
     # arviz-stats takes minus the log weight, where arviz took the log weight itself.
     _, k_hat = array_stats.psislw(-log_weights)

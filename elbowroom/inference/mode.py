@@ -136,7 +136,11 @@ def _precision(log_density: LogDensity, at: np.ndarray) -> np.ndarray | None:
     precision = -(hessian + hessian.T) / 2
     if not np.isfinite(precision).all():
         return None
-    values = np.linalg.eigvalsh(precision)
+    scales = np.sqrt(np.abs(np.diag(precision)))
+    if (np.diag(precision) <= 0).any():
+        return None
+    # The columns' units make no direction flat: it is judged with a unit diagonal.
+    values = np.linalg.eigvalsh(precision / np.outer(scales, scales))
     return precision if values[0] > 1e-10 * values[-1] else None
 
 

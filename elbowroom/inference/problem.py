@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from elbowroom.data.tables import read_table
-from elbowroom.errors import DataError, OptionError, unknown
+from elbowroom.errors import DataError, ModelError, OptionError, unknown
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.isolation import isolated, placed
 from elbowroom.models import Model, Prepared, Training, get_model
@@ -66,7 +66,13 @@ class Problem:
 
     @property
     def observed(self) -> str:
-        """The site that holds the data."""
+        """The site that holds the data.
+
+        Raises:
+            ModelError: If the model has none, but a `pyro.factor`.
+        """
+        if not self.space.observed:
+            raise ModelError("the model has no observed site, so that there is none to predict.")
         return self.model.observed or self.space.observed[0]
 
     @property

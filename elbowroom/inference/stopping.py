@@ -34,8 +34,8 @@ def trend(elbo: Sequence[float], window: int) -> Trend | None:
         Trend(rise=1.0, standard_error=0.0)
     """
     window -= window % 10
-    values = np.asarray(elbo[-2 * window :], dtype=float)
-    values = values[np.isfinite(values)] if window else values[:0]
+    values = np.asarray(elbo, dtype=float)
+    values = values[np.isfinite(values)][-2 * window :]
     if window < 10 or len(values) < 2 * window:
         return None
     means = values.reshape(2, 10, -1).mean(2)  # (windows, batches)

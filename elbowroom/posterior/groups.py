@@ -54,10 +54,11 @@ def posterior_tree(
         }
         data, constants = _data(problem)
         groups["observed_data"], groups["constant_data"] = data, constants
-        groups["posterior_predictive"] = predict_sites(
-            problem.function, arguments, _thin(continuous, data), space
-        )
-        groups["log_likelihood"] = _log_likelihood(problem, continuous, notes)
+        if data:
+            groups["posterior_predictive"] = predict_sites(
+                problem.function, arguments, _thin(continuous, data), space
+            )
+            groups["log_likelihood"] = _log_likelihood(problem, continuous, notes)
         groups.update(_prior(problem, data, notes))
     tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
     return tree, notes + more

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
@@ -112,7 +113,7 @@ def test_arviz_opens_the_file_and_works_on_it(
 
 def test_large_local_latents_are_left_out_with_a_line(autoencoder: Fit) -> None:
     digits = er.load_dataset("digits")
-    options = {"epochs": 1, "hidden": (5,), "latent": 16, "draws": 100, "seed": 1}
+    options: dict[str, Any] = {"epochs": 1, "hidden": (5,), "latent": 16, "draws": 100, "seed": 1}
     fit = er.fit("vae", digits, **options)
     assert not fit.posterior["posterior"].data_vars
     assert any("'z'" in note and "--keep-local" in note for note in fit.notes)
