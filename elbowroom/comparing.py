@@ -151,7 +151,9 @@ def compare(
             continue
         fits[name] = fit
         measures = {**fit.diagnostics, "converged": fit.converged}
-        rows.append(Row(name, measures, fit.posterior["posterior"].to_dataset()))
+        # Latents of each row are no quantity to compare: a rotation of all changes nothing.
+        posterior = fit.posterior["posterior"].to_dataset()
+        rows.append(Row(name, measures, posterior.drop_vars(problem.space.local, errors="ignore")))
         if fit.trained.status == "interrupted":
             break
     table = comparison_table(rows)

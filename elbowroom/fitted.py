@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from elbowroom.posterior.predict import log_density_of_rows, predict_rows
 from elbowroom.posterior.tree import summarise, to_arviz
 
 
-@dataclass
+@dataclass(repr=False)
 class Fit:
     """A fitted guide and its posterior.
 
@@ -50,9 +50,13 @@ class Fit:
     posterior: Any
     diagnostics: dict[str, Any]
     notes: list[str]
-    start: Start = field(repr=False)
-    parameters: Any = field(repr=False)
-    callable: Callable[..., Any] = field(repr=False)
+    start: Start
+    parameters: Any
+    callable: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else self.trained.status
+        return f"Fit({self.problem.model.name}, {self.guide.name}, {state}, seed={self.seed})"
 
     @property
     def converged(self) -> bool:

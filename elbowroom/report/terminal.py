@@ -22,6 +22,8 @@ from elbowroom.report.listing import add, console, table
 
 LONGEST = 24
 """Rows of a table that are printed; the files have all."""
+WIDE = 100
+"""Characters of a terminal's line that holds every column of a comparison."""
 
 Report = Callable[[int, int, float, float], None]
 
@@ -192,30 +194,30 @@ def show_comparison(comparison: Comparison) -> None:
     largest = {name: group["mean_shift"].abs().max() for name, group in groups.items()}
     lowest = {name: group["sd_ratio"].min() for name, group in groups.items()}
     highest = {name: group["sd_ratio"].max() for name, group in groups.items()}
-    names = ("ELBO", "±", "k-hat", "elpd", "±", "largest shift", "sd ratio", "s", "parameters")
-    made = table("guide", *names, "converged", right=names)
+    names = ["ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"]
+    wide = out.width >= WIDE
+    if wide:
+        names.append("parameters")
+    made = table("guide", *names, right=tuple(names))
     for row in comparison.table.to_dict("records"):
         name = row["guide"]
         if row["error"]:
             continue
         ratio = "-"
         if name in lowest and not math.isnan(lowest[name]):
-            ratio = f"{lowest[name]:.2f} to {highest[name]:.2f}"
-        add(
-            made,
-            f"{name} ★" if row["best"] else name,
-            _fixed(row["elbo"], 2),
-            _fixed(row["elbo_se"], 2),
+            ratio = f"{lowest[name]:.2f}…{highest[name]:.2f}"
+        cells = [
+            f"{name}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}",
+            _with_error(row["elbo"], row["elbo_se"], 2),
             _number(row["k_hat"], 2),
-            _fixed(row["elpd_loo"], 1),
-            _fixed(row["elpd_loo_se"], 1),
+            _with_error(row["elpd_loo"], row["elpd_loo_se"] if wide else math.nan, 1),
             _number(largest.get(name, math.nan), 2),
             ratio,
-            _fixed(row["seconds"], 1),
-            int(row["parameters"]),
-            "yes" if row["converged"] else "no",
-            style="bold" if row["best"] else "",
-        )
+            f"{row['seconds']:.1f}",
+        ]
+        if wide:
+            cells.append(str(int(row["parameters"])))
+        add(made, *cells, style="bold" if row["best"] else "")
     out.print()
     problem = next((fit.problem for fit in comparison.fits.values()), None)
     if problem is not None:
@@ -223,8 +225,8 @@ def show_comparison(comparison: Comparison) -> None:
     out.print(made)
     if problem is not None:
         out.print(
-            "ELBO and elpd in nats. largest shift: of a mean from the best guide's, in its sds; "
-            "sd ratio: to its sds, lowest and highest.",
+            "★ the best ELBO, ! not converged. ELBO and elpd in nats; shift: the largest of a mean "
+            "from the best guide's, in its sds; sd ratio: to its sds, lowest and highest.",
             style="dim",
         )
     for row in comparison.table.to_dict("records"):
@@ -232,8 +234,10 @@ def show_comparison(comparison: Comparison) -> None:
             out.print(Text(f"{row['guide']} failed: {row['error']}", style="yellow"))
 
 
-def _fixed(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+def _with_error(value: float, error: float, digits: int) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def show_saved(path: Path) -> None:
