@@ -1,11 +1,13 @@
 """The command line: exit codes, messages, files; and never a traceback for what a user did."""
 
+import contextlib
 import os
 import pty
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -231,13 +233,23 @@ def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path:
         "fit", "vae", "--epochs", "100000", "--output", "run", "--seed", "1",
         folder=tmp_path, stderr=worker, stdout=subprocess.PIPE,
     )  # fmt: skip
-    shown, deadline = b"", time.monotonic() + 60
+    os.close(worker)
+    shown = bytearray()
+
+    def read() -> None:  # to the end, or the process waits for its terminal for ever
+        with contextlib.suppress(OSError):
+            while chunk := os.read(main, 4096):
+                shown.extend(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    deadline = time.monotonic() + 60
     while not re.search(rb"ELBO -\d", shown) and time.monotonic() < deadline:
-        shown += os.read(main, 4096)
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
+    reader.join(timeout=10)
     os.close(main)
-    os.close(worker)
     assert b"rate" in shown
     assert b"steps/s" in shown
     assert process.returncode == cli.NOT_CONVERGED
