@@ -1,7 +1,10 @@
 """The command line: parses, calls the API, prints. No logic of its own."""
 
 import sys
+from collections.abc import Callable
 from datetime import datetime
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,45 +35,11 @@ Data = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of all random numbers; drawn by default.")]
-Draws = Annotated[int | None, typer.Option(help="Posterior draws [default: 2000; vae 200].")]
+Draws = Annotated[int | None, typer.Option(help="Posterior draws (default: 2000; vae 200).")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder [default: runs/MODEL-GUIDE-TIME].")
+    Path | None, typer.Option("--output", "-o", help="Folder (default: runs/MODEL-GUIDE-TIME).")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
-Steps = Annotated[
-    int | None, typer.Option(help="Optimiser steps [default: until the ELBO is flat, ≤ 10000].")
-]
-Epochs = Annotated[
-    int | None, typer.Option(help="Passes over the rows, instead of --steps [vae: 600].")
-]
-BatchSize = Annotated[
-    int | None, typer.Option(help="Rows of a minibatch [default: all rows; vae 128].")
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(help="Of the first step, in scaled coordinates [default: 0.02; vae 0.005]."),
-]
-Optimizer = Annotated[str | None, typer.Option(help="Any class of torch.optim [default: Adam].")]
-Schedule = Annotated[
-    str | None,
-    typer.Option(
-        help="plateau (a quarter once the ELBO is flat), constant or cosine "
-        "[default: plateau; vae cosine]."
-    ),
-]
-ClipNorm = Annotated[float | None, typer.Option(help="Largest gradient norm [default: any].")]
-Particles = Annotated[int | None, typer.Option(help="Draws in each ELBO estimate [default: 1].")]
-Restarts = Annotated[
-    int | None, typer.Option(help="Starts to choose from [default: 1; gaussian_mixture 8].")
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: auto].")]
-Dtype = Annotated[str | None, typer.Option(help="float64 or float32 [default: float64; vae 32].")]
-Elbo = Annotated[
-    str | None,
-    typer.Option(
-        help="trace, trace_graph, trace_enum or trace_mean_field; chosen for the pair by default."
-    ),
-]
 Function = Annotated[
     str | None, typer.Option("--model", help="FILE.py:FUNCTION, for a run of your own model.")
 ]
@@ -96,34 +65,91 @@ def _model_options(arguments: list[str]) -> dict[str, Any]:
     return found
 
 
+SETTINGS: dict[str, Any] = {
+    "elbo": Annotated[
+        str | None,
+        typer.Option(
+            help="trace, trace_graph, trace_enum, trace_mean_field (default: what suits the pair)."
+        ),
+    ],
+    "steps": Annotated[
+        int | None, typer.Option(help="Optimiser steps (default: until the ELBO is flat, ≤ 10000).")
+    ],
+    "epochs": Annotated[
+        int | None, typer.Option(help="Passes over the rows, instead of --steps (vae: 600).")
+    ],
+    "batch_size": Annotated[
+        int | None, typer.Option(help="Rows of a minibatch (default: all rows; vae 128).")
+    ],
+    "learning_rate": Annotated[
+        float | None,
+        typer.Option(help="Of the first step, in scaled coordinates (default: 0.02; vae 0.005)."),
+    ],
+    "optimizer": Annotated[
+        str | None, typer.Option(help="Any class of torch.optim (default: Adam).")
+    ],
+    "schedule": Annotated[
+        str | None,
+        typer.Option(
+            help="plateau (a quarter once the ELBO is flat), constant or cosine "
+            "(default: plateau; vae cosine)."
+        ),
+    ],
+    "clip_norm": Annotated[
+        float | None, typer.Option(help="Largest gradient norm (default: any).")
+    ],
+    "particles": Annotated[
+        int | None, typer.Option(help="Draws in each ELBO estimate (default: 1).")
+    ],
+    "restarts": Annotated[
+        int | None, typer.Option(help="Starts to choose from (default: 1; gaussian_mixture 8).")
+    ],
+    "device": Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")],
+    "dtype": Annotated[
+        str | None, typer.Option(help="float64 or float32 (default: float64; vae 32).")
+    ],
+}
+"""The options of the optimiser, which 'fit' and 'compare' share."""
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of the optimiser, and the model's own, as one dict `options`."""
+
+    @wraps(command)
+    def wrapped(context: typer.Context, **values: Any) -> None:
+        given = {name: values.pop(name) for name in SETTINGS}
+        settings = {name: value for name, value in given.items() if value is not None}
+        command(context, options={**_model_options(context.args), **settings}, **values)
+
+    known = [p for p in signature(command).parameters.values() if p.name != "options"]
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in SETTINGS.items()
+    ]
+    parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in known[1:]]
+    wrapped.__signature__ = Signature([known[0], *parameters, *added])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*known, *added]}
+    return wrapped
+
+
 def _folder(output: Path | None, model: str, guide: str) -> Path:
     stem = Path(model.rpartition(":")[0]).stem or model
     return output or Path("runs") / f"{stem}-{guide}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 @app.command(context_settings=EXTRA)
+@_with_settings
 def fit(
     context: typer.Context,
     model: ModelName,
+    options: dict[str, Any],
     data: Data = None,
     guide: Annotated[
         str, typer.Option(help="A name ('elbowroom guides MODEL'); auto: the model's own.")
     ] = "auto",
-    elbo: Elbo = None,
     engine: Annotated[str, typer.Option(help="auto or svi.")] = "auto",
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: LearningRate = None,
-    optimizer: Optimizer = None,
-    schedule: Schedule = None,
-    clip_norm: ClipNorm = None,
-    particles: Particles = None,
-    restarts: Restarts = None,
     seed: Seed = None,
     draws: Draws = None,
-    device: Device = None,
-    dtype: Dtype = None,
     keep_local: Annotated[
         bool, typer.Option("--keep-local", help="Keep the draws of latents that each row has.")
     ] = False,
@@ -152,7 +178,7 @@ def fit(
             keep_local=keep_local,
             announce=terminal.show_plan,
             progress=report,
-            **_given(context, locals()),
+            **options,
         )
     terminal.show_fit(result)
     terminal.show_saved(result.save(folder, overwrite))
@@ -160,22 +186,12 @@ def fit(
         raise typer.Exit(NOT_CONVERGED)
 
 
-SETTINGS = (
-    "elbo", "steps", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "clip_norm",
-    "particles", "restarts", "device", "dtype",
-)  # fmt: skip
-
-
-def _given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given, and the model's own options."""
-    settings = {name: values[name] for name in SETTINGS if values[name] is not None}
-    return {**_model_options(context.args), **settings}
-
-
 @app.command(context_settings=EXTRA)
+@_with_settings
 def compare(
     context: typer.Context,
     model: ModelName,
+    options: dict[str, Any],
     data: Data = None,
     guide: Annotated[
         list[str] | None,
@@ -184,20 +200,8 @@ def compare(
             "By default every guide that fits."
         ),
     ] = None,
-    elbo: Elbo = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: LearningRate = None,
-    optimizer: Optimizer = None,
-    schedule: Schedule = None,
-    clip_norm: ClipNorm = None,
-    particles: Particles = None,
-    restarts: Restarts = None,
     seed: Seed = None,
     draws: Draws = None,
-    device: Device = None,
-    dtype: Dtype = None,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -211,7 +215,7 @@ def compare(
     with terminal.progresses() as report:
         result = run_compare(
             model, data, guide, seed=seed, draws=draws, progress=report,
-            **_given(context, locals()),
+            **options,
         )  # fmt: skip
     terminal.show_comparison(result)
     terminal.show_saved(result.save(folder, overwrite))
@@ -272,7 +276,7 @@ def predict(
     interval: Interval = 0.9,
     seed: Annotated[int, typer.Option(help="Of the predictive draws.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file [default: print it].")
+        Path | None, typer.Option("--output", "-o", help="CSV file (default: print it).")
     ] = None,
     model: Function = None,
     trust: Annotated[

@@ -1,6 +1,7 @@
 """What a user can do wrong, as exceptions that say how to mend it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -39,3 +40,29 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> OptionError:
     near = get_close_matches(name, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return OptionError(f"there is no {kind} '{name}'{hint} Known: {', '.join(names)}.")
+
+
+@contextmanager
+def users_code(what: str, kind: type[ElbowroomError]) -> Iterator[None]:
+    """Turns what a user's model or guide raises into an error that says so.
+
+    Args:
+        what: What was tried, such as "the model cannot be run".
+        kind: Of the error.
+
+    Raises:
+        ElbowroomError: Of that kind, with the first error's message; Pyro's shapes are left out.
+
+    Example:
+        >>> with users_code("the model cannot be run", ModelError):
+        ...     raise ValueError("no such column")
+        Traceback (most recent call last):
+        elbowroom.errors.ModelError: the model cannot be run: ValueError: no such column
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = str(e).split("Trace Shapes")[0].strip()
+        if isinstance(e, ElbowroomError):  # ours, to which Pyro has added the shapes
+            raise type(e)(reason) from e
+        raise kind(f"{what}: {type(e).__name__}: {reason}") from e

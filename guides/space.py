@@ -17,7 +17,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from elbowroom.errors import ModelError
+from elbowroom.errors import ModelError, users_code
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,8 @@ def trace_model(
     Raises:
         ModelError: If the model raises.
     """
-    try:
-        with _UnconstrainedValues(width):
-            return poutine.trace(model).get_trace(**arguments)
-    except (
-        ValueError,
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-        IndexError,
-        KeyError,
-    ) as error:
-        reason = str(error).split("Trace Shapes")[0].strip()
-        raise ModelError(f"the model raised {type(error).__name__} when run: {reason}") from error
+    with users_code("the model cannot be run", ModelError), _UnconstrainedValues(width):
+        return poutine.trace(model).get_trace(**arguments)
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:

@@ -223,7 +223,13 @@ def _spawned(*arguments: str, folder: Path, **options: object) -> subprocess.Pop
     root = Path(er.__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
     command = [sys.executable, "-m", "elbowroom.cli", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, **options)  # type: ignore
+
+    def listen() -> None:  # a background job's children ignore Ctrl-C otherwise
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(  # type: ignore[call-overload]
+        command, cwd=folder, env=environment, preexec_fn=listen, **options
+    )
 
 
 def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pyro.infer import (
     config_enumerate,
 )
 
-from elbowroom.errors import GuideError, ModelError, OptionError
+from elbowroom.errors import GuideError, ModelError, OptionError, users_code
 from elbowroom.guides.space import LatentSpace, sample_sites, trace_model
 
 OBJECTIVES: dict[str, Any] = {
@@ -50,18 +50,8 @@ def read_guide(
         GuideError: If the guide raises, samples a site that the model lacks, or lacks a
             continuous site that the model has; the site is named.
     """
-    try:
+    with users_code("the guide cannot be run", GuideError):
         trace = poutine.trace(guide).get_trace(**arguments)
-    except (
-        ValueError,
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-        IndexError,
-        KeyError,
-    ) as error:
-        reason = str(error).split("Trace Shapes")[0].strip()
-        raise GuideError(f"the guide raised {type(error).__name__} when run: {reason}") from error
     nodes = {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
     auxiliary = {name for name, node in nodes.items() if node["infer"].get("is_auxiliary")}
     names = set(nodes) - auxiliary

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from elbowroom.errors import ModelError, OptionError, unknown
+from elbowroom.errors import ModelError, OptionError, unknown, users_code
 from elbowroom.guides.space import Plate
 from elbowroom.inference.elbo import OBJECTIVES
 from elbowroom.inference.stopping import trend
@@ -313,12 +313,12 @@ def _first_evaluation(
 ) -> None:
     """Evaluates the ELBO once with every check on, which also makes the parameters."""
     extra = {} if batch_size is None else {"batch_size": batch_size}
-    try:
-        with pyro.validation_enabled(True), torch.random.fork_rng(devices=[]):
-            objective.loss(model, guide, **arguments, **extra)
-    except (ValueError, RuntimeError, NotImplementedError, KeyError, IndexError) as error:
-        reason = str(error).split("Trace Shapes")[0].strip()
-        raise ModelError(f"the ELBO cannot be evaluated at the start: {reason}") from error
+    with (
+        users_code("the ELBO cannot be evaluated at the start", ModelError),
+        pyro.validation_enabled(True),
+        torch.random.fork_rng(devices=[]),
+    ):
+        objective.loss(model, guide, **arguments, **extra)
 
 
 def _reason(status: str, schedule: str, steps: int, skipped: int) -> str:
