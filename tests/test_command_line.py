@@ -253,7 +253,10 @@ def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path:
     while not re.search(rb"ELBO -\d", shown) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     reader.join(timeout=10)
     os.close(main)
     assert b"rate" in shown
