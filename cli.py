@@ -295,7 +295,7 @@ def predict(
     try:
         table.to_csv(output, index=False)
     except OSError as error:
-        raise DataError(f"'{output}' cannot be written: {error.strerror}.") from error
+        raise DataError(f"'{output}' cannot be written: {error.strerror or error}.") from error
     typer.echo(f"{len(table)} rows written to {output}")
 
 

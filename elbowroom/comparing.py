@@ -1,7 +1,6 @@
 """Fits several guides to one model and data, and lays the results side by side."""
 
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from elbowroom.fitting import (
 )
 from elbowroom.guides import guides_for
 from elbowroom.inference.elbo import OBJECTIVES
-from elbowroom.posterior.run_folder import check_target
+from elbowroom.inference.isolation import checked_seed
+from elbowroom.posterior.run_folder import writing
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,11 @@ class Comparison:
         Raises:
             RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
         """
-        folder = Path(path)
-        check_target(folder, overwrite, marker="comparison.json")
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(Path(path), overwrite, marker="comparison.json") as folder:
+            self._write(folder)
+        return Path(path)
+
+    def _write(self, folder: Path) -> None:
         self.table.to_csv(folder / "comparison.csv", index=False)
         self.differences.to_csv(folder / "differences.csv", index=False)
         content = {
@@ -71,8 +73,7 @@ class Comparison:
         text = json.dumps(content, indent=1) + "\n"
         (folder / "comparison.json").write_text(text, encoding="utf-8")
         for name, fit in self.fits.items():
-            fit.save(folder / name.replace(":", "-"), overwrite)
-        return folder
+            fit.save(folder / name.replace(":", "-"))
 
 
 def _split(guide: Any) -> tuple[Any, str | None]:
@@ -124,7 +125,7 @@ def compare(
     problem, settings, suggested_draws = bind_model(model, data, options)
     if guides is None:
         guides = list(guides_for(problem.model_name, problem.space.local_continuous))
-    names = [guide if isinstance(guide, str) else guide.__name__ for guide in guides]
+    names = [g if isinstance(g, str) else resolve_guide(g, problem).name for g in guides]
     for name in names:
         if names.count(name) > 1:
             raise OptionError(f"--guide {name} is given twice; give it once.")
@@ -135,7 +136,8 @@ def compare(
             raise OptionError(
                 f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
             )
-    seed = secrets.randbelow(2**31) if seed is None else seed
+    seed = checked_seed(seed)
+    count = suggested_draws if draws is None else draws
     begin = beginning(problem, settings, seed)
     rows, fits = [], {}
     for name, (guide, objective) in zip(names, parts, strict=True):
@@ -144,13 +146,13 @@ def compare(
         try:
             fit = fit_problem(
                 problem, resolve_guide(guide, problem), chosen,
-                seed=seed, draws=draws or suggested_draws, progress=report, begin=begin,
+                seed=seed, draws=count, progress=report, begin=begin,
             )  # fmt: skip
         except ElbowroomError as error:
             rows.append(Row(name, {}, None, str(error)))
             continue
         fits[name] = fit
-        measures = {**fit.diagnostics, "converged": fit.converged}
+        measures = {**fit.diagnostics, "objective": fit.objective[0], "converged": fit.converged}
         # Latents of each row are no quantity to compare: a rotation of all changes nothing.
         posterior = fit.posterior["posterior"].to_dataset()
         rows.append(Row(name, measures, posterior.drop_vars(problem.space.local, errors="ignore")))

@@ -11,15 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elbowroom.errors import GuideError, OptionError
+from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
+from elbowroom.inference.isolation import Parameters, checked_seed
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.draws import Draws, draw
 from elbowroom.posterior.groups import posterior_tree
 from elbowroom.posterior.predict import log_density_of_rows, predict_rows
-from elbowroom.posterior.tree import summarise, to_arviz
+from elbowroom.posterior.tree import check_interval, summarise, to_arviz
 
 
 @dataclass(repr=False)
@@ -37,7 +38,7 @@ class Fit:
         diagnostics: elbo, elbo_se, k_hat, elpd_loo and more, by name.
         notes: What a reader should know: groups left out, starts that disagreed.
         start: Where the guide began, which its parameters are relative to.
-        parameters: The state of the parameter store at the end.
+        parameters: Of the guide and the model, as fitted.
         callable: The guide itself.
     """
 
@@ -51,7 +52,7 @@ class Fit:
     diagnostics: dict[str, Any]
     notes: list[str]
     start: Start
-    parameters: Any
+    parameters: Parameters
     callable: Callable[..., Any]
 
     def __repr__(self) -> str:
@@ -84,18 +85,18 @@ class Fit:
         """
         arguments = self.problem.arguments
         if data is not None:
-            self._check_amortised("to be drawn for new rows")
-            arguments = self.problem.new_arguments(data)
+            self._check_amortised()
+            arguments, _ = self.problem.new_arguments(data)
         with self._active(seed) as guide:
             return draw(self.problem.function, guide, arguments, self.problem.space, count)
 
-    def _check_amortised(self, purpose: str) -> None:
-        if self.problem.space.local_continuous and not self.guide.amortised:
+    def _check_amortised(self) -> None:
+        if not self.guide.amortised:
             fitting = guides_for(self.problem.model_name, True).values()
             names = ", ".join(guide.name for guide in fitting if guide.amortised)
             raise GuideError(
-                f"the guide '{self.guide.name}' has latents for the fitted rows only, and none "
-                f"{purpose}; fit with --guide {names or 'an amortised guide'}."
+                f"the guide '{self.guide.name}' knows the fitted rows only; for new ones fit with "
+                f"--guide {names or 'an amortised guide'}."
             )
 
     def sample(self, n: int = 1000, seed: int = 0) -> Any:
@@ -117,8 +118,9 @@ class Fit:
             return {}
         sites = {}
         for site in self.problem.space.sites:
-            if site.name in group.data_vars:
-                flat = torch.tensor(group[site.name].values[0], dtype=self.problem.dtype)
+            name = site.name.replace("/", ".")
+            if name in group.data_vars:
+                flat = torch.tensor(group[name].values[0], dtype=self.problem.dtype)
                 sites[site.name] = site.transform(flat)
         return sites
 
@@ -137,18 +139,22 @@ class Fit:
             DataError: If a column is missing or cannot be used.
             GuideError: If the guide has no latents for new rows.
         """
-        if not 0 < interval < 1:
-            raise OptionError(f"--interval {interval}: give a probability between 0 and 1.")
-        arguments = self.problem.arguments
+        check_interval(interval)
+        problem, observed = self.problem, True
+        arguments = problem.arguments
         if data is not None:
-            arguments = self.problem.new_arguments(data)
-        local = self.problem.space.local_continuous
-        if local:
+            arguments, observed = problem.new_arguments(data)
+            if problem.space.per_observation:
+                self._check_amortised()
+        if problem.space.local_continuous:
             sites = self.draw(self.diagnostics["draws"], seed, data).sites
         else:
             sites = self.global_sites()
-        with self.problem.session(seed, self.parameters):
-            return predict_rows(self.problem, arguments, sites, interval)
+        with (
+            users_code("the model cannot be run on the new data", DataError),
+            problem.session(checked_seed(seed), self.parameters),
+        ):
+            return predict_rows(problem, arguments, sites, interval, observed)
 
     def log_density(self, data: Any) -> np.ndarray:
         """The log posterior predictive density of each new row, in nats and the user's units.
@@ -160,7 +166,11 @@ class Fit:
             raise GuideError(
                 "a model with latents for each row has a bound instead: Fit.elbo(data)."
             )
-        arguments = self.problem.new_arguments(data)
+        if self.problem.space.per_observation:
+            self._check_amortised()
+        arguments, observed = self.problem.new_arguments(data)
+        if not observed:
+            raise DataError("the new rows lack what was observed, whose density is asked for.")
         with self.problem.session(0, self.parameters):
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
@@ -176,6 +186,7 @@ class Fit:
 
     def summary(self, interval: float = 0.9) -> pd.DataFrame:
         """Mean, sd and an equal-tailed interval of every quantity."""
+        check_interval(interval)
         return summarise(self.posterior, interval)
 
     def to_arviz(self) -> Any:
@@ -192,10 +203,9 @@ class Fit:
         return Path(path)
 
     def _run(self) -> run_folder.Run:
-        named = self.parameters["params"].items()
         parameters = {
-            f"parameter.{name}": value.detach().cpu()
-            for name, value in named
+            f"parameter.{name}": value.cpu()
+            for name, value in self.parameters.values.items()
             if not name.startswith("__baseline")
         }
         parameters["start.location"] = self.start.location.cpu()

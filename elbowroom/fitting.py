@@ -1,7 +1,6 @@
 """The way through the house, in order: data, model, guide, inference, draws, ArviZ."""
 
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from elbowroom.diagnostics.measures import measure
 from elbowroom.errors import OptionError, unknown
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.guides import Guide, Start, get_guide, guides_for
+from elbowroom.guides.space import trace_model
 from elbowroom.inference.elbo import (
     check_enumerable,
     choose_objective,
@@ -23,7 +23,14 @@ from elbowroom.inference.elbo import (
     marked,
     read_guide,
 )
-from elbowroom.inference.isolation import resolve_device, resolve_dtype
+from elbowroom.inference.isolation import (
+    Parameters,
+    checked_seed,
+    parameter_values,
+    resolve_device,
+    resolve_dtype,
+    set_parameter_values,
+)
 from elbowroom.inference.mode import find_start
 from elbowroom.inference.problem import (
     Problem,
@@ -176,7 +183,7 @@ def fit(
         settings,
         engine=engine,
         seed=seed,
-        draws=draws or suggested_draws,
+        draws=suggested_draws if draws is None else draws,
         keep_local=keep_local,
         announce=announce,
         progress=progress,
@@ -204,26 +211,34 @@ def fit_problem(
         raise unknown("engine", engine, ENGINES)
     if draws < 100:
         raise OptionError(f"--draws {draws}: give at least 100, or no diagnostic can be trusted.")
-    seed = secrets.randbelow(2**31) if seed is None else seed
+    seed = checked_seed(seed)
     if not guide.needs_curvature:
         _rehearse(problem, guide, settings, seed)
     begin = begin or beginning(problem, settings, seed)
     space, arguments, reached = problem.space, problem.arguments, begin.reached
-    with problem.session(seed) as parameters:
+    with problem.session(seed) as state:
         called = guide.build(space, begin.start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
         check_enumerable(problem.function, arguments, space, sites)
         if announce is not None:
             announce(Plan(problem, guide, settings, (name, why), seed))
-        trained = run_svi(
-            *marked(name, problem.function, called),
-            arguments,
-            make_objective(name, settings.particles, space),
-            settings,
-            space.subsampled,
-            progress,
-        )
+        trace_model(problem.function, arguments)  # makes the model's own parameters
+        initial = parameter_values()
+        try:
+            trained = run_svi(
+                *marked(name, problem.function, called),
+                arguments,
+                make_objective(name, settings.particles, space),
+                settings,
+                space.subsampled,
+                progress,
+            )
+            fitted = parameter_values()
+        finally:  # a network of the user's is left as it was
+            set_parameter_values(dict(pyro.get_param_store().named_parameters()), initial)
+    parameters = Parameters(state, fitted)
+    point = guide.point or sites.point
     trained = replace(trained, seconds=trained.seconds + begin.seconds)
     with problem.session(seed + 1, parameters):
         drawn = draw(problem.function, called, arguments, space, draws)
@@ -241,6 +256,7 @@ def fit_problem(
             "status": trained.reason,
             "settings": asdict(settings),
             "versions": run_folder.versions(),
+            "options": {} if problem.options is None else asdict(problem.options),
             "elbo_history": _thinned(trained.elbo_history),
         }
         tree, notes = posterior_tree(problem, groups, attributes, keep_local)
@@ -249,7 +265,7 @@ def fit_problem(
         agreeing = sum(value > best - 0.5 for value in reached)
         if len(reached) > 1:
             notes.insert(0, f"{agreeing} of {len(reached)} starts reached the best mode.")
-    diagnostics = measure(drawn, tree, guide.point, space.local_continuous)
+    diagnostics = measure(drawn, tree, point, space.local_continuous)
     diagnostics.update(seconds=trained.seconds, parameters=trained.parameters)
     return Fit(
         problem, guide, settings, (name, why), seed, trained, tree, diagnostics, notes,

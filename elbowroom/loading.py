@@ -15,7 +15,7 @@ from elbowroom.fitting import resolve_guide
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.elbo import read_guide
-from elbowroom.inference.isolation import resolve_dtype
+from elbowroom.inference.isolation import Parameters, resolve_dtype
 from elbowroom.inference.problem import (
     Problem,
     bind,
@@ -102,14 +102,14 @@ def load(
 
 def _restored(
     problem: Problem, guide: Guide, start: Start, saved: Mapping[str, Tensor]
-) -> tuple[Any, Callable[..., Any]]:
-    """Builds a guide again, lets it and the model make their parameters, and fills these in."""
+) -> tuple[Parameters, Callable[..., Any]]:
+    """Builds a guide again, and lets it and the model make their parameters."""
     values = {
         name.removeprefix("parameter."): value
         for name, value in saved.items()
         if name.startswith("parameter.")
     }
-    with problem.session(0) as parameters:
+    with problem.session(0) as state:
         called = guide.build(problem.space, start)
         read_guide(called, problem.arguments, problem.space)
         trace_model(problem.function, problem.arguments)
@@ -117,7 +117,4 @@ def _restored(
         missing = sorted(set(store) - set(values))
         if missing:
             raise RunFolderError(f"the run folder lacks the guide's parameter '{missing[0]}'.")
-        with torch.no_grad():
-            for name, tensor in store.items():
-                tensor.copy_(values[name])
-    return parameters, called
+    return Parameters(state, {name: values[name] for name in store}), called

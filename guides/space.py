@@ -39,7 +39,7 @@ class Site:
         event_dim: How many rightmost dims of the value are one event.
         unconstrained_shape: Of its unconstrained value.
         transform: From the unconstrained value to the value.
-        plates: The plates it lies in, outermost first.
+        plates: The plates it lies in, from the left dim to the right.
     """
 
     name: str
@@ -117,9 +117,17 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
 
 
 def plates_of(node: Any) -> tuple[Plate, ...]:
-    """The plates that a site lies in, at their full size."""
+    """The plates that a site lies in, at their full size, from the left dim to the right."""
     frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    frames.sort(key=lambda frame: frame.dim)
     return tuple(Plate(frame.name, frame.dim, frame.full_size or frame.size) for frame in frames)
+
+
+def dim_names(name: str, plates: tuple[Plate, ...]) -> tuple[str, ...]:
+    """Names of a site's batch dims, from the left; those of no plate are NAME_dim_0 and on."""
+    at = {plate.dim: plate.name for plate in plates}
+    depth = -min(at, default=0)
+    return tuple(at.get(dim, f"{name}_dim_{dim + depth}") for dim in range(-depth, 0))
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,8 @@ class LatentSpace:
         sites: The continuous latent sites, in the order of the model.
         discrete: Discrete latent sites, each with the plates it lies in.
         observed: The observed sites' names.
-        observed_plates: For each of them, the names of the plates it lies in.
+        observed_plates: For each of them, the plates it lies in.
+        deterministic_plates: For each deterministic site, the same.
         subsampled: The plate that `batch_size` subsamples, if there is one.
         has_parameters: Whether the model has point parameters (`pyro.param`).
         max_plate_nesting: The number of dims that plates take.
@@ -152,7 +161,8 @@ class LatentSpace:
     subsampled: Plate | None = None
     has_parameters: bool = False
     max_plate_nesting: int = 0
-    observed_plates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    observed_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
+    deterministic_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     sizes: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,15 +182,18 @@ class LatentSpace:
             trace = trace_model(model, arguments)
             other = trace_model(model, arguments)
             subsampled = _subsampled_plate(model, arguments)
-        sites, discrete, observed, deepest, has_factor = [], {}, {}, 0, False
+        sites, discrete, observed, deterministic = [], {}, {}, {}
+        deepest, has_factor = 0, False
         for name, node in sample_sites(trace):
             plates = plates_of(node)
             deepest = max([deepest, *(-plate.dim for plate in plates)])
             if node["is_observed"]:
                 if isinstance(node["fn"], dist.Unit):
                     has_factor = True
-                elif not node["infer"].get("_deterministic"):
-                    observed[name] = tuple(plate.name for plate in plates)
+                elif node["infer"].get("_deterministic"):
+                    deterministic[name] = plates
+                else:
+                    observed[name] = plates
             elif node["fn"].support.is_discrete:
                 discrete[name] = plates
             else:
@@ -199,6 +212,7 @@ class LatentSpace:
             has_parameters=any(n["type"] == "param" for n in trace.nodes.values()),
             max_plate_nesting=deepest,
             observed_plates=observed,
+            deterministic_plates=deterministic,
         )
 
     @property
@@ -211,6 +225,20 @@ class LatentSpace:
         """The latent sites, continuous and discrete, with a value for each row."""
         placed = {**{site.name: site.plates for site in self.sites}, **self.discrete}
         return tuple(name for name, plates in placed.items() if self.subsampled in plates)
+
+    @property
+    def per_observation(self) -> tuple[str, ...]:
+        """The continuous sites with a value for each observation."""
+        wholes = [set(plates) for plates in self.observed_plates.values() if plates]
+        return tuple(s.name for s in self.sites if any(w <= set(s.plates) for w in wholes))
+
+    @property
+    def shared_discrete(self) -> tuple[str, ...]:
+        """The discrete sites that several observations share."""
+        wholes = [set(plates) for plates in self.observed_plates.values()]
+        return tuple(
+            name for name, plates in self.discrete.items() if any(w - set(plates) for w in wholes)
+        )
 
     @property
     def local_continuous(self) -> bool:
@@ -283,9 +311,8 @@ def _subsampled_plate(model: Callable[..., Any], arguments: Mapping[str, Any]) -
         return None
     small = trace_model(model, {**arguments, "batch_size": 1})
     for _, node in sample_sites(small):
-        for frame, plate in zip(
-            [f for f in node["cond_indep_stack"] if f.vectorized], plates_of(node), strict=True
-        ):
-            if frame.size == 1 < plate.size:
+        sizes = {f.name: f.size for f in node["cond_indep_stack"] if f.vectorized}
+        for plate in plates_of(node):
+            if sizes[plate.name] == 1 < plate.size:
                 return plate
     return None

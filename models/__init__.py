@@ -65,6 +65,8 @@ class Model:
         starts: `starts(arguments, count, seed)` gives initial values of sites, best guess first.
         canonical: `canonical(sites, reference)` relabels exchangeable parts of every draw to
             agree with the reference's, or orders them where there is no reference.
+        in_units: `in_units(values, arguments)` gives predicted values in the user's units, where
+            the site is in others.
         code_in: `code_in(options)` gives the code that preparing a table with these options would
             run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.
@@ -80,6 +82,7 @@ class Model:
     internal: tuple[str, ...] = ()
     starts: Callable[[Mapping[str, Any], int, int], list[dict[str, Any]]] | None = None
     canonical: Callable[..., dict[str, Any]] | None = None
+    in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
 

@@ -59,10 +59,17 @@ def _columns_by_name(
 
 def _argument(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple, np.ndarray, np.generic, pd.Series)):
-        array = np.array(value)
+        try:
+            array = np.array(value)
+        except ValueError as error:
+            raise DataError(
+                f"data['{name}'] has rows of different lengths; pad or split it."
+            ) from error
         if array.dtype.kind not in "biuf":
             raise DataError(f"data['{name}'] is not numeric; encode it as numbers.")
         value = torch.as_tensor(array)
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         bad = ~torch.isfinite(value)
         if bad.any():
@@ -91,7 +98,7 @@ def load_function(path: str) -> Callable[..., Any]:
     sys.modules.setdefault(specification.name, module)
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises, it is theirs to read
+    except (Exception, SystemExit) as error:  # whatever the user's file raises is theirs to read
         raise ModelError(f"'{file}' raised {type(error).__name__}: {error}") from error
     if not callable(getattr(module, attribute, None)):
         raise OptionError(f"'{file}' has no function '{attribute}'.")

@@ -92,10 +92,15 @@ def bayesian_regression(
         pyro.sample("response", dist.Normal(mean, sigma), obs=y)
 
 
+HARMLESS = ("C", "center", "scale", "np.log", "np.log1p", "np.exp", "np.sqrt", "poly", "bs")
+"""Functions that a formula from a run folder may call."""
+
+
 def code_in(options: Options) -> str | None:
     """The formula, if it calls functions: formulae evaluates the Python in it."""
     formula = options.formula or ""
-    plain = re.fullmatch(r"[\w\s.+*:/~()-]*", formula) and not re.search(r"\w\s*\(", formula)
+    rest = re.sub(rf"\b({'|'.join(map(re.escape, HARMLESS))})\(", "(", formula)
+    plain = re.fullmatch(r"[\w\s.,+*:/~()-]*", rest) and not re.search(r"\w\s*\(", rest)
     return None if plain else formula
 
 
@@ -199,11 +204,11 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     else:
         design, response, has_intercept = _plain_columns(source, options, new)
     design = numeric_columns(design, allow_constant=training is not None)
-    predictors = torch.tensor(design.to_numpy())  # (rows, columns)
+    predictors = torch.tensor(np.ascontiguousarray(design))  # (rows, columns)
     outcome = None
     if response is not None:
         column = numeric_columns(response.to_frame(), allow_constant=training is not None)
-        outcome = torch.tensor(column.to_numpy()[:, 0])  # (rows,)
+        outcome = torch.tensor(np.ascontiguousarray(column)[:, 0])  # (rows,)
     if training is None:
         if outcome is None:
             raise DataError("the table lacks the response.")

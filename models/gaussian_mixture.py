@@ -122,14 +122,14 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
                 f"--components {options.components} is more than the table's {len(chosen)} rows; "
                 "give a smaller number."
             )
-        x = torch.tensor(chosen.to_numpy())  # (rows, columns)
+        x = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
         centre, spread = x.mean(0), x.std(0)
         if spherical:
             spread = spread.square().mean().sqrt().expand_as(centre).clone()
     else:
         names = list(select_columns(training.table, options.columns, options.exclude).columns)
         chosen = numeric_columns(align_columns(table, names), allow_constant=True)
-        x = torch.tensor(chosen.to_numpy())
+        x = torch.tensor(np.ascontiguousarray(chosen))
         centre, spread = training.arguments["centre"], training.arguments["spread"]
     return Prepared(
         arguments={

@@ -9,8 +9,11 @@ Bernoulli likelihood the columns are divided by the top of their common range, s
 [0, 1]; for the Normal one c and s are the columns' means and standard deviations.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from math import prod
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -21,7 +24,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
-from elbowroom.errors import DataError
+from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
 from elbowroom.models._networks import perceptron
 
@@ -39,6 +42,10 @@ class Options:
         Literal["bernoulli", "normal"],
         Field(description="bernoulli for columns in one bounded range, such as pixels"),
     ] = "bernoulli"
+    image_shape: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...] | None,
+        Field(description="height,width of images whose pixels are the columns, if they are"),
+    ] = None
     columns: Annotated[
         tuple[str, ...] | None, Field(description="columns to use, all of them by default")
     ] = None
@@ -90,6 +97,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
 
     Raises:
         DataError: If a column cannot be used, or a cell lies outside the Bernoulli range.
+        OptionError: If the columns are not the pixels of the image shape.
     """
     source = table if training is None else training.table
     bernoulli = options.likelihood == "bernoulli"
@@ -97,7 +105,12 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     # A pixel that never changes is common, and does a Bernoulli no harm.
     allow_constant = bernoulli or training is not None
     chosen = numeric_columns(align_columns(table, names), allow_constant=allow_constant)
-    x = torch.tensor(chosen.to_numpy())  # (rows, columns)
+    x = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
+    if options.image_shape is not None and prod(options.image_shape) != x.shape[1]:
+        raise OptionError(
+            f"--image-shape {','.join(map(str, options.image_shape))} has "
+            f"{prod(options.image_shape)} pixels, and there are {x.shape[1]} columns."
+        )
     if training is not None:
         centre, spread = training.arguments["centre"], training.arguments["spread"]
     elif bernoulli:
@@ -134,6 +147,11 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     )
 
 
+def in_units(values: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """Predicted cells on the user's scale: those of the Bernoulli likelihood lie in [0, 1]."""
+    return values * arguments["spread"] if arguments["likelihood"] == "bernoulli" else values
+
+
 register(
     Model(
         name="vae",
@@ -143,6 +161,7 @@ register(
         observed="x",
         predicts="x",
         dataset="digits",
+        in_units=in_units,
         suggested={
             "learning_rate": 5e-3,
             "schedule": "cosine",

@@ -61,7 +61,10 @@ def _loo(tree: xarray.DataTree) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of high Pareto k: reported below as a number
         # Draws of a guide are independent, so that none is lost to autocorrelation.
-        loo = arviz_stats.loo(tree, pointwise=True, reff=1.0)
+        try:
+            loo = arviz_stats.loo(tree, pointwise=True, reff=1.0)
+        except ValueError:  # a row whose likelihood is the same for every draw has no tail
+            return _no_loo()
     high = float(np.mean(np.asarray(loo.pareto_k) > loo.good_k))
     return {
         "elpd_loo": float(loo.elpd),

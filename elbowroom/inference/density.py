@@ -206,6 +206,12 @@ def score(
         return Score(sum(node["log_prob"].sum() for _, node in scored), likelihood, deterministics)
     if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
         raise ModelError("poutine.scale around enumerated sites is not supported.")
+    for name, node in scored:
+        if name in ids and node["mask"] is not None and node["mask"] is not True:
+            raise ModelError(
+                f"site '{name}' is summed over and masked, which would count its values for the "
+                "masked rows; mask the observed site alone."
+            )
     factors = [_factor(name, node, space) for name, node in scored]
     for name, tensor in (tilt or {}).items():
         names = (ids[name], *(plate.name for plate in space.discrete[name]))

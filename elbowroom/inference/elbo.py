@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 from pyro import poutine
 from pyro.infer import (
     Trace_ELBO,
@@ -33,12 +34,14 @@ class GuideSites:
         auxiliary: Sites that the model does not have, and is not meant to.
         discrete: Those of `names` with a discrete distribution.
         enumerable: Those of `discrete` that the guide marks for enumeration.
+        point: Whether nothing is drawn: every site is a Delta, so that the guide has no density.
     """
 
     names: frozenset[str]
     auxiliary: frozenset[str]
     discrete: frozenset[str]
     enumerable: frozenset[str]
+    point: bool = False
 
 
 def read_guide(
@@ -78,9 +81,16 @@ def read_guide(
     # An unmixed Delta has no support to speak of; its site is as continuous as the model's.
     discrete = names & set(space.discrete)
     enumerable = {name for name in discrete if nodes[name]["infer"].get("enumerate") == "parallel"}
+    point = all(_is_delta(node["fn"]) for node in nodes.values())
     return GuideSites(
-        frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable)
+        frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable), point
     )
+
+
+def _is_delta(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def choose_objective(

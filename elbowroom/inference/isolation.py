@@ -1,7 +1,10 @@
 """A fit leaves no trace: parameters, random state, defaults and flags are put back."""
 
+import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -11,7 +14,23 @@ from torch.distributions import Distribution
 
 from elbowroom.errors import OptionError, unknown
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Pyro's store, torch's defaults and the seeds belong to the process: threads take turns."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def checked_seed(seed: int | None) -> int:
+    """The seed of a run, drawn if it is None.
+
+    Raises:
+        OptionError: If it is out of range.
+    """
+    if seed is None:
+        return secrets.randbelow(2**31)
+    if not 0 <= seed < 2**32 - 1:
+        raise OptionError(f"--seed {seed}: give a number from 0 to 4294967294.")
+    return seed
 
 
 def resolve_device(name: str) -> torch.device:
@@ -27,7 +46,8 @@ def resolve_device(name: str) -> torch.device:
     }
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
-    if name.partition(":")[0] not in available:
+    kind, _, index = name.partition(":")
+    if kind not in available or (index and not index.isdigit()):
         raise unknown("device", name, ["auto", *available])
     if not available[name.partition(":")[0]]:
         raise OptionError(f"--device {name}: this machine has none; give --device cpu.")
@@ -41,10 +61,35 @@ def resolve_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of a fit: a parameter store's state, and the fitted values.
+
+    The tensors in the state may belong to a network of the user's, which other fits use too; the
+    values are the fit's own, and are in the tensors only while a block runs.
+    """
+
+    state: dict[str, Any]
+    values: dict[str, torch.Tensor]
+
+
+def parameter_values(state: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
+    """Copies of all unconstrained parameters of the active store, or of a state."""
+    named = dict(pyro.get_param_store().named_parameters()) if state is None else state["params"]
+    return {name: value.detach().clone() for name, value in named.items()}
+
+
+def set_parameter_values(tensors: dict[str, Any], values: dict[str, torch.Tensor]) -> None:
+    """Fills parameters in place."""
+    with torch.no_grad():
+        for name, value in values.items():
+            tensors[name].copy_(value)
+
+
 @contextmanager
 def isolated(
     seed: int,
-    parameters: Any = None,
+    parameters: Parameters | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
     validate: bool = False,
@@ -54,7 +99,7 @@ def isolated(
 
     Args:
         seed: Of Python's, numpy's and torch's random numbers.
-        parameters: State of a parameter store to begin from, as an earlier block gave it.
+        parameters: Of a fit, to begin from; what else uses their tensors finds them as they were.
         dtype: Default floating-point type.
         device: Default device.
         validate: Whether Pyro and torch check every distribution's arguments.
@@ -70,12 +115,26 @@ def isolated(
         >>> list(pyro.get_param_store().keys()), list(state["params"])
         ([], ['scale'])
     """
+    with _ONE_AT_A_TIME:
+        yield from _isolated(seed, parameters, dtype, device, validate, threads)
+
+
+def _isolated(
+    seed: int,
+    parameters: Parameters | None,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    validate: bool,
+    threads: int | None,
+) -> Iterator[Any]:
     random_state = pyro.util.get_rng_state()
     default_dtype = torch.get_default_dtype()
     torch_validates = Distribution._validate_args
     # torch.device as a context slows every call down, so the CPU goes without.
     on_device = nullcontext() if device is None or device.type == "cpu" else device
     torch_threads = torch.get_num_threads()
+    store: Any = None if parameters is None else parameters.state
+    before = {} if parameters is None else parameter_values(parameters.state)
     try:
         torch.set_default_dtype(dtype)
         if threads is not None:
@@ -84,11 +143,15 @@ def isolated(
             threadpool_limits(threads),
             pyro.validation_enabled(validate),
             on_device,
-            pyro.get_param_store().scope(parameters) as state,
+            pyro.get_param_store().scope(store) as state,
         ):
+            if parameters is not None:
+                set_parameter_values(state["params"], parameters.values)
             pyro.set_rng_seed(seed)
             yield state
     finally:
+        if parameters is not None:
+            set_parameter_values(parameters.state["params"], before)
         torch.set_num_threads(torch_threads)
         torch.set_default_dtype(default_dtype)
         Distribution.set_default_validate_args(torch_validates)

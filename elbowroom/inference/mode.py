@@ -16,6 +16,8 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.density import score
 from elbowroom.inference.isolation import isolated, placed
 
+VALUES_AT_ONCE = 1_000_000
+"""Numbers of data times points in one batched evaluation, for the memory's sake."""
 CURVATURE_LIMIT = 1000
 """The largest dimension for which the Hessian at the mode is taken."""
 
@@ -61,11 +63,20 @@ class LogDensity:
 
     def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density and gradient at each row of `points`: (n,), (n, D)."""
-        batch = torch.as_tensor(points)
-        if len(points) not in self._graphs:
-            self._graphs[len(points)] = self._traced(batch)
-        gradient, value = self._graphs[len(points)](batch)
-        return value.detach().numpy(), gradient.detach().numpy()
+        numbers = sum(v.numel() for v in self.arguments.values() if isinstance(v, Tensor))
+        chunk = max(1, min(len(points), VALUES_AT_ONCE // (numbers + 1)))
+        values, gradients = [], []
+        for begin in range(0, len(points), chunk):
+            # The last chunk is filled up, so that one graph serves all.
+            rows = np.arange(begin, begin + chunk).clip(max=len(points) - 1)
+            batch = torch.as_tensor(points[rows])
+            if chunk not in self._graphs:
+                self._graphs[chunk] = self._traced(batch)
+            gradient, value = self._graphs[chunk](batch)
+            kept = min(chunk, len(points) - begin)
+            values.append(value.detach().numpy()[:kept])
+            gradients.append(gradient.detach().numpy()[:kept])
+        return np.concatenate(values), np.concatenate(gradients)
 
     def _traced(self, batch: Tensor) -> Callable[[Tensor], Any]:
         def batched(points: Tensor) -> Any:

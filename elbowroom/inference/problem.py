@@ -12,8 +12,8 @@ from torch import Tensor
 
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError, ModelError, OptionError, unknown
-from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.isolation import isolated, placed
+from elbowroom.guides.space import LatentSpace, Plate, dim_names
+from elbowroom.inference.isolation import Parameters, isolated, placed
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 
@@ -45,7 +45,9 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
 
-    def session(self, seed: int, parameters: Any = None) -> AbstractContextManager[Any]:
+    def session(
+        self, seed: int, parameters: Parameters | None = None
+    ) -> AbstractContextManager[Any]:
         """A block in which this problem's model and guides are run; see `isolated`.
 
         Small problems run on one thread: waking the others costs more than they do.
@@ -78,12 +80,19 @@ class Problem:
     @property
     def dims(self) -> dict[str, tuple[str, ...]]:
         """Names of the dims of sites and arguments: the declared ones, else their plates."""
-        plates = {site.name: tuple(p.name for p in site.plates) for site in self.space.sites}
-        plates.update({name: tuple(p.name for p in ps) for name, ps in self.space.discrete.items()})
-        return {**plates, **self.space.observed_plates, **self.prepared.dims}
+        plates: dict[str, tuple[Plate, ...]] = {s.name: s.plates for s in self.space.sites}
+        plates.update(self.space.discrete)
+        plates.update(self.space.observed_plates)
+        plates.update(self.space.deterministic_plates)
+        named = {name: dim_names(name, placed_in) for name, placed_in in plates.items()}
+        return {**named, **self.prepared.dims}
 
-    def new_arguments(self, data: Any) -> dict[str, Any]:
+    def new_arguments(self, data: Any) -> tuple[dict[str, Any], bool]:
         """The model's arguments for new rows, prepared as the fit's were.
+
+        Returns:
+            The arguments, and whether the rows hold what was observed: if not, something is in its
+            place that has the shape only.
 
         Raises:
             DataError: If a column is missing or cannot be used.
@@ -93,9 +102,11 @@ class Problem:
         training = Training(self.data, self.prepared.arguments)
         with isolated(0, dtype=self.dtype):
             new = self.model.prepare(data, self.options, training).arguments
-            if self.model_name is None:
-                new = without_observation(self.prepared.arguments, new, self.space)
-        return placed(new, self.dtype, self.device)
+            if self.model_name is not None:
+                return placed(new, self.dtype, self.device), new[self.observed] is not None
+            complete = without_observation(self.prepared.arguments, new, self.space)
+            observed = not any(name not in new for name in self.space.observed)
+            return placed(complete, self.dtype, self.device), observed
 
 
 def resolve_model(model: str | Callable[..., Any] | Model) -> Model:

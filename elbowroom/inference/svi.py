@@ -243,9 +243,12 @@ def run_svi(
             "exact", "the guide has nothing to optimise.", np.array([]), np.array([]), 0,
             time.perf_counter() - began, 0,
         )  # fmt: skip
-    optimizer = optimizer_class(settings.optimizer)(
-        list(parameters.values()), lr=settings.learning_rate
-    )
+    try:
+        optimizer = optimizer_class(settings.optimizer)(
+            list(parameters.values()), lr=settings.learning_rate
+        )
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"--optimizer {settings.optimizer} cannot be used: {error}") from error
     good = deepcopy({name: value.detach() for name, value in parameters.items()})
     try:
         for step in range(budget):
@@ -253,7 +256,8 @@ def run_svi(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_and_gradients()
+            with users_code(f"step {step + 1} of the optimiser failed", ModelError):
+                loss = loss_and_gradients()
             tensors = [value for value in _unconstrained().values() if value.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(tensors, settings.clip_norm or float("inf"))
             elbo.append(-loss)
@@ -324,7 +328,7 @@ def _first_evaluation(
 def _reason(status: str, schedule: str, steps: int, skipped: int) -> str:
     text = {
         "converged": f"the ELBO was flat within its noise after {steps} steps.",
-        "budget": f"the ELBO was still rising after {steps} steps; give more with --steps."
+        "budget": f"the ELBO was not seen to be flat in {steps} steps; give more with --steps."
         if schedule != "cosine"
         else f"ran the {steps} steps of a cosine schedule, which ends flat whatever is left to "
         "gain; compare its ELBO with a longer run's.",

@@ -54,10 +54,16 @@ def posterior_tree(
         }
         data, constants = _data(problem)
         groups["observed_data"], groups["constant_data"] = data, constants
-        if data:
+        if data and space.shared_discrete:
+            notes.append(
+                f"posterior_predictive is left out: '{space.shared_discrete[0]}' is discrete and "
+                "shared by several observations."
+            )
+        elif data:
             groups["posterior_predictive"] = predict_sites(
                 problem.function, arguments, _thin(continuous, data), space
             )
+        if data:
             groups["log_likelihood"] = _log_likelihood(problem, continuous, notes)
         groups.update(_prior(problem, data, notes))
     tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
@@ -109,8 +115,16 @@ def _log_likelihood(
     pointwise = {}
     for name, values in found.items():
         if values.dim() > 1 + len(problem.space.observed_plates[name]):
-            notes.append(f"log_likelihood of '{name}' is left out: its rows are not independent.")
+            notes.append(
+                f"log_likelihood of '{name}' is left out: a dim of it belongs to no plate, so that "
+                "its rows cannot be told to be independent."
+            )
         else:
+            if values.dim() < 1 + len(problem.space.observed_plates[name]):
+                notes.append(
+                    f"log_likelihood of '{name}' has one value for each group that shares a "
+                    "discrete site: elpd leaves out whole groups."
+                )
             pointwise[name] = values
     return pointwise
 

@@ -27,24 +27,42 @@ def _continuous(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def predict_rows(
-    problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor], interval: float
+    problem: Problem,
+    arguments: Mapping[str, Any],
+    sites: Mapping[str, Tensor],
+    interval: float,
+    observed: bool = True,
 ) -> pd.DataFrame:
-    """A row of the table for each row of the data; see `elbowroom.fitting.Fit.predict`."""
+    """A row of the table for each row of the data; see `elbowroom.fitted.Fit.predict`.
+
+    Raises:
+        ModelError: If a discrete site is shared by several observations: its posterior would have
+            to be drawn with them.
+    """
+    if problem.space.shared_discrete:
+        raise ModelError(
+            f"'{problem.space.shared_discrete[0]}' is discrete and shared by several observations; "
+            "such a model cannot predict yet."
+        )
     continuous = _continuous(problem, sites)
     target = problem.model.predicts or problem.observed
     if target in problem.space.discrete:
         probabilities = assignments(problem.function, arguments, continuous, problem.space)
-        values = probabilities[target].numpy()  # (support, rows)
-        table = pd.DataFrame({target: values.argmax(0)})
-        for k, row in enumerate(values):
+        shares = probabilities[target].numpy()  # (support, rows)
+        table = pd.DataFrame({target: shares.argmax(0)})
+        for k, row in enumerate(shares):
             table[f"probability[{k}]"] = row
     else:
         drawn = predict_sites(problem.function, arguments, continuous, problem.space)
-        table = _described(problem, target, drawn[target].double().numpy(), interval)
-    observed = arguments.get(problem.observed)
+        values = drawn[target].double()
+        if problem.model.in_units is not None:
+            values = problem.model.in_units(values, problem.prepared.arguments)
+        table = _described(problem, target, values.numpy(), interval)
     rows = not problem.space.local_continuous and problem.space.observed_plates[problem.observed]
-    if rows and isinstance(observed, Tensor) and len(observed) == len(table):
-        table["log_density"] = log_density_of_rows(problem, arguments, sites)
+    if rows and observed:
+        density = log_density_of_rows(problem, arguments, sites)
+        if density.shape == (len(table),):
+            table["log_density"] = density
     return table
 
 

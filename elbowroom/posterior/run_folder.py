@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import pandas as pd
 import xarray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor
 
 from elbowroom.errors import RunFolderError
@@ -99,12 +101,28 @@ def save(run: Run, path: Path, overwrite: bool = False) -> None:
     Raises:
         RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
     """
-    check_target(path, overwrite)
+    with writing(path, overwrite) as folder:
+        _write(run, folder)
+
+
+@contextmanager
+def writing(path: Path, overwrite: bool, marker: str = "config.json") -> Iterator[Path]:
+    """A folder to fill, which takes its place at `path` when the block ends, whole or not at all.
+
+    Args:
+        path: The folder to be.
+        overwrite: Whether to replace one that is there.
+        marker: As for `check_target`.
+
+    Raises:
+        RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+    """
+    check_target(path, overwrite, marker)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
             folder = Path(temporary) / path.name
             folder.mkdir()
-            _write(run, folder)
+            yield folder
             before = Path(temporary) / "before"
             if path.exists():
                 os.replace(path, before)
@@ -119,14 +137,18 @@ def save(run: Run, path: Path, overwrite: bool = False) -> None:
 
 
 def _write(run: Run, folder: Path) -> None:
-    run.posterior.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
-    save_file({k: v.contiguous() for k, v in run.parameters.items()}, folder / "params.safetensors")
+    # In memory first: HDF5 does not survive a disk that fills up under it.
+    (folder / "posterior.nc").write_bytes(run.posterior.to_netcdf(None, engine="h5netcdf"))
+    parameters = {name: value.clone().contiguous() for name, value in run.parameters.items()}
+    (folder / "params.safetensors").write_bytes(serialised(parameters))
     run.history.to_csv(folder / "history.csv", index=False)
     scalars = {}
     if isinstance(run.data, pd.DataFrame):
-        run.data.to_parquet(folder / "data.parquet", index=False)
+        _arrow_ready(run.data).to_parquet(folder / "data.parquet", index=False)
     else:
-        scalars = {k: v for k, v in run.data.items() if isinstance(v, (str, int, float))}
+        scalars = {
+            k: v for k, v in run.data.items() if v is None or isinstance(v, (str, int, float))
+        }
         arrays: Any = {k: np.asarray(v) for k, v in run.data.items() if k not in scalars}
         np.savez_compressed(folder / "data.npz", **arrays)
     _write_json(folder / "config.json", {"format": FORMAT, **run.config, "scalars": scalars})
@@ -138,8 +160,16 @@ def _write(run: Run, folder: Path) -> None:
     _write_json(folder / "run.json", {**run.run, "sha256": hashes})
 
 
+def _arrow_ready(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose columns of mixed kinds are text, and whose attributes stay in config.json."""
+    mixed = [c for c in table.columns if table[c].dtype == object]
+    ready = table.astype(dict.fromkeys(mixed, str)) if mixed else table.copy(deep=False)
+    ready.attrs = {}
+    return ready
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path) -> Run:

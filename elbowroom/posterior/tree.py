@@ -12,6 +12,8 @@ import pandas as pd
 import xarray
 from torch import Tensor
 
+from elbowroom.errors import OptionError
+
 LARGEST_GROUP = 5_000_000
 """Numbers in one group of a run's posterior beyond which its draws are thinned or left out."""
 
@@ -42,7 +44,7 @@ class Names:
         inner = values.ndim - len(leading)
         dims = [*known[:inner], *(f"{name}_dim_{i}" for i in range(len(known), inner))]
         # A variable may not have a dim of its own name, unless it is that dim's index.
-        dims = [f"{dim}_index" if dim == name else dim for dim in dims]
+        dims = [f"{dim}_index" if dim in (name, *leading) else dim for dim in dims]
         labels = {}
         for dim, size in zip(dims, values.shape[len(leading) :], strict=True):
             known_labels = list(self.coords.get(dim, ()))
@@ -71,7 +73,7 @@ def build_tree(
         The tree, and a line for each group that was thinned or left out for its size.
     """
     plain = {
-        key: value if isinstance(value, (str, int, float)) else json.dumps(value)
+        key: value if isinstance(value, (str, int, float)) else json.dumps(value, default=str)
         for key, value in attributes.items()
     }
     notes, datasets = [], {}
@@ -88,7 +90,8 @@ def build_tree(
             if step > 1:
                 notes.append(f"{group}: every {step}th draw is kept, for its size.")
             variables = {name: values[None, ::step] for name, values in variables.items()}
-        arrays = {name: names.array(name, v, leading) for name, v in variables.items()}
+        # A slash would be a group to NetCDF.
+        arrays = {k.replace("/", "."): names.array(k, v, leading) for k, v in variables.items()}
         dataset = xarray.Dataset(arrays)
         if leading:
             dataset = dataset.assign_coords(chain=[0], draw=np.arange(0, draws, step))
@@ -110,6 +113,16 @@ def to_arviz(tree: xarray.DataTree) -> Any:
         return tree
     groups: Any = {name: node.to_dataset() for name, node in tree.children.items()}
     return arviz.InferenceData(**groups)
+
+
+def check_interval(interval: float) -> None:
+    """Sees that an interval's probability is one.
+
+    Raises:
+        OptionError: If it is not between 0 and 1.
+    """
+    if not 0 < interval < 1:
+        raise OptionError(f"--interval {interval}: give a probability between 0 and 1.")
 
 
 def summarise(tree: xarray.DataTree, interval: float = 0.9) -> pd.DataFrame:

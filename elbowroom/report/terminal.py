@@ -17,7 +17,7 @@ from elbowroom.fitted import Fit
 from elbowroom.fitting import Plan
 from elbowroom.inference.svi import length
 from elbowroom.posterior.run_folder import Run
-from elbowroom.posterior.tree import summarise
+from elbowroom.posterior.tree import check_interval, summarise
 from elbowroom.report.listing import add, console, table
 
 LONGEST = 24
@@ -121,6 +121,7 @@ def show_fit(fit: Fit) -> None:
 
 def show_run(run: Run, interval: float) -> None:
     """The same of a run folder."""
+    check_interval(interval)
     config, status = run.config, run.run["status"]
     console().print(Text(f"{config['model']} by {config['guide']}, seed {config['seed']}"))
     _show(
@@ -197,7 +198,7 @@ def show_comparison(comparison: Comparison) -> None:
     names = ["ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"]
     wide = out.width >= WIDE
     if wide:
-        names.append("parameters")
+        names += ["parameters", "objective"]
     made = table("guide", *names, right=tuple(names))
     for row in comparison.table.to_dict("records"):
         name = row["guide"]
@@ -216,7 +217,7 @@ def show_comparison(comparison: Comparison) -> None:
             f"{row['seconds']:.1f}",
         ]
         if wide:
-            cells.append(str(int(row["parameters"])))
+            cells += [str(int(row["parameters"])), row["objective"]]
         add(made, *cells, style="bold" if row["best"] else "")
     out.print()
     problem = next((fit.problem for fit in comparison.fits.values()), None)

@@ -153,13 +153,14 @@ def test_a_formula_that_cannot_be_fitted_is_refused(
 @pytest.mark.parametrize(
     "formula",
     [
-        "effect ~ scale(dose)",
+        "effect ~ np.square(dose)",
         "effect ~ center (dose)",
         "effect ~ I(dose)",
         "effect ~ {dose + 1}",
         "effect ~ dose\n+ scale\n(dose)",
-        "effect ~ dose + np.log(dose)",
-        "scale(effect) ~ dose",
+        "effect ~ dose + np.log(dose.max())",
+        "effect ~ np.log(open(dose))",
+        "f(effect) ~ dose",
     ],
 )
 def test_a_formula_that_calls_functions_holds_code(formula: str) -> None:
@@ -168,6 +169,7 @@ def test_a_formula_that_calls_functions_holds_code(formula: str) -> None:
 
 def test_a_formula_that_calls_nothing_holds_no_code() -> None:
     assert code_in(Options(formula="effect ~ (dose + age)**2 + clinic - 1")) is None
+    assert code_in(Options(formula="effect ~ C(clinic) + np.log(dose)")) is None
     assert code_in(Options(response="effect")) is None
 
 

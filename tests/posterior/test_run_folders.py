@@ -61,11 +61,11 @@ def test_the_folder_holds_no_pickle(run: Path) -> None:
 
 
 def test_a_formula_that_calls_functions_is_not_run_from_a_folder(tmp_path: Path) -> None:
-    formula = "progression ~ np.log(bmi)"
+    formula = "progression ~ np.square(bmi)"
     fit = er.fit("bayesian_regression", formula=formula, guide="laplace", seed=1)
     new = er.load_dataset("diabetes").head(3)
     path = fit.save(tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"np.log\(bmi\).*trust"):
+    with pytest.raises(RunFolderError, match=r"np.square\(bmi\).*trust"):
         er.load(path)
     np.testing.assert_allclose(er.load(path, trust=True).predict(new), fit.predict(new))
 
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_folder_that_was_there(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "save_file", full)
+    monkeypatch.setattr(run_folder, "serialised", full)
     with pytest.raises(RunFolderError, match="disk is full"):
         regression.save(path, overwrite=True)
     monkeypatch.undo()
