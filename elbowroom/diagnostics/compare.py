@@ -8,7 +8,8 @@ import pandas as pd
 import xarray
 
 COLUMNS = (
-    "objective", "elbo", "elbo_se", "k_hat", "elpd_loo", "elpd_loo_se", "seconds", "parameters", "converged",
+    "objective", "elbo", "elbo_se", "k_hat", "elpd_loo", "elpd_loo_se", "seconds", "parameters",
+    "converged",
 )  # fmt: skip
 
 
@@ -32,8 +33,8 @@ class Row:
 def comparison_table(rows: list[Row]) -> pd.DataFrame:
     """One line a method, best ELBO first, those without a bound next, failures last.
 
-    Columns: the objective that was maximised, elbo and elbo_se in nats, k_hat, elpd_loo and its se, seconds, parameters, converged,
-    best (whether no other bound is higher), error.
+    Columns: the objective that was maximised, elbo and elbo_se in nats, k_hat, elpd_loo and its
+    se, seconds, parameters, converged, best (whether no other bound is higher), error.
     """
     lines = []
     for row in rows:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from elbowroom.errors import ModelError
 from elbowroom.inference.problem import Problem
 from elbowroom.posterior.predictive import assignments, log_likelihood, predict_sites
 

@@ -1,0 +1,230 @@
+"""Users' own models and guides: what goes wrong silently elsewhere is right here, or refused."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from torch import Tensor
+
+import elbowroom as er
+from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, OptionError
+from elbowroom.fitted import Fit
+from elbowroom.inference.isolation import isolated
+
+Y = torch.linspace(-1.0, 2.0, 20)
+
+
+KEEP: Any = torch.arange(20) > 2
+
+
+def line(x: Tensor, y: Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def network_model() -> Any:
+    """A model whose decoder is a network that lives outside of it."""
+    torch.manual_seed(0)
+    decoder = torch.nn.Linear(1, 1).double()
+
+    def model(y: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(decoder(z)[0] * 3, 1.0), obs=y)
+
+    return model, decoder
+
+
+def test_a_network_of_the_users_is_not_shared_between_fits() -> None:
+    model, decoder = network_model()
+    before = decoder.weight.detach().clone()
+    options: dict[str, Any] = {"steps": 200, "seed": 1, "draws": 200}
+    first = er.fit(model, {"y": Y}, "mean_field", **options)
+    bound = first.elbo(seed=5)
+    second = er.fit(model, {"y": Y}, "mean_field", **options)
+    torch.testing.assert_close(decoder.weight, before)
+    assert first.elbo(seed=5) == bound == second.elbo(seed=5)
+    np.testing.assert_array_equal(first.elbo_history, second.elbo_history)
+
+
+def test_a_guide_object_fitted_twice_keeps_both_fits() -> None:
+    guide = AutoNormal(line)
+    x = torch.linspace(0, 1, 20)
+    up = er.fit(line, {"x": x, "y": 5 * x}, guide, seed=1, steps=600, draws=200)
+    slope = float(up.sample(200)["slope"].mean())
+    er.fit(line, {"x": x, "y": -5 * x}, guide, seed=1, steps=600, draws=200)
+    assert float(up.sample(200)["slope"].mean()) == slope
+    assert slope > 1
+
+
+def test_two_threads_fit_at_once_and_leave_no_trace() -> None:
+    results: list[Any] = []
+
+    def work(sign: float) -> None:
+        x = torch.linspace(0, 1, 20)
+        data = {"x": x, "y": sign * 5 * x}
+        results.append((sign, er.fit(line, data, "laplace", seed=1, draws=200)))
+
+    pyro.get_param_store().setdefault("mine", torch.tensor(1.0))
+    threads = [threading.Thread(target=work, args=(sign,)) for sign in (1.0, -1.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    pyro.clear_param_store()
+    assert torch.get_default_dtype() == torch.float32
+    assert len(results) == 2
+    for sign, fit in results:
+        assert np.sign(float(fit.posterior["posterior"]["slope"].mean())) == sign
+
+
+@pytest.mark.parametrize("guide", [AutoDelta, "map"])
+def test_a_guide_without_density_has_no_bound(guide: Any) -> None:
+    fit = er.fit(line, {"x": Y, "y": Y}, guide, seed=1, steps=50, draws=200)
+    assert np.isnan(fit.diagnostics["elbo"])
+    assert np.isnan(fit.diagnostics["k_hat"])
+
+
+def test_nested_plates_are_named_by_their_dims() -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("outer", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            with pyro.plate("inner", 4):
+                b = pyro.sample("b", dist.Normal(a, 1.0))
+                pyro.deterministic("twice", 2 * b)
+                pyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+    fit = er.fit(model, {"y": torch.zeros(4, 3)}, "laplace", seed=1, draws=200)
+    posterior = fit.posterior["posterior"]
+    assert posterior["a"].sizes == {"chain": 1, "draw": 200, "outer": 3}
+    assert posterior["b"].sizes == {"chain": 1, "draw": 200, "inner": 4, "outer": 3}
+    assert posterior["twice"].dims == posterior["b"].dims
+    assert not fit.summary()["mean"].isna().any()
+
+
+def test_new_rows_without_the_response_have_no_density() -> None:
+    x = torch.linspace(0, 1, 20)
+    fit = er.fit(line, {"x": x, "y": 3 * x}, "laplace", seed=1)
+    new = pd.DataFrame({"x": [10.0, 20.0]})
+    table = fit.predict(new)
+    assert "log_density" not in table
+    slope = float(fit.posterior["posterior"]["slope"].mean())
+    np.testing.assert_allclose(table["mean"], slope * new["x"], atol=4 * table["sd"].max() / 40)
+    with pytest.raises(DataError, match="observed"):
+        fit.log_density(new)
+    assert "log_density" in fit.predict(pd.DataFrame({"x": [0.5], "y": [1.5]}))
+
+
+def test_new_units_of_a_local_latent_are_refused(own: Fit) -> None:
+    with pytest.raises(GuideError, match="fitted rows only"):
+        own.predict(pd.DataFrame({"effect": [100.0] * 8, "standard_error": [0.1] * 8}))
+
+
+def test_a_bound_on_new_rows_needs_an_amortised_guide(mixture: Fit, regression: Fit) -> None:
+    for fit, name in ((mixture, "iris"), (regression, "diabetes")):
+        with pytest.raises(GuideError, match="fitted rows only"):
+            fit.elbo(er.load_dataset(name).head(10))
+
+
+def test_a_discrete_site_shared_by_observations_is_not_predicted_from_its_prior() -> None:
+    def model(y: Tensor) -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(10 * z, scale), obs=y)
+
+    fit = er.fit(model, {"y": 10 + 0.1 * Y}, "laplace", seed=1, draws=200)
+    assert "posterior_predictive" not in fit.posterior.children
+    assert any("'z'" in note for note in fit.notes)
+    with pytest.raises(ModelError, match="'z'"):
+        fit.predict()
+
+
+def test_masking_an_enumerated_site_is_refused() -> None:
+    def model(y: Tensor, whole: bool) -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("rows", len(y)):
+            with pyro.poutine.mask(mask=KEEP if whole else True):
+                z = pyro.sample("z", dist.Bernoulli(0.5))
+            with pyro.poutine.mask(mask=KEEP):
+                pyro.sample("y", dist.Normal(z, scale), obs=y)
+
+    with pytest.raises(ModelError, match="'z' is summed over and masked"):
+        er.fit(model, {"y": Y, "whole": True}, "laplace", seed=1, draws=200)
+
+
+def test_rows_whose_likelihood_is_constant_do_not_lose_the_fit() -> None:
+    def model(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)), pyro.poutine.mask(mask=KEEP):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    fit = er.fit(model, {"y": Y}, "laplace", seed=1, draws=200)
+    assert np.isfinite(fit.diagnostics["elbo"])
+    assert np.isnan(fit.diagnostics["elpd_loo"])
+
+
+def test_a_guide_that_raises_in_the_middle_is_a_line_of_the_comparison() -> None:
+    calls = []
+
+    def fragile(x: Tensor, y: Tensor) -> None:
+        calls.append(1)
+        if len(calls) > 30:
+            raise RuntimeError("worn out")
+        location = pyro.param("location", torch.zeros(()))
+        pyro.sample("slope", dist.Normal(location, 1.0))
+
+    found = er.compare(line, {"x": Y, "y": Y}, [fragile, "laplace"], seed=1, steps=100)
+    assert found.best == "laplace"
+    assert "worn out" in str(found.table.set_index("guide").at["fragile", "error"])
+
+
+def test_pixels_are_predicted_on_their_own_scale(autoencoder: Fit) -> None:
+    digits = er.load_dataset("digits").head(20)
+    means = autoencoder.predict(digits).filter(like=".mean").to_numpy()
+    assert means.max() > 4
+    assert means.max() <= 16
+    with pytest.raises(OptionError, match="--image-shape 8,9"):
+        er.fit("vae", digits, image_shape=(8, 9))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**33}, "--seed"),
+        ({"draws": 0}, "--draws"),
+        ({"optimizer": "Muon", "guide": "mean_field"}, "Muon"),
+        ({"device": "cpu:x"}, "cpu:x"),
+        ({"data": {"x": [[1.0], [1.0, 2.0]], "y": [1.0, 2.0]}}, "different lengths"),
+        ({"guide": 3}, "3 is no guide"),
+    ],
+)
+def test_odd_arguments_are_said_plainly(arguments: dict[str, Any], word: str) -> None:
+    given: dict[str, Any] = {"data": {"x": Y, "y": Y}, "guide": "laplace", **arguments}
+    with pytest.raises(ElbowroomError, match=word):
+        er.fit(line, **given)
+
+
+def test_reversed_tables_are_read() -> None:
+    table = er.load_dataset("diabetes").iloc[::-1]
+    fit = er.fit("bayesian_regression", table, "laplace", seed=1, draws=200)
+    assert fit.converged
+
+
+def test_values_are_in_the_store_only_while_a_block_runs() -> None:
+    model, decoder = network_model()
+    fit = er.fit(model, {"y": Y}, "mean_field", steps=50, seed=1, draws=200)
+    started = decoder.weight.detach().clone()
+    with isolated(0, fit.parameters):
+        assert not torch.equal(decoder.weight, started)
+    torch.testing.assert_close(decoder.weight, started)
