@@ -13,6 +13,7 @@ from torch import Tensor
 
 from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
+from elbowroom.guides.space import trace_model
 from elbowroom.inference.isolation import Parameters, checked_seed
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
@@ -68,6 +69,18 @@ class Fit:
     def elbo_history(self) -> np.ndarray:
         """An estimate of the ELBO for each step, in nats."""
         return self.trained.elbo_history
+
+    @property
+    def point_parameters(self) -> dict[str, np.ndarray]:
+        """The model's own point parameters (`pyro.param`), as fitted, by name."""
+        problem = self.problem
+        with problem.session(0, self.parameters):
+            nodes = trace_model(problem.function, problem.arguments).nodes
+            return {
+                name: node["value"].detach().cpu().numpy().copy()
+                for name, node in nodes.items()
+                if node["type"] == "param"
+            }
 
     @contextmanager
     def _active(self, seed: int) -> Iterator[Callable[..., Any]]:

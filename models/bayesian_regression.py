@@ -206,7 +206,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     design = numeric_columns(design, allow_constant=training is not None)
     predictors = torch.tensor(np.ascontiguousarray(design))  # (rows, columns)
     outcome = None
-    if response is not None:
+    blank = training is not None and response is not None and response.isna().all()
+    if response is not None and not blank:
         column = numeric_columns(response.to_frame(), allow_constant=training is not None)
         outcome = torch.tensor(np.ascontiguousarray(column)[:, 0])  # (rows,)
     if training is None:

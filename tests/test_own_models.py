@@ -228,3 +228,6 @@ def test_values_are_in_the_store_only_while_a_block_runs() -> None:
     with isolated(0, fit.parameters):
         assert not torch.equal(decoder.weight, started)
     torch.testing.assert_close(decoder.weight, started)
+    weight = fit.point_parameters["decoder$$$weight"]
+    np.testing.assert_array_equal(weight, fit.parameters.values["decoder$$$weight"].numpy())
+    assert not np.array_equal(weight, started.detach().numpy())

@@ -18,6 +18,8 @@ from elbowroom.inference.isolation import isolated, placed
 
 VALUES_AT_ONCE = 1_000_000
 """Numbers of data times points in one batched evaluation, for the memory's sake."""
+NEAR_ENOUGH = 1e-2
+"""The Newton decrement, in nats, below which a point counts as a mode."""
 CURVATURE_LIMIT = 1000
 """The largest dimension for which the Hessian at the mode is taken."""
 
@@ -29,7 +31,8 @@ class Mode:
     Attributes:
         location: Its place, (D,).
         log_density: There.
-        precision: Minus the Hessian there, or None if it is not positive definite or D is large.
+        precision: Minus the Hessian there; None if it is not positive definite, the climb did not
+            reach a mode, or D is large.
         log_evidence: By Laplace's method; minus infinity without a precision.
     """
 
@@ -131,8 +134,11 @@ def find_mode(log_density: LogDensity, start: np.ndarray) -> Mode:
             return Mode(location, value, None, -np.inf)
         whitening = np.linalg.inv(np.linalg.cholesky(precision)).T
         _, gradient = log_density.value_and_gradient(location[None])
-        if np.square(whitening.T @ gradient[0]).sum() < 1e-6:  # Newton decrement, in nats
+        decrement = np.square(whitening.T @ gradient[0]).sum()  # in nats, twice what is left
+        if decrement < 1e-6:
             break
+    if decrement > NEAR_ENOUGH:
+        return Mode(location, value, None, -np.inf)
     log_determinant = 2 * np.log(np.abs(np.diag(whitening))).sum()  # of the covariance
     evidence = value + 0.5 * size * np.log(2 * np.pi) + 0.5 * log_determinant
     return Mode(location, value, precision, float(evidence))

@@ -195,10 +195,7 @@ def bind(
     with isolated(0, dtype=dtype, device=device):
         prepared = model.prepare(data, options, None)
         arguments = placed(prepared.arguments, dtype, device)
-        try:
-            space = LatentSpace.of(model.function, arguments)
-        except TypeError as error:
-            raise DataError(f"the data does not match the model's arguments: {error}") from error
+        space = LatentSpace.of(model.function, arguments)
     return Problem(model, options, data, prepared, arguments, space, dtype, device)
 
 

@@ -1,6 +1,7 @@
 """Where a fit begins, on models whose mode, curvature and evidence are known."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace
+from elbowroom.inference import mode
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.mode import LogDensity, find_mode, find_start
 
@@ -162,3 +164,17 @@ def test_a_density_that_is_nowhere_finite_begins_at_the_origin() -> None:
     assert start.location.tolist() == [0.0]
     assert start.precision is None
     assert reached == []
+
+
+def test_a_climb_that_stops_early_is_no_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimiser that does not move: the curvature there is not that of a mode."""
+
+    def stuck(loss: Callable[..., Any], start: np.ndarray, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(x=start, fun=loss(start)[0])
+
+    density = log_density(conjugate, {"y": DATA})
+    assert find_mode(density, np.array([-3.0])).precision is not None
+    monkeypatch.setattr(mode, "minimize", stuck)
+    found = find_mode(density, np.array([-3.0]))
+    assert found.precision is None
+    assert found.log_evidence == -np.inf

@@ -224,3 +224,11 @@ def test_columns_that_cannot_be_fitted_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         prepare(table(), Options(**options))
+
+
+def test_new_rows_with_a_blank_response_are_rows_without_one() -> None:
+    table = er.load_dataset("diabetes")
+    fit = er.fit("bayesian_regression", table, "laplace", seed=1, draws=200)
+    blank = table.head(3).assign(progression=float("nan"))
+    expected = fit.predict(table.head(3).drop(columns="progression"))
+    np.testing.assert_array_equal(fit.predict(blank), expected)
