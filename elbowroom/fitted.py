@@ -75,7 +75,7 @@ class Fit:
         """The model's own point parameters (`pyro.param`), as fitted, by name."""
         problem = self.problem
         with problem.session(0, self.parameters):
-            nodes = trace_model(problem.function, problem.arguments).nodes
+            nodes: Any = trace_model(problem.function, problem.arguments).nodes
             return {
                 name: node["value"].detach().cpu().numpy().copy()
                 for name, node in nodes.items()
