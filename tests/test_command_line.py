@@ -92,6 +92,18 @@ def test_compare_writes_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "★" in out
 
 
+def test_a_model_without_global_quantities_is_compared_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(
+        "compare", "vae", "--epochs", "1", "--hidden", "5", "--draws", "100", "--seed", "1",
+        "--output", str(tmp_path / "comparison"), capsys=capsys,
+    )  # fmt: skip
+    assert code == cli.NOT_CONVERGED, err
+    for guide in ("encoder", "local", "map"):
+        assert re.search(rf"^{guide} .*!", out, re.M)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

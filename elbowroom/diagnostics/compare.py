@@ -12,6 +12,8 @@ COLUMNS = (
     "converged",
 )  # fmt: skip
 
+DIFFERENCES = ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -65,7 +67,7 @@ def posterior_differences(rows: list[Row], best: str) -> pd.DataFrame:
     """
     reference = next((row.posterior for row in rows if row.name == best), None)
     if reference is None:
-        return pd.DataFrame(columns=["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"])
+        return pd.DataFrame(columns=DIFFERENCES)
     centre, width = _moments(reference)
     lines = []
     for row in rows:
@@ -84,7 +86,7 @@ def posterior_differences(rows: list[Row], best: str) -> pd.DataFrame:
                     "sd_ratio": deviations[quantity] / sd if sd > 0 else np.nan,
                 }
             )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=DIFFERENCES)
 
 
 def _moments(posterior: xarray.Dataset) -> tuple[pd.Series, pd.Series]:
