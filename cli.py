@@ -1,6 +1,7 @@
 """The command line: parses, calls the API, prints. No logic of its own."""
 
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elbowroom.errors import DataError, ElbowroomError, OptionError
+from elbowroom.errors import DataError, ElbowroomError, OptionError, RunFolderError
 
 NOT_CONVERGED = 3
 
@@ -137,6 +138,16 @@ def _folder(output: Path | None, model: str, guide: str) -> Path:
     return output or Path("runs") / f"{stem}-{guide}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def _save(result: Any, folder: Path, overwrite: bool) -> Path:
+    """Saves a result; if its folder cannot be written, in a temporary one, so that it is kept."""
+    try:
+        return result.save(folder, overwrite)
+    except RunFolderError as error:
+        spare = Path(tempfile.mkdtemp(prefix="elbowroom-")) / folder.name
+        result.save(spare)
+        raise RunFolderError(f"{error} The results are kept in '{spare}'.") from error
+
+
 @app.command(context_settings=EXTRA)
 @_with_settings
 def fit(
@@ -181,7 +192,7 @@ def fit(
             **options,
         )
     terminal.show_fit(result)
-    terminal.show_saved(result.save(folder, overwrite))
+    terminal.show_saved(_save(result, folder, overwrite))
     if not result.converged:
         raise typer.Exit(NOT_CONVERGED)
 
@@ -218,7 +229,7 @@ def compare(
             **options,
         )  # fmt: skip
     terminal.show_comparison(result)
-    terminal.show_saved(result.save(folder, overwrite))
+    terminal.show_saved(_save(result, folder, overwrite))
     if not result.fits:
         raise typer.Exit(1)
     if not all(each.converged for each in result.fits.values()):

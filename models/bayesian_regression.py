@@ -28,6 +28,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._options import Exclude
 
 PRIOR_SCALE = 2.5
 """The prior standard deviation of the standardised intercept and coefficients."""
@@ -46,7 +47,7 @@ class Options:
     columns: Annotated[
         tuple[str, ...] | None, Field(description="the predictors, beside --response")
     ] = None
-    exclude: Annotated[tuple[str, ...], Field(description="columns to leave out")] = ()
+    exclude: Exclude = ()
 
 
 def bayesian_regression(

@@ -35,6 +35,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._options import Columns, Exclude
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ class Options:
         Literal["full", "diagonal", "spherical"],
         Field(description="shape of each component's covariance"),
     ] = "full"
-    columns: Annotated[
-        tuple[str, ...] | None, Field(description="columns to use, all of them by default")
-    ] = None
-    exclude: Annotated[tuple[str, ...], Field(description="columns to leave out")] = ()
+    columns: Columns = None
+    exclude: Exclude = ()
 
 
 def gaussian_mixture(

@@ -27,6 +27,7 @@ from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
 from elbowroom.models._networks import perceptron
+from elbowroom.models._options import Columns, Exclude
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ class Options:
         tuple[Annotated[int, Field(ge=1)], ...] | None,
         Field(description="height,width of images whose pixels are the columns, if they are"),
     ] = None
-    columns: Annotated[
-        tuple[str, ...] | None, Field(description="columns to use, all of them by default")
-    ] = None
-    exclude: Annotated[tuple[str, ...], Field(description="columns to leave out")] = ()
+    columns: Columns = None
+    exclude: Exclude = ()
 
 
 def vae(

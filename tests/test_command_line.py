@@ -1,6 +1,7 @@
 """The command line: exit codes, messages, files; and never a traceback for what a user did."""
 
 import contextlib
+import errno
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ import pytest
 import elbowroom as er
 from elbowroom import cli
 from elbowroom.fitted import Fit
+from elbowroom.posterior import run_folder
 
 QUICK = ["--formula", "progression ~ bmi", "--guide", "laplace", "--seed", "1", "--draws", "200"]
 
@@ -200,6 +203,29 @@ def test_a_fit_that_is_not_done_exits_with_3_and_keeps_its_result(
     assert code == cli.NOT_CONVERGED
     assert "not converged" in out
     assert not er.load(tmp_path / "run").converged
+
+
+def test_results_are_kept_where_the_disk_fills_up_under_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run_folder.serialised
+    full = iter([OSError(errno.ENOSPC, "No space left on device")])
+
+    def once(parameters: Any) -> bytes:
+        for error in full:
+            raise error
+        return real(parameters)
+
+    monkeypatch.setattr(run_folder, "serialised", once)
+    target = tmp_path / "run"
+    code, _, err = call(
+        "fit", "bayesian_regression", *QUICK, "--output", str(target), capsys=capsys
+    )  # fmt: skip
+    assert code == 1
+    assert "disk is full" in err
+    spare = Path(str(re.search(r"kept in '(.*)'", err).group(1)))  # type: ignore[union-attr]
+    assert er.load(spare).converged
+    assert not target.exists()
 
 
 def test_own_model_from_a_file(
