@@ -106,7 +106,6 @@ def choose_objective(
 
     Raises:
         OptionError: If the objective is wrong for the pair.
-        ModelError: If a discrete site is in no guide and cannot be enumerated.
     """
     left = sorted(set(space.discrete) - sites.discrete)
     if left and requested not in (None, "trace_enum"):
