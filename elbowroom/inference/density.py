@@ -1,290 +1,183 @@
-"""A model's log density at given values of its latent sites, discrete sites summed out.
+"""A model's log density over its flat unconstrained vector, as one recorded function.
 
-`score` runs the model once at one point; `map_draws` does so for many, in one batched call where
-the model allows it. The sums over discrete sites are done by variable elimination on the traced
-log probabilities, plates included (Obermeyer et al., 2019, "Tensor variable elimination for plated
-factor graphs").
+Discrete sites are summed out and the Jacobians of the changes of coordinates are included. The
+model is run twice to record the operations of its log density and gradient, which are then
+replayed for batches of points at a small part of the cost of running the model.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
-from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad_and_value, vmap
 
 from elbowroom.errors import ModelError
-from elbowroom.guides.space import LatentSpace, sample_sites
+from elbowroom.guides.space import LatentSpace
+from elbowroom.inference.recording import BATCHES, record
+from elbowroom.inference.score import score
+
+CACHED = 60_000
+"""Numbers of one operation on a batch that stay in a core's cache: larger batches are slower."""
+LARGEST = 4_000_000
+"""Numbers of one operation on a batch, for the memory's sake."""
+AGREEMENT = 1e-8
+"""The largest relative difference between the recorded and the model's own values."""
 
 
-class _Enumerate(EnumMessenger):
-    """Pyro's enumeration, under `vmap` too: there the base class may not look at a value."""
+class Density:
+    """The log density of the flat unconstrained vector, and its gradient.
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        value = msg["value"]
-        if isinstance(value, Tensor):
-            msg["value"] = torch.empty(value.shape, device="meta")  # only its shape is read
-            super()._pyro_post_sample(msg)
-            msg["value"] = value
-
-
-@dataclass
-class Factor:
-    """A log probability whose dims have names: plates' names, and ids of enumerated sites.
-
-    Attributes:
-        log_prob: One dim for each name.
-        names: Of the dims; a plate's is a string, an enumerated site's an integer.
-        sites: The sites whose log probability it holds.
-    """
-
-    log_prob: Tensor
-    names: tuple[Any, ...]
-    sites: frozenset[str]
-
-    def summed_over(self, drop: set[Any]) -> "Factor":
-        """The product over some plates."""
-        dims = [i for i, name in enumerate(self.names) if name in drop]
-        kept = tuple(name for name in self.names if name not in drop)
-        return Factor(self.log_prob.sum(dims) if dims else self.log_prob, kept, self.sites)
-
-
-def _aligned(factors: list[Factor], names: tuple[Any, ...]) -> Tensor:
-    """The sum of factors, broadcast over the named dims."""
-    total: Any = 0.0
-    for factor in factors:
-        order = [factor.names.index(name) for name in names if name in factor.names]
-        shape = iter(factor.log_prob.permute(order).shape)
-        view = [next(shape) if name in factor.names else 1 for name in names]
-        total = total + factor.log_prob.permute(order).reshape(view)
-    return total
-
-
-def _joined(factors: list[Factor]) -> Factor:
-    names = tuple(dict.fromkeys(name for factor in factors for name in factor.names))
-    sites = frozenset().union(*(factor.sites for factor in factors))
-    return Factor(_aligned(factors, names), names, sites)
-
-
-def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) -> list[Factor]:
-    """Sums enumerated sites out, the most deeply plated first.
-
-    Args:
-        factors: Of the model.
-        plates_of: For the id of each enumerated site, the plates it lies in.
-
-    Returns:
-        Factors whose dims are all plates.
-
-    Raises:
-        ModelError: If discrete sites lie in crossed plates, where no order of summing is right.
-    """
-    remaining = set(plates_of)
-    while remaining:
-        # The deepest first; of those, the one whose joined factor has the fewest dims.
-        joined_names = {
-            index: {n for factor in factors if index in factor.names for n in factor.names}
-            for index in remaining
-        }
-        index = min(remaining, key=lambda i: (-len(plates_of[i]), len(joined_names[i])))
-        touching = []
-        for factor in factors:
-            if index in factor.names:
-                extra = {n for n in factor.names if isinstance(n, str)} - plates_of[index]
-                others = {n for n in factor.names if n in remaining and n != index}
-                if any(extra & plates_of[other] for other in others):
-                    raise ModelError(
-                        f"site '{min(factor.sites)}' depends on discrete sites in crossed plates "
-                        f"({', '.join(sorted(extra | plates_of[index]))}), which cannot be summed "
-                        "over; sample them in a hand-written guide."
-                    )
-                touching.append(factor.summed_over(extra))
-        rest = [factor for factor in factors if index not in factor.names]
-        joined = _joined(touching)
-        dim = joined.names.index(index)
-        names = tuple(name for name in joined.names if name != index)
-        factors = [*rest, Factor(joined.log_prob.logsumexp(dim), names, joined.sites)]
-        remaining.discard(index)
-    return factors
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one run of a model at given values gives.
+    All numbers are float64. Points where the model gives NaN, or cannot factorise a matrix, have
+    log density minus infinity.
 
     Attributes:
-        log_joint: The log density of the observed and the given sites, discrete ones summed out.
-        log_likelihood: For each observed site, the log density of each of its events given the
-            latent values, its row's discrete sites summed out.
-        deterministics: The values of the deterministic sites.
-    """
-
-    log_joint: Tensor
-    log_likelihood: dict[str, Tensor]
-    deterministics: dict[str, Tensor]
-
-
-def _run(
-    model: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    values: Mapping[str, Tensor],
-    space: LatentSpace,
-) -> poutine.Trace:
-    enumerated = any(name not in values for name in space.discrete)
-    conditioned = poutine.condition(model, data=dict(values))
-    if enumerated:
-        conditioned = config_enumerate(conditioned, "parallel")
-        conditioned = _Enumerate(first_available_dim=-1 - space.max_plate_nesting)(conditioned)
-    trace = poutine.trace(conditioned).get_trace(**arguments)
-    trace.compute_log_prob()
-    return trace
-
-
-def _factor(name: str, node: Any, space: LatentSpace) -> Factor:
-    log_prob = node["log_prob"]
-    ids = node["infer"].get("_dim_to_id", {})
-    plates = {frame.dim: frame.name for frame in node["cond_indep_stack"] if frame.vectorized}
-    names, shape = [], []
-    for dim in range(-log_prob.dim(), 0):
-        enumerated = dim < -space.max_plate_nesting
-        if enumerated and log_prob.shape[dim] > 1 and dim in ids:
-            names.append(ids[dim])
-        elif dim in plates and not enumerated:
-            names.append(plates[dim])
-        elif log_prob.shape[dim] > 1:
-            raise ModelError(
-                f"site '{name}': dim {dim} of its log probability belongs to no plate; "
-                "declare it with .to_event(), or put the site in a plate."
-            )
-        else:
-            continue
-        shape.append(log_prob.shape[dim])
-    return Factor(log_prob.reshape(shape), tuple(names), frozenset([name]))
-
-
-def score(
-    model: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    values: Mapping[str, Tensor],
-    space: LatentSpace,
-    tilt: Mapping[str, Tensor] | None = None,
-) -> Score:
-    """Runs a model at given values of its latent sites.
-
-    Args:
-        model: The Pyro model.
-        arguments: Its keyword arguments.
-        values: Of every continuous latent site, and of the discrete ones that are not to be
-            summed out.
-        space: The model's latent space.
-        tilt: For enumerated sites, added to the log probability of their values, each
-            (support, plates...); its gradient is their marginals.
+        dimension: Of the vector, D.
+        how: "recorded"; "batched", if the model could not be recorded but can be batched; "one by
+            one", if it can be neither.
+        evaluations: Points at which the gradient or the value was taken.
 
     Raises:
-        ModelError: If a dim of a log probability belongs to no plate, or an enumerated site's
-            density is scaled or masked.
+        ModelError: If two runs of the model at one point differ, since it draws random numbers.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> arguments = {"y": torch.tensor(2.0, dtype=torch.float64)}
+        >>> density = Density(model, arguments, LatentSpace.of(model, arguments))
+        >>> values, gradients = density.value_and_gradient(np.array([[1.0], [0.0]]))
+        >>> values.round(3), gradients
+        (array([-2.838, -3.838]), array([[0.],
+               [2.]]))
     """
-    trace = _run(model, arguments, values, space)
-    ids = {
-        name: node["infer"]["_dim_to_id"][node["infer"]["_enumerate_dim"]]
-        for name, node in sample_sites(trace)
-        if "_enumerate_dim" in node["infer"]
-    }
-    deterministics = {
-        name: node["value"]
-        for name, node in sample_sites(trace)
-        if node["infer"].get("_deterministic") and name not in values
-    }
-    scored = [(name, node) for name, node in sample_sites(trace) if name not in deterministics]
-    likelihood = {name: node["log_prob"] for name, node in scored if name in space.observed}
-    if not ids:
-        return Score(sum(node["log_prob"].sum() for _, node in scored), likelihood, deterministics)
-    if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
-        raise ModelError("poutine.scale around enumerated sites is not supported.")
-    for name, node in scored:
-        if name in ids and node["mask"] is not None and node["mask"] is not True:
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        space: LatentSpace,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.arguments, self.space = model, arguments, space
+        if parameters:
+            self.model = poutine.substitute(model, data=dict(parameters))
+        self.dimension = space.dimension
+        self.evaluations = 0
+        numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
+        self.width = max([1, space.dimension, *self._widths(numbers)])
+        self.how, self._function = self._prepared()
+
+    def _widths(self, numbers: int) -> list[int]:
+        """Numbers of one operation at one point, as far as they can be told beforehand."""
+        sizes = [plate.size for plates in self.space.observed_plates.values() for plate in plates]
+        return sizes or [numbers]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The log density at one point by the model itself, (D,) to ()."""
+        parts = self.space.split(u)
+        values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
+        total = score(self.model, self.arguments, values, self.space).log_joint
+        for site in self.space.sites:
+            total = total + site.log_abs_det_jacobian(parts[site.name], values[site.name]).sum()
+        return total
+
+    def _batched(self, points: Tensor) -> Any:
+        gradients, values = vmap(grad_and_value(self))(points)
+        return values, gradients
+
+    def _one_by_one(self, points: Tensor) -> Any:
+        values, gradients = [], []
+        for point in points:
+            with torch.enable_grad():
+                u = point.clone().requires_grad_()
+                try:
+                    value = self(u)
+                    (gradient,) = torch.autograd.grad(value, u)
+                except torch.linalg.LinAlgError:
+                    value, gradient = u.new_tensor(torch.nan), torch.full_like(u, torch.nan)
+            values.append(value.detach())
+            gradients.append(gradient)
+        return torch.stack(values), torch.stack(gradients)
+
+    def _prepared(self) -> tuple[str, Callable[..., Any]]:
+        generator = torch.Generator().manual_seed(0)
+        count = sum(BATCHES)
+        points = torch.randn(count + 2, self.dimension, generator=generator, dtype=torch.float64)
+        points = 0.3 * points
+        probes = points[count:]
+        expected = self._one_by_one(probes)
+        if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected]):
             raise ModelError(
-                f"site '{name}' is summed over and masked, which would count its values for the "
-                "masked rows; mask the observed site alone."
+                "the model's log density is random: two runs at one point differ; draw random "
+                "numbers by pyro.sample alone."
             )
-    factors = [_factor(name, node, space) for name, node in scored]
-    for name, tensor in (tilt or {}).items():
-        names = (ids[name], *(plate.name for plate in space.discrete[name]))
-        factors.append(Factor(tensor, names, frozenset([name])))
-    present = {name for factor in factors for name in factor.names}
-    plates_of = {
-        ids[name]: frozenset(plate.name for plate in space.discrete[name])
-        for name in ids
-        if ids[name] in present  # a site with a single value has no dim to sum over
-    }
-    remaining = eliminate(factors, plates_of)
-    log_joint = torch.stack([factor.log_prob.sum() for factor in remaining]).sum()
-    for name in likelihood:
-        joint = next(factor for factor in remaining if name in factor.sites)
-        if joint.sites & set(space.observed) == {name}:
-            # What is left without the observation is the density of the latents themselves.
-            others = [factor for factor in factors if name not in factor.sites]
-            kept = {index for factor in others for index in factor.names} & set(plates_of)
-            latents = eliminate(others, {index: plates_of[index] for index in kept})
-            prior = [factor for factor in latents if factor.sites < joint.sites]
-            likelihood[name] = joint.log_prob - _aligned(prior, joint.names)
-    return Score(log_joint, likelihood, deterministics)
+        # Recording and batching fail in as many ways as there are models, which then are run.
+        try:
+            recorded = record(self._batched, points[:count])
+            if _agree(recorded(probes), expected):
+                return "recorded", recorded
+        except Exception:
+            pass
+        try:
+            if _agree(self._batched(probes), expected):
+                return "batched", self._batched
+        except Exception:
+            pass
+        return "one by one", self._one_by_one
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know of how the density is evaluated."""
+        if self.how == "recorded":
+            return None
+        reason = "its operations depend on the values of its sites or cannot be batched"
+        return f"the model is run as it stands, slower, since {reason} ({self.how})."
+
+    @property
+    def batch(self) -> int:
+        """The number of points that are evaluated at once."""
+        return max(1, min(1024, max(CACHED // self.width, 16), LARGEST // self.width))
+
+    def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density and gradient at each row of `points`, (n, D): (n,) and (n, D)."""
+        parts = [self._evaluate(chunk) for chunk in self._chunks(points)]
+        values = np.concatenate([part[0] for part in parts])
+        gradients = np.concatenate([part[1] for part in parts])
+        return np.where(np.isnan(values), -np.inf, values), gradients
+
+    def value(self, points: np.ndarray) -> np.ndarray:
+        """Log density at each row of `points`, (n, D) to (n,)."""
+        parts = [self._evaluate(chunk, gradient=False)[0] for chunk in self._chunks(points)]
+        values = np.concatenate(parts)
+        return np.where(np.isnan(values), -np.inf, values)
+
+    def _chunks(self, points: np.ndarray) -> list[np.ndarray]:
+        self.evaluations += len(points)
+        return [points[i : i + self.batch] for i in range(0, len(points), self.batch)]
+
+    def _evaluate(self, points: np.ndarray, gradient: bool = True) -> list[np.ndarray]:
+        batch = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
+        try:
+            if self.how == "recorded":
+                found = self._function(batch, None if gradient else (0,))
+            else:
+                found = self._function(batch)
+        except torch.linalg.LinAlgError:
+            found = self._one_by_one(batch)
+        return [each.detach().numpy() for each in found]
+
+    def constrained(self, points: np.ndarray) -> dict[str, Tensor]:
+        """The sites' values at each row of `points`, each (n, ...)."""
+        flat = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
+        return vmap(self.space.constrain)(flat)
 
 
-def assignment_probabilities(
-    model: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    values: Mapping[str, Tensor],
-    space: LatentSpace,
-) -> dict[str, Tensor]:
-    """The posterior probabilities of each discrete site's values, given the others' values.
-
-    They are the derivative of the log density with respect to the site's log probability.
-
-    Returns:
-        For each discrete site, (support, plates...).
-    """
-    trace = _run(model, arguments, values, space)
-    tilts = {}
-    for name, node in sample_sites(trace):
-        if "_enumerate_dim" in node["infer"]:
-            support = node["fn"].enumerate_support(expand=False).shape[0]
-            frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
-            tilts[name] = torch.zeros(support, *(frame.size for frame in frames))
-
-    def log_joint(tilt: dict[str, Tensor]) -> Tensor:
-        return score(model, arguments, values, space, tilt).log_joint
-
-    return torch.func.grad(log_joint)(tilts)
-
-
-def map_draws(
-    function: Callable[[dict[str, Tensor]], Any], draws: Mapping[str, Tensor], chunk: int = 100
-) -> Any:
-    """`function` of each draw: batched by `vmap` where its code allows, one by one elsewhere.
-
-    Args:
-        function: Of a dict of tensors without the draws' dim, to a tensor or a dict of them.
-        draws: Each (draws, ...).
-        chunk: Draws in one batched call, for the memory's sake.
-
-    Returns:
-        The same as `function`, with a leading dim for the draws.
-    """
-    state = torch.get_rng_state()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            return vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        torch.set_rng_state(state)
-    count = len(next(iter(draws.values())))
-    results = [function({name: value[i] for name, value in draws.items()}) for i in range(count)]
-    if isinstance(results[0], dict):
-        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
-    return torch.stack(results)
+def _agree(found: Any, expected: Any) -> bool:
+    return all(
+        torch.allclose(one, two, rtol=AGREEMENT, atol=AGREEMENT, equal_nan=True)
+        for one, two in zip(found, expected, strict=True)
+    )

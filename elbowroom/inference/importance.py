@@ -1,7 +1,23 @@
-"""Importance weights of a guide's draws, and what they tell of the guide."""
+"""Importance sampling: weights, what they tell of where the draws came from, and draws that adapt."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from arviz_stats.base import array_stats
+from scipy.linalg import solve_triangular
+from scipy.special import gammaln, logsumexp
+
+from elbowroom.inference.density import Density
+
+FEWEST_DRAWS = 1000
+"""Of the first round of adaptive importance sampling."""
+FULL_ROUND = 4000
+"""Of a later round."""
+ENOUGH = 2500.0
+"""The effective sample size at which adaptive importance sampling ends."""
+ROUNDS = 8
+INTERVAL = 1.645
+"""Standard errors either side of k-hat: a 90 % interval."""
 
 
 def pareto_k_hat(log_weights: np.ndarray) -> float:
@@ -24,22 +40,49 @@ def pareto_k_hat(log_weights: np.ndarray) -> float:
         >>> 0.35 < pareto_k_hat(np.log(draws)) < 0.65
         True
     """
+    return smoothed(log_weights)[1]
+
+
+def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed log weights that sum to one, and k̂; see `pareto_k_hat`.
+
+    Where k̂ has no meaning the weights are as they were.
+    """
+    finite = np.isfinite(log_weights)
     if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
-        return float("inf")
-    if np.isfinite(log_weights).sum() <= len(log_weights) / 2:
-        return float("inf")  # most draws lie where the posterior has no density
-    floor = log_weights[np.isfinite(log_weights)].min() - 1000.0
-    log_weights = np.where(np.isfinite(log_weights), log_weights, floor)
-    if np.ptp(log_weights) < 1e-9:
-        return float("-inf")
+        return np.where(finite, log_weights, -np.inf), float("inf")
+    if finite.sum() <= len(log_weights) / 2:
+        return log_weights, float("inf")  # most draws lie where the posterior has no density
+    floor = log_weights[finite].min() - 1000.0
+    filled = np.where(finite, log_weights, floor)
+    if np.ptp(filled) < 1e-9:
+        return filled - logsumexp(filled), float("-inf")
     # arviz-stats takes minus the log weight, where arviz took the log weight itself.
-    _, k_hat = array_stats.psislw(-log_weights)
-    return float(k_hat)
+    found, k_hat = array_stats.psislw(-filled)
+    return np.asarray(found), float(k_hat)
 
 
 def k_hat_threshold(draws: int) -> float:
     """The largest k̂ at which importance sampling from this many draws is reliable."""
     return float(min(1 - 1 / np.log10(draws), 0.7))
+
+
+def k_hat_interval(k_hat: float, draws: int) -> tuple[float, float]:
+    """A 90 % interval of the shape that k̂ estimates.
+
+    The standard error of the shape of M exceedances is (1 + k) / √M (Smith, 1987, "Estimating tails
+    of probability distributions"), M being the tail that Pareto smoothing takes.
+
+    Example:
+        >>> lower, upper = k_hat_interval(0.5, 4000)
+        >>> round(lower, 2), round(upper, 2)
+        (0.32, 0.68)
+    """
+    if not np.isfinite(k_hat):
+        return k_hat, k_hat
+    tail = min(0.2 * draws, 3 * draws**0.5)
+    error = INTERVAL * max(1 + k_hat, 0.5) / tail**0.5
+    return k_hat - error, k_hat + error
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:
@@ -51,3 +94,185 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
     """
     weights = np.exp(log_weights - np.max(log_weights))
     return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of multivariate t distributions over the unconstrained vector.
+
+    Attributes:
+        shares: Of the components, (K,), summing to one.
+        means: (K, D).
+        factors: Lower Cholesky factors of the scale matrices, (K, D, D).
+        freedom: Degrees of freedom.
+    """
+
+    shares: np.ndarray
+    means: np.ndarray
+    factors: np.ndarray
+    freedom: float
+
+    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Draws, (count, D); each component gives its share of them as nearly as can be."""
+        ends = np.floor(np.cumsum(self.shares) * count + 0.5).astype(int)
+        ends[-1] = count
+        size = self.means.shape[1]
+        normal = random.standard_normal((count, size))
+        radius = np.sqrt(random.chisquare(self.freedom, count) / self.freedom)
+        standard = normal / radius[:, None]
+        parts, begin = [], 0
+        for mean, factor, end in zip(self.means, self.factors, ends, strict=True):
+            parts.append(mean + standard[begin:end] @ factor.T)
+            begin = end
+        return np.concatenate(parts)
+
+    def log_densities(self, points: np.ndarray) -> np.ndarray:
+        """Log share plus log density of each component, (n, K)."""
+        size, freedom = points.shape[1], self.freedom
+        constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
+        constant -= size / 2 * np.log(freedom * np.pi)
+        columns = []
+        for share, mean, factor in zip(self.shares, self.means, self.factors, strict=True):
+            standard = solve_triangular(factor, (points - mean).T, lower=True, check_finite=False)
+            distance = np.square(standard).sum(0)
+            log_density = -(freedom + size) / 2 * np.log1p(distance / freedom)
+            log_determinant = np.log(np.diag(factor)).sum()
+            columns.append(np.log(share) + constant + log_density - log_determinant)
+        return np.stack(columns, axis=1)
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        """Of the mixture, (n,)."""
+        return logsumexp(self.log_densities(points), axis=1)
+
+    @classmethod
+    def of(
+        cls, shares: np.ndarray, means: np.ndarray, covariances: np.ndarray
+    ) -> "Mixture":
+        """A mixture with tails that suit the dimension.
+
+        Against a Normal target a t with half as many degrees of freedom as dimensions keeps three
+        quarters of its draws; fewer in high dimensions would waste most of them.
+        """
+        freedom = max(7.0, means.shape[1] / 2)
+        return cls(shares / shares.sum(), means, np.linalg.cholesky(covariances), freedom)
+
+
+class AdaptiveImportance:
+    """Adaptive multiple importance sampling.
+
+    Each round draws from a mixture of t distributions; all draws so far are weighted by the mixture
+    of all rounds' proposals (Cornuet, Marin, Mira and Robert, 2012, "Adaptive multiple importance
+    sampling"), and the next proposal's shares, means and covariances are those of the weighted draws,
+    component by component (Cappé et al., 2008, "Adaptive importance sampling in general mixture
+    classes").
+
+    Attributes:
+        points: All draws, (draws, D).
+        log_p: Log density of the target at each, up to its evidence.
+        log_weights: Of each, not smoothed.
+        k_hat: Of the weights.
+        rounds: How many there were.
+    """
+
+    def __init__(self, density: Density, first: Mixture, random: np.random.Generator) -> None:
+        self.density, self.random = density, random
+        self.proposals = [first]
+        self.counts: list[int] = []
+        self.points = np.zeros((0, density.dimension))
+        self.log_p = np.zeros(0)
+        self._log_q = np.zeros((0, 0))  # (draws, proposals)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.counts)
+
+    def round(self, count: int) -> None:
+        """Draws from the latest proposal, and weighs all draws anew."""
+        new = self.proposals[-1].draw(count, self.random)
+        log_p = self.density.value(new)
+        earlier = [proposal.log_density(new) for proposal in self.proposals[:-1]]
+        self.points = np.concatenate([self.points, new])
+        self.log_p = np.concatenate([self.log_p, log_p])
+        latest = self.proposals[-1].log_density(self.points)
+        if earlier:
+            above = np.concatenate([self._log_q, np.stack(earlier, axis=1)])
+            self._log_q = np.concatenate([above, latest[:, None]], axis=1)
+        else:
+            self._log_q = latest[:, None]
+        self.counts.append(count)
+        shares = np.array(self.counts) / sum(self.counts)
+        self.log_weights = self.log_p - logsumexp(self._log_q, axis=1, b=shares)
+        self.log_smoothed, self.k_hat = smoothed(self.log_weights)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Pareto-smoothed, summing to one, (draws,)."""
+        weights = np.exp(self.log_smoothed - np.max(self.log_smoothed))
+        return weights / weights.sum()
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Of the smoothed weights."""
+        return effective_sample_size(self.log_smoothed)
+
+    def adapt(self) -> None:
+        """Makes the next proposal of the weighted draws.
+
+        A covariance is drawn towards the one before as far as the effective draws are few.
+        """
+        latest, weights = self.proposals[-1], self.weights
+        size = self.points.shape[1]
+        log_parts = latest.log_densities(self.points)
+        parts = np.exp(log_parts - logsumexp(log_parts, axis=1, keepdims=True)) * weights[:, None]
+        means, factors, shares = latest.means.copy(), latest.factors.copy(), parts.sum(0)
+        for k, part in enumerate(parts.T):
+            total = part.sum()
+            if total <= 0:
+                continue
+            part = part / total
+            effective = 1 / np.square(part).sum()
+            keep = effective / (effective + 2 * size)
+            mean = part @ self.points
+            centred = self.points - mean
+            covariance = keep * (centred * part[:, None]).T @ centred
+            covariance += (1 - keep) * factors[k] @ factors[k].T
+            try:
+                factors[k] = np.linalg.cholesky(covariance)
+            except np.linalg.LinAlgError:
+                continue
+            means[k] = keep * mean + (1 - keep) * means[k]
+        shares = np.maximum(shares, 0.02)
+        self.proposals.append(Mixture(shares / shares.sum(), means, factors, latest.freedom))
+
+    @property
+    def settled(self) -> bool:
+        """Whether k-hat's interval lies below its threshold, with enough effective draws."""
+        draws = len(self.log_weights)
+        upper = k_hat_interval(self.k_hat, draws)[1]
+        return upper < k_hat_threshold(draws) and self.effective_sample_size >= ENOUGH
+
+    def run(self) -> None:
+        """Rounds until the weights are good, or have had their chance."""
+        self.round(max(FEWEST_DRAWS, 10 * self.points.shape[1]))
+        for _ in range(ROUNDS - 1):
+            if self.settled:
+                return
+            self.adapt()
+            self.round(FULL_ROUND)
+
+    def log_evidence(self) -> tuple[float, float]:
+        """Log p(data) and its Monte Carlo standard error."""
+        count = len(self.log_weights)
+        largest = self.log_weights.max()
+        weights = np.exp(self.log_weights - largest)
+        mean = weights.mean()
+        return float(largest + np.log(mean)), float(weights.std() / mean / count**0.5)
+
+    def resampled(self, count: int) -> np.ndarray:
+        """Indices of draws of equal weight, by systematic resampling, in random order, (count,)."""
+        at = (np.arange(count) + self.random.random()) / count
+        # The order of the draws in the sum is random, so that neighbours are not alike.
+        order = self.random.permutation(len(self.weights))
+        cumulative = np.cumsum(self.weights[order])
+        picked = order[np.searchsorted(cumulative, at * cumulative[-1]).clip(max=len(order) - 1)]
+        return self.random.permutation(picked)

@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace, sample_sites
-from elbowroom.inference.density import assignment_probabilities, map_draws, score
+from elbowroom.inference.score import assignment_probabilities, map_draws, score
 from elbowroom.posterior.draws import chunk_size
 
 Sites = Mapping[str, Tensor]

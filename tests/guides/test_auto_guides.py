@@ -17,7 +17,7 @@ import elbowroom as er
 from elbowroom.errors import ElbowroomError, GuideError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.density import map_draws
+from elbowroom.inference.score import map_draws
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.mode import find_start

@@ -12,7 +12,7 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.errors import OptionError
 from elbowroom.fitting import bind_model
-from elbowroom.inference.density import score
+from elbowroom.inference.score import score
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import Problem
 from elbowroom.models.gaussian_mixture import canonical, starts

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.density import Score, assignment_probabilities, map_draws, score
+from elbowroom.inference.score import Score, assignment_probabilities, map_draws, score
 from elbowroom.inference.isolation import isolated
 
 EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}

@@ -1,0 +1,140 @@
+"""Hessians of a log density by differences of its gradient, with few probes where plates allow."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elbowroom.guides.space import LatentSpace
+from elbowroom.inference.density import Density
+
+AGREEMENT = 1e-3
+"""The largest relative error of a product with the Hessian for which its structure is believed."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Which coordinates may be probed together.
+
+    Attributes:
+        apart: Coordinates that are probed one by one.
+        together: Coordinates (elements, k) of one plate: given the others, those of one element
+            are independent of those of another.
+    """
+
+    apart: np.ndarray
+    together: np.ndarray
+
+    @property
+    def probes(self) -> int:
+        """Products with the Hessian that give the whole of it."""
+        return len(self.apart) + self.together.shape[1]
+
+
+def structure_of(space: LatentSpace) -> Structure:
+    """The structure that spares the most probes: one plate's coordinates against all others."""
+    plates = {plate for site in space.sites for plate in site.plates}
+    everything = np.arange(space.dimension)
+    best = Structure(everything, np.zeros((0, 0), dtype=int))
+    for plate in plates:
+        columns, begin = [], 0
+        for site, size in zip(space.sites, space.sizes, strict=True):
+            indices = everything[begin : begin + size].reshape(site.unconstrained_shape)
+            begin += size
+            if plate in site.plates:
+                axis = indices.ndim - site.transform.domain.event_dim + plate.dim
+                columns.append(np.moveaxis(indices, axis, 0).reshape(plate.size, -1))
+        together = np.concatenate(columns, axis=1)
+        structure = Structure(np.setdiff1d(everything, together), together)
+        if structure.probes < best.probes:
+            best = structure
+    return best
+
+
+class Curvature:
+    """Minus the Hessian of a log density at many points.
+
+    The plates of the model say which elements of it are zero; that is compared with a product in a
+    random direction before it is believed.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
+        ...     with pyro.plate("group", 3):
+        ...         group = pyro.sample("group_mean", dist.Normal(mean, 1.0))
+        ...         pyro.sample("y", dist.Normal(group, 1.0), obs=y)
+        >>> arguments = {"y": torch.zeros(3)}
+        >>> density = Density(model, arguments, LatentSpace.of(model, arguments))
+        >>> curvature = Curvature(density)
+        >>> curvature.structure.probes
+        2
+        >>> curvature(np.zeros((1, 4)))[0].round(6) + 0.0
+        array([[ 4., -1., -1., -1.],
+               [-1.,  2.,  0.,  0.],
+               [-1.,  0.,  2.,  0.],
+               [-1.,  0.,  0.,  2.]])
+    """
+
+    def __init__(self, density: Density) -> None:
+        self.density = density
+        self.structure = structure_of(density.space)
+        if self.structure.probes < density.dimension and not self._holds():
+            everything = np.arange(density.dimension)
+            self.structure = Structure(everything, np.zeros((0, 0), dtype=int))
+
+    def _holds(self) -> bool:
+        random = np.random.default_rng(0)
+        point = 0.3 * random.standard_normal((1, self.density.dimension))
+        direction = random.standard_normal(self.density.dimension)
+        hessian = self(point)[0]
+        step = 1e-4
+        _, gradients = self.density.value_and_gradient(
+            np.concatenate([point + step * direction, point - step * direction])
+        )
+        product = -(gradients[0] - gradients[1]) / (2 * step)
+        error = np.abs(hessian @ direction - product).max()
+        return bool(error <= AGREEMENT * np.abs(product).max())
+
+    def __call__(self, points: np.ndarray, step: np.ndarray | float = 1e-4) -> np.ndarray:
+        """Minus the Hessian at each of `points`, (n, D) to (n, D, D).
+
+        Args:
+            points: Where.
+            step: Of the central differences for each coordinate: (D,), or relative to its size.
+        """
+        n, size = points.shape
+        if isinstance(step, float):
+            steps = step * np.maximum(1.0, np.abs(points))
+        else:
+            steps = np.broadcast_to(step, points.shape)
+        probes = self._probes()  # (probes, D)
+        moved = probes[None] * steps[:, None, :]  # (n, probes, D)
+        at = np.concatenate([points[:, None] + moved, points[:, None] - moved]).reshape(-1, size)
+        _, gradients = self.density.value_and_gradient(at)
+        ahead, behind = gradients.reshape(2, n, len(probes), size)
+        difference = (behind - ahead) / 2  # (n, probes, D): minus the product with the moves
+        return self._assembled(difference, steps)
+
+    def _probes(self) -> np.ndarray:
+        apart, together = self.structure.apart, self.structure.together
+        probes = np.zeros((self.structure.probes, self.density.dimension))
+        probes[np.arange(len(apart)), apart] = 1.0
+        for k in range(together.shape[1]):
+            probes[len(apart) + k, together[:, k]] = 1.0
+        return probes
+
+    def _assembled(self, difference: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        apart, together = self.structure.apart, self.structure.together
+        n, size = steps.shape
+        hessian = np.zeros((n, size, size))
+        columns = difference[:, : len(apart)] / steps[:, apart, None]
+        hessian[:, apart, :] = columns
+        hessian[:, :, apart] = columns.transpose(0, 2, 1)
+        corner = hessian[:, apart[:, None], apart[None, :]]
+        hessian[:, apart[:, None], apart[None, :]] = (corner + corner.transpose(0, 2, 1)) / 2
+        for k in range(together.shape[1]):
+            product = difference[:, len(apart) + k] / 1.0
+            for j in range(together.shape[1]):
+                rows, columns_k = together[:, j], together[:, k]
+                hessian[:, rows, columns_k] = product[:, rows] / steps[:, columns_k]
+        return (hessian + hessian.transpose(0, 2, 1)) / 2

@@ -1,0 +1,290 @@
+"""A model's log density at given values of its latent sites, discrete sites summed out.
+
+`score` runs the model once at one point; `map_draws` does so for many, in one batched call where
+the model allows it. The sums over discrete sites are done by variable elimination on the traced
+log probabilities, plates included (Obermeyer et al., 2019, "Tensor variable elimination for plated
+factor graphs").
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
+from torch.func import vmap
+
+from elbowroom.errors import ModelError
+from elbowroom.guides.space import LatentSpace, sample_sites
+
+
+class _Enumerate(EnumMessenger):
+    """Pyro's enumeration, under `vmap` too: there the base class may not look at a value."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if isinstance(value, Tensor):
+            msg["value"] = torch.empty(value.shape, device="meta")  # only its shape is read
+            super()._pyro_post_sample(msg)
+            msg["value"] = value
+
+
+@dataclass
+class Factor:
+    """A log probability whose dims have names: plates' names, and ids of enumerated sites.
+
+    Attributes:
+        log_prob: One dim for each name.
+        names: Of the dims; a plate's is a string, an enumerated site's an integer.
+        sites: The sites whose log probability it holds.
+    """
+
+    log_prob: Tensor
+    names: tuple[Any, ...]
+    sites: frozenset[str]
+
+    def summed_over(self, drop: set[Any]) -> "Factor":
+        """The product over some plates."""
+        dims = [i for i, name in enumerate(self.names) if name in drop]
+        kept = tuple(name for name in self.names if name not in drop)
+        return Factor(self.log_prob.sum(dims) if dims else self.log_prob, kept, self.sites)
+
+
+def _aligned(factors: list[Factor], names: tuple[Any, ...]) -> Tensor:
+    """The sum of factors, broadcast over the named dims."""
+    total: Any = 0.0
+    for factor in factors:
+        order = [factor.names.index(name) for name in names if name in factor.names]
+        shape = iter(factor.log_prob.permute(order).shape)
+        view = [next(shape) if name in factor.names else 1 for name in names]
+        total = total + factor.log_prob.permute(order).reshape(view)
+    return total
+
+
+def _joined(factors: list[Factor]) -> Factor:
+    names = tuple(dict.fromkeys(name for factor in factors for name in factor.names))
+    sites = frozenset().union(*(factor.sites for factor in factors))
+    return Factor(_aligned(factors, names), names, sites)
+
+
+def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) -> list[Factor]:
+    """Sums enumerated sites out, the most deeply plated first.
+
+    Args:
+        factors: Of the model.
+        plates_of: For the id of each enumerated site, the plates it lies in.
+
+    Returns:
+        Factors whose dims are all plates.
+
+    Raises:
+        ModelError: If discrete sites lie in crossed plates, where no order of summing is right.
+    """
+    remaining = set(plates_of)
+    while remaining:
+        # The deepest first; of those, the one whose joined factor has the fewest dims.
+        joined_names = {
+            index: {n for factor in factors if index in factor.names for n in factor.names}
+            for index in remaining
+        }
+        index = min(remaining, key=lambda i: (-len(plates_of[i]), len(joined_names[i])))
+        touching = []
+        for factor in factors:
+            if index in factor.names:
+                extra = {n for n in factor.names if isinstance(n, str)} - plates_of[index]
+                others = {n for n in factor.names if n in remaining and n != index}
+                if any(extra & plates_of[other] for other in others):
+                    raise ModelError(
+                        f"site '{min(factor.sites)}' depends on discrete sites in crossed plates "
+                        f"({', '.join(sorted(extra | plates_of[index]))}), which cannot be summed "
+                        "over; sample them in a hand-written guide."
+                    )
+                touching.append(factor.summed_over(extra))
+        rest = [factor for factor in factors if index not in factor.names]
+        joined = _joined(touching)
+        dim = joined.names.index(index)
+        names = tuple(name for name in joined.names if name != index)
+        factors = [*rest, Factor(joined.log_prob.logsumexp(dim), names, joined.sites)]
+        remaining.discard(index)
+    return factors
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one run of a model at given values gives.
+
+    Attributes:
+        log_joint: The log density of the observed and the given sites, discrete ones summed out.
+        log_likelihood: For each observed site, the log density of each of its events given the
+            latent values, its row's discrete sites summed out.
+        deterministics: The values of the deterministic sites.
+    """
+
+    log_joint: Tensor
+    log_likelihood: dict[str, Tensor]
+    deterministics: dict[str, Tensor]
+
+
+def _run(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+) -> poutine.Trace:
+    enumerated = any(name not in values for name in space.discrete)
+    conditioned = poutine.condition(model, data=dict(values))
+    if enumerated:
+        conditioned = config_enumerate(conditioned, "parallel")
+        conditioned = _Enumerate(first_available_dim=-1 - space.max_plate_nesting)(conditioned)
+    trace = poutine.trace(conditioned).get_trace(**arguments)
+    trace.compute_log_prob()
+    return trace
+
+
+def _factor(name: str, node: Any, space: LatentSpace) -> Factor:
+    log_prob = node["log_prob"]
+    ids = node["infer"].get("_dim_to_id", {})
+    plates = {frame.dim: frame.name for frame in node["cond_indep_stack"] if frame.vectorized}
+    names, shape = [], []
+    for dim in range(-log_prob.dim(), 0):
+        enumerated = dim < -space.max_plate_nesting
+        if enumerated and log_prob.shape[dim] > 1 and dim in ids:
+            names.append(ids[dim])
+        elif dim in plates and not enumerated:
+            names.append(plates[dim])
+        elif log_prob.shape[dim] > 1:
+            raise ModelError(
+                f"site '{name}': dim {dim} of its log probability belongs to no plate; "
+                "declare it with .to_event(), or put the site in a plate."
+            )
+        else:
+            continue
+        shape.append(log_prob.shape[dim])
+    return Factor(log_prob.reshape(shape), tuple(names), frozenset([name]))
+
+
+def score(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+    tilt: Mapping[str, Tensor] | None = None,
+) -> Score:
+    """Runs a model at given values of its latent sites.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+        values: Of every continuous latent site, and of the discrete ones that are not to be
+            summed out.
+        space: The model's latent space.
+        tilt: For enumerated sites, added to the log probability of their values, each
+            (support, plates...); its gradient is their marginals.
+
+    Raises:
+        ModelError: If a dim of a log probability belongs to no plate, or an enumerated site's
+            density is scaled or masked.
+    """
+    trace = _run(model, arguments, values, space)
+    ids = {
+        name: node["infer"]["_dim_to_id"][node["infer"]["_enumerate_dim"]]
+        for name, node in sample_sites(trace)
+        if "_enumerate_dim" in node["infer"]
+    }
+    deterministics = {
+        name: node["value"]
+        for name, node in sample_sites(trace)
+        if node["infer"].get("_deterministic") and name not in values
+    }
+    scored = [(name, node) for name, node in sample_sites(trace) if name not in deterministics]
+    likelihood = {name: node["log_prob"] for name, node in scored if name in space.observed}
+    if not ids:
+        return Score(sum(node["log_prob"].sum() for _, node in scored), likelihood, deterministics)
+    if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
+        raise ModelError("poutine.scale around enumerated sites is not supported.")
+    for name, node in scored:
+        if name in ids and node["mask"] is not None and node["mask"] is not True:
+            raise ModelError(
+                f"site '{name}' is summed over and masked, which would count its values for the "
+                "masked rows; mask the observed site alone."
+            )
+    factors = [_factor(name, node, space) for name, node in scored]
+    for name, tensor in (tilt or {}).items():
+        names = (ids[name], *(plate.name for plate in space.discrete[name]))
+        factors.append(Factor(tensor, names, frozenset([name])))
+    present = {name for factor in factors for name in factor.names}
+    plates_of = {
+        ids[name]: frozenset(plate.name for plate in space.discrete[name])
+        for name in ids
+        if ids[name] in present  # a site with a single value has no dim to sum over
+    }
+    remaining = eliminate(factors, plates_of)
+    log_joint = torch.stack([factor.log_prob.sum() for factor in remaining]).sum()
+    for name in likelihood:
+        joint = next(factor for factor in remaining if name in factor.sites)
+        if joint.sites & set(space.observed) == {name}:
+            # What is left without the observation is the density of the latents themselves.
+            others = [factor for factor in factors if name not in factor.sites]
+            kept = {index for factor in others for index in factor.names} & set(plates_of)
+            latents = eliminate(others, {index: plates_of[index] for index in kept})
+            prior = [factor for factor in latents if factor.sites < joint.sites]
+            likelihood[name] = joint.log_prob - _aligned(prior, joint.names)
+    return Score(log_joint, likelihood, deterministics)
+
+
+def assignment_probabilities(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    """The posterior probabilities of each discrete site's values, given the others' values.
+
+    They are the derivative of the log density with respect to the site's log probability.
+
+    Returns:
+        For each discrete site, (support, plates...).
+    """
+    trace = _run(model, arguments, values, space)
+    tilts = {}
+    for name, node in sample_sites(trace):
+        if "_enumerate_dim" in node["infer"]:
+            support = node["fn"].enumerate_support(expand=False).shape[0]
+            frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+            tilts[name] = torch.zeros(support, *(frame.size for frame in frames))
+
+    def log_joint(tilt: dict[str, Tensor]) -> Tensor:
+        return score(model, arguments, values, space, tilt).log_joint
+
+    return torch.func.grad(log_joint)(tilts)
+
+
+def map_draws(
+    function: Callable[[dict[str, Tensor]], Any], draws: Mapping[str, Tensor], chunk: int = 100
+) -> Any:
+    """`function` of each draw: batched by `vmap` where its code allows, one by one elsewhere.
+
+    Args:
+        function: Of a dict of tensors without the draws' dim, to a tensor or a dict of them.
+        draws: Each (draws, ...).
+        chunk: Draws in one batched call, for the memory's sake.
+
+    Returns:
+        The same as `function`, with a leading dim for the draws.
+    """
+    state = torch.get_rng_state()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        torch.set_rng_state(state)
+    count = len(next(iter(draws.values())))
+    results = [function({name: value[i] for name, value in draws.items()}) for i in range(count)]
+    if isinstance(results[0], dict):
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+    return torch.stack(results)
