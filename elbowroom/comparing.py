@@ -15,16 +15,12 @@ from elbowroom.diagnostics.compare import (
 )
 from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.fitted import Fit
-from elbowroom.fitting import (
-    Progress,
-    beginning,
-    bind_model,
-    fit_problem,
-    resolve_guide,
-)
+from elbowroom.fitting import bind_model, fit_problem, resolve_guide
 from elbowroom.guides import guides_for
 from elbowroom.inference.elbo import OBJECTIVES
 from elbowroom.inference.isolation import checked_seed
+from elbowroom.inference.landscape import explore
+from elbowroom.plan import Progress
 from elbowroom.posterior.run_folder import writing
 
 
@@ -138,7 +134,7 @@ def compare(
             )
     seed = checked_seed(seed)
     count = suggested_draws if draws is None else draws
-    begin = beginning(problem, settings, seed)
+    landscape = explore(problem, settings.restarts, seed)
     rows, fits = [], {}
     for name, (guide, objective) in zip(names, parts, strict=True):
         report = progress(name) if progress is not None else None
@@ -146,7 +142,7 @@ def compare(
         try:
             fit = fit_problem(
                 problem, resolve_guide(guide, problem), chosen,
-                seed=seed, draws=count, progress=report, begin=begin,
+                seed=seed, draws=count, progress=report, landscape=landscape,
             )  # fmt: skip
         except ElbowroomError as error:
             rows.append(Row(name, {}, None, str(error)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elbowroom.diagnostics.measures import leave_one_out
+from elbowroom.diagnostics.verdict import Verdict
 from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.isolation import Parameters, checked_seed
+from elbowroom.inference.importance import AdaptiveImportance, Mixture
+from elbowroom.inference.isolation import Parameters, checked_seed, isolated
+from elbowroom.inference.landscape import density_of
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
 from elbowroom.posterior import run_folder
+from elbowroom.posterior.correction import adapted, reweighted
 from elbowroom.posterior.draws import Draws, draw
 from elbowroom.posterior.groups import posterior_tree
 from elbowroom.posterior.predict import log_density_of_rows, predict_rows
@@ -36,11 +42,14 @@ class Fit:
         seed: Of all random numbers.
         trained: How the optimiser went; its history is `elbo_history`.
         posterior: The `xarray.DataTree` in the ArviZ schema.
-        diagnostics: elbo, elbo_se, k_hat, elpd_loo and more, by name.
+        measures: Numbers that were taken at the fit, by name; `diagnostics` has them all.
         notes: What a reader should know: groups left out, starts that disagreed.
         start: Where the guide began, which its parameters are relative to.
         parameters: Of the guide and the model, as fitted.
         callable: The guide itself.
+        engine: "svi" or "fixed_draws".
+        verdict: Whether the posterior can be trusted, why, and what to do next.
+        proposal: What the corrected draws of the posterior were drawn from, if not the guide.
     """
 
     problem: Problem
@@ -50,15 +59,30 @@ class Fit:
     seed: int
     trained: Trained
     posterior: Any
-    diagnostics: dict[str, Any]
+    measures: dict[str, Any]
     notes: list[str]
     start: Start
     parameters: Parameters
     callable: Callable[..., Any]
+    engine: str
+    verdict: Verdict
+    proposal: Mixture | None = None
 
     def __repr__(self) -> str:
-        state = "converged" if self.converged else self.trained.status
-        return f"Fit({self.problem.model.name}, {self.guide.name}, {state}, seed={self.seed})"
+        return (
+            f"Fit({self.problem.model.name}, {self.guide.name}, {self.verdict.level}, "
+            f"seed={self.seed})"
+        )
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Any]:
+        """elbo, elbo_se, k_hat, log_evidence, elpd_loo and more, by name.
+
+        The leave-one-out ones are taken when they are first asked for.
+        """
+        if "elpd_loo" in self.measures:
+            return self.measures
+        return {**self.measures, **leave_one_out(self.posterior)}
 
     @property
     def converged(self) -> bool:
@@ -115,14 +139,31 @@ class Fit:
     def sample(self, n: int = 1000, seed: int = 0) -> Any:
         """Fresh posterior draws, as an `xarray.Dataset` with dims chain and draw.
 
+        They are corrected by importance weights where the posterior's are.
+
         Args:
             n: How many.
             seed: Of the draws; the same seed gives the same draws, after a reload too.
         """
-        drawn = canonical_sites(self.problem, self.draw(n, seed).sites, self.global_sites())
+        drawn = canonical_sites(self.problem, self._fresh(n, seed), self.global_sites())
         with self._active(seed):
             tree, _ = posterior_tree(self.problem, {"posterior": drawn}, {}, keep_local=True)
         return tree["posterior"].to_dataset()
+
+    def _fresh(self, count: int, seed: int) -> dict[str, Tensor]:
+        """Fresh draws of the latent sites, corrected if the posterior's are."""
+        if self.posterior["posterior"].attrs.get("draws") != "corrected":
+            return self.draw(count, seed).sites
+        random = np.random.default_rng(seed)
+        if self.proposal is None:
+            drawn = self.draw(4 * count, seed)
+            return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
+        problem = self.problem
+        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+            importance = AdaptiveImportance(density_of(problem), self.proposal, random)
+            importance.round(4 * count)
+            sites = adapted(importance, count).sites
+        return {name: values.to(problem.dtype) for name, values in sites.items()}
 
     def global_sites(self) -> dict[str, Tensor]:
         """The posterior's draws of the sites that are not for each row, (draws, ...)."""
@@ -224,6 +265,10 @@ class Fit:
         parameters["start.location"] = self.start.location.cpu()
         if self.start.precision is not None:
             parameters["start.precision"] = self.start.precision.cpu()
+        if self.proposal is not None:
+            parameters.update(
+                {f"proposal.{k}": torch.as_tensor(v) for k, v in asdict(self.proposal).items()}
+            )
         options = {} if self.problem.options is None else asdict(self.problem.options)
         trained = self.trained
         history = pd.DataFrame(
@@ -240,6 +285,8 @@ class Fit:
                 "options": options,
                 "guide": self.guide.name,
                 "settings": asdict(self.settings),
+                "engine": self.engine,
+                "reparameterised": list(self.problem.reparameterised),
                 "objective": list(self.objective),
                 "seed": self.seed,
                 "attributes": getattr(self.problem.data, "attrs", {}),
@@ -252,6 +299,7 @@ class Fit:
                 "parameters": trained.parameters,
                 "versions": run_folder.versions(),
                 "notes": self.notes,
+                "verdict": self.verdict.plain(),
             },
             history=history,
             parameters=parameters,

@@ -9,12 +9,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from elbowroom.diagnostics.verdict import Verdict
 from elbowroom.errors import ModelError, RunFolderError
 from elbowroom.fitted import Fit
 from elbowroom.fitting import resolve_guide
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.elbo import read_guide
+from elbowroom.inference.importance import Mixture
 from elbowroom.inference.isolation import Parameters, resolve_dtype
 from elbowroom.inference.problem import (
     Problem,
@@ -75,6 +77,7 @@ def load(
         run.data.attrs.update(config["attributes"])
     dtype = resolve_dtype(settings.dtype)
     problem = bind(declaration, run.data, options, dtype, torch.device("cpu"))
+    problem = problem.reparameterise(config.get("reparameterised", ()))
     start = Start(run.parameters["start.location"], run.parameters.get("start.precision"))
     if guide is None and config["guide"] not in guides_for(problem.model_name):
         raise ModelError(
@@ -96,8 +99,16 @@ def load(
     name, why = config["objective"]
     return Fit(
         problem, fitted_guide, settings, (name, why), config["seed"], trained, run.posterior,
-        run.diagnostics, run.run["notes"], start, parameters, called,
+        run.diagnostics, run.run["notes"], start, parameters, called, config["engine"],
+        Verdict.read(run.run["verdict"]), _proposal(run.parameters),
     )  # fmt: skip
+
+
+def _proposal(saved: Mapping[str, Tensor]) -> Mixture | None:
+    if "proposal.means" not in saved:
+        return None
+    found = {name: saved[f"proposal.{name}"].numpy() for name in ("shares", "means", "factors")}
+    return Mixture(**found, freedom=float(saved["proposal.freedom"]))
 
 
 def _restored(

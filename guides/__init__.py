@@ -46,10 +46,10 @@ class Guide:
         elbo: The objective that suits it, where the general rule does not.
         dense: Whether its parameters grow with the square of the latent dimension or its
             evaluation needs every latent at once, so that it cannot hold latents for each row.
-        needs_curvature: Whether it cannot begin without a mode and the Hessian there.
         point: Whether it is one point, with no density.
         amortised: Whether it gives the latents of rows that it was not fitted to.
         replaces: The guide for any model that it is, for this model, by another name.
+        engines: Those that fit it, the one that `auto` takes first.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Guide:
     model: str | None = None
     elbo: str | None = None
     dense: bool = False
-    needs_curvature: bool = False
     point: bool = False
     amortised: bool = False
     replaces: str | None = None
+    engines: tuple[str, ...] = ("svi",)
 
 
 _registered: dict[tuple[str | None, str], Guide] = {}

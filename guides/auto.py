@@ -119,13 +119,16 @@ def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return site_guide(space, start, sample)
 
 
-@register("mean_field", "independent Normals in unconstrained coordinates")
+BOTH = ("fixed_draws", "svi")
+
+
+@register("mean_field", "independent Normals in unconstrained coordinates", engines=BOTH)
 def mean_field(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
     return site_guide(space, start, sample_normal)
 
 
-@register("full_rank", "one Normal with all correlations", dense=True)
+@register("full_rank", "one Normal with all correlations", dense=True, engines=BOTH)
 def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
     whitening, size = cholesky(start), space.dimension
@@ -139,7 +142,7 @@ def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return flat_guide(space, draw)
 
 
-@register("low_rank", "a Normal with correlations of low rank", dense=True)
+@register("low_rank", "a Normal with correlations of low rank", dense=True, engines=BOTH)
 def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Rank √D, rounded up.
 
@@ -171,29 +174,46 @@ def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return flat_guide(space, draw)
 
 
-@register(
-    "laplace",
-    "the Normal that matches the mode and its curvature",
-    dense=True,
-    needs_curvature=True,
-)
-def laplace(space: LatentSpace, start: Start) -> Callable[..., Any]:
-    """The mode and inverse Hessian of the unconstrained log density: nothing to optimise.
-
-    Raises:
-        GuideError: If the Hessian at the mode is not positive definite, or was not taken.
-    """
+def _normal(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """The Normal at the start with its precision: nothing to optimise."""
     if start.precision is None:
-        raise GuideError(
-            "laplace needs a mode with positive curvature, and none was found; "
-            "fit with --guide mean_field instead."
-        )
+        raise GuideError("this guide is fitted with --engine fixed_draws.")
     scale_tril = cholesky(start)
 
     def draw() -> Tensor:
         return sample_flat(dist.MultivariateNormal(start.location, scale_tril=scale_tril))
 
     return flat_guide(space, draw)
+
+
+FIXED = ("fixed_draws",)
+
+
+@register(
+    "linear_response",
+    "mean-field means with the covariance of linear response",
+    dense=True,
+    engines=FIXED,
+)
+def linear_response(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Giordano, Broderick and Jordan, 2018, "Covariances, robustness and variational Bayes"."""
+    return _normal(space, start)
+
+
+@register(
+    "laplace", "the Normal that matches the mode and its curvature", dense=True, engines=FIXED
+)
+def laplace(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """The mode and inverse Hessian of the unconstrained log density."""
+    return _normal(space, start)
+
+
+@register(
+    "pathfinder", "the best Normal along paths of a quasi-Newton climb", dense=True, engines=FIXED
+)
+def pathfinder(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Zhang, Carpenter, Gelman and Vehtari, 2022, "Pathfinder"."""
+    return _normal(space, start)
 
 
 @register("flow", "a neural spline flow", dense=True)

@@ -143,6 +143,8 @@ class LatentSpace:
         subsampled: The plate that `batch_size` subsamples, if there is one.
         has_parameters: Whether the model has point parameters (`pyro.param`).
         max_plate_nesting: The number of dims that plates take.
+        location_scale: Sites of a location-scale family on the real line whose scale depends on
+            another latent site.
 
     Example:
         >>> def model(y):
@@ -163,6 +165,7 @@ class LatentSpace:
     max_plate_nesting: int = 0
     observed_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     deterministic_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
+    location_scale: tuple[str, ...] = ()
     sizes: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -213,6 +216,9 @@ class LatentSpace:
             max_plate_nesting=deepest,
             observed_plates=observed,
             deterministic_plates=deterministic,
+            location_scale=tuple(
+                site.name for site in sites if _scaled_by_latents(site.name, trace, other)
+            ),
         )
 
     @property
@@ -299,6 +305,15 @@ def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
             "write it with a fixed support, for example a fraction in (0, 1) times the bound."
         )
     return Site(name, value.shape, distribution.event_dim, shape, transform, plates)
+
+
+def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:
+    """Whether a site is `loc` plus `scale` times noise, with a scale that two runs differ in."""
+    first, second = trace.nodes[name]["fn"], other.nodes[name]["fn"]
+    while isinstance(first, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
+        first, second = first.base_dist, second.base_dist
+    families = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Laplace)
+    return isinstance(first, families) and not torch.equal(first.scale, second.scale)
 
 
 def takes_batches(model: Callable[..., Any]) -> bool:

@@ -237,7 +237,6 @@ register(
         internal=("standardised_means", "standardised_scales", "correlation_cholesky"),
         starts=starts,
         canonical=canonical,
-        suggested={"restarts": 8},
     ),
     __name__,
 )

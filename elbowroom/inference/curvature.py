@@ -112,7 +112,8 @@ class Curvature:
         at = np.concatenate([points[:, None] + moved, points[:, None] - moved]).reshape(-1, size)
         _, gradients = self.density.value_and_gradient(at)
         ahead, behind = gradients.reshape(2, n, len(probes), size)
-        difference = (behind - ahead) / 2  # (n, probes, D): minus the product with the moves
+        with np.errstate(invalid="ignore"):
+            difference = (behind - ahead) / 2  # (n, probes, D): minus the product with the moves
         return self._assembled(difference, steps)
 
     def _probes(self) -> np.ndarray:
@@ -133,7 +134,7 @@ class Curvature:
         corner = hessian[:, apart[:, None], apart[None, :]]
         hessian[:, apart[:, None], apart[None, :]] = (corner + corner.transpose(0, 2, 1)) / 2
         for k in range(together.shape[1]):
-            product = difference[:, len(apart) + k] / 1.0
+            product = difference[:, len(apart) + k]
             for j in range(together.shape[1]):
                 rows, columns_k = together[:, j], together[:, k]
                 hessian[:, rows, columns_k] = product[:, rows] / steps[:, columns_k]

@@ -9,17 +9,41 @@ covariance that a factorising guide lacks: linear response (Giordano, Broderick 
 "Covariances, robustness and variational Bayes").
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy.optimize import minimize
 
+from elbowroom.errors import GuideError
 from elbowroom.inference.curvature import Curvature
 from elbowroom.inference.density import Density
 from elbowroom.inference.modes import climb, positive_definite
 
 LOG_2PI = float(np.log(2 * np.pi))
+NEAR_ENOUGH = 1e-6
+"""The gain that a Newton step promises at an optimum, in nats."""
+LOOSE = 1e-4
+"""The same where the Hessian is not taken."""
+ITERATIONS = 200
+PER_DIMENSION = 8
+"""Fixed draws for each dimension that a guide has correlations in."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How many fixed draws to take.
+
+    Attributes:
+        first: To begin with, even.
+        most: Where doubling ends.
+        tolerance: The standard error of every mean that comes from the draws being these, in
+            standard deviations of the posterior, below which they are enough.
+    """
+
+    first: int = 32
+    most: int = 256
+    tolerance: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -94,12 +118,16 @@ class MeanFieldObjective:
         entropy += 0.5 * len(log_scale) * (1 + LOG_2PI)
         return values + entropy, np.concatenate([gradients, by_scale], axis=1)
 
+    def at(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """The ELBO and its gradient at parameters (2D,)."""
+        values, gradients = self.by_draw(parameters)
+        with np.errstate(invalid="ignore"):
+            return float(values.mean()), gradients.mean(0)
+
     def value_and_gradient(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The ELBO and its gradient at parameters (n, 2D): (n,) and (n, 2D)."""
-        parts = [self.by_draw(each) for each in parameters]
-        with np.errstate(invalid="ignore"):
-            values = np.array([value.mean() for value, _ in parts])
-            return values, np.stack([gradient.mean(0) for _, gradient in parts])
+        parts = [self.at(each) for each in parameters]
+        return np.array([value for value, _ in parts]), np.stack([each for _, each in parts])
 
     def precision(self, parameters: np.ndarray) -> np.ndarray:
         """Minus the Hessian at parameters (n, 2D): (n, 2D, 2D)."""
@@ -127,110 +155,332 @@ class MeanFieldObjective:
         return whole
 
 
+class DenseObjective:
+    """The ELBO of a Normal with all correlations, over fixed draws.
+
+    Its parameters are the mean (D,), the logarithms of the Cholesky factor's diagonal (D,) and
+    what lies below it, row by row.
+    """
+
+    def __init__(self, density: Density, coordinates: Coordinates, draws: np.ndarray) -> None:
+        self.density, self.coordinates, self.draws = density, coordinates, draws
+        self.below = np.tril_indices(density.dimension, -1)
+
+    def start(self) -> np.ndarray:
+        """The parameters of a standard Normal."""
+        return np.zeros(2 * self.density.dimension + len(self.below[0]))
+
+    def factor(self, parameters: np.ndarray) -> np.ndarray:
+        """The Cholesky factor, (D, D)."""
+        size = self.density.dimension
+        factor = np.diag(np.exp(parameters[size : 2 * size]))
+        factor[self.below] = parameters[2 * size :]
+        return factor
+
+    def covariance(self, parameters: np.ndarray) -> np.ndarray:
+        """Of the guide, in its coordinates, (D, D)."""
+        factor = self.factor(parameters)
+        return factor @ factor.T
+
+    def by_draw(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log density of each draw, and its gradient in the coordinates."""
+        mean = parameters[: self.density.dimension]
+        points = self.coordinates.to_u(mean + self.draws @ self.factor(parameters).T)
+        values, gradients = self.density.value_and_gradient(points)
+        return values, self.coordinates.gradient(gradients)
+
+    def value_and_gradient(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """The ELBO and its gradient."""
+        size = self.density.dimension
+        values, gradients = self.by_draw(parameters)
+        log_diagonal = parameters[size : 2 * size]
+        by_factor = gradients.T @ self.draws / len(self.draws)
+        by_diagonal = np.diag(by_factor) * np.exp(log_diagonal) + 1.0
+        entropy = log_diagonal.sum() + self.coordinates.log_determinant
+        value = values.mean() + entropy + 0.5 * size * (1 + LOG_2PI)
+        gradient = [gradients.mean(0), by_diagonal, by_factor[self.below]]
+        return float(value), np.concatenate(gradient)
+
+
+class LowRankObjective:
+    """The ELBO of a Normal whose covariance is diagonal plus a part of low rank.
+
+    Its parameters are the mean (D,), the logarithms of the diagonal part's standard deviations
+    (D,) and the factor (D, R), row by row. The draws are those of both parts, (draws, D + R).
+    """
+
+    def __init__(self, density: Density, coordinates: Coordinates, draws: np.ndarray) -> None:
+        self.density, self.coordinates, self.draws = density, coordinates, draws
+        self.rank = draws.shape[1] - density.dimension
+
+    def parts(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, log standard deviations and factor."""
+        size = self.density.dimension
+        factor = parameters[2 * size :].reshape(size, self.rank)
+        return parameters[:size], parameters[size : 2 * size], factor
+
+    def covariance(self, parameters: np.ndarray) -> np.ndarray:
+        """Of the guide, in its coordinates, (D, D)."""
+        _, log_scale, factor = self.parts(parameters)
+        return np.diag(np.exp(2 * log_scale)) + factor @ factor.T
+
+    def by_draw(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log density of each draw, and its gradient in the coordinates."""
+        mean, log_scale, factor = self.parts(parameters)
+        apart, shared = np.split(self.draws, [len(mean)], axis=1)
+        points = self.coordinates.to_u(mean + apart * np.exp(log_scale) + shared @ factor.T)
+        values, gradients = self.density.value_and_gradient(points)
+        return values, self.coordinates.gradient(gradients)
+
+    def value_and_gradient(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """The ELBO and its gradient."""
+        mean, log_scale, factor = self.parts(parameters)
+        values, gradients = self.by_draw(parameters)
+        apart, shared = np.split(self.draws, [len(mean)], axis=1)
+        covariance = self.covariance(parameters)
+        inverse = np.linalg.inv(covariance)
+        scale = np.exp(log_scale)
+        by_scale = (gradients * apart).mean(0) * scale + np.diag(inverse) * scale**2
+        by_factor = gradients.T @ shared / len(self.draws) + inverse @ factor
+        entropy = 0.5 * np.linalg.slogdet(covariance)[1] + self.coordinates.log_determinant
+        value = values.mean() + entropy + 0.5 * len(mean) * (1 + LOG_2PI)
+        return float(value), np.concatenate([gradients.mean(0), by_scale, by_factor.ravel()])
+
+
 @dataclass(frozen=True)
 class Optimum:
     """The optimum of a Gaussian guide over fixed draws.
 
     Attributes:
+        parameters: Of the objective, in its coordinates.
+        coordinates: In which the guide is described.
         mean: In unconstrained coordinates, (D,).
-        covariance: Of linear response, (D, D).
+        covariance: (D, D); of linear response where that was asked for, else the guide's own.
         elbo: Over the fixed draws, in nats.
-        reached: Whether the gradient vanishes: the Newton decrement is below the tolerance.
+        reached: Whether the gradient vanishes: a Newton step promises less than `NEAR_ENOUGH`.
         error: The largest standard error of a mean that comes from the draws being these, in
             standard deviations of the posterior.
         draws: How many there were.
+        history: The ELBO at each evaluation.
     """
 
+    parameters: np.ndarray
+    coordinates: Coordinates
     mean: np.ndarray
     covariance: np.ndarray
     elbo: float
     reached: bool
     error: float
     draws: int
+    history: list[float]
 
 
-def _ascend(objective: MeanFieldObjective, start: np.ndarray) -> np.ndarray:
-    """The parameters that L-BFGS reaches."""
+def ascend(
+    value_and_gradient: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    start: np.ndarray,
+    iterations: int,
+) -> tuple[np.ndarray, list[float]]:
+    """The parameters that L-BFGS reaches, and the objective at each evaluation."""
+    history: list[float] = []
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        values, gradients = objective.value_and_gradient(parameters[None])
-        if not (np.isfinite(values[0]) and np.isfinite(gradients).all()):
+        value, gradient = value_and_gradient(parameters)
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
             return 1e100, np.zeros_like(parameters)
-        return -float(values[0]), -gradients[0]
+        history.append(value)
+        return -value, -gradient
 
-    options = {"maxiter": 200, "maxfun": 300, "maxcor": 20, "gtol": 1e-4, "ftol": 1e-12}
-    return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
-
-
-NEAR_ENOUGH = 1e-6
-"""The Newton decrement of an optimum, in nats."""
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 20}
+    options |= {"gtol": 1e-4, "ftol": 1e-13}
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x, history
 
 
-def linear_response(
+def mean_field(
     density: Density,
     curvature: Curvature,
     coordinates: Coordinates,
     random: np.random.Generator,
-    draws: int = 32,
-    most_draws: int = 256,
-    tolerance: float = 0.1,
+    choice: Draws = Draws(),
+    response: bool = False,
 ) -> Optimum | None:
-    """The optimum of a mean-field guide in some coordinates, with the covariance of linear response.
-
-    The draws are doubled until the standard error of every mean that comes from them is below
-    `tolerance` standard deviations of the posterior.
+    """The optimum of independent Normals in some coordinates.
 
     Args:
         density: The log density.
         curvature: Of it.
         coordinates: Scaled, or whitened, by the curvature at a mode.
         random: Of the draws.
-        draws: To begin with, even.
-        most_draws: Where doubling ends.
-        tolerance: See above.
+        choice: Of how many draws.
+        response: Whether to give the covariance of linear response, the inverse Hessian of the
+            ELBO, instead of the guide's own.
 
     Returns:
         The optimum; None if the ELBO is not finite at the start, or has no curvature where the
         optimiser ended.
     """
     size = density.dimension
-    fixed = antithetic(draws, size, random)
-    parameters = np.zeros(2 * size)
+    fixed = antithetic(choice.first, size, random)
+    parameters, history = np.zeros(2 * size), []
     while True:
         objective = MeanFieldObjective(density, curvature, coordinates, fixed)
-        values, _ = objective.value_and_gradient(parameters[None])
-        while not np.isfinite(values[0]):  # narrower, until every draw has a density
-            parameters = parameters - np.concatenate([np.zeros(size), np.ones(size)])
-            if parameters[-1] < -10:
-                return None
-            values, _ = objective.value_and_gradient(parameters[None])
-        parameters = _ascend(objective, parameters)
+        narrowed = _narrowed(objective, parameters)
+        if narrowed is None:
+            return None
+        parameters, more = ascend(objective.at, narrowed, ITERATIONS)
+        history += more
         ends = climb(
             objective.value_and_gradient, objective.precision, parameters[None], 30, NEAR_ENOUGH
         )
         if not ends or ends[0].precision is None:
             return None
         end, parameters = ends[0], ends[0].location
-        inverse = np.linalg.inv(ends[0].precision)
-        response = inverse[:size, :size]
-        if not positive_definite(response):
+        history.append(end.log_density)
+        inverse = np.linalg.inv(end.precision)
+        covariance = inverse[:size, :size]
+        if not positive_definite(covariance):
             return None
-        error = _error(objective, parameters, inverse)
-        if error <= tolerance or len(fixed) >= most_draws:
+        _, gradients = objective.by_draw(parameters)
+        meat = _meat(gradients)
+        sandwich = (inverse @ meat @ inverse)[:size, :size]
+        error = _largest_error(coordinates, sandwich, covariance)
+        if error <= choice.tolerance or len(fixed) >= choice.most:
             break
         fixed = np.concatenate([fixed, antithetic(len(fixed), size, random)])
-    mean = coordinates.to_u(parameters[None, :size])[0]
+    if not response:
+        covariance = np.diag(np.exp(2 * parameters[size:]))
     return Optimum(
-        mean, coordinates.covariance(response), end.log_density, end.reached, error, len(fixed)
+        parameters,
+        coordinates,
+        coordinates.to_u(parameters[None, :size])[0],
+        coordinates.covariance(covariance),
+        end.log_density,
+        end.reached,
+        error,
+        len(fixed),
+        history,
     )
 
 
-def _error(objective: MeanFieldObjective, parameters: np.ndarray, inverse: np.ndarray) -> float:
-    """The sandwich estimate of the largest standard error of a mean, in posterior deviations."""
-    _, gradients = objective.by_draw(parameters)
+def _narrowed(objective: MeanFieldObjective, parameters: np.ndarray) -> np.ndarray | None:
+    """Parameters of a guide narrow enough for every draw to have a density."""
+    narrower = np.repeat([0.0, 1.0], len(parameters) // 2)
+    for _ in range(10):
+        if np.isfinite(objective.at(parameters)[0]):
+            return parameters
+        parameters = parameters - narrower
+    return None
+
+
+def full_rank(
+    density: Density,
+    coordinates: Coordinates,
+    random: np.random.Generator,
+    choice: Draws = Draws(),
+) -> Optimum | None:
+    """The optimum of a Normal with all correlations.
+
+    With fewer pairs of draws than dimensions there is none: the guide can widen without end where
+    no draw looks.
+
+    Raises:
+        GuideError: If the draws are too few for the dimension, with the number needed.
+    """
+    size = density.dimension
+    if choice.most < 2 * (size + 1):
+        raise GuideError(
+            f"full_rank with {choice.most} fixed draws has no optimum in {size} dimensions: give "
+            f"--fixed-draws {PER_DIMENSION * size} or fit with --guide mean_field."
+        )
+    first = min(choice.most, max(choice.first, _even(PER_DIMENSION * size)))
+    objective = DenseObjective(density, coordinates, antithetic(first, size, random))
+    return _correlated(objective, objective.start(), choice, random)
+
+
+def low_rank(
+    density: Density,
+    coordinates: Coordinates,
+    random: np.random.Generator,
+    factor: np.ndarray,
+    choice: Draws = Draws(),
+) -> Optimum | None:
+    """The optimum of a Normal with a covariance that is diagonal plus `factor` times its transpose.
+
+    Args:
+        density: The log density.
+        coordinates: Scaled by the curvature at a mode.
+        random: Of the draws.
+        factor: Where to begin, (D, R).
+        choice: Of how many draws.
+
+    Raises:
+        GuideError: If the draws are too few for the rank, with the number needed.
+    """
+    size, rank = factor.shape
+    if choice.most < 2 * (rank + 1):
+        raise GuideError(
+            f"low_rank with {choice.most} fixed draws has no optimum at rank {rank}: give "
+            f"--fixed-draws {PER_DIMENSION * rank} or fit with --guide mean_field."
+        )
+    first = min(choice.most, max(choice.first, _even(PER_DIMENSION * rank)))
+    objective = LowRankObjective(density, coordinates, antithetic(first, size + rank, random))
+    start = np.concatenate([np.zeros(2 * size), factor.ravel()])
+    return _correlated(objective, start, choice, random)
+
+
+def _even(count: int) -> int:
+    return count + count % 2
+
+
+def _correlated(
+    objective: DenseObjective | LowRankObjective,
+    start: np.ndarray,
+    choice: Draws,
+    random: np.random.Generator,
+) -> Optimum | None:
+    """The optimum of an objective whose Hessian is not taken.
+
+    In whitened coordinates the Hessian of the ELBO is near the identity, so that half the squared
+    gradient stands for the Newton decrement, and the covariance for the inverse Hessian of the mean.
+    """
+    parameters, history = start, []
+    coordinates, size = objective.coordinates, objective.density.dimension
+    while True:
+        parameters, more = ascend(objective.value_and_gradient, parameters, 10 * ITERATIONS)
+        if not more:
+            return None
+        history += more
+        value, gradient = objective.value_and_gradient(parameters)
+        reached = 0.5 * float(np.square(gradient).sum()) < LOOSE
+        covariance = objective.covariance(parameters)
+        _, gradients = objective.by_draw(parameters)
+        meat = _meat(gradients)
+        error = _largest_error(coordinates, covariance @ meat @ covariance, covariance)
+        fixed = objective.draws
+        if error <= choice.tolerance or 2 * len(fixed) > choice.most:
+            break
+        objective.draws = np.concatenate([fixed, antithetic(len(fixed), fixed.shape[1], random)])
+    return Optimum(
+        parameters,
+        coordinates,
+        coordinates.to_u(parameters[None, :size])[0],
+        coordinates.covariance(covariance),
+        value,
+        reached,
+        error,
+        len(objective.draws),
+        history,
+    )
+
+
+def _meat(gradients: np.ndarray) -> np.ndarray:
+    """The covariance of the mean gradient over the pairs of draws."""
     paired = gradients.reshape(-1, 2, gradients.shape[1]).mean(1)
-    meat = np.cov(paired, rowvar=False) / len(paired)
-    size = len(parameters) // 2
-    sandwich = objective.coordinates.covariance((inverse @ meat @ inverse)[:size, :size])
-    posterior = objective.coordinates.covariance(inverse[:size, :size])
-    return float(np.sqrt(np.max(np.diag(sandwich) / np.diag(posterior))))
+    return np.cov(paired, rowvar=False).reshape(gradients.shape[1], -1) / len(paired)
+
+
+def _largest_error(
+    coordinates: Coordinates, sandwich: np.ndarray, posterior: np.ndarray
+) -> float:
+    """The largest standard error of a mean in posterior standard deviations."""
+    errors = np.diag(coordinates.covariance(sandwich))
+    return float(np.sqrt(np.max(errors / np.diag(coordinates.covariance(posterior)))))

@@ -96,6 +96,35 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
     return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
+def log_mean_exp(log_weights: np.ndarray) -> tuple[float, float]:
+    """The log of the mean weight, log p(data) where the weights are p/q, and its standard error.
+
+    Example:
+        >>> log_mean_exp(np.log(np.full(10, 2.0)))[0].round(3)
+        0.693
+    """
+    largest = np.max(log_weights)
+    weights = np.exp(log_weights - largest)
+    mean = weights.mean()
+    error = weights.std() / mean / len(weights) ** 0.5
+    return float(largest + np.log(mean)), float(error)
+
+
+def resampled(weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Indices of draws of equal weight, by systematic resampling, in random order, (count,).
+
+    Args:
+        weights: Summing to one.
+        count: How many.
+        random: Of the resampling.
+    """
+    order = random.permutation(len(weights))  # neighbours in the sum are not alike
+    cumulative = np.cumsum(weights[order])
+    at = (np.arange(count) + random.random()) / count * cumulative[-1]
+    picked = order[np.searchsorted(cumulative, at).clip(max=len(order) - 1)]
+    return random.permutation(picked)
+
+
 @dataclass(frozen=True)
 class Mixture:
     """A mixture of multivariate t distributions over the unconstrained vector.
@@ -169,6 +198,7 @@ class AdaptiveImportance:
     Attributes:
         points: All draws, (draws, D).
         log_p: Log density of the target at each, up to its evidence.
+        log_q: Log density of the mixture of all proposals at each.
         log_weights: Of each, not smoothed.
         k_hat: Of the weights.
         rounds: How many there were.
@@ -201,7 +231,8 @@ class AdaptiveImportance:
             self._log_q = latest[:, None]
         self.counts.append(count)
         shares = np.array(self.counts) / sum(self.counts)
-        self.log_weights = self.log_p - logsumexp(self._log_q, axis=1, b=shares)
+        self.log_q = logsumexp(self._log_q, axis=1, b=shares)
+        self.log_weights = self.log_p - self.log_q
         self.log_smoothed, self.k_hat = smoothed(self.log_weights)
 
     @property
@@ -260,19 +291,8 @@ class AdaptiveImportance:
             self.adapt()
             self.round(FULL_ROUND)
 
-    def log_evidence(self) -> tuple[float, float]:
-        """Log p(data) and its Monte Carlo standard error."""
-        count = len(self.log_weights)
-        largest = self.log_weights.max()
-        weights = np.exp(self.log_weights - largest)
-        mean = weights.mean()
-        return float(largest + np.log(mean)), float(weights.std() / mean / count**0.5)
-
-    def resampled(self, count: int) -> np.ndarray:
-        """Indices of draws of equal weight, by systematic resampling, in random order, (count,)."""
-        at = (np.arange(count) + self.random.random()) / count
-        # The order of the draws in the sum is random, so that neighbours are not alike.
-        order = self.random.permutation(len(self.weights))
-        cumulative = np.cumsum(self.weights[order])
-        picked = order[np.searchsorted(cumulative, at * cumulative[-1]).clip(max=len(order) - 1)]
-        return self.random.permutation(picked)
+    def shares(self) -> tuple[float, ...]:
+        """The posterior mass of each component of the latest proposal, largest first."""
+        parts = self.proposals[-1].log_densities(self.points)
+        parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
+        return tuple(sorted(map(float, parts.sum(0)), reverse=True))

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.curvature import Curvature
 from elbowroom.inference.density import Density
 
@@ -31,6 +33,7 @@ class Mode:
         precision: Minus the Hessian there, (D, D), if it is positive definite; else None.
         reached: Whether the gradient vanishes there: else the climb was stopped.
         starts: How many starts ended here.
+        relabelled: Whether some of them ended at the same values in another order.
     """
 
     location: np.ndarray
@@ -38,6 +41,7 @@ class Mode:
     precision: np.ndarray | None
     reached: bool
     starts: int = 1
+    relabelled: bool = False
 
     @property
     def log_evidence(self) -> float:
@@ -186,21 +190,47 @@ def find_modes(density: Density, curvature: Curvature, starts: np.ndarray) -> li
             for point, value in zip(long, values, strict=True)
             if np.isfinite(value)
         ]
-    return distinct(ends)
+    return distinct(ends, density.space)
 
 
-def distinct(ends: list[Mode]) -> list[Mode]:
-    """Merges ends whose Laplace approximations are the same; counts the starts of each."""
+def distinct(ends: list[Mode], space: LatentSpace) -> list[Mode]:
+    """Merges ends whose Laplace approximations are the same; counts the starts of each.
+
+    Modes that differ only in the labels of exchangeable parts are the same.
+    """
     ends = sorted(ends, key=lambda end: (end.log_evidence, end.log_density), reverse=True)
     found: list[Mode] = []
     for end in ends:
         for i, known in enumerate(found):
-            if _divergence(end, known) < SAME:
-                found[i] = replace(known, starts=known.starts + 1)
+            relabelled = _relabelled(end, known, space)
+            if relabelled or _divergence(end, known) < SAME:
+                found[i] = replace(
+                    known,
+                    starts=known.starts + end.starts,
+                    relabelled=known.relabelled or end.relabelled or relabelled,
+                )
                 break
         else:
             found.append(end)
     return found
+
+
+def _relabelled(one: Mode, two: Mode, space: LatentSpace) -> bool:
+    """Whether two modes hold the same values in another order, site by site."""
+    if not (one.reached and two.reached) or abs(one.log_evidence - two.log_evidence) > 1e-3:
+        return False
+    first = space.constrain(torch.as_tensor(one.location))
+    second = space.constrain(torch.as_tensor(two.location))
+    same = all(torch.allclose(first[n], second[n], rtol=1e-3, atol=1e-6) for n in first)
+    return not same and all(
+        torch.allclose(
+            first[name].flatten().sort().values,
+            second[name].flatten().sort().values,
+            rtol=1e-3,
+            atol=1e-6,
+        )
+        for name in first
+    )
 
 
 def _divergence(one: Mode, two: Mode) -> float:

@@ -1,13 +1,15 @@
 """A model bound to its data: what every later step of a fit is asked about."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
 import torch
 from pydantic import TypeAdapter, ValidationError
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from elbowroom.data.tables import read_table
@@ -34,6 +36,7 @@ class Problem:
         space: The model's latent space.
         dtype: Of all numbers.
         device: Of all tensors.
+        reparameterised: Location-scale sites that are written by their standardised values.
     """
 
     model: Model
@@ -44,6 +47,28 @@ class Problem:
     space: LatentSpace
     dtype: torch.dtype
     device: torch.device
+    reparameterised: tuple[str, ...] = ()
+
+    def reparameterise(self, sites: Sequence[str]) -> "Problem":
+        """The same posterior with some location-scale sites written by their standardised values.
+
+        The model's own names stay: the sites become deterministic ones (Gorinova, Moore and
+        Hoffman, 2020, "Automatic reparameterisation of probabilistic programs").
+        """
+        if not sites:
+            return self
+        config = {site: LocScaleReparam(centered=0.0) for site in sites}
+        function = poutine.reparam(self.model.function, config=config)
+        with isolated(0, dtype=self.dtype, device=self.device):
+            space = LatentSpace.of(function, self.arguments)
+        model = replace(self.model, function=function)
+        return replace(self, model=model, space=space, reparameterised=tuple(sites))
+
+    @property
+    def hidden(self) -> set[str]:
+        """Latent sites that the user sees through a deterministic site instead."""
+        standardised = {f"{site}_decentered" for site in self.reparameterised}
+        return {*self.model.internal, *standardised}
 
     def session(
         self, seed: int, parameters: Parameters | None = None
@@ -52,9 +77,13 @@ class Problem:
 
         Small problems run on one thread: waking the others costs more than they do.
         """
+        return isolated(seed, parameters, self.dtype, self.device, threads=self.threads)
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that a session takes; None leaves them as they are."""
         numbers = sum(v.numel() for v in self.arguments.values() if isinstance(v, Tensor))
-        threads = 1 if numbers < SMALL else None
-        return isolated(seed, parameters, self.dtype, self.device, threads=threads)
+        return 1 if numbers < SMALL else None
 
     @property
     def function(self) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ factor graphs").
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
@@ -17,6 +17,7 @@ from pyro.infer import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 from torch.func import vmap
+from torch.overrides import TorchFunctionMode
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace, sample_sites
@@ -263,6 +264,30 @@ def assignment_probabilities(
     return torch.func.grad(log_joint)(tilts)
 
 
+class _FreshNoise(TorchFunctionMode):
+    """Makes random numbers anew where torch fills a tensor in place, which `vmap` refuses."""
+
+    _made: ClassVar[dict[Any, Callable[..., Tensor]]] = {
+        Tensor.normal_: lambda like, mean=0.0, std=1.0, generator=None: (
+            mean + std * torch.randn_like(like)
+        ),
+        Tensor.uniform_: lambda like, low=0.0, high=1.0, generator=None: (
+            low + (high - low) * torch.rand_like(like)
+        ),
+        Tensor.exponential_: lambda like, lambd=1.0, generator=None: (
+            -torch.log1p(-torch.rand_like(like)) / lambd
+        ),
+        Tensor.cauchy_: lambda like, median=0.0, sigma=1.0, generator=None: (
+            median + sigma * torch.tan(torch.pi * (torch.rand_like(like) - 0.5))
+        ),
+    }
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return self._made.get(function, function)(*args, **(kwargs or {}))
+
+
 def map_draws(
     function: Callable[[dict[str, Tensor]], Any], draws: Mapping[str, Tensor], chunk: int = 100
 ) -> Any:
@@ -278,7 +303,7 @@ def map_draws(
     """
     state = torch.get_rng_state()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _FreshNoise():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             return vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):

@@ -37,7 +37,7 @@ UNUSABLE_STEPS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a stochastic fit."""
+    """Settings of a fit: of the stochastic engine, but `restarts` and `fixed_draws`."""
 
     steps: Annotated[
         int | None, Field(ge=1, description="optimiser steps; by default until the ELBO is flat")
@@ -63,7 +63,10 @@ class Settings:
     elbo: Annotated[
         str | None, Field(description="trace, trace_graph, trace_enum or trace_mean_field")
     ] = None
-    restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 1
+    restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 8
+    fixed_draws: Annotated[
+        int | None, Field(ge=4, description="draws of the ELBO of the engine of that name")
+    ] = None
     device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[Literal["float64", "float32"], Field(description="of all numbers")] = "float64"
 

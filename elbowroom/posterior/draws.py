@@ -44,7 +44,7 @@ class Draws:
 def chunk_size(arguments: Mapping[str, Any], space: LatentSpace) -> int:
     """How many draws to evaluate at once."""
     numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
-    return max(1, min(200, VALUES_AT_ONCE // (20 * (numbers + space.dimension + 1))))
+    return max(1, min(1000, VALUES_AT_ONCE // (20 * (numbers + space.dimension + 1))))
 
 
 def draw(

@@ -11,8 +11,7 @@ from elbowroom.errors import ModelError
 from elbowroom.guides.space import sample_sites, trace_model
 from elbowroom.inference.problem import Problem
 from elbowroom.posterior.predictive import (
-    deterministics,
-    log_likelihood,
+    evaluate,
     predict_sites,
     prior_sites,
 )
@@ -31,8 +30,8 @@ def posterior_tree(
 
     Args:
         problem: The model bound to its data.
-        drawn: "posterior", the draws of every latent site of the guide; "sample_stats", for each
-            draw, if the other groups are wanted too.
+        drawn: "posterior", the draws of every latent site; "sample_stats", for each draw, if the
+            other groups are wanted too; "raw_posterior" or "corrected_posterior", the other draws.
         attributes: Of the tree.
         keep_local: Whether to keep large latents that each row has, and discrete ones.
 
@@ -42,9 +41,13 @@ def posterior_tree(
     sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
     continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
     kept, notes = _kept(problem, sites, keep_local)
-    reported = {k: v for k, v in kept.items() if k not in problem.model.internal}
-    reported.update(deterministics(problem.function, arguments, continuous, space))
+    scored = evaluate(problem.function, arguments, continuous, space)
+    reported = {k: v for k, v in kept.items() if k not in problem.hidden}
+    reported.update(scored.deterministics)
     groups: dict[str, Mapping[str, Any]] = {"posterior": reported}
+    for name in ("raw_posterior", "corrected_posterior"):
+        if name in drawn:
+            groups[name] = {k: drawn[name][k] for k in reported if k in drawn[name]}
     if "sample_stats" in drawn:
         groups["sample_stats"] = drawn["sample_stats"]
         groups["unconstrained_posterior"] = {
@@ -64,7 +67,7 @@ def posterior_tree(
                 problem.function, arguments, _thin(continuous, data), space
             )
         if data:
-            groups["log_likelihood"] = _log_likelihood(problem, continuous, notes)
+            groups["log_likelihood"] = _log_likelihood(problem, scored.log_likelihood, notes)
         groups.update(_prior(problem, data, notes))
     tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
     return tree, notes + more
@@ -109,9 +112,8 @@ def _data(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _log_likelihood(
-    problem: Problem, sites: Mapping[str, Tensor], notes: list[str]
+    problem: Problem, found: Mapping[str, Tensor], notes: list[str]
 ) -> dict[str, Tensor]:
-    found = log_likelihood(problem.function, problem.arguments, sites, problem.space)
     pointwise = {}
     for name, values in found.items():
         if values.dim() > 1 + len(problem.space.observed_plates[name]):
@@ -139,6 +141,6 @@ def _prior(
     except (NotImplementedError, ModelError, ValueError, RuntimeError):
         notes.append("prior and prior_predictive are left out: a prior cannot be sampled.")
         return {}
-    local = set(problem.space.local) | set(problem.model.internal)
+    local = set(problem.space.local) | problem.hidden
     prior = {k: v for k, v in drawn.items() if k not in data and k not in local}
     return {"prior": prior, "prior_predictive": {name: drawn[name] for name in data}}

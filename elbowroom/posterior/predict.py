@@ -9,17 +9,15 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.inference.problem import Problem
-from elbowroom.posterior.predictive import assignments, log_likelihood, predict_sites
+from elbowroom.posterior.predictive import assignments, evaluate, predict_sites
 
 
 def log_density_of_rows(
     problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
 ) -> np.ndarray:
     """The log posterior predictive density of each row: the log of the mean over draws, (rows,)."""
-    pointwise = log_likelihood(
-        problem.function, arguments, _continuous(problem, sites), problem.space
-    )
-    values = pointwise[problem.observed].double()  # (draws, rows)
+    scored = evaluate(problem.function, arguments, _continuous(problem, sites), problem.space)
+    values = scored.log_likelihood[problem.observed].double()  # (draws, rows)
     return (values.logsumexp(0) - np.log(len(values))).numpy()
 
 

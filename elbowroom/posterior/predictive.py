@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace, sample_sites
-from elbowroom.inference.score import assignment_probabilities, map_draws, score
+from elbowroom.inference.score import Score, assignment_probabilities, map_draws, score
 from elbowroom.posterior.draws import chunk_size
 
 Sites = Mapping[str, Tensor]
@@ -72,26 +72,26 @@ def prior_sites(
     return _evaluate(sample, {" index": torch.zeros(count)}, arguments, space)
 
 
-def log_likelihood(
+def evaluate(
     model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
-) -> dict[str, Tensor]:
-    """Pointwise log likelihood of each observed site, each (draws, plates...)."""
+) -> Score:
+    """The model's log joint density, pointwise log likelihood and deterministic sites, at draws.
 
-    def pointwise(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return score(model, arguments, values, space).log_likelihood
+    Each value has the draws as its leading dim; see `elbowroom.inference.score.Score`.
+    """
 
-    return _evaluate(pointwise, sites, arguments, space)
+    def at(values: dict[str, Tensor]) -> dict[str, Any]:
+        found = score(model, arguments, values, space)
+        flat = {("log_likelihood", name): value for name, value in found.log_likelihood.items()}
+        flat |= {("deterministic", name): value for name, value in found.deterministics.items()}
+        return {**flat, ("log_joint", ""): found.log_joint}
 
-
-def deterministics(
-    model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
-) -> dict[str, Tensor]:
-    """The model's deterministic sites at each draw, each (draws, ...)."""
-
-    def values_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return score(model, arguments, values, space).deterministics
-
-    return _evaluate(values_of, sites, arguments, space)
+    found: Any = _evaluate(at, sites, arguments, space)
+    return Score(
+        found[("log_joint", "")],
+        {name: value for (kind, name), value in found.items() if kind == "log_likelihood"},
+        {name: value for (kind, name), value in found.items() if kind == "deterministic"},
+    )
 
 
 def assignments(

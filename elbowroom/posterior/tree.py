@@ -19,6 +19,8 @@ LARGEST_GROUP = 5_000_000
 
 GROUPS = (
     "posterior",
+    "raw_posterior",
+    "corrected_posterior",
     "unconstrained_posterior",
     "posterior_predictive",
     "log_likelihood",

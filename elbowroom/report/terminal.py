@@ -14,7 +14,7 @@ from rich.text import Text
 
 from elbowroom.comparing import Comparison
 from elbowroom.fitted import Fit
-from elbowroom.fitting import Plan
+from elbowroom.plan import Plan
 from elbowroom.inference.svi import length
 from elbowroom.posterior.run_folder import Run
 from elbowroom.posterior.tree import check_interval, summarise

@@ -1,0 +1,189 @@
+"""From a fitted guide to a fit: its draws corrected, in ArviZ's schema, measured and judged."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbowroom.diagnostics.measures import bound, no_loo
+from elbowroom.diagnostics.predictive import predictive_checks
+from elbowroom.diagnostics.verdict import Evidence, judge, unresolved_quantities
+from elbowroom.fitted import Fit, canonical_sites
+from elbowroom.guides import Guide, Start
+from elbowroom.inference.isolation import Parameters
+from elbowroom.inference.landscape import Landscape
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.svi import Settings, Trained
+from elbowroom.posterior import run_folder
+from elbowroom.posterior.correction import Correction
+from elbowroom.posterior.draws import Draws
+from elbowroom.posterior.groups import posterior_tree
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A guide at its optimum.
+
+    Attributes:
+        guide: Its declaration.
+        callable: The Pyro guide.
+        start: What its parameters are relative to.
+        parameters: Of it and of the model.
+        trained: How the optimiser went.
+        objective: The name of the ELBO that was maximised, and why.
+        engine: "svi" or "fixed_draws".
+        point: Whether it is one point.
+    """
+
+    guide: Guide
+    callable: Callable[..., Any]
+    start: Start
+    parameters: Parameters
+    trained: Trained
+    objective: tuple[str, str]
+    engine: str
+    point: bool = False
+
+
+def conclude(
+    problem: Problem,
+    settings: Settings,
+    seed: int,
+    fitted: Fitted,
+    raw: Draws,
+    correction: Correction | None,
+    landscape: Landscape,
+    keep_local: bool,
+) -> Fit:
+    """Makes a fit of a guide's draws; to be called in a session with the guide's parameters.
+
+    The posterior holds the corrected draws where they can be had, else the guide's own; the other
+    ones lie beside them, in `raw_posterior` or `corrected_posterior`.
+    """
+    trained, guide = fitted.trained, fitted.guide
+    own = canonical_sites(problem, _as(raw.sites, problem.dtype), None)
+    held, other, corrected = own, None, False
+    stats = {"log_p": raw.log_p, "log_q": raw.log_q}
+    if correction is not None:
+        mended = canonical_sites(problem, _as(correction.sites, problem.dtype), own)
+        weighted = canonical_sites(problem, _as(correction.weighted, problem.dtype), own)
+        correction = replace(correction, weighted=weighted)
+        corrected = correction.usable
+        held, other = (mended, own) if corrected else (own, mended)
+        if corrected:
+            stats = {"log_p": correction.log_p, "log_q": correction.log_q}
+    groups: dict[str, Mapping[str, Any]] = {"posterior": held, "sample_stats": stats}
+    if other is not None:
+        groups["raw_posterior" if corrected else "corrected_posterior"] = other
+    attributes = {
+        "model": problem.model.name,
+        "guide": guide.name,
+        "engine": fitted.engine,
+        "elbo_objective": fitted.objective[0],
+        "seed": seed,
+        "converged": int(trained.converged),
+        "status": trained.reason,
+        "draws": "corrected" if corrected else "raw",
+        "settings": asdict(settings),
+        "versions": run_folder.versions(),
+        "options": {} if problem.options is None else asdict(problem.options),
+        "elbo_history": _thinned(trained.elbo_history),
+    }
+    tree, notes = posterior_tree(problem, groups, attributes, keep_local)
+    if fitted.engine == "svi" and landscape.agreement is not None:
+        notes.insert(0, landscape.agreement)
+    if landscape.density is not None and landscape.density.note is not None:
+        notes.append(landscape.density.note)
+    measures = bound(raw, fitted.point)
+    measures.update(seconds=trained.seconds, parameters=trained.parameters)
+    evidence, more = _evidence(fitted, tree, raw, correction, own, landscape)
+    verdict = judge(evidence)
+    measures.update(more)
+    if fitted.point or problem.space.local_continuous:
+        measures.update(no_loo())
+    for dataset in (tree, tree["posterior"]):
+        dataset.attrs["verdict"] = verdict.level
+    return Fit(
+        problem, guide, settings, fitted.objective, seed, trained, tree, measures, notes,
+        fitted.start, fitted.parameters, fitted.callable, fitted.engine, verdict,
+        None if correction is None else correction.proposal,
+    )  # fmt: skip
+
+
+def _evidence(
+    fitted: Fitted,
+    tree: Any,
+    raw: Draws,
+    correction: Correction | None,
+    own: Mapping[str, Tensor],
+    landscape: Landscape,
+) -> tuple[Evidence, dict[str, Any]]:
+    """What the verdict is made of, and the numbers among it by name."""
+    shares, sentences = predictive_checks(tree)
+    best = landscape.best
+    starts = None
+    if best is not None and landscape.tried > 1:
+        starts = (best.starts, landscape.tried)
+    measures: dict[str, Any] = {"predictive_checks": shares}
+    if correction is None:
+        evidence = Evidence(
+            fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
+            math.inf, len(raw.log_p), 0.0, False, starts=starts, predictive=tuple(sentences),
+        )  # fmt: skip
+        return evidence, measures
+    weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
+    shapes, unresolved = unresolved_quantities(weighted, correction.weights)
+    shift, ratio = _moved(own, weighted, correction.weights)
+    log_evidence, error = correction.log_evidence
+    measures.update(
+        corrected_k_hat=correction.k_hat,
+        corrected_effective_sample_size=correction.effective,
+        weighted_draws=len(correction.weights),
+        log_evidence=log_evidence,
+        log_evidence_se=error,
+        kl_to_posterior=log_evidence - raw.elbo()[0],
+        raw_mean_shift=shift,
+        raw_sd_log_ratio=ratio,
+        heaviest_tail=max(shapes.values(), default=math.nan),
+    )
+    evidence = Evidence(
+        fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
+        correction.k_hat, len(correction.weights), correction.effective, correction.usable,
+        shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
+        best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
+    )  # fmt: skip
+    return evidence, measures
+
+
+def _moved(
+    own: Mapping[str, Tensor], weighted: Mapping[str, np.ndarray], weights: np.ndarray
+) -> tuple[float, float]:
+    """The largest shift of a raw mean from the weighted one, in sds, and log ratio of the sds."""
+    shift, ratio = 0.0, 0.0
+    for name, values in weighted.items():
+        flat = values.reshape(len(weights), -1)
+        guide = own[name].double().numpy().reshape(len(own[name]), -1)
+        mean = weights @ flat
+        sd = np.sqrt(weights @ np.square(flat - mean))
+        used = (sd > 0) & (guide.std(0) > 0)
+        if used.any():
+            shift = max(shift, float(np.max(np.abs(guide.mean(0) - mean)[used] / sd[used])))
+            ratio = max(ratio, float(np.max(np.abs(np.log(guide.std(0)[used] / sd[used])))))
+    return shift, ratio
+
+
+def _as(sites: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        name: values.to(dtype) if values.is_floating_point() else values
+        for name, values in sites.items()
+    }
+
+
+def _thinned(history: np.ndarray, length: int = 1000) -> list[float]:
+    """At most about `length` values, evenly spaced: attributes are small; history.csv has all."""
+    step = max(1, math.ceil(len(history) / length))
+    return [float(value) for value in history[::step]]

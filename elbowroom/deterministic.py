@@ -1,0 +1,212 @@
+"""The deterministic way through the house: the ELBO over fixed draws, then importance sampling."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from elbowroom.concluding import Fitted, conclude
+from elbowroom.errors import OptionError
+from elbowroom.fitted import Fit
+from elbowroom.guides import Guide, Start
+from elbowroom.inference.approximations import METHODS, Approximation, responses
+from elbowroom.inference.density import Density
+from elbowroom.inference.elbo import read_guide
+from elbowroom.inference.fixed_draws import LOG_2PI
+from elbowroom.inference.fixed_draws import Draws as FixedDraws
+from elbowroom.inference.importance import AdaptiveImportance, Mixture
+from elbowroom.inference.isolation import Parameters, isolated, parameter_values
+from elbowroom.inference.landscape import Landscape, explore
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.svi import Settings, Trained
+from elbowroom.plan import Plan
+from elbowroom.posterior.correction import Correction, adapted
+from elbowroom.posterior.draws import Draws
+
+DRAWS = 4000
+"""Posterior draws by default."""
+LARGEST = 2000
+"""The dimension up to which covariances are held whole."""
+OBJECTIVE = ("fixed_draws", "the ELBO over fixed draws, by a quasi-Newton method")
+STOCHASTIC_ONLY = (
+    "steps", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "clip_norm",
+    "particles", "elbo",
+)  # fmt: skip
+"""Settings that have no meaning here."""
+
+
+def why_not(problem: Problem) -> str | None:
+    """Why a problem cannot be fitted over fixed draws; None if it can."""
+    space = problem.space
+    if space.local_continuous:
+        return "the model has continuous latents for each row"
+    if space.has_parameters:
+        return "the model has point parameters (pyro.param)"
+    if not space.sites:
+        return "the model has no continuous latent"
+    if space.dimension > LARGEST:
+        return f"the model has {space.dimension} latent dimensions, more than {LARGEST}"
+    return None
+
+
+def fit_fixed_draws(
+    problem: Problem,
+    guide: Guide,
+    settings: Settings,
+    seed: int,
+    draws: int | None,
+    keep_local: bool,
+    announce: Callable[[Plan], None] | None,
+    landscape: Landscape | None,
+) -> Fit:
+    """Fits a Gaussian guide without stochastic gradients; see `elbowroom.fitting.fit`.
+
+    Raises:
+        OptionError: If the problem or the guide is for the other engine.
+        GuideError: If the guide has no optimum.
+    """
+    if guide.name not in METHODS:
+        raise OptionError(f"--engine fixed_draws: the guide '{guide.name}' needs --engine svi.")
+    reason = why_not(problem)
+    if reason is not None:
+        raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
+    if announce is not None:
+        announce(Plan(problem, guide, settings, OBJECTIVE, seed, "fixed_draws"))
+    landscape = landscape or explore(problem, settings.restarts, seed)
+    began, random = time.perf_counter(), np.random.default_rng(seed)
+    count = DRAWS if draws is None else draws
+    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        found = approximate(landscape, guide.name, settings, random)
+        raw = _raw(found.density, found.approximation, count, random)
+        importance = AdaptiveImportance(found.density, found.proposal, random)
+        importance.run()
+        correction = adapted(importance, count)
+    seconds = landscape.seconds + time.perf_counter() - began
+    fitted = _as_pyro(problem, guide, found.approximation, landscape, seconds, seed)
+    with problem.session(seed + 1, fitted.parameters):
+        return conclude(problem, settings, seed, fitted, raw, correction, landscape, keep_local)
+
+
+@dataclass(frozen=True)
+class Approximated:
+    """A Gaussian guide, and where importance sampling begins."""
+
+    density: Density
+    approximation: Approximation
+    proposal: Mixture
+
+
+def approximate(
+    landscape: Landscape, method: str, settings: Settings, random: np.random.Generator
+) -> Approximated:
+    """Fits a guide by name, and a proposal: linear response at every mode that matters."""
+    assert landscape.density is not None
+    choice = FixedDraws()
+    if settings.fixed_draws is not None:
+        number = settings.fixed_draws + settings.fixed_draws % 2
+        choice = FixedDraws(number, number)
+    approximation = METHODS[method](landscape, random, choice)
+    optima = responses(landscape, random, FixedDraws())
+    centres = [(optimum.mean, optimum.covariance, optimum.elbo) for optimum in optima]
+    if method == "full_rank" and approximation.optimum is not None:
+        centres[:1] = [(approximation.mean, approximation.covariance, approximation.optimum.elbo)]
+    if not centres:
+        centres = [(approximation.mean, approximation.covariance, 0.0)]
+    elbos = np.array([elbo for *_, elbo in centres])
+    proposal = Mixture.of(
+        np.maximum(np.exp(elbos - elbos.max()), 0.05),
+        np.stack([mean for mean, *_ in centres]),
+        np.stack([covariance for _, covariance, _ in centres]),
+    )
+    return Approximated(landscape.density, approximation, proposal)
+
+
+def _raw(
+    density: Density, approximation: Approximation, count: int, random: np.random.Generator
+) -> Draws:
+    """Draws of a Normal."""
+    factor = np.linalg.cholesky(approximation.covariance)
+    standard = random.standard_normal((count, len(factor)))
+    points = approximation.mean + standard @ factor.T
+    log_q = -0.5 * np.square(standard).sum(1) - 0.5 * len(factor) * LOG_2PI
+    log_q -= np.log(np.diag(factor)).sum()
+    return Draws(density.constrained(points), density.value(points), log_q)
+
+
+def _as_pyro(
+    problem: Problem,
+    guide: Guide,
+    found: Approximation,
+    landscape: Landscape,
+    seconds: float,
+    seed: int,
+) -> Fitted:
+    """The Pyro guide with the parameters that were found."""
+    with problem.session(seed) as state:
+        if found.optimum is None or guide.name == "linear_response":
+            precision = np.linalg.inv(found.covariance)
+            start = Start(_tensor(found.mean, problem), _tensor(precision, problem))
+        else:
+            start = landscape.start()
+        called = guide.build(problem.space, start)
+        read_guide(called, problem.arguments, problem.space)
+        if found.optimum is not None and guide.name in PARAMETERS:
+            store = pyro.get_param_store()
+            for name, values in PARAMETERS[guide.name](problem, found.optimum.parameters).items():
+                store[name] = _tensor(values, problem).reshape(store[name].shape)
+        values = parameter_values()
+    history = np.asarray(found.history)
+    trained = Trained(
+        found.status,
+        found.reason,
+        history,
+        np.full(len(history), np.nan),
+        0,
+        seconds,
+        found.parameters,
+    )
+    return Fitted(
+        guide, called, start, Parameters(state, values), trained, OBJECTIVE, "fixed_draws"
+    )
+
+
+def _tensor(values: np.ndarray, problem: Problem) -> Tensor:
+    return torch.as_tensor(values).to(problem.device, problem.dtype)
+
+
+def _mean_field(problem: Problem, parameters: np.ndarray) -> dict[str, np.ndarray]:
+    """The parameters of the guide of that name in `elbowroom.guides.auto`."""
+    offset, log_ratio = map(torch.as_tensor, np.split(parameters, 2))
+    offsets, log_ratios = problem.space.split(offset), problem.space.split(log_ratio)
+    return {
+        f"guide.{site}.{name}": values[site].numpy()
+        for name, values in (("offset", offsets), ("log_ratio", log_ratios))
+        for site in values
+    }
+
+
+def _full_rank(problem: Problem, parameters: np.ndarray) -> dict[str, np.ndarray]:
+    size = problem.space.dimension
+    factor = np.diag(np.exp(parameters[size : 2 * size]))
+    factor[np.tril_indices(size, -1)] = parameters[2 * size :]
+    return {"guide.offset": parameters[:size], "guide.factor": factor}
+
+
+def _low_rank(problem: Problem, parameters: np.ndarray) -> dict[str, np.ndarray]:
+    size = problem.space.dimension
+    return {
+        "guide.offset": parameters[:size],
+        "guide.log_ratio": parameters[size : 2 * size],
+        "guide.factor": parameters[2 * size :],
+    }
+
+
+PARAMETERS: dict[str, Callable[[Problem, np.ndarray], dict[str, np.ndarray]]] = {
+    "mean_field": _mean_field,
+    "full_rank": _full_rank,
+    "low_rank": _low_rank,
+}

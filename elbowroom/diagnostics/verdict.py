@@ -1,0 +1,234 @@
+"""The verdict: whether a posterior can be trusted, why, and what to do next."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+from elbowroom.inference.importance import k_hat_interval, k_hat_threshold
+
+SHIFT = 0.1
+"""The distance of a raw mean from the corrected one, in corrected sds, and the log ratio of the
+sds, up to which the guide's own draws are as good."""
+FEWEST_EFFECTIVE = 400.0
+"""Effective draws below which means and sds are not resolved (Vehtari et al., 2021)."""
+RESOLVED = 0.1
+"""The relative standard error of a sd above which it is not resolved."""
+HEAVY = 0.45
+"""The Pareto shape of a quantity's tail at which its sd cannot be had: from 0.5 on it has none."""
+
+TRUSTED, CORRECTED, NOT_TRUSTED = "trusted", "trusted after correction", "not trusted"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a posterior can be trusted.
+
+    Attributes:
+        level: "trusted", "trusted after correction" or "not trusted".
+        reasons: Why, in sentences, the ones that decide first.
+        advice: What to do next; empty where there is nothing to do.
+
+    Example:
+        >>> verdict = Verdict("not trusted", ("k-hat is 0.9.",), "elbowroom reference RUN")
+        >>> verdict.trusted
+        False
+        >>> print(verdict)
+        not trusted: k-hat is 0.9.
+        next: elbowroom reference RUN
+    """
+
+    level: str
+    reasons: tuple[str, ...]
+    advice: str = ""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it is, perhaps after correction."""
+        return self.level != NOT_TRUSTED
+
+    def __bool__(self) -> bool:
+        return self.trusted
+
+    def __str__(self) -> str:
+        lines = [f"{self.level}: {' '.join(self.reasons)}"]
+        return "\n".join([*lines, f"next: {self.advice}"] if self.advice else lines)
+
+    def plain(self) -> dict[str, Any]:
+        """As it is written to a file."""
+        return {**asdict(self), "reasons": list(self.reasons), "trusted": self.trusted}
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Verdict":
+        """As it was written to a file."""
+        return cls(plain["level"], tuple(plain["reasons"]), plain["advice"])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made of.
+
+    Attributes:
+        converged: Whether the optimum was reached.
+        status: How the optimiser ended, as a sentence.
+        stochastic: Whether the optimiser was the stochastic one.
+        point: Whether the guide is one point.
+        k_hat: Of the weights that the posterior rests on, or would rest on.
+        draws: How many there are.
+        effective: Draws that they are worth.
+        corrected: Whether the posterior holds corrected draws.
+        shift: The largest distance of a raw mean from the corrected one, in sds.
+        ratio: The largest log ratio of a raw sd to the corrected one, either way.
+        starts: How many there were, and how many reached the best mode; None if they say nothing.
+        modes: The shares of the posterior's mass of the modes that were kept, largest first.
+        relabelled: Whether modes differ by the labels of exchangeable parts.
+        unresolved: Sentences of quantities whose mean or sd is not resolved.
+        predictive: Sentences of statistics that the model does not reproduce.
+        reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
+    """
+
+    converged: bool
+    status: str
+    stochastic: bool
+    point: bool
+    k_hat: float
+    draws: int
+    effective: float
+    corrected: bool
+    shift: float = 0.0
+    ratio: float = 0.0
+    starts: tuple[int, int] | None = None
+    modes: tuple[float, ...] = ()
+    relabelled: bool = False
+    unresolved: tuple[str, ...] = ()
+    predictive: tuple[str, ...] = ()
+    reference: tuple[str, bool] | None = None
+    advice: tuple[str, ...] = field(default=())
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict that the evidence allows."""
+    against, advice = _against(evidence)
+    kind = _weights(evidence)
+    if against:
+        reasons = [*against, *_remarks(evidence)]
+        return Verdict(NOT_TRUSTED, tuple(reasons), (evidence.advice or (*advice, ""))[0])
+    reasons = [kind]
+    if evidence.starts is not None and evidence.starts[1] > 1:
+        reasons.append("{} of {} starts reached the best mode.".format(*evidence.starts))
+    if len(evidence.modes) > 1:
+        shares = ", ".join(f"{share:.0%}" for share in evidence.modes)
+        reasons.append(f"{len(evidence.modes)} modes hold {shares} of the mass.")
+    same = evidence.shift <= SHIFT and evidence.ratio <= SHIFT
+    if evidence.corrected and not same:
+        reasons.append(
+            "The posterior holds the corrected draws: the guide's own are off by up to "
+            f"{evidence.shift:.2g} sd in a mean and {np.expm1(evidence.ratio):.0%} in an sd."
+        )
+    level = TRUSTED if same else CORRECTED
+    return Verdict(level, (*reasons, *_remarks(evidence)))
+
+
+def _weights(evidence: Evidence) -> str:
+    lower, upper = k_hat_interval(evidence.k_hat, evidence.draws)
+    limit = k_hat_threshold(evidence.draws)
+    if np.isneginf(evidence.k_hat):
+        return f"All importance weights are equal: {evidence.effective:,.0f} effective draws."
+    return (
+        f"k-hat {evidence.k_hat:.2f} ({lower:.2f} to {upper:.2f}, limit {limit:.2f}), "
+        f"{evidence.effective:,.0f} effective draws."
+    )
+
+
+def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
+    """What speaks against trust, and what to do about each."""
+    reasons, advice = [], []
+    if evidence.point:
+        reasons.append("The guide is one point, which has no spread.")
+        advice.append("fit with --guide auto.")
+    if evidence.reference is not None and not evidence.reference[1]:
+        reasons.append(evidence.reference[0])
+        advice.append("take the reference's draws.")
+    if not evidence.converged:
+        reasons.append(evidence.status[:1].upper() + evidence.status[1:])
+        advice.append(
+            "give more --steps, or a smaller --learning-rate."
+            if evidence.stochastic
+            else "fit with --guide auto, or write the model with a non-centred parameterisation."
+        )
+    upper = k_hat_interval(evidence.k_hat, evidence.draws)[1]
+    if not evidence.point and not upper <= k_hat_threshold(evidence.draws):
+        reasons.append(
+            f"The importance weights cannot mend the guide: {_weights(evidence)}"
+            if evidence.k_hat > k_hat_threshold(evidence.draws)
+            else f"Whether the importance weights mend the guide is not certain: {_weights(evidence)}"
+        )
+        advice.append(
+            "fit with --guide auto." if evidence.stochastic else "compare with NUTS: elbowroom reference RUN."
+        )
+    elif not evidence.point and evidence.effective < FEWEST_EFFECTIVE:
+        reasons.append(f"Too few effective draws: {_weights(evidence)}")
+        advice.append("give more --draws.")
+    if evidence.starts is not None and evidence.starts[1] > 3 and evidence.starts[0] == 1:
+        reasons.append(
+            f"Only 1 of {evidence.starts[1]} starts reached the best mode: there may be a better one."
+        )
+        advice.append(f"give --restarts {4 * evidence.starts[1]}.")
+    if evidence.unresolved:
+        reasons.extend(evidence.unresolved)
+        advice.append("read the quantiles of these quantities, not their mean and sd.")
+    return reasons, advice
+
+
+def _remarks(evidence: Evidence) -> list[str]:
+    remarks = []
+    if evidence.relabelled:
+        remarks.append("Modes that differ only in labels are one: the labels are those of one mode.")
+    remarks.extend(evidence.predictive)
+    if evidence.reference is not None and evidence.reference[1]:
+        remarks.append(evidence.reference[0])
+    return remarks
+
+
+def unresolved_quantities(
+    values: Mapping[str, np.ndarray], weights: np.ndarray
+) -> tuple[dict[str, float], list[str]]:
+    """Quantities whose mean or sd weighted draws do not resolve.
+
+    Args:
+        values: For each quantity, its value at each draw, (draws, ...).
+        weights: Of the draws, summing to one, (draws,).
+
+    Returns:
+        For each scalar quantity, the Pareto shape of its heavier tail, by weighted draws; and a
+        sentence for each that is not resolved.
+    """
+    shapes, sentences = {}, []
+    for name, each in values.items():
+        flat = np.asarray(each, dtype=float).reshape(len(weights), -1)
+        for j, column in enumerate(flat.T):
+            label = f"{name}[{j}]" if flat.shape[1] > 1 else name
+            if np.ptp(column) == 0 or not np.isfinite(column).all():
+                continue
+            mean = weights @ column
+            centred = column - mean
+            variance = weights @ centred**2
+            error = np.sqrt(np.sum(weights**2 * (centred**2 - variance) ** 2)) / (2 * variance)
+            shapes[label] = _tail(column, weights)
+            if error > RESOLVED or shapes[label] > HEAVY:
+                sentences.append(
+                    f"The sd of {label} is not resolved: its tail is heavy (Pareto k "
+                    f"{shapes[label]:.2f}, standard error {error:.0%})."
+                )
+    return shapes, sentences
+
+
+def _tail(column: np.ndarray, weights: np.ndarray) -> float:
+    """The Pareto shape of the heavier tail of weighted draws."""
+    order = np.argsort(column)
+    at = (np.arange(4000) + 0.5) / 4000
+    spread = np.interp(at, np.cumsum(weights[order]) - weights[order] / 2, column[order])
+    shape = array_stats.pareto_khat(spread[None], r_eff=1.0)
+    return float(np.max(shape))

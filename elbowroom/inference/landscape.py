@@ -1,0 +1,137 @@
+"""The lie of a problem's log density: where several starts climb to, before any guide is fitted."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pyro import poutine
+
+from elbowroom.guides import Start
+from elbowroom.inference.curvature import Curvature
+from elbowroom.inference.density import Density
+from elbowroom.inference.isolation import isolated, placed
+from elbowroom.inference.modes import Mode, distinct, find_modes
+from elbowroom.inference.problem import Problem
+
+MOST_STARTS = 4
+"""Times the starts asked for, where only one of them reaches the best mode."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What was found of a problem's log density.
+
+    Attributes:
+        density: Recorded; None where modes say nothing of the posterior: the model has point
+            parameters, or continuous latents for each row.
+        curvature: Of it.
+        modes: The distinct modes, best Laplace evidence first; ends that are no mode last.
+        tried: How many starts there were.
+        first: The first start, (D,).
+        seconds: Wall time.
+    """
+
+    density: Density | None
+    curvature: Curvature | None
+    modes: list[Mode]
+    tried: int
+    first: np.ndarray
+    seconds: float
+
+    @property
+    def best(self) -> Mode | None:
+        """The mode with the highest Laplace evidence, if there is one."""
+        proper = [mode for mode in self.modes if mode.reached and mode.precision is not None]
+        return proper[0] if proper else None
+
+    @property
+    def agreement(self) -> str | None:
+        """How many starts reached the best mode, as a sentence."""
+        if self.best is None or self.tried < 2:
+            return None
+        return f"{self.best.starts} of {self.tried} starts reached the best mode."
+
+    def start(self) -> Start:
+        """Where a guide begins, in the default dtype.
+
+        Without a proper mode the climb may have run off to a boundary: it begins where that began.
+        """
+        dtype = torch.get_default_dtype()
+        if self.best is None:
+            return Start(torch.as_tensor(self.first).to(dtype))
+        precision = torch.as_tensor(self.best.precision).to(dtype)
+        return Start(torch.as_tensor(self.best.location).to(dtype), precision)
+
+
+def density_of(problem: Problem) -> Density:
+    """The log density of a problem, in float64 on the CPU; to be called in such a session."""
+    arguments = placed(problem.arguments, torch.float64, torch.device("cpu"))
+    return Density(problem.function, arguments, problem.space)
+
+
+def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
+    """Climbs from several starts: the model's own, the origin, prior draws and random points.
+
+    Models with point parameters or latents for each row begin near the origin of the unconstrained
+    space instead: their mode is no guide to their posterior. They begin at small random values,
+    since at equal ones a decoder has nothing to tell rows apart by.
+
+    If only one start reaches the best mode, more are tried, up to four times as many.
+
+    Args:
+        problem: The model bound to its data.
+        restarts: How many starts.
+        seed: Of the starts.
+    """
+    began, space = time.perf_counter(), problem.space
+    if space.has_parameters or space.local_continuous or not space.sites:
+        with problem.session(seed):
+            first = 0.1 * torch.randn(space.dimension)
+        seconds = time.perf_counter() - began
+        return Landscape(None, None, [], 0, first.double().cpu().numpy(), seconds)
+    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        density = density_of(problem)
+        curvature = Curvature(density)
+        starts = _starts(problem, density, restarts, seed)
+        first = next(starts)
+        batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
+        modes, tried = find_modes(density, curvature, batch), restarts
+        while restarts > 1 and tried < MOST_STARTS * restarts and modes and modes[0].starts == 1:
+            more = np.stack([next(starts) for _ in range(restarts)])
+            modes = distinct([*modes, *find_modes(density, curvature, more)], space)
+            tried += restarts
+    return Landscape(density, curvature, modes, tried, first, time.perf_counter() - began)
+
+
+def _starts(problem: Problem, density: Density, count: int, seed: int) -> Iterator[np.ndarray]:
+    """The model's own starts; else the origin, then prior draws and random points in turn."""
+    random = np.random.default_rng(seed)
+    if problem.model.starts is not None:
+        for values in problem.model.starts(problem.arguments, count, seed):
+            unconstrained = problem.space.unconstrain(
+                {name: value.double().cpu() for name, value in values.items()}
+            )
+            yield unconstrained.numpy()
+    else:
+        yield np.zeros(density.dimension)
+    while True:
+        drawn = _prior_draw(density)
+        if drawn is not None:
+            yield drawn
+        yield random.uniform(-2, 2, density.dimension)
+
+
+def _prior_draw(density: Density) -> np.ndarray | None:
+    """A draw of the latent sites from the model, unconstrained; None if a prior has no sampler."""
+    space = density.space
+    try:
+        with torch.no_grad():
+            trace = poutine.trace(density.model).get_trace(**density.arguments)
+            values = {site.name: trace.nodes[site.name]["value"] for site in space.sites}
+            drawn = space.unconstrain(values).double().numpy()
+    # An improper prior, or a model that cannot be run at an unlikely draw of its own.
+    except (NotImplementedError, ValueError, RuntimeError, KeyError):
+        return None
+    return drawn if np.isfinite(drawn).all() else None

@@ -1,0 +1,107 @@
+"""The guide `auto`: a ladder of guides, climbed until a posterior can be trusted."""
+
+from collections.abc import Callable
+
+from elbowroom.deterministic import fit_fixed_draws
+from elbowroom.errors import GuideError
+from elbowroom.fitted import Fit
+from elbowroom.guides import get_guide
+from elbowroom.inference.importance import k_hat_threshold
+from elbowroom.inference.landscape import Landscape, explore
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.svi import Settings
+from elbowroom.plan import Plan, Progress
+from elbowroom.stochastic import fit_stochastic
+
+FULL_RANK = 60
+"""The largest dimension in which the ladder tries `full_rank`."""
+FLOW = 50
+"""The largest dimension in which it tries `flow`."""
+Report = Callable[[str], None]
+
+
+def climb_ladder(
+    problem: Problem,
+    settings: Settings,
+    seed: int,
+    draws: int | None,
+    keep_local: bool,
+    announce: Callable[[Plan], None] | None,
+    progress: Progress | None,
+    report: Report | None,
+) -> Fit:
+    """Fits the cheapest guide whose posterior can be trusted.
+
+    The rungs: linear response; one Normal with all correlations; the same two with location-scale
+    sites written by their standardised values; a flow. Where none is trusted, the one with the
+    best importance weights is returned, with what to do next.
+
+    Raises:
+        GuideError: If no rung gave a posterior at all.
+    """
+    climbed: list[str] = []
+    found: list[Fit] = []
+
+    def rung(name: str, attempt: Callable[[], Fit]) -> bool:
+        try:
+            fit = attempt()
+        except GuideError as error:
+            line = f"{name}: {error}"
+        else:
+            found.append(fit)
+            line = f"{name}: {fit.verdict.level}"
+            if not fit.verdict.trusted:
+                line += f", {fit.verdict.reasons[0]}"
+        climbed.append(line)
+        if report is not None:
+            report(line)
+        return bool(found) and (found[-1].verdict.trusted or _mended(found[-1]))
+
+    def deterministic(name: str, where: Problem, landscape: Landscape) -> Callable[[], Fit]:
+        guide = get_guide(name, where.model_name, False)
+        # What is about to be run is said once.
+        first = announce if not climbed else None
+        return lambda: fit_fixed_draws(
+            where, guide, settings, seed, draws, keep_local, first, landscape
+        )
+
+    def climb() -> None:
+        places = [problem]
+        if problem.space.location_scale and problem.model_name is None:
+            places.append(problem.reparameterise(problem.space.location_scale))
+        for place in places:
+            landscape = explore(place, settings.restarts, seed)
+            where = " of the standardised sites" if place.reparameterised else ""
+            if rung(f"linear_response{where}", deterministic("linear_response", place, landscape)):
+                return
+            correlated = place.space.dimension <= FULL_RANK and landscape.best is not None
+            if correlated and rung(
+                f"full_rank{where}", deterministic("full_rank", place, landscape)
+            ):
+                return
+        if problem.space.dimension <= FLOW:
+            flow = get_guide("flow", problem.model_name, False)
+            rung(
+                "flow",
+                lambda: fit_stochastic(
+                    places[-1], flow, settings, seed, draws, keep_local, None, progress, None
+                ),
+            )
+
+    climb()
+    if not found:
+        raise GuideError(" ".join(climbed))
+    best = max(found, key=lambda fit: (fit.verdict.trusted, -_k_hat(fit)))
+    if len(climbed) > 1:
+        best.notes[:0] = [f"auto: {line}" for line in climbed]
+    return best
+
+
+def _k_hat(fit: Fit) -> float:
+    return float(fit.measures.get("corrected_k_hat", float("inf")))
+
+
+def _mended(fit: Fit) -> bool:
+    """Whether the weights are good: what else is wrong, another guide will not mend."""
+    draws = fit.measures.get("weighted_draws")
+    return draws is not None and fit.converged and _k_hat(fit) < k_hat_threshold(draws) - 0.2

@@ -1,0 +1,97 @@
+"""The stochastic way through the house: a guide fitted by the shared SVI runner."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import torch
+
+from elbowroom.concluding import Fitted, conclude
+from elbowroom.fitted import Fit
+from elbowroom.guides import Guide, Start
+from elbowroom.guides.space import trace_model
+from elbowroom.inference.elbo import (
+    check_enumerable,
+    choose_objective,
+    make_objective,
+    marked,
+    read_guide,
+)
+from elbowroom.inference.isolation import (
+    Parameters,
+    parameter_values,
+    set_parameter_values,
+)
+from elbowroom.inference.landscape import Landscape, explore
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.svi import Settings, run_svi
+from elbowroom.plan import Plan, Progress
+from elbowroom.posterior.correction import Correction, reweighted
+from elbowroom.posterior.draws import Draws, draw
+
+DRAWS = 2000
+"""Posterior draws by default."""
+
+
+def fit_stochastic(
+    problem: Problem,
+    guide: Guide,
+    settings: Settings,
+    seed: int,
+    draws: int | None,
+    keep_local: bool,
+    announce: Callable[[Plan], None] | None,
+    progress: Progress | None,
+    landscape: Landscape | None,
+) -> Fit:
+    """Fits a guide by stochastic gradients; see `elbowroom.fitting.fit`."""
+    _rehearse(problem, guide, settings, seed)
+    landscape = landscape or explore(problem, settings.restarts, seed)
+    space, arguments = problem.space, problem.arguments
+    with problem.session(seed) as state:
+        start = landscape.start()
+        called = guide.build(space, start)
+        sites = read_guide(called, arguments, space)
+        name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
+        check_enumerable(problem.function, arguments, space, sites)
+        if announce is not None:
+            announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
+        trace_model(problem.function, arguments)  # makes the model's own parameters
+        initial = parameter_values()
+        try:
+            trained = run_svi(
+                *marked(name, problem.function, called),
+                arguments,
+                make_objective(name, settings.particles, space),
+                settings,
+                space.subsampled,
+                progress,
+            )
+            values = parameter_values()
+        finally:  # a network of the user's is left as it was
+            set_parameter_values(dict(pyro.get_param_store().named_parameters()), initial)
+    trained = replace(trained, seconds=trained.seconds + landscape.seconds)
+    parameters = Parameters(state, values)
+    point = guide.point or sites.point
+    fitted = Fitted(guide, called, start, parameters, trained, (name, why), "svi", point)
+    count = DRAWS if draws is None else draws
+    with problem.session(seed + 1, parameters):
+        raw = draw(problem.function, called, arguments, space, count)
+        correction = None if point else _corrected(raw, count, seed)
+        return conclude(
+            problem, settings, seed, fitted, raw, correction, landscape, keep_local
+        )
+
+
+def _corrected(raw: Draws, count: int, seed: int) -> Correction:
+    random = np.random.default_rng(seed)
+    return reweighted(raw.sites, raw.log_p, raw.log_q, count, random)
+
+
+def _rehearse(problem: Problem, guide: Guide, settings: Settings, seed: int) -> None:
+    """Sees that model, guide and objective go together, before the search for a start."""
+    with problem.session(seed):
+        called = guide.build(problem.space, Start(torch.zeros(problem.space.dimension)))
+        sites = read_guide(called, problem.arguments, problem.space)
+        choose_objective(settings.elbo, guide.elbo, problem.space, sites)
