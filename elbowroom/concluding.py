@@ -21,7 +21,7 @@ from elbowroom.inference.svi import Settings, Trained
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import Correction
 from elbowroom.posterior.draws import Draws
-from elbowroom.posterior.groups import posterior_tree
+from elbowroom.posterior.groups import posterior_tree, replicated
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,23 @@ def conclude(
     """
     trained, guide = fitted.trained, fitted.guide
     own = canonical_sites(problem, _as(raw.sites, problem.dtype), None)
-    held, other, corrected = own, None, False
-    stats = {"log_p": raw.log_p, "log_q": raw.log_q}
+    mended = own
+    groups: dict[str, Mapping[str, Any]] = {}
+    corrected = correction is not None and correction.usable
     if correction is not None:
         mended = canonical_sites(problem, _as(correction.sites, problem.dtype), own)
         weighted = canonical_sites(problem, _as(correction.weighted, problem.dtype), own)
         correction = replace(correction, weighted=weighted)
-        corrected = correction.usable
-        held, other = (mended, own) if corrected else (own, mended)
-        if corrected:
-            stats = {"log_p": correction.log_p, "log_q": correction.log_q}
-    groups: dict[str, Mapping[str, Any]] = {"posterior": held, "sample_stats": stats}
-    if other is not None:
-        groups["raw_posterior" if corrected else "corrected_posterior"] = other
+        groups["raw_posterior" if corrected else "corrected_posterior"] = (
+            own if corrected else mended
+        )
+    held = mended if corrected else own
+    source = correction if correction is not None and corrected else raw
+    groups["posterior"] = held
+    groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
+    shares, missed = predictive_checks(*replicated(problem, held))
+    evidence, more = _evidence(fitted, raw, correction, own, landscape, missed)
+    verdict = judge(evidence)
     attributes = {
         "model": problem.model.name,
         "guide": guide.name,
@@ -87,59 +91,59 @@ def conclude(
         "seed": seed,
         "converged": int(trained.converged),
         "status": trained.reason,
+        "verdict": verdict.level,
         "draws": "corrected" if corrected else "raw",
         "settings": asdict(settings),
         "versions": run_folder.versions(),
         "options": {} if problem.options is None else asdict(problem.options),
         "elbo_history": _thinned(trained.elbo_history),
     }
-    tree, notes = posterior_tree(problem, groups, attributes, keep_local)
+    notes = []
     if fitted.engine == "svi" and landscape.agreement is not None:
-        notes.insert(0, landscape.agreement)
+        notes.append(landscape.agreement)
     if landscape.density is not None and landscape.density.note is not None:
         notes.append(landscape.density.note)
     measures = bound(raw, fitted.point)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
-    evidence, more = _evidence(fitted, tree, raw, correction, own, landscape)
-    verdict = judge(evidence)
-    measures.update(more)
+    measures.update(more, predictive_checks=shares)
     if fitted.point or problem.space.local_continuous:
         measures.update(no_loo())
-    for dataset in (tree, tree["posterior"]):
-        dataset.attrs["verdict"] = verdict.level
+
+    def complete() -> tuple[Any, list[str]]:
+        with problem.session(seed + 2, fitted.parameters):
+            return posterior_tree(problem, groups, attributes, keep_local)
+
     return Fit(
-        problem, guide, settings, fitted.objective, seed, trained, tree, measures, notes,
-        fitted.start, fitted.parameters, fitted.callable, fitted.engine, verdict,
+        problem, guide, settings, fitted.objective, seed, trained, complete, measures, notes,
+        fitted.start, fitted.parameters, fitted.callable, fitted.engine, verdict, corrected,
         None if correction is None else correction.proposal,
     )  # fmt: skip
 
 
 def _evidence(
     fitted: Fitted,
-    tree: Any,
     raw: Draws,
     correction: Correction | None,
     own: Mapping[str, Tensor],
     landscape: Landscape,
+    sentences: list[str],
 ) -> tuple[Evidence, dict[str, Any]]:
     """What the verdict is made of, and the numbers among it by name."""
-    shares, sentences = predictive_checks(tree)
     best = landscape.best
     starts = None
     if best is not None and landscape.tried > 1:
         starts = (best.starts, landscape.tried)
-    measures: dict[str, Any] = {"predictive_checks": shares}
     if correction is None:
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
             math.inf, len(raw.log_p), 0.0, False, starts=starts, predictive=tuple(sentences),
         )  # fmt: skip
-        return evidence, measures
+        return evidence, {}
     weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
     shapes, unresolved = unresolved_quantities(weighted, correction.weights)
     shift, ratio = _moved(own, weighted, correction.weights)
     log_evidence, error = correction.log_evidence
-    measures.update(
+    measures = dict(
         corrected_k_hat=correction.k_hat,
         corrected_effective_sample_size=correction.effective,
         weighted_draws=len(correction.weights),

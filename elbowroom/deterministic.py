@@ -13,7 +13,13 @@ from elbowroom.concluding import Fitted, conclude
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
-from elbowroom.inference.approximations import METHODS, Approximation, responses
+from elbowroom.inference.approximations import (
+    METHODS,
+    SINGLE,
+    Approximation,
+    linear_response,
+    responses,
+)
 from elbowroom.inference.density import Density
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.fixed_draws import LOG_2PI
@@ -109,8 +115,12 @@ def approximate(
     if settings.fixed_draws is not None:
         number = settings.fixed_draws + settings.fixed_draws % 2
         choice = FixedDraws(number, number)
-    approximation = METHODS[method](landscape, random, choice)
-    optima = responses(landscape, random, FixedDraws())
+    asked = choice if method == "linear_response" else FixedDraws()
+    optima = responses(landscape, random, asked)
+    if method == "linear_response":
+        approximation = linear_response(optima)
+    else:
+        approximation = SINGLE[method](landscape, random, choice)
     centres = [(optimum.mean, optimum.covariance, optimum.elbo) for optimum in optima]
     if method == "full_rank" and approximation.optimum is not None:
         centres[:1] = [(approximation.mean, approximation.covariance, approximation.optimum.elbo)]

@@ -41,14 +41,15 @@ class Fit:
         objective: The name of the ELBO that was maximised, and why.
         seed: Of all random numbers.
         trained: How the optimiser went; its history is `elbo_history`.
-        posterior: The `xarray.DataTree` in the ArviZ schema.
+        complete: Gives the ArviZ tree, and a line for everything left out of it.
         measures: Numbers that were taken at the fit, by name; `diagnostics` has them all.
-        notes: What a reader should know: groups left out, starts that disagreed.
+        remarks: What a reader should know of the fit; `notes` has those of the tree too.
         start: Where the guide began, which its parameters are relative to.
         parameters: Of the guide and the model, as fitted.
         callable: The guide itself.
         engine: "svi" or "fixed_draws".
         verdict: Whether the posterior can be trusted, why, and what to do next.
+        corrected: Whether the posterior holds corrected draws, or the guide's own.
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.
     """
 
@@ -58,14 +59,15 @@ class Fit:
     objective: tuple[str, str]
     seed: int
     trained: Trained
-    posterior: Any
+    complete: Callable[[], tuple[Any, list[str]]]
     measures: dict[str, Any]
-    notes: list[str]
+    remarks: list[str]
     start: Start
     parameters: Parameters
     callable: Callable[..., Any]
     engine: str
     verdict: Verdict
+    corrected: bool
     proposal: Mixture | None = None
 
     def __repr__(self) -> str:
@@ -73,6 +75,24 @@ class Fit:
             f"Fit({self.problem.model.name}, {self.guide.name}, {self.verdict.level}, "
             f"seed={self.seed})"
         )
+
+    @cached_property
+    def _completed(self) -> tuple[Any, list[str]]:
+        return self.complete()
+
+    @property
+    def posterior(self) -> Any:
+        """The `xarray.DataTree` in the ArviZ schema.
+
+        The groups that follow from the draws (predictive, log likelihood, prior) are filled when
+        it is first asked for.
+        """
+        return self._completed[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know: groups left out, rungs of `auto` that were climbed."""
+        return [*self.remarks, *self._completed[1]]
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
@@ -152,7 +172,7 @@ class Fit:
 
     def _fresh(self, count: int, seed: int) -> dict[str, Tensor]:
         """Fresh draws of the latent sites, corrected if the posterior's are."""
-        if self.posterior["posterior"].attrs.get("draws") != "corrected":
+        if not self.corrected:
             return self.draw(count, seed).sites
         random = np.random.default_rng(seed)
         if self.proposal is None:
@@ -300,6 +320,7 @@ class Fit:
                 "versions": run_folder.versions(),
                 "notes": self.notes,
                 "verdict": self.verdict.plain(),
+                "corrected": self.corrected,
             },
             history=history,
             parameters=parameters,

@@ -93,7 +93,7 @@ def climb_ladder(
         raise GuideError(" ".join(climbed))
     best = max(found, key=lambda fit: (fit.verdict.trusted, -_k_hat(fit)))
     if len(climbed) > 1:
-        best.notes[:0] = [f"auto: {line}" for line in climbed]
+        best.remarks[:0] = [f"auto: {line}" for line in climbed]
     return best
 
 

@@ -98,9 +98,10 @@ def load(
     )
     name, why = config["objective"]
     return Fit(
-        problem, fitted_guide, settings, (name, why), config["seed"], trained, run.posterior,
-        run.diagnostics, run.run["notes"], start, parameters, called, config["engine"],
-        Verdict.read(run.run["verdict"]), _proposal(run.parameters),
+        problem, fitted_guide, settings, (name, why), config["seed"], trained,
+        lambda: (run.posterior, []), run.diagnostics, run.run["notes"], start, parameters, called,
+        config["engine"], Verdict.read(run.run["verdict"]), run.run["corrected"],
+        _proposal(run.parameters),
     )  # fmt: skip
 
 

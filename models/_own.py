@@ -69,7 +69,7 @@ def _argument(name: str, value: Any) -> Any:
             raise DataError(f"data['{name}'] is not numeric; encode it as numbers.")
         value = torch.as_tensor(array)
     if isinstance(value, torch.Tensor):
-        value = value.detach()
+        value = value.detach().clone()  # the user may change theirs after the fit
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         bad = ~torch.isfinite(value)
         if bad.any():

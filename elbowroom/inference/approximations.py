@@ -124,12 +124,9 @@ def low_rank(landscape: Landscape, random: np.random.Generator, choice: Draws) -
     return _of_optimum(optimum, "low_rank")
 
 
-def linear_response(
-    landscape: Landscape, random: np.random.Generator, choice: Draws
-) -> Approximation:
-    """Mean-field means with the covariance of linear response, at the best of the modes."""
-    found = responses(landscape, random, choice)
-    return _of_optimum(found[0] if found else None, "linear_response")
+def linear_response(optima: list[Optimum]) -> Approximation:
+    """Mean-field means with the covariance of linear response: the best of `responses`."""
+    return _of_optimum(optima[0] if optima else None, "linear_response")
 
 
 def responses(
@@ -246,11 +243,12 @@ def _path(density: Density, start: np.ndarray) -> list[tuple[np.ndarray, np.ndar
     return normals
 
 
-METHODS: Mapping[str, Callable[[Landscape, np.random.Generator, Draws], Approximation]] = {
-    "linear_response": linear_response,
+SINGLE: Mapping[str, Callable[[Landscape, np.random.Generator, Draws], Approximation]] = {
     "mean_field": mean_field,
     "full_rank": full_rank,
     "low_rank": low_rank,
     "laplace": laplace,
     "pathfinder": pathfinder,
 }
+"""Those that look at the best mode alone."""
+METHODS = ("linear_response", *SINGLE)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from elbowroom.data.tables import read_table
@@ -21,6 +23,18 @@ from elbowroom.models._own import load_function, own_model
 
 SMALL = 1_000_000
 """Numbers in a model's arguments below which one thread is faster than several."""
+
+
+class _Reported(Messenger):
+    """Marks sites as deterministic ones: Pyro's reparameterisation leaves them as observations."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        super().__init__()
+        self.sites = set(sites)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites:
+            msg["infer"] = {**(msg["infer"] or {}), "_deterministic": True}
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,12 @@ class Problem:
         if not sites:
             return self
         config = {site: LocScaleReparam(centered=0.0) for site in sites}
-        function = poutine.reparam(self.model.function, config=config)
+        changed = _Reported(sites)(poutine.reparam(self.model.function, config=config))
+
+        @wraps(self.model.function)  # keeps the names of the arguments
+        def function(**arguments: Any) -> Any:
+            return changed(**arguments)
+
         with isolated(0, dtype=self.dtype, device=self.device):
             space = LatentSpace.of(function, self.arguments)
         model = replace(self.model, function=function)

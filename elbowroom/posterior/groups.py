@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import xarray
 from torch import Tensor
@@ -18,6 +19,7 @@ from elbowroom.posterior.predictive import (
 from elbowroom.posterior.tree import LARGEST_GROUP, Names, build_tree
 
 PRIOR_DRAWS = 500
+CHECKED_DRAWS = 400
 
 
 def posterior_tree(
@@ -71,6 +73,28 @@ def posterior_tree(
         groups.update(_prior(problem, data, notes))
     tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
     return tree, notes + more
+
+
+def replicated(
+    problem: Problem, sites: Mapping[str, Tensor]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What was observed, and draws of the same from the posterior predictive, for checks.
+
+    Both are empty where the model has no data to draw.
+    """
+    data, _ = _data(problem)
+    if not data or problem.space.shared_discrete or problem.space.local_continuous:
+        return {}, {}
+    continuous = {site.name: sites[site.name] for site in problem.space.sites}
+    few = _thin({name: values[:CHECKED_DRAWS] for name, values in continuous.items()}, data)
+    try:
+        drawn = predict_sites(problem.function, problem.arguments, few, problem.space)
+    except NotImplementedError:  # a distribution that cannot be drawn from
+        return {}, {}
+    return (
+        {name: values.numpy() for name, values in data.items()},
+        {name: values.numpy() for name, values in drawn.items()},
+    )
 
 
 def _kept(
