@@ -172,11 +172,15 @@ def _moved(
         flat = values.reshape(len(weights), -1)
         guide = own[name].double().numpy().reshape(len(own[name]), -1)
         mean = weights @ flat
-        sd = np.sqrt(weights @ np.square(flat - mean))
-        used = (sd > 0) & (guide.std(0) > 0)
+        with np.errstate(invalid="ignore"):
+            sd = np.sqrt(weights @ np.square(flat - mean))
+            used = ~((sd == 0) & (guide.std(0) == 0))  # constants are no quantity
         if used.any():
-            shift = max(shift, float(np.max(np.abs(guide.mean(0) - mean)[used] / sd[used])))
-            ratio = max(ratio, float(np.max(np.abs(np.log(guide.std(0)[used] / sd[used])))))
+            moved = np.abs(guide.mean(0) - mean)[used] / sd[used]
+            shift = max(shift, float(np.max(np.nan_to_num(moved, nan=np.inf))))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                widened = np.abs(np.log(guide.std(0)[used] / sd[used]))
+            ratio = max(ratio, float(np.max(np.nan_to_num(widened, nan=np.inf))))
     return shift, ratio
 
 

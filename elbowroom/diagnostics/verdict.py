@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 from arviz_stats.base import array_stats
 
-from elbowroom.inference.importance import k_hat_interval, k_hat_threshold
+from elbowroom.inference.importance import (
+    k_hat_interval,
+    k_hat_threshold,
+    standard_errors,
+)
 
 SHIFT = 0.1
 """The distance of a raw mean from the corrected one, in corrected sds, and the log ratio of the
@@ -18,6 +22,9 @@ RESOLVED = 0.1
 """The relative standard error of a sd above which it is not resolved."""
 HEAVY = 0.45
 """The Pareto shape of a quantity's tail at which its sd cannot be had: from 0.5 on it has none."""
+
+FAR = 6.0
+"""Standard deviations from the mean; a tail that ends before is not looked at."""
 
 TRUSTED, CORRECTED, NOT_TRUSTED = "trusted", "trusted after correction", "not trusted"
 
@@ -125,7 +132,7 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.corrected and not same:
         reasons.append(
             "The posterior holds the corrected draws: the guide's own are off by up to "
-            f"{evidence.shift:.2g} sd in a mean and {np.expm1(evidence.ratio):.0%} in an sd."
+            f"{evidence.shift:.2g} sd in a mean and a factor {np.exp(evidence.ratio):.2g} in an sd."
         )
     level = TRUSTED if same else CORRECTED
     return Verdict(level, (*reasons, *_remarks(evidence)))
@@ -168,7 +175,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         advice.append(
             "fit with --guide auto." if evidence.stochastic else "compare with NUTS: elbowroom reference RUN."
         )
-    elif not evidence.point and evidence.effective < FEWEST_EFFECTIVE:
+    elif not evidence.point and not evidence.effective >= FEWEST_EFFECTIVE:
         reasons.append(f"Too few effective draws: {_weights(evidence)}")
         advice.append("give more --draws.")
     if evidence.starts is not None and evidence.starts[1] > 3 and evidence.starts[0] == 1:
@@ -202,25 +209,32 @@ def unresolved_quantities(
         weights: Of the draws, summing to one, (draws,).
 
     Returns:
-        For each scalar quantity, the Pareto shape of its heavier tail, by weighted draws; and a
+        For each scalar quantity that reaches far, the Pareto shape of its heavier tail; and a
         sentence for each that is not resolved.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> weights = np.full(4000, 1 / 4000)
+        >>> _, sentences = unresolved_quantities({"x": random.standard_cauchy(4000)}, weights)
+        >>> sentences[0][:29]
+        'The sd of x is not resolved: '
     """
     shapes, sentences = {}, []
     for name, each in values.items():
         flat = np.asarray(each, dtype=float).reshape(len(weights), -1)
-        for j, column in enumerate(flat.T):
+        with np.errstate(invalid="ignore", over="ignore"):
+            _, errors = standard_errors(weights, flat)
+            mean = weights @ flat
+            sd = np.sqrt(weights @ np.square(flat - mean))
+            reach = np.abs(flat - mean).max(0) / np.where(sd > 0, sd, 1.0)
+        # A tail that does not reach far is not heavy.
+        for j in np.flatnonzero((reach > FAR) | ~np.isfinite(reach) | (errors > RESOLVED)):
             label = f"{name}[{j}]" if flat.shape[1] > 1 else name
-            if np.ptp(column) == 0 or not np.isfinite(column).all():
-                continue
-            mean = weights @ column
-            centred = column - mean
-            variance = weights @ centred**2
-            error = np.sqrt(np.sum(weights**2 * (centred**2 - variance) ** 2)) / (2 * variance)
-            shapes[label] = _tail(column, weights)
-            if error > RESOLVED or shapes[label] > HEAVY:
+            shapes[label] = _tail(flat[:, j], weights)
+            if not (errors[j] <= RESOLVED and shapes[label] <= HEAVY):
                 sentences.append(
                     f"The sd of {label} is not resolved: its tail is heavy (Pareto k "
-                    f"{shapes[label]:.2f}, standard error {error:.0%})."
+                    f"{shapes[label]:.2f}, standard error {errors[j]:.0%})."
                 )
     return shapes, sentences
 
@@ -230,5 +244,6 @@ def _tail(column: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(column)
     at = (np.arange(4000) + 0.5) / 4000
     spread = np.interp(at, np.cumsum(weights[order]) - weights[order] / 2, column[order])
-    shape = array_stats.pareto_khat(spread[None], r_eff=1.0)
+    with np.errstate(all="ignore"):
+        shape = array_stats.pareto_khat(spread[None], r_eff=1.0)
     return float(np.max(shape))

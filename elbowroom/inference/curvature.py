@@ -7,6 +7,8 @@ import numpy as np
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.density import Density
 
+STEP = 1e-4
+"""Of the differences, in conditional standard deviations."""
 AGREEMENT = 1e-3
 """The largest relative error of a product with the Hessian for which its structure is believed."""
 
@@ -95,18 +97,22 @@ class Curvature:
         error = np.abs(hessian @ direction - product).max()
         return bool(error <= AGREEMENT * np.abs(product).max())
 
-    def __call__(self, points: np.ndarray, step: np.ndarray | float = 1e-4) -> np.ndarray:
+    def __call__(self, points: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """Minus the Hessian at each of `points`, (n, D) to (n, D, D).
 
         Args:
             points: Where.
-            step: Of the central differences for each coordinate: (D,), or relative to its size.
+            scales: The conditional standard deviation of each coordinate, (D,) or (n, D), as far
+                as it is known: the differences are taken over a small part of it. A coordinate's
+                units make it small or large.
         """
         n, size = points.shape
-        if isinstance(step, float):
-            steps = step * np.maximum(1.0, np.abs(points))
-        else:
-            steps = np.broadcast_to(step, points.shape)
+        steps = STEP * np.maximum(1.0, np.abs(points))
+        if scales is not None:
+            known = np.broadcast_to(scales, points.shape)
+            # No smaller than what the points' own digits resolve.
+            finest = 1e-10 * np.maximum(1.0, np.abs(points))
+            steps = np.where(known > 0, np.maximum(STEP * known, finest), steps)
         probes = self._probes()  # (probes, D)
         moved = probes[None] * steps[:, None, :]  # (n, probes, D)
         at = np.concatenate([points[:, None] + moved, points[:, None] - moved]).reshape(-1, size)
@@ -115,6 +121,12 @@ class Curvature:
         with np.errstate(invalid="ignore"):
             difference = (behind - ahead) / 2  # (n, probes, D): minus the product with the moves
         return self._assembled(difference, steps)
+
+    @staticmethod
+    def scales(precision: np.ndarray) -> np.ndarray:
+        """Conditional standard deviations, (..., D); 0 where the curvature is not that of a mode."""
+        diagonal = np.diagonal(precision, axis1=-2, axis2=-1)
+        return np.where(diagonal > 0, 1 / np.sqrt(np.maximum(diagonal, 1e-300)), 0.0)
 
     def _probes(self) -> np.ndarray:
         apart, together = self.structure.apart, self.structure.together

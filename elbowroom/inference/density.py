@@ -17,7 +17,7 @@ from torch.func import grad_and_value, vmap
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.recording import BATCHES, record
-from elbowroom.inference.score import score
+from elbowroom.inference.score import Batchable, score
 
 CACHED = 60_000
 """Numbers of one operation on a batch that stay in a core's cache: larger batches are slower."""
@@ -86,7 +86,8 @@ class Density:
         return total
 
     def _batched(self, points: Tensor) -> Any:
-        gradients, values = vmap(grad_and_value(self))(points)
+        with Batchable():
+            gradients, values = vmap(grad_and_value(self))(points)
         return values, gradients
 
     def _one_by_one(self, points: Tensor) -> Any:

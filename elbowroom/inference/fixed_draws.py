@@ -102,6 +102,8 @@ class MeanFieldObjective:
     ) -> None:
         self.density, self.curvature = density, curvature
         self.coordinates, self.draws = coordinates, draws
+        factor = coordinates.factor
+        self.scales = factor if factor.ndim == 1 else 1 / np.linalg.norm(np.linalg.inv(factor), axis=0)
 
     def points(self, parameters: np.ndarray) -> np.ndarray:
         """The draws of the guide in the unconstrained space, (draws, D)."""
@@ -129,8 +131,8 @@ class MeanFieldObjective:
         parts = [self.at(each) for each in parameters]
         return np.array([value for value, _ in parts]), np.stack([each for _, each in parts])
 
-    def precision(self, parameters: np.ndarray) -> np.ndarray:
-        """Minus the Hessian at parameters (n, 2D): (n, 2D, 2D)."""
+    def precision(self, parameters: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """Minus the Hessian at parameters (n, 2D): (n, 2D, 2D); `scales` are not needed."""
         return np.stack([self._precision(each) for each in parameters])
 
     def _precision(self, parameters: np.ndarray) -> np.ndarray:
@@ -144,7 +146,7 @@ class MeanFieldObjective:
         for begin in range(0, len(points), chunk):
             rows = slice(begin, begin + chunk)
             width = self.draws[rows] * scale  # (rows, D): of the draw from the mean
-            precisions = self.coordinates.precision(self.curvature(points[rows]))
+            precisions = self.coordinates.precision(self.curvature(points[rows], self.scales))
             whole[:size, :size] += precisions.sum(0)
             whole[:size, size:] += np.einsum("nij,nj->ij", precisions, width)
             whole[size:, size:] += np.einsum("ni,nij,nj->ij", width, precisions, width)
@@ -483,4 +485,5 @@ def _largest_error(
 ) -> float:
     """The largest standard error of a mean in posterior standard deviations."""
     errors = np.diag(coordinates.covariance(sandwich))
-    return float(np.sqrt(np.max(errors / np.diag(coordinates.covariance(posterior)))))
+    largest = np.max(errors / np.diag(coordinates.covariance(posterior)))
+    return float(np.sqrt(largest)) if largest >= 0 else float("inf")

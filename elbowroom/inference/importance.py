@@ -15,6 +15,8 @@ FULL_ROUND = 4000
 """Of a later round."""
 ENOUGH = 2500.0
 """The effective sample size at which adaptive importance sampling ends."""
+PRECISE = 0.03
+"""The Monte Carlo error of every mean and sd, in sds, at which it ends."""
 ROUNDS = 8
 INTERVAL = 1.645
 """Standard errors either side of k-hat: a 90 % interval."""
@@ -58,7 +60,10 @@ def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if np.ptp(filled) < 1e-9:
         return filled - logsumexp(filled), float("-inf")
     # arviz-stats takes minus the log weight, where arviz took the log weight itself.
-    found, k_hat = array_stats.psislw(-filled)
+    with np.errstate(all="ignore"):  # a tail of equal weights has no shape
+        found, k_hat = array_stats.psislw(-filled)
+    if not np.isfinite(k_hat) or np.isnan(found).any():
+        return filled - logsumexp(filled), float("inf")
     return np.asarray(found), float(k_hat)
 
 
@@ -110,15 +115,48 @@ def log_mean_exp(log_weights: np.ndarray) -> tuple[float, float]:
     return float(largest + np.log(mean)), float(error)
 
 
-def resampled(weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+def standard_errors(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Monte Carlo errors of the weighted mean and sd of each column.
+
+    Args:
+        weights: Summing to one, (draws,).
+        values: (draws, columns).
+
+    Returns:
+        Of the mean, in sds, and of the sd, relative to it, each (columns,); 0 for a constant.
+
+    Example:
+        >>> values = np.random.default_rng(0).normal(size=(10_000, 1))
+        >>> mean, sd = standard_errors(np.full(10_000, 1e-4), values)
+        >>> mean.round(3), sd.round(3)  # 1 / √n and 1 / √2n
+        (array([0.01]), array([0.007]))
+    """
+    centred = values - weights @ values
+    square = np.square(centred)
+    variance = weights @ square
+    safe = np.where(variance > 0, variance, 1.0)
+    squared = np.square(weights)
+    of_mean = np.sqrt(squared @ square / safe)
+    of_sd = np.sqrt(squared @ np.square(square - variance)) / (2 * safe)
+    return of_mean, of_sd
+
+
+def resampled(
+    weights: np.ndarray,
+    count: int,
+    random: np.random.Generator,
+    along: np.ndarray | None = None,
+) -> np.ndarray:
     """Indices of draws of equal weight, by systematic resampling, in random order, (count,).
 
     Args:
         weights: Summing to one.
         count: How many.
         random: Of the resampling.
+        along: A quantity of each draw that is to keep its distribution best, such as the one with
+            the heaviest tail.
     """
-    order = random.permutation(len(weights))  # neighbours in the sum are not alike
+    order = random.permutation(len(weights)) if along is None else np.argsort(along)
     cumulative = np.cumsum(weights[order])
     at = (np.arange(count) + random.random()) / count * cumulative[-1]
     picked = order[np.searchsorted(cumulative, at).clip(max=len(order) - 1)]
@@ -275,12 +313,24 @@ class AdaptiveImportance:
         shares = np.maximum(shares, 0.02)
         self.proposals.append(Mixture(shares / shares.sum(), means, factors, latest.freedom))
 
+    def quantities(self) -> np.ndarray:
+        """Every scalar of the sites' values at each draw, (draws, quantities)."""
+        found = self.density.constrained(self.points).values()
+        return np.concatenate([v.numpy().reshape(len(self.points), -1) for v in found], axis=1)
+
     @property
     def settled(self) -> bool:
-        """Whether k-hat's interval lies below its threshold, with enough effective draws."""
+        """Whether the weights are good, and every mean and sd has a small Monte Carlo error.
+
+        The weights are good if k-hat's interval lies below its threshold, with enough effective
+        draws.
+        """
         draws = len(self.log_weights)
         upper = k_hat_interval(self.k_hat, draws)[1]
-        return upper < k_hat_threshold(draws) and self.effective_sample_size >= ENOUGH
+        if not (upper < k_hat_threshold(draws) and self.effective_sample_size >= ENOUGH):
+            return False
+        errors = standard_errors(self.weights, self.quantities())
+        return all(np.nanmax(error, initial=0.0) <= PRECISE for error in errors)
 
     def run(self) -> None:
         """Rounds until the weights are good, or have had their chance."""

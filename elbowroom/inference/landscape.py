@@ -15,6 +15,8 @@ from elbowroom.inference.isolation import isolated, placed
 from elbowroom.inference.modes import Mode, distinct, find_modes
 from elbowroom.inference.problem import Problem
 
+HOPELESS = 1e5
+"""Nats below the first start from which a climb is not begun."""
 MOST_STARTS = 4
 """Times the starts asked for, where only one of them reaches the best mode."""
 
@@ -97,9 +99,11 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
         starts = _starts(problem, density, restarts, seed)
         first = next(starts)
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
+        batch = _brought_in(density, first, batch)
         modes, tried = find_modes(density, curvature, batch), restarts
         while restarts > 1 and tried < MOST_STARTS * restarts and modes and modes[0].starts == 1:
             more = np.stack([next(starts) for _ in range(restarts)])
+            more = _brought_in(density, first, more)
             modes = distinct([*modes, *find_modes(density, curvature, more)], space)
             tried += restarts
     return Landscape(density, curvature, modes, tried, first, time.perf_counter() - began)
@@ -121,6 +125,16 @@ def _starts(problem: Problem, density: Density, count: int, seed: int) -> Iterat
         if drawn is not None:
             yield drawn
         yield random.uniform(-2, 2, density.dimension)
+
+
+def _brought_in(density: Density, first: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Starts drawn towards the first one as far as their density is hopeless, or none."""
+    shares = 0.5 ** np.arange(16)
+    points = first + shares[:, None, None] * (starts - first)  # (shares, starts, D)
+    values = density.value(points.reshape(-1, len(first))).reshape(len(shares), -1)
+    (there,) = density.value(first[None])
+    enough = values >= there - HOPELESS if np.isfinite(there) else np.isfinite(values)
+    return points[enough.argmax(0), np.arange(len(starts))]
 
 
 def _prior_draw(density: Density) -> np.ndarray | None:

@@ -84,7 +84,7 @@ def _damped_step(precision: np.ndarray, gradient: np.ndarray, damping: float) ->
 
 def climb(
     objective: Objective,
-    precision_at: Callable[[np.ndarray], np.ndarray],
+    precision_at: Callable[[np.ndarray, np.ndarray], np.ndarray],
     starts: np.ndarray,
     iterations: int = ITERATIONS,
     near_enough: float = NEAR_ENOUGH,
@@ -97,7 +97,8 @@ def climb(
 
     Args:
         objective: To be maximised.
-        precision_at: Minus its Hessian at points, (n, D) to (n, D, D).
+        precision_at: Minus its Hessian at points, (n, D) to (n, D, D), given the coordinates'
+            conditional standard deviations as far as they are known, (n, D), 0 where they are not.
         starts: (n, D); those where the objective is not finite are left out.
         iterations: At most.
         near_enough: The gain that a Newton step promises, in nats, at which a climb ends.
@@ -110,7 +111,8 @@ def climb(
     points, values, gradients = starts[usable], values[usable], gradients[usable]
     if not len(points):
         return []
-    precisions = precision_at(points)
+    precisions = precision_at(points, np.zeros_like(points))
+    precisions = precision_at(points, Curvature.scales(precisions))
     damping = np.full(len(points), 1e-3)
     active = np.isfinite(precisions).all((1, 2))
     reached = np.zeros(len(points), dtype=bool)
@@ -144,7 +146,8 @@ def climb(
         points[taken], values[taken] = new_points[better], new_values[better]
         gradients[taken] = new_gradients[better]
         if len(taken):
-            precisions[taken] = precision_at(points[taken])
+            scales = Curvature.scales(precisions[taken])
+            precisions[taken] = precision_at(points[taken], scales)
             active[taken] &= np.isfinite(precisions[taken]).all((1, 2))
     return [
         Mode(point, float(value), precision if positive_definite(precision) else None, bool(there))

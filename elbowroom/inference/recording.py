@@ -308,7 +308,7 @@ class _Replay:
             arguments += [f"{key}={written(value)}" for key, value in operation.keywords.items()]
             call = f"{function}({', '.join(arguments)})"
             returns = operation.function._schema.returns
-            many = len(returns) > 1 or (returns and "[]" in str(returns[0].type))
+            many = len(returns) > 1 or (returns and "List" in str(returns[0].type))
             targets = "".join(f"v{index}, " for index in operation.outputs)
             if not operation.outputs:
                 lines.append(f" {call}")

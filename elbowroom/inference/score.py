@@ -264,8 +264,12 @@ def assignment_probabilities(
     return torch.func.grad(log_joint)(tilts)
 
 
-class _FreshNoise(TorchFunctionMode):
-    """Makes random numbers anew where torch fills a tensor in place, which `vmap` refuses."""
+class Batchable(TorchFunctionMode):
+    """Says in another way what `vmap` refuses.
+
+    Random numbers are made anew where torch fills a tensor in place, and a boolean mask is filled
+    where it is indexed.
+    """
 
     _made: ClassVar[dict[Any, Callable[..., Tensor]]] = {
         Tensor.normal_: lambda like, mean=0.0, std=1.0, generator=None: (
@@ -285,6 +289,12 @@ class _FreshNoise(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if function is Tensor.__setitem__:
+            tensor, index, value = args
+            masked = isinstance(index, Tensor) and index.dtype == torch.bool
+            if masked and index.shape == tensor.shape and isinstance(value, (int, float)):
+                tensor.masked_fill_(index, value)
+                return None
         return self._made.get(function, function)(*args, **(kwargs or {}))
 
 
@@ -303,8 +313,9 @@ def map_draws(
     """
     state = torch.get_rng_state()
     try:
-        with warnings.catch_warnings(), _FreshNoise():
+        with warnings.catch_warnings(), Batchable():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            warnings.filterwarnings("ignore", "An output with one or more", UserWarning)
             return vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         torch.set_rng_state(state)

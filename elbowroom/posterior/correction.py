@@ -14,6 +14,7 @@ from elbowroom.inference.importance import (
     log_mean_exp,
     resampled,
     smoothed,
+    standard_errors,
 )
 
 FEWEST_EFFECTIVE = 100.0
@@ -91,7 +92,9 @@ def reweighted(
 def adapted(importance: AdaptiveImportance, count: int) -> Correction:
     """Draws of adaptive importance sampling."""
     weighted = importance.density.constrained(importance.points)
-    picked = resampled(importance.weights, count, importance.random)
+    quantities = importance.quantities()
+    heaviest = np.argmax(np.nan_to_num(standard_errors(importance.weights, quantities)[1]))
+    picked = resampled(importance.weights, count, importance.random, quantities[:, heaviest])
     index = torch.as_tensor(picked)
     return Correction(
         {name: values[index] for name, values in weighted.items()},

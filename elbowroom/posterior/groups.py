@@ -65,9 +65,10 @@ def posterior_tree(
                 "shared by several observations."
             )
         elif data:
-            groups["posterior_predictive"] = predict_sites(
-                problem.function, arguments, _thin(continuous, data), space
-            )
+            drawn_data = _predicted(problem, _thin(continuous, data))
+            groups["posterior_predictive"] = drawn_data
+            if not drawn_data:
+                notes.append("posterior_predictive is left out: the model's data cannot be drawn.")
         if data:
             groups["log_likelihood"] = _log_likelihood(problem, scored.log_likelihood, notes)
         groups.update(_prior(problem, data, notes))
@@ -87,14 +88,18 @@ def replicated(
         return {}, {}
     continuous = {site.name: sites[site.name] for site in problem.space.sites}
     few = _thin({name: values[:CHECKED_DRAWS] for name, values in continuous.items()}, data)
-    try:
-        drawn = predict_sites(problem.function, problem.arguments, few, problem.space)
-    except NotImplementedError:  # a distribution that cannot be drawn from
-        return {}, {}
     return (
         {name: values.numpy() for name, values in data.items()},
-        {name: values.numpy() for name, values in drawn.items()},
+        {name: values.numpy() for name, values in _predicted(problem, few).items()},
     )
+
+
+def _predicted(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of the observed sites; empty if a distribution has no sampler."""
+    try:
+        return predict_sites(problem.function, problem.arguments, sites, problem.space)
+    except (NotImplementedError, ModelError, ValueError, RuntimeError):
+        return {}
 
 
 def _kept(
