@@ -24,6 +24,10 @@ from elbowroom.posterior.draws import Draws
 from elbowroom.posterior.groups import posterior_tree, replicated
 
 
+SPIKE = 5.0
+"""Nats of Laplace evidence below the evidence of the draws at which a mode holds no mass."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A guide at its optimum.
@@ -129,10 +133,14 @@ def _evidence(
     sentences: list[str],
 ) -> tuple[Evidence, dict[str, Any]]:
     """What the verdict is made of, and the numbers among it by name."""
-    best = landscape.best
+    best, missing = landscape.best, 0.0
     starts = None
     if best is not None and landscape.tried > 1:
         starts = (best.starts, landscape.tried)
+    if best is not None and correction is not None:
+        missing = best.log_evidence - correction.log_evidence[0]
+        if missing < -SPIKE:  # a narrow spike, which holds none of the mass
+            starts = None
     if correction is None:
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
@@ -159,6 +167,7 @@ def _evidence(
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,
         shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
+        missing=missing,
     )  # fmt: skip
     return evidence, measures
 

@@ -1,7 +1,7 @@
 """The verdict: whether a posterior can be trusted, why, and what to do next."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ FEWEST_EFFECTIVE = 400.0
 """Effective draws below which means and sds are not resolved (Vehtari et al., 2021)."""
 RESOLVED = 0.1
 """The relative standard error of a sd above which it is not resolved."""
+MISSING = 5.0
+"""Nats of evidence that the draws may lack against Laplace's estimate at the best mode."""
 HEAVY = 0.45
 """The Pareto shape of a quantity's tail at which its sd cannot be had: from 0.5 on it has none."""
 
@@ -93,6 +95,7 @@ class Evidence:
         relabelled: Whether modes differ by the labels of exchangeable parts.
         unresolved: Sentences of quantities whose mean or sd is not resolved.
         predictive: Sentences of statistics that the model does not reproduce.
+        missing: Nats by which Laplace's evidence of the best mode exceeds that of the draws.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
     """
 
@@ -111,8 +114,8 @@ class Evidence:
     relabelled: bool = False
     unresolved: tuple[str, ...] = ()
     predictive: tuple[str, ...] = ()
+    missing: float = 0.0
     reference: tuple[str, bool] | None = None
-    advice: tuple[str, ...] = field(default=())
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -121,7 +124,7 @@ def judge(evidence: Evidence) -> Verdict:
     kind = _weights(evidence)
     if against:
         reasons = [*against, *_remarks(evidence)]
-        return Verdict(NOT_TRUSTED, tuple(reasons), (evidence.advice or (*advice, ""))[0])
+        return Verdict(NOT_TRUSTED, tuple(reasons), advice[0])
     reasons = [kind]
     if evidence.starts is not None and evidence.starts[1] > 1:
         reasons.append("{} of {} starts reached the best mode.".format(*evidence.starts))
@@ -132,7 +135,7 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.corrected and not same:
         reasons.append(
             "The posterior holds the corrected draws: the guide's own are off by up to "
-            f"{evidence.shift:.2g} sd in a mean and a factor {np.exp(evidence.ratio):.2g} in an sd."
+            f"{evidence.shift:.2g} sd in a mean and a factor {np.exp(min(evidence.ratio, 99)):.2g} in an sd."
         )
     level = TRUSTED if same else CORRECTED
     return Verdict(level, (*reasons, *_remarks(evidence)))
@@ -183,6 +186,12 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             f"Only 1 of {evidence.starts[1]} starts reached the best mode: there may be a better one."
         )
         advice.append(f"give --restarts {4 * evidence.starts[1]}.")
+    if evidence.missing > MISSING:
+        reasons.append(
+            f"The draws hold {evidence.missing:.0f} nats less evidence than the best mode should: "
+            "they may have missed it."
+        )
+        advice.append("fit with another --seed, or compare with NUTS: elbowroom reference RUN.")
     if evidence.unresolved:
         reasons.extend(evidence.unresolved)
         advice.append("read the quantiles of these quantities, not their mean and sd.")

@@ -122,8 +122,8 @@ class MeanFieldObjective:
 
     def at(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The ELBO and its gradient at parameters (2D,)."""
-        values, gradients = self.by_draw(parameters)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            values, gradients = self.by_draw(parameters)
             return float(values.mean()), gradients.mean(0)
 
     def value_and_gradient(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
