@@ -183,7 +183,8 @@ def _moved(
         mean = weights @ flat
         with np.errstate(invalid="ignore"):
             sd = np.sqrt(weights @ np.square(flat - mean))
-            used = ~((sd == 0) & (guide.std(0) == 0))  # constants are no quantity
+            tiny = 1e-12 * np.maximum(1.0, np.abs(mean))
+            used = ~((sd <= tiny) & (guide.std(0) <= tiny))  # constants are no quantity
         if used.any():
             moved = np.abs(guide.mean(0) - mean)[used] / sd[used]
             shift = max(shift, float(np.max(np.nan_to_num(moved, nan=np.inf))))

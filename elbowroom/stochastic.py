@@ -18,6 +18,11 @@ from elbowroom.inference.elbo import (
     marked,
     read_guide,
 )
+from elbowroom.inference.importance import (
+    effective_sample_size,
+    k_hat_threshold,
+    pareto_k_hat,
+)
 from elbowroom.inference.isolation import (
     Parameters,
     parameter_values,
@@ -27,11 +32,15 @@ from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, run_svi
 from elbowroom.plan import Plan, Progress
-from elbowroom.posterior.correction import Correction, reweighted
+from elbowroom.posterior.correction import reweighted
 from elbowroom.posterior.draws import Draws, draw
 
 DRAWS = 2000
 """Posterior draws by default."""
+MOST_DRAWS = 8
+"""Times as many that are weighed, where the weights are uneven."""
+ENOUGH = 1000.0
+"""Effective draws at which no more are weighed."""
 
 
 def fit_stochastic(
@@ -78,15 +87,24 @@ def fit_stochastic(
     count = DRAWS if draws is None else draws
     with problem.session(seed + 1, parameters):
         raw = draw(problem.function, called, arguments, space, count)
-        correction = None if point else _corrected(raw, count, seed)
+        correction = None
+        if not point:
+            more = raw
+            while _wasteful(more) and len(more.log_p) < MOST_DRAWS * count:
+                again = draw(problem.function, called, arguments, space, len(more.log_p))
+                more = more.followed_by(again)
+            random = np.random.default_rng(seed)
+            correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
         return conclude(
             problem, settings, seed, fitted, raw, correction, landscape, keep_local
         )
 
 
-def _corrected(raw: Draws, count: int, seed: int) -> Correction:
-    random = np.random.default_rng(seed)
-    return reweighted(raw.sites, raw.log_p, raw.log_q, count, random)
+def _wasteful(drawn: Draws) -> bool:
+    """Whether the weights are good, but so uneven that more draws are worth their while."""
+    k_hat = pareto_k_hat(drawn.log_weights)
+    few = effective_sample_size(drawn.log_weights) < ENOUGH
+    return few and k_hat <= k_hat_threshold(len(drawn.log_p))
 
 
 def _rehearse(problem: Problem, guide: Guide, settings: Settings, seed: int) -> None:

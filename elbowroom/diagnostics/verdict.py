@@ -235,9 +235,10 @@ def unresolved_quantities(
             _, errors = standard_errors(weights, flat)
             mean = weights @ flat
             sd = np.sqrt(weights @ np.square(flat - mean))
-            reach = np.abs(flat - mean).max(0) / np.where(sd > 0, sd, 1.0)
+            varies = ~(sd <= 1e-12 * np.maximum(1.0, np.abs(mean)))  # NaN too
+            reach = np.abs(flat - mean).max(0) / np.where(varies, sd, np.inf)
         # A tail that does not reach far is not heavy.
-        for j in np.flatnonzero((reach > FAR) | ~np.isfinite(reach) | (errors > RESOLVED)):
+        for j in np.flatnonzero(varies & ~((reach <= FAR) & (errors <= RESOLVED))):
             label = f"{name}[{j}]" if flat.shape[1] > 1 else name
             shapes[label] = _tail(flat[:, j], weights)
             if not (errors[j] <= RESOLVED and shapes[label] <= HEAVY):

@@ -134,7 +134,8 @@ def standard_errors(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
     centred = values - weights @ values
     square = np.square(centred)
     variance = weights @ square
-    safe = np.where(variance > 0, variance, 1.0)
+    constant = variance <= np.square(1e-12 * np.maximum(1.0, np.abs(weights @ values)))
+    safe = np.where(constant, np.inf, variance)
     squared = np.square(weights)
     of_mean = np.sqrt(squared @ square / safe)
     of_sd = np.sqrt(squared @ np.square(square - variance)) / (2 * safe)

@@ -153,11 +153,11 @@ def _merged(first: Any, second: Any) -> Any:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    return first is second or (
-        first.shape == second.shape
-        and first.dtype == second.dtype
-        and torch.equal(first.nan_to_num(), second.nan_to_num())
-    )
+    if first is second:
+        return True
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return first.is_meta or torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 def record(

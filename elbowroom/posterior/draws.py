@@ -35,6 +35,14 @@ class Draws:
         """Log p - log q of each draw, (draws,)."""
         return self.log_p - self.log_q
 
+    def followed_by(self, more: "Draws") -> "Draws":
+        """These draws and more of the same guide."""
+        return Draws(
+            {name: torch.cat([values, more.sites[name]]) for name, values in self.sites.items()},
+            np.concatenate([self.log_p, more.log_p]),
+            np.concatenate([self.log_q, more.log_q]),
+        )
+
     def elbo(self) -> tuple[float, float]:
         """The evidence lower bound in nats, and its Monte Carlo standard error."""
         weights = self.log_weights
