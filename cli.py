@@ -13,12 +13,12 @@ import typer
 
 from elbowroom.errors import DataError, ElbowroomError, OptionError, RunFolderError
 
-NOT_CONVERGED = 3
+NOT_TRUSTED = 3
 
 app = typer.Typer(
     name="elbowroom",
     help="Fit Pyro models by variational inference, compare guides, export posteriors to ArviZ.",
-    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 finished but not converged.",
+    epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 finished but not trusted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,8 +35,15 @@ Data = Annotated[
         "by default the model's own dataset."
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="fixed_draws (deterministic), svi (stochastic), or auto: fixed_draws where model, "
+        "guide and options allow it."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Of all random numbers; drawn by default.")]
-Draws = Annotated[int | None, typer.Option(help="Posterior draws (default: 2000; vae 200).")]
+Draws = Annotated[int | None, typer.Option(help="Posterior draws (default: 4000; svi 2000; vae 200).")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder (default: runs/MODEL-GUIDE-TIME).")
 ]
@@ -103,7 +110,13 @@ SETTINGS: dict[str, Any] = {
         int | None, typer.Option(help="Draws in each ELBO estimate (default: 1).")
     ],
     "restarts": Annotated[
-        int | None, typer.Option(help="Starts to choose from (default: 1; gaussian_mixture 8).")
+        int | None, typer.Option(help="Starts to climb to a mode from (default: 8).")
+    ],
+    "fixed_draws": Annotated[
+        int | None,
+        typer.Option(
+            help="Draws of the ELBO by the engine of that name (default: doubled until enough)."
+        ),
     ],
     "device": Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")],
     "dtype": Annotated[
@@ -156,9 +169,13 @@ def fit(
     options: dict[str, Any],
     data: Data = None,
     guide: Annotated[
-        str, typer.Option(help="A name ('elbowroom guides MODEL'); auto: the model's own.")
+        str,
+        typer.Option(
+            help="A name ('elbowroom guides MODEL'); auto: the cheapest whose posterior can be "
+            "trusted."
+        ),
     ] = "auto",
-    engine: Annotated[str, typer.Option(help="auto or svi.")] = "auto",
+    engine: Engine = "auto",
     seed: Seed = None,
     draws: Draws = None,
     keep_local: Annotated[
@@ -189,12 +206,14 @@ def fit(
             keep_local=keep_local,
             announce=terminal.show_plan,
             progress=report,
+            report=terminal.show_rung,
             **options,
         )
     terminal.show_fit(result)
     terminal.show_saved(_save(result, folder, overwrite))
-    if not result.converged:
-        raise typer.Exit(NOT_CONVERGED)
+    terminal.show_verdict(result.verdict)
+    if not result.verdict.trusted:
+        raise typer.Exit(NOT_TRUSTED)
 
 
 @app.command(context_settings=EXTRA)
@@ -211,6 +230,7 @@ def compare(
             "By default every guide that fits."
         ),
     ] = None,
+    engine: Engine = "auto",
     seed: Seed = None,
     draws: Draws = None,
     output: Output = None,
@@ -225,15 +245,15 @@ def compare(
     check_target(folder, overwrite, marker="comparison.json")
     with terminal.progresses() as report:
         result = run_compare(
-            model, data, guide, seed=seed, draws=draws, progress=report,
+            model, data, guide, engine=engine, seed=seed, draws=draws, progress=report,
             **options,
         )  # fmt: skip
     terminal.show_comparison(result)
     terminal.show_saved(_save(result, folder, overwrite))
     if not result.fits:
         raise typer.Exit(1)
-    if not all(each.converged for each in result.fits.values()):
-        raise typer.Exit(NOT_CONVERGED)
+    if not any(each.verdict.trusted for each in result.fits.values()):
+        raise typer.Exit(NOT_TRUSTED)
 
 
 @app.command()

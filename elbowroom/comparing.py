@@ -85,6 +85,7 @@ def compare(
     data: Any = None,
     guides: Sequence[Any] | None = None,
     *,
+    engine: str = "auto",
     seed: int | None = None,
     draws: int | None = None,
     progress: Callable[[str], Progress | None] | None = None,
@@ -99,6 +100,7 @@ def compare(
         data: As `elbowroom.fit` takes it.
         guides: Names, `GUIDE:OBJECTIVE` (such as "local:trace_graph"), guide functions or AutoGuide
             classes; by default every guide that fits the model.
+        engine: As `elbowroom.fit` takes it; each guide has its own where it is "auto".
         seed: Of every fit; drawn and recorded by default.
         draws: Posterior draws of each fit.
         progress: Given a guide's name, the progress callback of its fit, or None.
@@ -142,13 +144,18 @@ def compare(
         try:
             fit = fit_problem(
                 problem, resolve_guide(guide, problem), chosen,
-                seed=seed, draws=count, progress=report, landscape=landscape,
+                engine=engine, seed=seed, draws=count, progress=report, landscape=landscape,
             )  # fmt: skip
         except ElbowroomError as error:
             rows.append(Row(name, {}, None, str(error)))
             continue
         fits[name] = fit
-        measures = {**fit.diagnostics, "objective": fit.objective[0], "converged": fit.converged}
+        measures = {
+            **fit.diagnostics,
+            "objective": fit.objective[0],
+            "converged": fit.converged,
+            "verdict": fit.verdict.level,
+        }
         # Latents of each row are no quantity to compare: a rotation of all changes nothing.
         posterior = fit.posterior["posterior"].to_dataset()
         rows.append(Row(name, measures, posterior.drop_vars(problem.space.local, errors="ignore")))

@@ -63,7 +63,6 @@ def fit_stochastic(
         called = guide.build(space, start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
-        check_enumerable(problem.function, arguments, space, sites)
         if announce is not None:
             announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
         trace_model(problem.function, arguments)  # makes the model's own parameters
@@ -113,3 +112,4 @@ def _rehearse(problem: Problem, guide: Guide, settings: Settings, seed: int) -> 
         called = guide.build(problem.space, Start(torch.zeros(problem.space.dimension)))
         sites = read_guide(called, problem.arguments, problem.space)
         choose_objective(settings.elbo, guide.elbo, problem.space, sites)
+        check_enumerable(problem.function, problem.arguments, problem.space, sites)

@@ -31,7 +31,13 @@ FLOORS = [
     {"elbowroom.inference"},
     {"elbowroom.posterior"},
     {"elbowroom.diagnostics"},
-    {"elbowroom.fitted", "elbowroom.fitting", "elbowroom.loading", "elbowroom.comparing"},
+    {
+        f"elbowroom.{name}"
+        for name in (
+            "plan", "fitted", "concluding", "deterministic", "stochastic", "ladder", "fitting",
+            "loading", "comparing",
+        )
+    },
     {"elbowroom.report"},
     {"elbowroom.cli"},
 ]

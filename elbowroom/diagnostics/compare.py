@@ -9,7 +9,7 @@ import xarray
 
 COLUMNS = (
     "objective", "elbo", "elbo_se", "k_hat", "elpd_loo", "elpd_loo_se", "seconds", "parameters",
-    "converged",
+    "converged", "verdict",
 )  # fmt: skip
 
 DIFFERENCES = ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]
@@ -36,7 +36,7 @@ def comparison_table(rows: list[Row]) -> pd.DataFrame:
     """One line a method, best ELBO first, those without a bound next, failures last.
 
     Columns: the objective that was maximised, elbo and elbo_se in nats, k_hat, elpd_loo and its
-    se, seconds, parameters, converged, best (whether no other bound is higher), error.
+    se, seconds, parameters, converged, verdict, best (whether no other bound is higher), error.
     """
     lines = []
     for row in rows:

@@ -25,6 +25,8 @@ MISSING = 5.0
 HEAVY = 0.45
 """The Pareto shape of a quantity's tail at which its sd cannot be had: from 0.5 on it has none."""
 
+NAMED = 3
+"""Quantities that a verdict names."""
 FAR = 6.0
 """Standard deviations from the mean; a tail that ends before is not looked at."""
 
@@ -192,8 +194,10 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "they may have missed it."
         )
         advice.append("fit with another --seed, or compare with NUTS: elbowroom reference RUN.")
-    if evidence.unresolved:
-        reasons.extend(evidence.unresolved)
+    if evidence.unresolved and not reasons:
+        reasons.extend(evidence.unresolved[:NAMED])
+        if len(evidence.unresolved) > NAMED:
+            reasons.append(f"So are {len(evidence.unresolved) - NAMED} more.")
         advice.append("read the quantiles of these quantities, not their mean and sd.")
     return reasons, advice
 
@@ -254,6 +258,9 @@ def _tail(column: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(column)
     at = (np.arange(4000) + 0.5) / 4000
     spread = np.interp(at, np.cumsum(weights[order]) - weights[order] / 2, column[order])
-    with np.errstate(all="ignore"):
-        shape = array_stats.pareto_khat(spread[None], r_eff=1.0)
+    try:
+        with np.errstate(all="ignore"):
+            shape = array_stats.pareto_khat(spread[None], r_eff=1.0)
+    except ValueError:  # most of the weight is on one draw
+        return float("inf")
     return float(np.max(shape))

@@ -64,8 +64,8 @@ def _of_optimum(optimum: Optimum | None, name: str) -> Approximation:
             "or no density near the mode; fit with --guide auto, which tries other coordinates."
         )
     reason = (
-        f"the gradient of the ELBO over {optimum.draws} fixed draws vanishes; that they are these "
-        f"moves no mean by more than {optimum.error:.2g} posterior sd."
+        f"the gradient of the ELBO over {optimum.draws} fixed draws vanishes; their choice moves "
+        f"no mean by more than {optimum.error:.2g} posterior sd."
     )
     if not optimum.reached:
         reason = f"the optimiser stopped before the ELBO over {optimum.draws} fixed draws was flat."
@@ -102,9 +102,6 @@ def full_rank(landscape: Landscape, random: np.random.Generator, choice: Draws) 
     """One Normal with all correlations."""
     assert landscape.density is not None
     mode = _best(landscape, "full_rank")
-    size = len(mode.location)
-    wanted = Draws(choice.first, max(choice.most, 2 * fixed_draws.PER_DIMENSION * size))
-    choice = choice if choice.first != Draws.first else wanted
     optimum = fixed_draws.full_rank(landscape.density, _whitened(mode), random, choice)
     return _of_optimum(optimum, "full_rank")
 

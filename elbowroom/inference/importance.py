@@ -60,8 +60,11 @@ def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if np.ptp(filled) < 1e-9:
         return filled - logsumexp(filled), float("-inf")
     # arviz-stats takes minus the log weight, where arviz took the log weight itself.
-    with np.errstate(all="ignore"):  # a tail of equal weights has no shape
-        found, k_hat = array_stats.psislw(-filled)
+    try:
+        with np.errstate(all="ignore"):
+            found, k_hat = array_stats.psislw(-filled)
+    except ValueError:  # the largest weights are equal, so that their tail has no shape
+        return filled - logsumexp(filled), float("inf")
     if not np.isfinite(k_hat) or np.isnan(found).any():
         return filled - logsumexp(filled), float("inf")
     return np.asarray(found), float(k_hat)
@@ -105,7 +108,7 @@ def log_mean_exp(log_weights: np.ndarray) -> tuple[float, float]:
     """The log of the mean weight, log p(data) where the weights are p/q, and its standard error.
 
     Example:
-        >>> log_mean_exp(np.log(np.full(10, 2.0)))[0].round(3)
+        >>> round(log_mean_exp(np.log(np.full(10, 2.0)))[0], 3)
         0.693
     """
     largest = np.max(log_weights)

@@ -45,11 +45,12 @@ def posterior_tree(
     kept, notes = _kept(problem, sites, keep_local)
     scored = evaluate(problem.function, arguments, continuous, space)
     reported = {k: v for k, v in kept.items() if k not in problem.hidden}
-    reported.update(scored.deterministics)
-    groups: dict[str, Mapping[str, Any]] = {"posterior": reported}
+    groups: dict[str, Mapping[str, Any]] = {"posterior": reported | scored.deterministics}
     for name in ("raw_posterior", "corrected_posterior"):
         if name in drawn:
-            groups[name] = {k: drawn[name][k] for k in reported if k in drawn[name]}
+            others = {site.name: drawn[name][site.name] for site in space.sites}
+            more = evaluate(problem.function, arguments, others, space).deterministics
+            groups[name] = {k: drawn[name][k] for k in reported} | more
     if "sample_stats" in drawn:
         groups["sample_stats"] = drawn["sample_stats"]
         groups["unconstrained_posterior"] = {

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from elbowroom.comparing import Comparison
+from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.fitted import Fit
 from elbowroom.plan import Plan
 from elbowroom.inference.svi import length
@@ -24,6 +25,9 @@ LONGEST = 24
 """Rows of a table that are printed; the files have all."""
 WIDE = 100
 """Characters of a terminal's line that holds every column of a comparison."""
+
+VERDICTS = {TRUSTED: "trusted", CORRECTED: "corrected", NOT_TRUSTED: "no"}
+"""Verdicts as a column of a comparison has room for them."""
 
 Report = Callable[[int, int, float, float], None]
 
@@ -90,6 +94,13 @@ def show_plan(plan: Plan) -> None:
     if isinstance(problem.data, pd.DataFrame):
         add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
+    if plan.engine == "fixed_draws":
+        add(rows, "engine", f"{plan.objective[0]}: {plan.objective[1]}")
+        add(rows, "numbers", f"float64 on cpu, {settings.restarts} starts, seed {plan.seed}")
+        rows.show_header = False
+        console().print(rows)
+        return
+    add(rows, "engine", "svi: stochastic gradients")
     add(rows, "objective", f"{plan.objective[0]}: {plan.objective[1]}")
     plate = problem.space.subsampled
     budget, fixed = length(settings, None if plate is None else plate.size)
@@ -114,32 +125,47 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
+def show_rung(line: str) -> None:
+    """A rung of the ladder that `auto` climbs."""
+    console().print(Text(line, style="dim"))
+
+
 def show_fit(fit: Fit) -> None:
     """How a fit went, its diagnostics and posterior."""
-    _show(fit.converged, fit.trained.reason, fit.notes, fit.diagnostics, fit.summary())
+    notes = [note for note in fit.notes if not note.startswith("auto: ")]  # printed when climbed
+    _show(fit.trained.reason, notes, fit.diagnostics, fit.summary())
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Whether the posterior can be trusted, why, and what to do next: the last thing printed."""
+    style = "bold green" if verdict.trusted else "bold yellow"
+    out = console()
+    out.print()
+    out.print(Text.assemble((verdict.level, style), f": {' '.join(verdict.reasons)}"))
+    if verdict.advice:
+        out.print(Text.assemble(("next", "bold"), f": {verdict.advice}"))
 
 
 def show_run(run: Run, interval: float) -> None:
     """The same of a run folder."""
     check_interval(interval)
-    config, status = run.config, run.run["status"]
+    config = run.config
     console().print(Text(f"{config['model']} by {config['guide']}, seed {config['seed']}"))
     _show(
-        status in ("converged", "exact"),
         run.run["reason"],
         run.run["notes"],
         run.diagnostics,
         summarise(run.posterior, interval),
     )
+    show_verdict(Verdict.read(run.run["verdict"]))
 
 
 def _show(
-    converged: bool, reason: str, notes: list[str], measures: dict[str, Any], summary: pd.DataFrame
+    reason: str, notes: list[str], measures: dict[str, Any], summary: pd.DataFrame
 ) -> None:
     out = console()
     out.print()
-    word, style = ("converged", "bold green") if converged else ("not converged", "bold yellow")
-    out.print(Text.assemble((word, style), f": {reason}"))
+    out.print(Text(f"{reason[:1].upper()}{reason[1:]}"))
     for note in notes:
         out.print(Text(note))
     out.print()
@@ -147,9 +173,16 @@ def _show(
     lines.show_header = False
     if not math.isnan(measures["elbo"]):
         add(lines, "ELBO", f"{measures['elbo']:.2f} ± {measures['elbo_se']:.2f} nats")
-        k_hat, limit = measures["k_hat"], measures["k_hat_threshold"]
-        verdict = "reweighting works" if k_hat <= limit else "the guide misses part of it"
-        add(lines, "k-hat", f"{_number(k_hat, 2)} (limit {limit:.2f}: {verdict})")
+        add(lines, "k-hat of the guide", _k_hat(measures))
+    if "log_evidence" in measures:
+        evidence, error = measures["log_evidence"], measures["log_evidence_se"]
+        gap = max(0.0, measures["kl_to_posterior"])
+        add(
+            lines,
+            "log p(data)",
+            f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap:.2f}, the guide's KL divergence "
+            "from the posterior",
+        )
     if not math.isnan(measures["elpd_loo"]):
         high = measures["high_k_rows"]
         caveat = f", {high:.0%} of rows too influential to be sure" if high else ""
@@ -162,6 +195,12 @@ def _show(
     out.print(lines)
     out.print()
     show_summary(summary)
+
+
+def _k_hat(measures: dict[str, Any]) -> str:
+    k_hat, limit = measures["k_hat"], measures["k_hat_threshold"]
+    verdict = "reweighting works" if k_hat <= limit else "the guide misses part of it"
+    return f"{_number(k_hat, 2)} (limit {limit:.2f}: {verdict})"
 
 
 def show_summary(summary: pd.DataFrame) -> None:
@@ -195,7 +234,7 @@ def show_comparison(comparison: Comparison) -> None:
     largest = {name: group["mean_shift"].abs().max() for name, group in groups.items()}
     lowest = {name: group["sd_ratio"].min() for name, group in groups.items()}
     highest = {name: group["sd_ratio"].max() for name, group in groups.items()}
-    names = ["ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"]
+    names = ["verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"]
     wide = out.width >= WIDE
     if wide:
         names += ["parameters", "objective"]
@@ -209,6 +248,7 @@ def show_comparison(comparison: Comparison) -> None:
             ratio = f"{lowest[name]:.2f}…{highest[name]:.2f}"
         cells = [
             f"{name}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}",
+            VERDICTS[row["verdict"]],
             _with_error(row["elbo"], row["elbo_se"], 2),
             _number(row["k_hat"], 2),
             _with_error(row["elpd_loo"], row["elpd_loo_se"] if wide else math.nan, 1),
@@ -226,8 +266,9 @@ def show_comparison(comparison: Comparison) -> None:
     out.print(made)
     if problem is not None:
         out.print(
-            "★ the best ELBO, ! not converged. ELBO and elpd in nats; shift: the largest of a mean "
-            "from the best guide's, in its sds; sd ratio: to its sds, lowest and highest.",
+            "★ the best ELBO, ! not converged. ELBO and elpd in nats; k-hat: of the guide's own "
+            "draws; shift: the largest of a mean from the best guide's, in its sds; sd ratio: to "
+            "its sds, lowest and highest.",
             style="dim",
         )
     for row in comparison.table.to_dict("records"):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -20,7 +21,9 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.score import map_draws
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.mode import find_start
+from elbowroom.inference.curvature import Curvature
+from elbowroom.inference.density import Density
+from elbowroom.inference.modes import find_modes
 from elbowroom.posterior.draws import draw
 
 EXACT: Any = {"rtol": 1e-8, "atol": 1e-8}
@@ -201,7 +204,9 @@ def test_the_flow_begins_as_the_laplace_approximation() -> None:
 @pytest.mark.parametrize("name", ["laplace", "full_rank"])
 def test_the_exact_posterior_gives_the_log_evidence_at_every_draw(name: str) -> None:
     space = LatentSpace.of(conjugate, DATA)
-    start, _ = find_start(conjugate, DATA, space, [], 1, 0)
+    density = Density(conjugate, DATA, space)
+    (mode,) = find_modes(density, Curvature(density), np.zeros((1, space.dimension)))
+    start = Start(torch.as_tensor(mode.location), torch.as_tensor(mode.precision))
     drawn = draw(conjugate, built(name, space, start), DATA, space, 200)
     evidence = log_evidence(DATA["y"])
     # The start's Newton decrement of 1e-6 nats, a few standard deviations out.

@@ -199,7 +199,7 @@ def test_an_interrupted_fit_has_a_posterior() -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    fit = er.fit(normal, DATA, guide="mean_field", seed=0, draws=100, progress=stop)
+    fit = er.fit(normal, DATA, guide="mean_field", engine="svi", seed=0, draws=100, progress=stop)
     assert fit.trained.status == "interrupted"
     assert len(fit.elbo_history) == 1
     assert fit.posterior["posterior"].sizes["draw"] == 100

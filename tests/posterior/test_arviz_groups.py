@@ -30,7 +30,9 @@ GROUPS = {
 @pytest.mark.parametrize("name", ["regression", "mixture", "own"])
 def test_every_group_is_there_with_one_chain(name: str, request: pytest.FixtureRequest) -> None:
     fit = request.getfixturevalue(name)
-    assert set(fit.posterior.children) == GROUPS
+    other = "raw_posterior" if fit.corrected else "corrected_posterior"
+    assert set(fit.posterior.children) == GROUPS | {other}
+    assert fit.posterior.attrs["draws"] == ("corrected" if fit.corrected else "raw")
     for group in GROUPS - {"observed_data", "constant_data"}:
         assert fit.posterior[group].sizes["chain"] == 1
     draws = fit.diagnostics["draws"]
