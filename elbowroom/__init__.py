@@ -3,7 +3,7 @@
 Example:
     >>> import elbowroom as er
     >>> fit = er.fit("bayesian_regression", data="diabetes", response="progression", seed=1)
-    >>> fit.converged
+    >>> fit.verdict.trusted
     True
 """
 

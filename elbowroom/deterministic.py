@@ -87,7 +87,8 @@ def fit_fixed_draws(
     count = DRAWS if draws is None else draws
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
         found = approximate(landscape, guide.name, settings, random)
-        raw = _raw(found.density, found.approximation, count, random)
+        few = found.density.affordable(2 * count, 1000) // 2
+        raw = _raw(found.density, found.approximation, few, random)
         importance = AdaptiveImportance(found.density, found.proposal, random)
         importance.run()
         correction = adapted(importance, count)

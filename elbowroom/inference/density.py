@@ -21,6 +21,8 @@ from elbowroom.inference.score import Batchable, score
 
 CACHED = 60_000
 """Numbers of one operation on a batch that stay in a core's cache: larger batches are slower."""
+AFFORDABLE = 400_000_000
+"""Numbers that a few seconds are enough for."""
 LARGEST = 4_000_000
 """Numbers of one operation on a batch, for the memory's sake."""
 AGREEMENT = 1e-8
@@ -137,6 +139,10 @@ class Density:
             return None
         reason = "its operations depend on the values of its sites or cannot be batched"
         return f"the model is run as it stands, slower, since {reason} ({self.how})."
+
+    def affordable(self, wanted: int, least: int) -> int:
+        """As many points of those wanted as can be evaluated in a few seconds, but some."""
+        return min(wanted, max(least, AFFORDABLE // self.width))
 
     @property
     def batch(self) -> int:

@@ -338,12 +338,13 @@ class AdaptiveImportance:
 
     def run(self) -> None:
         """Rounds until the weights are good, or have had their chance."""
-        self.round(max(FEWEST_DRAWS, 10 * self.points.shape[1]))
+        size = max(FEWEST_DRAWS, 10 * self.points.shape[1])
+        self.round(self.density.affordable(size, FEWEST_DRAWS))
         for _ in range(ROUNDS - 1):
             if self.settled:
                 return
             self.adapt()
-            self.round(FULL_ROUND)
+            self.round(self.density.affordable(FULL_ROUND, FEWEST_DRAWS))
 
     def shares(self) -> tuple[float, ...]:
         """The posterior mass of each component of the latest proposal, largest first."""

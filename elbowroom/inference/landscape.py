@@ -17,6 +17,8 @@ from elbowroom.inference.problem import Problem
 
 HOPELESS = 1e5
 """Nats below the first start from which a climb is not begun."""
+EXPENSIVE = 50_000
+"""Numbers in an operation at one point from which three starts have to do."""
 MOST_STARTS = 4
 """Times the starts asked for, where only one of them reaches the best mode."""
 
@@ -98,6 +100,7 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
         curvature = Curvature(density)
         starts = _starts(problem, density, restarts, seed)
         first = next(starts)
+        restarts = min(restarts, 3) if density.width > EXPENSIVE else restarts
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
         batch = _brought_in(density, first, batch)
         modes, tried = find_modes(density, curvature, batch), restarts

@@ -116,7 +116,10 @@ def climb(
     damping = np.full(len(points), 1e-3)
     active = np.isfinite(precisions).all((1, 2))
     reached = np.zeros(len(points), dtype=bool)
-    for _ in range(iterations):
+    arrived, known = iterations, 0
+    for iteration in range(iterations):
+        if iteration > 2 * arrived + 10:
+            break  # the others have arrived long since
         steps = np.zeros_like(points)
         promised = np.zeros(len(points))
         for i in np.flatnonzero(active):
@@ -129,6 +132,8 @@ def climb(
         moving = np.flatnonzero(active)
         if not len(moving):
             break
+        if reached.sum() > known:
+            known, arrived = reached.sum(), iteration
         new_points = points[moving] + steps[moving]
         new_values, new_gradients = objective(new_points)
         usable = np.isfinite(new_values) & np.isfinite(new_gradients).all(1)

@@ -21,7 +21,7 @@ from elbowroom.inference.isolation import Parameters, isolated, placed
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 
-SMALL = 1_000_000
+SMALL = 200_000
 """Numbers in a model's arguments below which one thread is faster than several."""
 
 

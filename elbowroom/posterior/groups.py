@@ -43,14 +43,17 @@ def posterior_tree(
     sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
     continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
     kept, notes = _kept(problem, sites, keep_local)
-    scored = evaluate(problem.function, arguments, continuous, space)
+    def derived(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not space.deterministic_plates:
+            return {}
+        return evaluate(problem.function, arguments, draws, space, False).deterministics
+
     reported = {k: v for k, v in kept.items() if k not in problem.hidden}
-    groups: dict[str, Mapping[str, Any]] = {"posterior": reported | scored.deterministics}
+    groups: dict[str, Mapping[str, Any]] = {"posterior": reported | derived(continuous)}
     for name in ("raw_posterior", "corrected_posterior"):
         if name in drawn:
             others = {site.name: drawn[name][site.name] for site in space.sites}
-            more = evaluate(problem.function, arguments, others, space).deterministics
-            groups[name] = {k: drawn[name][k] for k in reported} | more
+            groups[name] = {k: drawn[name][k] for k in reported} | derived(others)
     if "sample_stats" in drawn:
         groups["sample_stats"] = drawn["sample_stats"]
         groups["unconstrained_posterior"] = {
@@ -71,7 +74,11 @@ def posterior_tree(
             if not drawn_data:
                 notes.append("posterior_predictive is left out: the model's data cannot be drawn.")
         if data:
-            groups["log_likelihood"] = _log_likelihood(problem, scored.log_likelihood, notes)
+            few = _thin(continuous, data)
+            if len(next(iter(few.values()))) < len(next(iter(continuous.values()))):
+                notes.append("log_likelihood and posterior_predictive are of fewer draws, for size.")
+            pointwise = evaluate(problem.function, arguments, few, space).log_likelihood
+            groups["log_likelihood"] = _log_likelihood(problem, pointwise, notes)
         groups.update(_prior(problem, data, notes))
     tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
     return tree, notes + more

@@ -73,16 +73,22 @@ def prior_sites(
 
 
 def evaluate(
-    model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    pointwise: bool = True,
 ) -> Score:
     """The model's log joint density, pointwise log likelihood and deterministic sites, at draws.
 
-    Each value has the draws as its leading dim; see `elbowroom.inference.score.Score`.
+    Each value has the draws as its leading dim; see `elbowroom.inference.score.Score`. The
+    likelihood of every row is large, and can be left out.
     """
 
     def at(values: dict[str, Tensor]) -> dict[str, Any]:
         found = score(model, arguments, values, space)
-        flat = {("log_likelihood", name): value for name, value in found.log_likelihood.items()}
+        rows = found.log_likelihood if pointwise else {}
+        flat = {("log_likelihood", name): value for name, value in rows.items()}
         flat |= {("deterministic", name): value for name, value in found.deterministics.items()}
         return {**flat, ("log_joint", ""): found.log_joint}
 

@@ -8,10 +8,14 @@ from elbowroom.comparing import Comparison, compare
 
 SEED = 1
 COMPARISONS: dict[str, list[str]] = {
-    "bayesian_regression": ["structured", "full_rank", "low_rank", "mean_field", "laplace", "map"],
-    "gaussian_mixture": ["collapsed", "local", "local:trace_graph", "mean_field", "laplace"],
+    "bayesian_regression": [
+        "linear_response", "structured", "full_rank", "low_rank", "mean_field", "laplace", "map",
+    ],
+    "gaussian_mixture": [
+        "linear_response", "collapsed", "local", "local:trace_graph", "mean_field", "laplace",
+    ],
     "vae": ["encoder", "local"],
-}
+}  # fmt: skip
 """The guides of each comparison: all but the slowest."""
 
 
