@@ -43,7 +43,9 @@ Engine = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of all random numbers; drawn by default.")]
-Draws = Annotated[int | None, typer.Option(help="Posterior draws (default: 4000; svi 2000; vae 200).")]
+Draws = Annotated[
+    int | None, typer.Option(help="Posterior draws (default: 4000; svi 2000; vae 200).")
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder (default: runs/MODEL-GUIDE-TIME).")
 ]

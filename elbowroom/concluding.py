@@ -23,7 +23,6 @@ from elbowroom.posterior.correction import Correction
 from elbowroom.posterior.draws import Draws
 from elbowroom.posterior.groups import posterior_tree, replicated
 
-
 SPIKE = 5.0
 """Nats of Laplace evidence below the evidence of the draws at which a mode holds no mass."""
 

@@ -30,7 +30,7 @@ from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
 from elbowroom.plan import Plan
-from elbowroom.posterior.correction import Correction, adapted
+from elbowroom.posterior.correction import adapted
 from elbowroom.posterior.draws import Draws
 
 DRAWS = 4000
@@ -167,8 +167,8 @@ def _as_pyro(
         read_guide(called, problem.arguments, problem.space)
         if found.optimum is not None and guide.name in PARAMETERS:
             store = pyro.get_param_store()
-            for name, values in PARAMETERS[guide.name](problem, found.optimum.parameters).items():
-                store[name] = _tensor(values, problem).reshape(store[name].shape)
+            for name, value in PARAMETERS[guide.name](problem, found.optimum.parameters).items():
+                store[name] = _tensor(value, problem).reshape(store[name].shape)
         values = parameter_values()
     history = np.asarray(found.history)
     trained = Trained(

@@ -160,9 +160,7 @@ def fit(
     )
 
 
-def chosen_engine(
-    engine: str, guide: Guide | None, problem: Problem, settings: Settings
-) -> str:
+def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: Settings) -> str:
     """The engine of a fit; for `auto`, fixed draws where model, guide and options allow them.
 
     Args:

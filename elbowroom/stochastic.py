@@ -94,9 +94,7 @@ def fit_stochastic(
                 more = more.followed_by(again)
             random = np.random.default_rng(seed)
             correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
-        return conclude(
-            problem, settings, seed, fitted, raw, correction, landscape, keep_local
-        )
+        return conclude(problem, settings, seed, fitted, raw, correction, landscape, keep_local)
 
 
 def _wasteful(drawn: Draws) -> bool:

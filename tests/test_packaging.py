@@ -34,8 +34,15 @@ FLOORS = [
     {
         f"elbowroom.{name}"
         for name in (
-            "plan", "fitted", "concluding", "deterministic", "stochastic", "ladder", "fitting",
-            "loading", "comparing",
+            "plan",
+            "fitted",
+            "concluding",
+            "deterministic",
+            "stochastic",
+            "ladder",
+            "fitting",
+            "loading",
+            "comparing",
         )
     },
     {"elbowroom.report"},

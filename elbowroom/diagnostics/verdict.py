@@ -178,7 +178,9 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             else f"Whether the importance weights mend the guide is not certain: {_weights(evidence)}"
         )
         advice.append(
-            "fit with --guide auto." if evidence.stochastic else "compare with NUTS: elbowroom reference RUN."
+            "fit with --guide auto."
+            if evidence.stochastic
+            else "compare with NUTS: elbowroom reference RUN."
         )
     elif not evidence.point and not evidence.effective >= FEWEST_EFFECTIVE:
         reasons.append(f"Too few effective draws: {_weights(evidence)}")
@@ -205,7 +207,9 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
 def _remarks(evidence: Evidence) -> list[str]:
     remarks = []
     if evidence.relabelled:
-        remarks.append("Modes that differ only in labels are one: the labels are those of one mode.")
+        remarks.append(
+            "Modes that differ only in labels are one: the labels are those of one mode."
+        )
     remarks.extend(evidence.predictive)
     if evidence.reference is not None and evidence.reference[1]:
         remarks.append(evidence.reference[0])

@@ -8,7 +8,6 @@ from scipy.optimize import minimize
 
 from elbowroom.errors import GuideError
 from elbowroom.inference import fixed_draws
-from elbowroom.inference.curvature import Curvature
 from elbowroom.inference.density import Density
 from elbowroom.inference.fixed_draws import LOG_2PI, Coordinates, Draws, Optimum
 from elbowroom.inference.landscape import Landscape
@@ -151,7 +150,9 @@ def responses(
             continue
         tried = [
             fixed_draws.mean_field(density, curvature, coordinates(mode), random, choice, True)
-            for coordinates in ((_scaled,) if density.dimension > WHITENED else (_scaled, _whitened))
+            for coordinates in (
+                (_scaled,) if density.dimension > WHITENED else (_scaled, _whitened)
+            )
         ]
         proper = [optimum for optimum in tried if optimum is not None]
         if proper:
@@ -218,7 +219,8 @@ def _path(density: Density, start: np.ndarray) -> list[tuple[np.ndarray, np.ndar
     keep(start)
     options = {"maxiter": 200, "maxcor": PATH_MEMORY}
     minimize(loss, start, jac=True, method="L-BFGS-B", options=options, callback=keep)
-    normals, pairs = [], []
+    normals: list[tuple[np.ndarray, np.ndarray]] = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     scale = np.ones(len(start))
     for (u, g), (new_u, new_g) in zip(visited, visited[1:], strict=False):
         s, y = new_u - u, new_g - g
@@ -227,8 +229,11 @@ def _path(density: Density, start: np.ndarray) -> list[tuple[np.ndarray, np.ndar
             # The diagonal of Gilbert and Lemaréchal, 1989, that Pathfinder begins from.
             curved = y @ (scale * y)
             along = np.square(s / scale) @ scale
-            scale = 1 / (curved / (s @ y) / scale + np.square(y) / (s @ y)
-                         - curved * np.square(s / scale) / ((s @ y) * along))
+            scale = 1 / (
+                curved / (s @ y) / scale
+                + np.square(y) / (s @ y)
+                - curved * np.square(s / scale) / ((s @ y) * along)
+            )
             scale = np.where(scale > 0, scale, 1.0)
         inverse = np.diag(scale)
         for s, y in pairs:

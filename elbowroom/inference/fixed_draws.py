@@ -106,7 +106,9 @@ class MeanFieldObjective:
         self.density, self.curvature = density, curvature
         self.coordinates, self.draws = coordinates, draws
         factor = coordinates.factor
-        self.scales = factor if factor.ndim == 1 else 1 / np.linalg.norm(np.linalg.inv(factor), axis=0)
+        self.scales = (
+            factor if factor.ndim == 1 else 1 / np.linalg.norm(np.linalg.inv(factor), axis=0)
+        )
 
     def points(self, parameters: np.ndarray) -> np.ndarray:
         """The draws of the guide in the unconstrained space, (draws, D)."""
@@ -295,7 +297,7 @@ def ascend(
         history.append(value)
         return -value, -gradient
 
-    options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 20}
+    options: dict[str, float] = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 20}
     options |= {"gtol": 1e-4, "ftol": 1e-13}
     return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x, history
 
@@ -336,11 +338,12 @@ def mean_field(
         ends = climb(
             objective.value_and_gradient, objective.precision, parameters[None], 30, NEAR_ENOUGH
         )
-        if not ends or ends[0].precision is None:
+        precision = ends[0].precision if ends else None
+        if precision is None:
             return None
         end, parameters = ends[0], ends[0].location
         history.append(end.log_density)
-        inverse = np.linalg.inv(end.precision)
+        inverse = np.linalg.inv(precision)
         covariance = inverse[:size, :size]
         if not positive_definite(covariance):
             return None
@@ -479,9 +482,7 @@ def _meat(gradients: np.ndarray) -> np.ndarray:
     return np.cov(paired, rowvar=False).reshape(gradients.shape[1], -1) / len(paired)
 
 
-def _largest_error(
-    coordinates: Coordinates, sandwich: np.ndarray, posterior: np.ndarray
-) -> float:
+def _largest_error(coordinates: Coordinates, sandwich: np.ndarray, posterior: np.ndarray) -> float:
     """The largest standard error of a mean in posterior standard deviations."""
     errors = np.diag(coordinates.covariance(sandwich))
     largest = np.max(errors / np.diag(coordinates.covariance(posterior)))

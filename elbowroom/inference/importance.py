@@ -216,9 +216,7 @@ class Mixture:
         return logsumexp(self.log_densities(points), axis=1)
 
     @classmethod
-    def of(
-        cls, shares: np.ndarray, means: np.ndarray, covariances: np.ndarray
-    ) -> "Mixture":
+    def of(cls, shares: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> "Mixture":
         """A mixture with tails that suit the dimension.
 
         Against a Normal target a t with half as many degrees of freedom as dimensions keeps three

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,9 +93,9 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
     began, space = time.perf_counter(), problem.space
     if space.has_parameters or space.local_continuous or not space.sites:
         with problem.session(seed):
-            first = 0.1 * torch.randn(space.dimension)
+            near = 0.1 * torch.randn(space.dimension)
         seconds = time.perf_counter() - began
-        return Landscape(None, None, [], 0, first.double().cpu().numpy(), seconds)
+        return Landscape(None, None, [], 0, near.double().cpu().numpy(), seconds)
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
         density = density_of(problem)
         curvature = Curvature(density)
@@ -146,7 +147,7 @@ def _prior_draw(density: Density) -> np.ndarray | None:
     try:
         with torch.no_grad():
             trace = poutine.trace(density.model).get_trace(**density.arguments)
-            values = {site.name: trace.nodes[site.name]["value"] for site in space.sites}
+            values: Any = {site.name: trace.nodes[site.name]["value"] for site in space.sites}
             drawn = space.unconstrain(values).double().numpy()
     # An improper prior, or a model that cannot be run at an unlikely draw of its own.
     except (NotImplementedError, ValueError, RuntimeError, KeyError):

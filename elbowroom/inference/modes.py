@@ -144,7 +144,9 @@ def climb(
         lost = promised[moving] < 1e-13 * np.abs(values[moving])
         reached[moving[lost & ~better]] = True
         active[moving[lost & ~better]] = False
-        damping[moving] = np.where(better, damping[moving] / 10, 5 * np.maximum(damping[moving], 1e-3))
+        damping[moving] = np.where(
+            better, damping[moving] / 10, 5 * np.maximum(damping[moving], 1e-3)
+        )
         damping[moving] = np.where(gain > 0.5, damping[moving] / 10, damping[moving])
         active[moving[damping[moving] > 1e12]] = False
         taken = moving[better]
@@ -156,9 +158,7 @@ def climb(
             active[taken] &= np.isfinite(precisions[taken]).all((1, 2))
     return [
         Mode(point, float(value), precision if positive_definite(precision) else None, bool(there))
-        for point, value, precision, there in zip(
-            points, values, precisions, reached, strict=True
-        )
+        for point, value, precision, there in zip(points, values, precisions, reached, strict=True)
     ]
 
 

@@ -71,7 +71,7 @@ class Problem:
         """
         if not sites:
             return self
-        config = {site: LocScaleReparam(centered=0.0) for site in sites}
+        config: Any = {site: LocScaleReparam(centered=0.0) for site in sites}
         changed = _Reported(sites)(poutine.reparam(self.model.function, config=config))
 
         @wraps(self.model.function)  # keeps the names of the arguments

@@ -25,7 +25,7 @@ CHECK = torch.ops.aten._linalg_check_errors.default
 """Raises for the whole batch where one row's matrix cannot be factorised."""
 
 
-class NotRecordable(Exception):
+class NotRecordableError(Exception):
     """The function does not run the same operations at every point."""
 
 
@@ -133,22 +133,22 @@ def _run(
 def _merged(first: Any, second: Any) -> Any:
     """An argument of both runs: the same, or a whole number that follows the batch."""
     if type(first) is not type(second):
-        raise NotRecordable
+        raise NotRecordableError
     if isinstance(first, (list, tuple)):
         if len(first) != len(second):
-            raise NotRecordable
+            raise NotRecordableError
         return type(first)(_merged(a, b) for a, b in zip(first, second, strict=True))
     if isinstance(first, dict):
         if first.keys() != second.keys():
-            raise NotRecordable
+            raise NotRecordableError
         return {key: _merged(first[key], second[key]) for key in first}
     if isinstance(first, int) and not isinstance(first, bool) and first != second:
         factor, rest = divmod(second - first, BATCHES[1] - BATCHES[0])
         if rest:
-            raise NotRecordable
+            raise NotRecordableError
         return _Affine(factor, first - factor * BATCHES[0])
     if first != second and not (first != first and second != second):
-        raise NotRecordable
+        raise NotRecordableError
     return first
 
 
@@ -176,7 +176,7 @@ def record(
         are computed. Rows for which a matrix cannot be factorised are NaN.
 
     Raises:
-        NotRecordable: If the two runs differ by more than the size of the batch.
+        NotRecordableError: If the two runs differ by more than the size of the batch.
 
     Example:
         >>> points = torch.arange(10.0).reshape(5, 2)
@@ -189,9 +189,9 @@ def record(
         first, entry, results = _run(function, points[:size].clone())
         second, _, again = _run(function, points[size : size + BATCHES[1]].clone())
     if results != again or len(first.operations) != len(second.operations):
-        raise NotRecordable
+        raise NotRecordableError
     if first.outside != second.outside:
-        raise NotRecordable
+        raise NotRecordableError
     mutated = {
         storage
         for one, two in zip(first.operations, second.operations, strict=True)
@@ -202,12 +202,12 @@ def record(
     for index in first.outside:
         if index != entry:
             if not _same(first.values[index], second.values[index]):
-                raise NotRecordable
+                raise NotRecordableError
             constants[index] = first.values[index]
     kept = []
     for one, two in zip(first.operations, second.operations, strict=True):
         if one.function is not two.function or one.outputs != two.outputs:
-            raise NotRecordable
+            raise NotRecordableError
         arguments = _merged(one.arguments, two.arguments)
         keywords = _merged(one.keywords, two.keywords)
         leaves = list(_leaves((arguments, keywords)))
@@ -218,7 +218,7 @@ def record(
             if all(_same(first.values[i], second.values[i]) for i in one.outputs):
                 constants.update({index: first.values[index] for index in one.outputs})
                 continue
-            raise NotRecordable  # a random number
+            raise NotRecordableError  # a random number
         kept.append(_Operation(one.function, arguments, keywords, one.outputs, one.storages))
     return _Replay(kept, constants, entry, results)
 

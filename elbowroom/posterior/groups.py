@@ -43,6 +43,7 @@ def posterior_tree(
     sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
     continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
     kept, notes = _kept(problem, sites, keep_local)
+
     def derived(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not space.deterministic_plates:
             return {}
@@ -76,7 +77,9 @@ def posterior_tree(
         if data:
             few = _thin(continuous, data)
             if len(next(iter(few.values()))) < len(next(iter(continuous.values()))):
-                notes.append("log_likelihood and posterior_predictive are of fewer draws, for size.")
+                notes.append(
+                    "log_likelihood and posterior_predictive are of fewer draws, for size."
+                )
             pointwise = evaluate(problem.function, arguments, few, space).log_likelihood
             groups["log_likelihood"] = _log_likelihood(problem, pointwise, notes)
         groups.update(_prior(problem, data, notes))

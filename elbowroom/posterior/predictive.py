@@ -85,12 +85,12 @@ def evaluate(
     likelihood of every row is large, and can be left out.
     """
 
-    def at(values: dict[str, Tensor]) -> dict[str, Any]:
+    def at(values: dict[str, Tensor]) -> dict[Any, Tensor]:
         found = score(model, arguments, values, space)
         rows = found.log_likelihood if pointwise else {}
-        flat = {("log_likelihood", name): value for name, value in rows.items()}
+        flat: dict[Any, Tensor] = {("log_likelihood", name): value for name, value in rows.items()}
         flat |= {("deterministic", name): value for name, value in found.deterministics.items()}
-        return {**flat, ("log_joint", ""): found.log_joint}
+        return flat | {("log_joint", ""): found.log_joint}
 
     found: Any = _evaluate(at, sites, arguments, space)
     return Score(

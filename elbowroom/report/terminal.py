@@ -15,8 +15,8 @@ from rich.text import Text
 from elbowroom.comparing import Comparison
 from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.fitted import Fit
-from elbowroom.plan import Plan
 from elbowroom.inference.svi import length
+from elbowroom.plan import Plan
 from elbowroom.posterior.run_folder import Run
 from elbowroom.posterior.tree import check_interval, summarise
 from elbowroom.report.listing import add, console, table
@@ -160,9 +160,7 @@ def show_run(run: Run, interval: float) -> None:
     show_verdict(Verdict.read(run.run["verdict"]))
 
 
-def _show(
-    reason: str, notes: list[str], measures: dict[str, Any], summary: pd.DataFrame
-) -> None:
+def _show(reason: str, notes: list[str], measures: dict[str, Any], summary: pd.DataFrame) -> None:
     out = console()
     out.print()
     out.print(Text(f"{reason[:1].upper()}{reason[1:]}"))

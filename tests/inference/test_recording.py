@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.recording import NotRecordable, record
+from elbowroom.inference.recording import NotRecordableError, record
 
 SIZES = (1, 2, 7, 64)
 DIMENSION = 3
@@ -134,7 +134,7 @@ def test_a_constant_from_outside_stays_what_it_was_when_recorded() -> None:
 
 @pytest.mark.parametrize("noise", [lambda u: torch.randn(3), lambda u: torch.rand(()).expand(3)])
 def test_random_numbers_are_refused(noise: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(NotRecordable):
+    with pytest.raises(NotRecordableError):
         recorded(lambda u: [(u + noise(u)).sum(1)])
 
 
@@ -142,13 +142,13 @@ def test_random_numbers_are_refused(noise: Callable[[Tensor], Tensor]) -> None:
     "noise", [torch.randn_like, lambda u: torch.rand(len(u), 1), torch.bernoulli]
 )
 def test_random_numbers_for_each_row_are_refused(noise: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(NotRecordable):
+    with pytest.raises(NotRecordableError):
         recorded(lambda u: [(u + noise(u.sigmoid())).sum(1)])
 
 
 def test_branches_that_the_two_runs_take_differently_are_refused() -> None:
     between = float(some_points(5, seed=1)[:3, 0].sort().values[1])
-    with pytest.raises(NotRecordable):
+    with pytest.raises(NotRecordableError):
         recorded(lambda u: [u.exp() if u[0, 0] < between else u.sin()])
 
 
@@ -164,7 +164,7 @@ def test_branches_that_the_two_runs_take_differently_are_refused() -> None:
     ],
 )
 def test_numbers_read_off_the_values_are_refused(number: Callable[[Tensor], Any]) -> None:
-    with pytest.raises(NotRecordable):
+    with pytest.raises(NotRecordableError):
         recorded(lambda u: [u.sum(1) * number(u)])
 
 
@@ -178,14 +178,14 @@ def test_numbers_read_off_the_values_are_refused(number: Callable[[Tensor], Any]
 )
 def test_a_branch_that_neither_run_took_is_refused(function: Batched) -> None:
     """Both runs read the same number off their values, which other values will not give."""
-    with pytest.raises(NotRecordable):
+    with pytest.raises(NotRecordableError):
         recorded(function)
 
 
 def test_another_path_at_another_batch_size_is_refused() -> None:
-    with pytest.raises(NotRecordable):
+    with pytest.raises(NotRecordableError):
         recorded(lambda u: [u.sum(1) if len(u) == 2 else u.sum(1).exp()])
-    with pytest.raises(NotRecordable):
+    with pytest.raises(NotRecordableError):
         recorded(lambda u: [u.sum(1) * len(u) ** 0.5])
 
 

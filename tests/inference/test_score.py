@@ -14,8 +14,8 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.score import Score, assignment_probabilities, map_draws, score
 from elbowroom.inference.isolation import isolated
+from elbowroom.inference.score import Score, assignment_probabilities, map_draws, score
 
 EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}
 """Two ways to the same sum in float64."""
