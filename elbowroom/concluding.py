@@ -150,17 +150,17 @@ def _evidence(
     shapes, unresolved = unresolved_quantities(weighted, correction.weights)
     shift, ratio = _moved(own, weighted, correction.weights)
     log_evidence, error = correction.log_evidence
-    measures = dict(
-        corrected_k_hat=correction.k_hat,
-        corrected_effective_sample_size=correction.effective,
-        weighted_draws=len(correction.weights),
-        log_evidence=log_evidence,
-        log_evidence_se=error,
-        kl_to_posterior=log_evidence - raw.elbo()[0],
-        raw_mean_shift=shift,
-        raw_sd_log_ratio=ratio,
-        heaviest_tail=max(shapes.values(), default=math.nan),
-    )
+    measures = {
+        "corrected_k_hat": correction.k_hat,
+        "corrected_effective_sample_size": correction.effective,
+        "weighted_draws": len(correction.weights),
+        "log_evidence": log_evidence,
+        "log_evidence_se": error,
+        "kl_to_posterior": log_evidence - raw.elbo()[0],
+        "raw_mean_shift": shift,
+        "raw_sd_log_ratio": ratio,
+        "heaviest_tail": max(shapes.values(), default=math.nan),
+    }
     evidence = Evidence(
         fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,

@@ -135,9 +135,10 @@ def judge(evidence: Evidence) -> Verdict:
         reasons.append(f"{len(evidence.modes)} modes hold {shares} of the mass.")
     same = evidence.shift <= SHIFT and evidence.ratio <= SHIFT
     if evidence.corrected and not same:
+        factor = np.exp(min(evidence.ratio, 99.0))
         reasons.append(
             "The posterior holds the corrected draws: the guide's own are off by up to "
-            f"{evidence.shift:.2g} sd in a mean and a factor {np.exp(min(evidence.ratio, 99)):.2g} in an sd."
+            f"{evidence.shift:.2g} sd in a mean and a factor {factor:.2g} in an sd."
         )
     level = TRUSTED if same else CORRECTED
     return Verdict(level, (*reasons, *_remarks(evidence)))
@@ -175,7 +176,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         reasons.append(
             f"The importance weights cannot mend the guide: {_weights(evidence)}"
             if evidence.k_hat > k_hat_threshold(evidence.draws)
-            else f"Whether the importance weights mend the guide is not certain: {_weights(evidence)}"
+            else f"The importance weights may not mend the guide: {_weights(evidence)}"
         )
         advice.append(
             "fit with --guide auto."
@@ -187,7 +188,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         advice.append("give more --draws.")
     if evidence.starts is not None and evidence.starts[1] > 3 and evidence.starts[0] == 1:
         reasons.append(
-            f"Only 1 of {evidence.starts[1]} starts reached the best mode: there may be a better one."
+            f"Only 1 of {evidence.starts[1]} starts reached the best mode: a better one may be "
+            "missed."
         )
         advice.append(f"give --restarts {4 * evidence.starts[1]}.")
     if evidence.missing > MISSING:

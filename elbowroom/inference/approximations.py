@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import minimize
@@ -89,7 +90,8 @@ def laplace(landscape: Landscape, random: np.random.Generator, choice: Draws) ->
 
 def mean_field(landscape: Landscape, random: np.random.Generator, choice: Draws) -> Approximation:
     """Independent Normals in the unconstrained coordinates."""
-    assert landscape.density is not None and landscape.curvature is not None
+    assert landscape.density is not None
+    assert landscape.curvature is not None
     coordinates = _scaled(_best(landscape, "mean_field"))
     optimum = fixed_draws.mean_field(
         landscape.density, landscape.curvature, coordinates, random, choice
@@ -194,7 +196,8 @@ def pathfinder(landscape: Landscape, random: np.random.Generator, choice: Draws)
                 best = elbo, mean, covariance
     if best is None:
         raise GuideError(
-            "pathfinder found no point with a finite ELBO; fit with --engine svi --guide mean_field."
+            "pathfinder found no point with a finite ELBO; fit with --engine svi --guide "
+            "mean_field."
         )
     reason = f"the best of {len(history)} Normals along {PATHS} paths of L-BFGS."
     return Approximation(best[1], best[2], "exact", reason, history=history)
@@ -222,7 +225,7 @@ def _path(density: Density, start: np.ndarray) -> list[tuple[np.ndarray, np.ndar
     normals: list[tuple[np.ndarray, np.ndarray]] = []
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     scale = np.ones(len(start))
-    for (u, g), (new_u, new_g) in zip(visited, visited[1:], strict=False):
+    for (u, g), (new_u, new_g) in pairwise(visited):
         s, y = new_u - u, new_g - g
         if s @ y > 1e-12 * np.linalg.norm(y) ** 2:
             pairs = [*pairs, (s, y)][-PATH_MEMORY:]

@@ -124,7 +124,7 @@ class Curvature:
 
     @staticmethod
     def scales(precision: np.ndarray) -> np.ndarray:
-        """Conditional standard deviations, (..., D); 0 where the curvature is not that of a mode."""
+        """Conditional standard deviations, (..., D); 0 where the curvature is no mode's."""
         diagonal = np.diagonal(precision, axis1=-2, axis2=-1)
         return np.where(diagonal > 0, 1 / np.sqrt(np.maximum(diagonal, 1e-300)), 0.0)
 

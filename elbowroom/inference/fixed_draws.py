@@ -444,7 +444,7 @@ def _correlated(
     """The optimum of an objective whose Hessian is not taken.
 
     In whitened coordinates the Hessian of the ELBO is near the identity, so that half the squared
-    gradient stands for the Newton decrement, and the covariance for the inverse Hessian of the mean.
+    gradient stands for the Newton decrement, and the covariance for the mean's inverse Hessian.
     """
     parameters, history = start, []
     coordinates, size = objective.coordinates, objective.density.dimension

@@ -1,4 +1,4 @@
-"""Importance sampling: weights, what they tell of where the draws came from, and draws that adapt."""
+"""Importance sampling: weights, what they tell of the draws, and draws that adapt."""
 
 from dataclasses import dataclass
 
@@ -231,9 +231,9 @@ class AdaptiveImportance:
 
     Each round draws from a mixture of t distributions; all draws so far are weighted by the mixture
     of all rounds' proposals (Cornuet, Marin, Mira and Robert, 2012, "Adaptive multiple importance
-    sampling"), and the next proposal's shares, means and covariances are those of the weighted draws,
-    component by component (Cappé et al., 2008, "Adaptive importance sampling in general mixture
-    classes").
+    sampling"), and the next proposal's shares, means and covariances are those of the weighted
+    draws, component by component (Cappé et al., 2008, "Adaptive importance sampling in general
+    mixture classes").
 
     Attributes:
         points: All draws, (draws, D).
@@ -241,7 +241,6 @@ class AdaptiveImportance:
         log_q: Log density of the mixture of all proposals at each.
         log_weights: Of each, not smoothed.
         k_hat: Of the weights.
-        rounds: How many there were.
     """
 
     def __init__(self, density: Density, first: Mixture, random: np.random.Generator) -> None:
@@ -254,6 +253,7 @@ class AdaptiveImportance:
 
     @property
     def rounds(self) -> int:
+        """How many there were."""
         return len(self.counts)
 
     def round(self, count: int) -> None:

@@ -192,7 +192,7 @@ def find_modes(density: Density, curvature: Curvature, starts: np.ndarray) -> li
         ends = climb(density.value_and_gradient, curvature, long, iterations=20)
     else:
         long = np.stack([climb_long(density, start) for start in starts[:2]])
-        values, gradients = density.value_and_gradient(long)
+        values = density.value(long)
         ends = [
             Mode(point, float(value), None, False)
             for point, value in zip(long, values, strict=True)

@@ -2,8 +2,8 @@
 
 `record` runs the function twice, on batches of two sizes, and keeps what the dispatcher saw:
 the operations below `vmap` and the gradient, with every layer of Python above them gone. Whole
-numbers that follow the batch (the 6 of a view of 3 × 2, the 9 of 3 × 3) are told from the two runs, so
-that one recording serves batches of every size. What does not depend on the input is computed
+numbers that follow the batch (the 6 of a view of 3 × 2, the 9 of 3 × 3) are told from the two runs,
+so that one recording serves batches of every size. What does not depend on the input is computed
 once.
 
 `torch.fx`'s `make_fx` gives such a graph too, for one batch size, in twenty times the time.
