@@ -85,7 +85,6 @@ def conclude(
     groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
     shares, missed = predictive_checks(*replicated(problem, held))
     evidence, more = _evidence(fitted, raw, correction, own, landscape, missed)
-    verdict = judge(evidence)
     attributes = {
         "model": problem.model.name,
         "guide": guide.name,
@@ -94,7 +93,7 @@ def conclude(
         "seed": seed,
         "converged": int(trained.converged),
         "status": trained.reason,
-        "verdict": verdict.level,
+        "verdict": judge(evidence).level,
         "draws": "corrected" if corrected else "raw",
         "settings": asdict(settings),
         "versions": run_folder.versions(),
@@ -118,7 +117,7 @@ def conclude(
 
     return Fit(
         problem, guide, settings, fitted.objective, seed, trained, complete, measures, notes,
-        fitted.start, fitted.parameters, fitted.callable, fitted.engine, verdict, corrected,
+        fitted.start, fitted.parameters, fitted.callable, fitted.engine, evidence, corrected,
         None if correction is None else correction.proposal,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elbowroom.diagnostics.measures import leave_one_out
-from elbowroom.diagnostics.verdict import Verdict
+from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
@@ -48,7 +48,7 @@ class Fit:
         parameters: Of the guide and the model, as fitted.
         callable: The guide itself.
         engine: "svi" or "fixed_draws".
-        verdict: Whether the posterior can be trusted, why, and what to do next.
+        evidence: What the verdict is made of.
         corrected: Whether the posterior holds corrected draws, or the guide's own.
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.
     """
@@ -66,7 +66,7 @@ class Fit:
     parameters: Parameters
     callable: Callable[..., Any]
     engine: str
-    verdict: Verdict
+    evidence: Evidence
     corrected: bool
     proposal: Mixture | None = None
 
@@ -75,6 +75,11 @@ class Fit:
             f"Fit({self.problem.model.name}, {self.guide.name}, {self.verdict.level}, "
             f"seed={self.seed})"
         )
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the posterior can be trusted, why, and what to do next."""
+        return judge(self.evidence)
 
     @cached_property
     def _completed(self) -> tuple[Any, list[str]]:
@@ -320,6 +325,7 @@ class Fit:
                 "versions": run_folder.versions(),
                 "notes": self.notes,
                 "verdict": self.verdict.plain(),
+                "evidence": asdict(self.evidence),
                 "corrected": self.corrected,
             },
             history=history,

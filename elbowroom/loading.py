@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from elbowroom.diagnostics.verdict import Verdict
+from elbowroom.diagnostics.verdict import Evidence
 from elbowroom.errors import ModelError, RunFolderError
 from elbowroom.fitted import Fit
 from elbowroom.fitting import resolve_guide
@@ -100,7 +100,7 @@ def load(
     return Fit(
         problem, fitted_guide, settings, (name, why), config["seed"], trained,
         lambda: (run.posterior, []), run.diagnostics, run.run["notes"], start, parameters, called,
-        config["engine"], Verdict.read(run.run["verdict"]), run.run["corrected"],
+        config["engine"], Evidence.read(run.run["evidence"]), run.run["corrected"],
         _proposal(run.parameters),
     )  # fmt: skip
 

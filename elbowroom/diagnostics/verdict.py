@@ -119,11 +119,21 @@ class Evidence:
     missing: float = 0.0
     reference: tuple[str, bool] | None = None
 
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Evidence":
+        """As it was written to a file, where tuples are lists."""
+        found: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
+        }
+        return cls(**found)
+
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict that the evidence allows."""
     against, advice = _against(evidence)
     kind = _weights(evidence)
+    if evidence.reference is not None and evidence.reference[1] and not evidence.point:
+        return Verdict(TRUSTED, (evidence.reference[0], *_remarks(evidence)))
     if against:
         reasons = [*against, *_remarks(evidence)]
         return Verdict(NOT_TRUSTED, tuple(reasons), advice[0])
@@ -212,10 +222,7 @@ def _remarks(evidence: Evidence) -> list[str]:
         remarks.append(
             "Modes that differ only in labels are one: the labels are those of one mode."
         )
-    remarks.extend(evidence.predictive)
-    if evidence.reference is not None and evidence.reference[1]:
-        remarks.append(evidence.reference[0])
-    return remarks
+    return [*remarks, *evidence.predictive]
 
 
 def unresolved_quantities(
