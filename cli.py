@@ -53,6 +53,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Function = Annotated[
     str | None, typer.Option("--model", help="FILE.py:FUNCTION, for a run of your own model.")
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code in the run's formula: it is your own.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Interval = Annotated[float, typer.Option(help="Probability of the intervals.")]
 
@@ -183,6 +186,9 @@ def fit(
     keep_local: Annotated[
         bool, typer.Option("--keep-local", help="Keep the draws of latents that each row has.")
     ] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Compare the posterior with NUTS, too.")
+    ] = False,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -206,6 +212,7 @@ def fit(
             seed=seed,
             draws=draws,
             keep_local=keep_local,
+            reference=reference,
             announce=terminal.show_plan,
             progress=report,
             report=terminal.show_rung,
@@ -255,6 +262,31 @@ def compare(
     if not result.fits:
         raise typer.Exit(1)
     if not any(each.verdict.trusted for each in result.fits.values()):
+        raise typer.Exit(NOT_TRUSTED)
+
+
+@app.command()
+def reference(
+    run: Run,
+    draws: Annotated[int, typer.Option(help="Of each of four chains.")] = 1000,
+    seed: Seed = None,
+    model: Function = None,
+    trust: Trust = False,
+) -> None:
+    """Compare a run with NUTS over the same log density, and judge it anew."""
+    from elbowroom.loading import load
+    from elbowroom.models._own import load_function
+    from elbowroom.referring import add_reference
+    from elbowroom.report import terminal
+
+    function = None if model is None else load_function(model)
+    fit = load(run, model=function, trust=trust)
+    with terminal.sampling() as progress:
+        result = add_reference(fit, draws=draws, seed=seed, progress=progress)
+    result.save(run, overwrite=True)
+    terminal.show_reference(result)
+    terminal.show_verdict(result.verdict)
+    if not result.verdict.trusted:
         raise typer.Exit(NOT_TRUSTED)
 
 
@@ -312,9 +344,7 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="CSV file (default: print it).")
     ] = None,
     model: Function = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run the code in the run's formula: it is your own.")
-    ] = False,
+    trust: Trust = False,
 ) -> None:
     """Predict for new rows: mean, sd and interval, or each row's component of a mixture."""
     from elbowroom.loading import load

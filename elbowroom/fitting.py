@@ -24,6 +24,7 @@ from elbowroom.inference.svi import Settings
 from elbowroom.ladder import climb_ladder
 from elbowroom.models import Model
 from elbowroom.plan import Plan, Progress
+from elbowroom.referring import add_reference
 from elbowroom.stochastic import fit_stochastic
 
 ENGINES = ("auto", "fixed_draws", "svi")
@@ -105,6 +106,7 @@ def fit(
     seed: int | None = None,
     draws: int | None = None,
     keep_local: bool = False,
+    reference: bool = False,
     announce: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -123,6 +125,8 @@ def fit(
         seed: Of all random numbers; drawn and recorded by default.
         draws: Posterior draws.
         keep_local: Whether to keep the draws of large latents that each row has.
+        reference: Whether to compare the posterior with a run of NUTS; see
+            `elbowroom.referring.add_reference`.
         announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
         report: Called with a line for each rung of the ladder that `auto` climbs.
@@ -144,10 +148,11 @@ def fit(
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)
     if guide == "auto" and chosen_engine(engine, None, problem, settings) == "fixed_draws":
-        return climb_ladder(
+        found = climb_ladder(
             problem, settings, seed, checked_draws(draws), keep_local, announce, progress, report
         )
-    return fit_problem(
+        return add_reference(found) if reference else found
+    found = fit_problem(
         problem,
         resolve_guide(guide, problem),
         settings,
@@ -158,6 +163,7 @@ def fit(
         announce=announce,
         progress=progress,
     )
+    return add_reference(found) if reference else found
 
 
 def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: Settings) -> str:

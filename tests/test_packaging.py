@@ -40,6 +40,7 @@ FLOORS = [
             "deterministic",
             "stochastic",
             "ladder",
+            "referring",
             "fitting",
             "loading",
             "comparing",

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.integrate import quad
+from scipy.stats import invgamma
 from torch import Tensor, tensor
 
 import elbowroom as er
@@ -236,16 +237,15 @@ def test_a_best_mode_that_one_start_alone_reached_is_not_trusted() -> None:
         pyro.factor("density", torch.logaddexp(wide, peak))
         pyro.sample("y", dist.Normal(0.0 * x, 1.0), obs=y)
 
-    alone = 0
-    for seed in range(12):
+    for seed in range(20):  # until one of 16 starts is so lucky
         fit = er.fit(
             spiked, data=NOTHING, guide="linear_response", seed=seed, restarts=4, draws=100
         )
         if "Only 1 of 16 starts" in str(fit.verdict):
-            alone += 1
-            assert fit.verdict.level == NOT_TRUSTED
-            assert fit.verdict.advice == "give --restarts 64."
-    assert alone > 0
+            break
+    assert fit.verdict.level == NOT_TRUSTED
+    assert "Only 1 of 16 starts reached the best mode" in fit.verdict.reasons[0]
+    assert fit.verdict.advice == "give --restarts 64."
 
 
 # Heavy tails.
@@ -262,26 +262,26 @@ def prior_of(make: Callable[[], dist.TorchDistribution]) -> Model:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "median"),
     [
-        lambda: dist.HalfCauchy(tensor(1.0)),
-        lambda: dist.InverseGamma(tensor(1.5), tensor(1.0)),
-        lambda: dist.LogNormal(tensor(0.0), 3.0),
+        (lambda: dist.HalfCauchy(tensor(1.0)), 1.0),
+        (lambda: dist.InverseGamma(tensor(1.5), tensor(1.0)), invgamma(1.5).median()),
+        (lambda: dist.LogNormal(tensor(0.0), 3.0), 1.0),
     ],
     ids=["half_cauchy", "inverse_gamma", "log_normal"],
 )
-def test_a_quantity_whose_sd_is_not_resolved_is_named(make: Callable[..., Any]) -> None:
+def test_a_quantity_whose_sd_is_not_resolved_is_named(
+    make: Callable[..., Any], median: float
+) -> None:
     """The weights are good, and there is no sd, or none that the draws can tell."""
     fit = er.fit(prior_of(make), data=NOTHING, guide="linear_response", seed=1)
     assert fit.measures["corrected_k_hat"] < 0.5
     assert fit.verdict.level == NOT_TRUSTED
     assert fit.verdict.reasons[0].startswith("The sd of x is not resolved")
     assert "quantiles" in fit.verdict.advice
-    # The quantiles are right all the same, as is promised: the median is known.
-    sample = np.array([make().icdf(tensor(0.5)).item()]) if hasattr(make(), "icdf") else []
-    for median in sample:
-        above = (values(fit, "x") > median).mean()
-        assert abs(above - 0.5) < ERRORS * (0.25 / draws_worth(fit)) ** 0.5
+    # The quantiles are right all the same, as is promised.
+    above = float((values(fit, "x") > median).mean())
+    assert abs(above - 0.5) < ERRORS * (0.25 / draws_worth(fit)) ** 0.5
 
 
 @pytest.mark.parametrize("shape", [4.0, 6.0])

@@ -89,9 +89,9 @@ def posterior_differences(rows: list[Row], best: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=DIFFERENCES)
 
 
-def _moments(posterior: xarray.Dataset) -> tuple[pd.Series, pd.Series]:
-    """Mean and sd of each scalar quantity, by its label."""
-    means, deviations = {}, {}
+def scalar_draws(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
+    """Draws of each scalar quantity of a group, all chains together, by its label."""
+    found = {}
     for name, variable in posterior.data_vars.items():
         values = variable.stack(sample=("chain", "draw")).transpose("sample", ...)
         flat = values.to_numpy().reshape(values.sizes["sample"], -1)
@@ -100,6 +100,13 @@ def _moments(posterior: xarray.Dataset) -> tuple[pd.Series, pd.Series]:
         index = pd.MultiIndex.from_product(labels) if inner else [()]
         for j, key in enumerate(index):
             label = f"{name}[{', '.join(map(str, key))}]" if inner else str(name)
-            means[label] = float(flat[:, j].mean())
-            deviations[label] = float(flat[:, j].std())
+            found[label] = flat[:, j]
+    return found
+
+
+def _moments(posterior: xarray.Dataset) -> tuple[pd.Series, pd.Series]:
+    """Mean and sd of each scalar quantity, by its label."""
+    found = scalar_draws(posterior)
+    means = {label: float(draws.mean()) for label, draws in found.items()}
+    deviations = {label: float(draws.std()) for label, draws in found.items()}
     return pd.Series(means, dtype=float), pd.Series(deviations, dtype=float)

@@ -33,6 +33,8 @@ PATIENCE = 0.3
 """For how long chains that ask for a gradient wait for the others, in evaluations' time."""
 NUDGE = 1e-8
 """How far a chain begins from its start where the gradient is zero, relative to it or to 1."""
+TOGETHER = 40_000
+"""Numbers of one operation on all chains up to which a batch of them costs less than they do."""
 POLL = 0.25
 """Seconds between two calls of `progress`."""
 DENSE = 500
@@ -237,16 +239,19 @@ class _Gathered:
     One chain at a time evaluates, for itself and for all that wait by then; before that it gives
     the missing ones a part of an evaluation's time to come. None waits longer for a chain that
     does not come, so that chains may end when they like. Turns have to be taken in any case: the
-    state of Pyro and of a recording belongs to the process.
+    state of Pyro belongs to the process.
 
     Every chain has its row in a batch of constant size. The rounding of batched operations depends
-    on the size, so that otherwise a chain's draws would depend on who else was waiting.
+    on the size, so that otherwise a chain's draws would depend on who else was waiting. Where a
+    batch does not pay, each chain is a batch of its own.
     """
 
     def __init__(self, density: Density, starts: np.ndarray, length: int) -> None:
         self.density = density
         self.rows = starts.copy()  # (chains, D), where each chain has asked last
         self.left = np.full(len(starts), length)  # draws that each chain has yet to make
+        narrow = len(starts) * density.width <= TOGETHER
+        self.together = narrow and density.how != "one by one"
         self.waiting: set[int] = set()
         self.answers: dict[int, tuple[float, np.ndarray]] = {}
         self.changed = threading.Condition()
@@ -268,53 +273,52 @@ class _Gathered:
         """Log density and gradient at a point, (D,), for one of the chains.
 
         Raises:
-            _NoDensityError: If there is none.
+            _NoDensityError: If they are not finite.
         """
+        if self.together:
+            value, gradient = self._in_company(chain, point)
+        else:
+            with self.changed:
+                ((value, gradient),) = self._evaluate(point[None])
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+            raise _NoDensityError
+        return value, gradient
+
+    def _in_company(self, chain: int, point: np.ndarray) -> tuple[float, np.ndarray]:
         with self.changed:
             self.rows[chain] = point
             self.waiting.add(chain)
             if self._complete():
                 self.changed.notify_all()
             self.changed.wait_for(lambda: chain in self.answers or not self.busy)
-            answered = chain in self.answers
-            if not answered:
-                self.busy = True
-                self.changed.wait_for(self._complete, timeout=PATIENCE * self.seconds)
-                asked, self.waiting = sorted(self.waiting), set()
-                rows = self.rows.copy()
-        if not answered:
-            answers = self._evaluate(rows, asked)
-            with self.changed:
-                self.answers.update(answers)
-                self.busy = False
-                self.changed.notify_all()
-        value, gradient = self.answers.pop(chain)
-        if not (np.isfinite(value) and np.isfinite(gradient).all()):
-            raise _NoDensityError
-        return value, gradient
+            if chain in self.answers:
+                return self.answers.pop(chain)
+            self.busy = True
+            self.changed.wait_for(self._complete, timeout=PATIENCE * self.seconds)
+            asked, self.waiting = self.waiting, set()
+            rows = self.rows.copy()
+        found = self._evaluate(rows)
+        with self.changed:
+            self.answers.update({each: found[each] for each in asked})
+            self.busy = False
+            self.changed.notify_all()
+            return self.answers.pop(chain)
 
     def _complete(self) -> bool:
         """Whether every chain that is still drawing waits."""
         return len(self.waiting) >= np.count_nonzero(self.left > 0)
 
-    def _evaluate(self, rows: np.ndarray, asked: list[int]) -> dict[int, tuple[float, np.ndarray]]:
-        rejected = {chain: (-np.inf, rows[chain]) for chain in asked}
-        if self.closed:
-            return rejected
-        chains = asked if self.density.how == "one by one" else list(range(len(rows)))
-        began = time.perf_counter()
-        try:
-            values, gradients = self.density.value_and_gradient(rows[chains])
-        except Exception as error:
-            # In one of nutpie's threads it would print a trace of Rust: another one raises it.
-            self.failure, self.closed = error, True
-            return rejected
-        self.seconds = time.perf_counter() - began
-        found = {
-            chain: (float(value), gradient)
-            for chain, value, gradient in zip(chains, values, gradients, strict=True)
-        }
-        return {chain: found[chain] for chain in asked}
+    def _evaluate(self, points: np.ndarray) -> list[tuple[float, np.ndarray]]:
+        if not self.closed:
+            began = time.perf_counter()
+            try:
+                values, gradients = self.density.value_and_gradient(points)
+                self.seconds = time.perf_counter() - began
+                return list(zip(values.tolist(), gradients, strict=True))
+            except Exception as error:
+                # In one of nutpie's threads it would print a trace of Rust: another one raises it.
+                self.failure, self.closed = error, True
+        return [(-np.inf, point) for point in points]
 
 
 def _by_nutpie(

@@ -1,6 +1,6 @@
 """From draws of a problem's sites to the groups of its ArviZ tree."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,17 +44,10 @@ def posterior_tree(
     continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
     kept, notes = _kept(problem, sites, keep_local)
 
-    def derived(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if not space.deterministic_plates:
-            return {}
-        return evaluate(problem.function, arguments, draws, space, False).deterministics
-
-    reported = {k: v for k, v in kept.items() if k not in problem.hidden}
-    groups: dict[str, Mapping[str, Any]] = {"posterior": reported | derived(continuous)}
+    groups: dict[str, Mapping[str, Any]] = {"posterior": reported_quantities(problem, sites, kept)}
     for name in ("raw_posterior", "corrected_posterior"):
         if name in drawn:
-            others = {site.name: drawn[name][site.name] for site in space.sites}
-            groups[name] = {k: drawn[name][k] for k in reported} | derived(others)
+            groups[name] = reported_quantities(problem, drawn[name], kept)
     if "sample_stats" in drawn:
         groups["sample_stats"] = drawn["sample_stats"]
         groups["unconstrained_posterior"] = {
@@ -85,6 +78,29 @@ def posterior_tree(
         groups.update(_prior(problem, data, notes))
     tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
     return tree, notes + more
+
+
+def reported_quantities(
+    problem: Problem, sites: Mapping[str, Tensor], only: Container[str] | None = None
+) -> dict[str, Tensor]:
+    """Draws of the sites that a user sees, and of the deterministic ones that follow from them.
+
+    Args:
+        problem: The model bound to its data.
+        sites: Draws of every latent site, each (draws, ...).
+        only: The sites to keep; by default all.
+    """
+    space = problem.space
+    shown = {
+        name: values
+        for name, values in sites.items()
+        if name not in problem.hidden and (only is None or name in only)
+    }
+    if not space.deterministic_plates:
+        return shown
+    continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
+    more = evaluate(problem.function, problem.arguments, continuous, space, pointwise=False)
+    return shown | more.deterministics
 
 
 def replicated(

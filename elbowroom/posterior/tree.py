@@ -106,6 +106,18 @@ def build_tree(
     return tree, notes
 
 
+def in_chains(dataset: xarray.Dataset, chains: int) -> xarray.Dataset:
+    """A group of one chain as one of several, which follow one another in it."""
+    draws = dataset.sizes["draw"] // chains
+    parts = [
+        dataset.isel(chain=0, drop=True)
+        .isel(draw=slice(k * draws, (k + 1) * draws))
+        .assign_coords(draw=np.arange(draws))
+        for k in range(chains)
+    ]
+    return xarray.concat(parts, dim="chain").assign_coords(chain=np.arange(chains))
+
+
 def to_arviz(tree: xarray.DataTree) -> Any:
     """The tree as the installed ArviZ takes it: InferenceData before 1.0, the tree itself after."""
     with warnings.catch_warnings():

@@ -201,6 +201,50 @@ def _k_hat(measures: dict[str, Any]) -> str:
     return f"{_number(k_hat, 2)} (limit {limit:.2f}: {verdict})"
 
 
+@contextmanager
+def sampling() -> Iterator[Callable[[int, int, int], None] | None]:
+    """The progress callback of a sampler: a bar on a terminal, nothing in a pipe."""
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield None
+        return
+    bars = Progress(
+        TextColumn("NUTS"),
+        BarColumn(bar_width=24),
+        TextColumn("draw {task.completed} of {task.total}"),
+        TextColumn("{task.fields[divergences]} divergences"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+    with bars:
+        task = bars.add_task("", total=None, divergences=0)
+
+        def report(made: int, total: int, divergences: int) -> None:
+            bars.update(task, completed=made, total=total, divergences=divergences)
+
+        yield report
+
+
+def show_reference(fit: Fit) -> None:
+    """How a fit's posterior compares with NUTS's, the most different quantities first."""
+    found = pd.DataFrame(fit.diagnostics["reference"])
+    order = found["mean_shift"].abs().sort_values(ascending=False).index
+    names = ["shift", "sd ratio", "90% covers", "Wasserstein"]
+    made = table("quantity", *names, right=tuple(names))
+    for row in found.loc[order].head(LONGEST).to_dict("records"):
+        add(
+            made, row["quantity"], f"{row['mean_shift']:.3f}", f"{row['sd_ratio']:.3f}",
+            f"{row['coverage']:.1%}", f"{row['wasserstein']:.3f}",
+        )  # fmt: skip
+    console().print(made)
+    console().print(
+        "Against NUTS: shift of the mean and Wasserstein distance in its sds; the share of its "
+        "draws in the fit's 90 % interval.",
+        style="dim",
+    )
+
+
 def show_summary(summary: pd.DataFrame) -> None:
     """Mean, sd and interval of each quantity."""
     if summary.empty:

@@ -59,7 +59,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"k_hat": 0.9}, "cannot mend the guide: k-hat 0.90", "NUTS"),
     ({"k_hat": 0.9, "stochastic": True}, "cannot mend the guide: k-hat 0.90", "--guide auto"),
-    ({"k_hat": 0.65}, "is not certain: k-hat 0.65", "NUTS"),
+    ({"k_hat": 0.65}, "may not mend the guide: k-hat 0.65", "NUTS"),
     ({"k_hat": np.inf}, "cannot mend the guide: k-hat inf", "NUTS"),
     ({"k_hat": np.nan}, "k-hat nan", "NUTS"),
     ({"effective": FEWEST_EFFECTIVE - 1}, "Too few effective draws", "more --draws"),
@@ -144,15 +144,21 @@ def test_starts_and_modes_are_told_as_they_are() -> None:
 def test_remarks_change_no_level_and_come_last(refused: dict[str, float]) -> None:
     sentence = "The model does not reproduce the sd of 'y': look at it."
     plain = verdict(**refused)
-    found = verdict(
-        predictive=(sentence,), relabelled=True, reference=("NUTS agrees.", True), **refused
-    )
+    found = verdict(predictive=(sentence,), relabelled=True, **refused)
     assert found.level == plain.level
     assert found.advice == plain.advice
     assert found.reasons[: len(plain.reasons)] == plain.reasons
-    labels, missed, agrees = found.reasons[len(plain.reasons) :]
+    labels, missed = found.reasons[len(plain.reasons) :]
     assert "labels" in labels
-    assert (missed, agrees) == (sentence, "NUTS agrees.")
+    assert missed == sentence
+
+
+def test_a_reference_that_agrees_outweighs_all_but_a_point() -> None:
+    agrees = ("NUTS agrees.", True)
+    found = verdict(reference=agrees, k_hat=0.9, effective=3.0, starts=(1, 8), missing=9.0)
+    assert (found.level, found.reasons, found.advice) == (TRUSTED, ("NUTS agrees.",), "")
+    point = verdict(reference=agrees, point=True, k_hat=np.inf)
+    assert point.level == NOT_TRUSTED
 
 
 def test_of_several_reasons_the_first_decides_what_to_do() -> None:
@@ -251,7 +257,7 @@ def test_a_sd_that_hangs_on_a_few_draws_is_named() -> None:
 
 
 def test_weights_count() -> None:
-    """Draws of a Cauchy weighted as a Normal's have a sd; draws of a Normal as a Cauchy's do not."""
+    """A Cauchy's draws weighted as a Normal's have a sd; a Normal's far overweighted have none."""
     random = generator()
     x = random.standard_cauchy(DRAWS)
     weights = np.exp(-0.5 * x**2) * (1 + x**2)

@@ -78,24 +78,20 @@ def log_beta(a: float, b: float) -> float:
     return float(gammaln(a) + gammaln(b) - gammaln(a + b))
 
 
-COUNTS = [1.0, 2.0, 3.0]
-DIRICHLET = [2.0, 3.0, 1.5]
+COUNTS, DIRICHLET = np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 1.5])
+DIRICHLET_MULTINOMIAL = gammaln(7) + gammaln(6.5) - gammaln(12.5)
+DIRICHLET_MULTINOMIAL += (gammaln(DIRICHLET + COUNTS) - gammaln(DIRICHLET)).sum()
+DIRICHLET_MULTINOMIAL -= gammaln(COUNTS + 1).sum()
+
 EVIDENCE = {
     # Negative binomial with 2 successes at chance 3/4: Gamma(2, 3) is conjugate.
-    gamma_poisson: (tensor(4.0), float(np.log(5) + 2 * np.log(0.75) + 4 * np.log(0.25))),
-    dirichlet_multinomial: (
-        tensor(COUNTS),
-        float(
-            gammaln(7) - gammaln(6 + 6.5) + gammaln(6.5)
-            + sum(gammaln(a + n) - gammaln(a) - gammaln(n + 1)
-                  for a, n in zip(DIRICHLET, COUNTS, strict=True))
-        ),
-    ),  # fmt: skip
+    gamma_poisson: (tensor(4.0), np.log(5) + 2 * np.log(0.75) + 4 * np.log(0.25)),
+    dirichlet_multinomial: (tensor(COUNTS), DIRICHLET_MULTINOMIAL),
     # Half of the plane: the sum of two standard Normals and noise has variance 3.
-    ordered_normals: (tensor(1.0), float(np.log(0.5) - 0.5 * np.log(6 * np.pi) - 1 / 6)),
-    # Beta(1, 1)-binomial: each of 0..4 successes has chance 1/5.
-    correlation: (tensor(3.0), float(np.log(4) + log_beta(4, 2))),
-}  # fmt: skip
+    ordered_normals: (tensor(1.0), np.log(0.5) - 0.5 * np.log(6 * np.pi) - 1 / 6),
+    # Four tosses of a uniform chance: each of 0..4 successes has chance 1/5.
+    correlation: (tensor(3.0), np.log(4) + log_beta(4, 2)),
+}
 
 
 @pytest.mark.parametrize("model", EVIDENCE)

@@ -1,0 +1,104 @@
+"""A fit compared with a long run of NUTS over the same log density."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from elbowroom.deterministic import why_not
+from elbowroom.diagnostics.reference import compare_with_reference, reference_sentence
+from elbowroom.errors import OptionError
+from elbowroom.fitted import Fit, canonical_sites
+from elbowroom.inference.isolation import checked_seed, isolated
+from elbowroom.inference.landscape import density_of
+from elbowroom.inference.nuts import sample_nuts
+from elbowroom.posterior.groups import reported_quantities
+from elbowroom.posterior.tree import Names, build_tree, in_chains
+
+CHAINS = 4
+
+
+def add_reference(
+    fit: Fit,
+    *,
+    draws: int = 1000,
+    seed: int | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Fit:
+    """Runs NUTS from draws of a fit's posterior, compares the two, and judges the fit anew.
+
+    Args:
+        fit: Of a model whose log density can be had: no point parameters, no continuous latents
+            for each row.
+        draws: Of each of four chains, after tuning.
+        seed: Of the sampler; the fit's own by default.
+        progress: As `elbowroom.inference.nuts.sample_nuts` takes it.
+
+    Returns:
+        The fit with the group `reference_posterior` (chain, draw) in its tree; a table `reference`
+        in its diagnostics, one line a quantity (see
+        `elbowroom.diagnostics.reference.compare_with_reference`); and its verdict.
+
+    Raises:
+        OptionError: If the model's log density cannot be had.
+
+    Example:
+        >>> from elbowroom.fitting import fit as fit_model
+        >>> fit = fit_model("bayesian_regression", "diabetes", formula="progression ~ bmi", seed=1)
+        >>> add_reference(fit, draws=500).evidence.reference[1]
+        True
+    """
+    problem = fit.problem
+    reason = why_not(problem)
+    if reason is not None:
+        raise OptionError(f"there is no reference for this run: {reason}.")
+    seed = checked_seed(fit.seed if seed is None else seed)
+    random = np.random.default_rng(seed)
+    tree = fit.posterior.copy()
+    unconstrained = tree["unconstrained_posterior"]
+    picked = random.choice(unconstrained.sizes["draw"], CHAINS, replace=False)
+    parts = [
+        unconstrained[site.name.replace("/", ".")].to_numpy()[0, picked].reshape(CHAINS, -1)
+        for site in problem.space.sites
+    ]
+    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        density = density_of(problem)
+        starts = np.concatenate(parts, axis=1).astype(float)
+        nuts = sample_nuts(
+            density, starts, draws=draws, seed=seed, progress=progress, threads=problem.threads
+        )
+        flat = density.constrained(nuts.points.reshape(-1, density.dimension))
+    sites = {name: values.to(problem.dtype) for name, values in flat.items()}
+    with problem.session(seed, fit.parameters):
+        sites = canonical_sites(problem, sites, fit.global_sites())
+        names = Names(problem.dims, problem.prepared.coords)
+        made, _ = build_tree({"posterior": reported_quantities(problem, sites)}, names, {})
+    reference = in_chains(made["posterior"].to_dataset(), len(nuts.points))
+    table = compare_with_reference(tree["posterior"].to_dataset(), reference)
+    tree["reference_posterior"] = reference
+    sentence = reference_sentence(table, nuts)
+    evidence = replace(fit.evidence, reference=sentence)
+    notes = list(fit.notes)
+    if sentence is None:
+        notes.append(
+            f"NUTS has not converged (R-hat {nuts.worst_r_hat:.3f}, {nuts.fewest_effective:,.0f} "
+            "effective draws), and says nothing of the fit; give more --draws."
+        )
+    measures: dict[str, Any] = {
+        **fit.diagnostics,
+        "reference": table.to_dict("records"),
+        "reference_seconds": nuts.seconds,
+        "reference_r_hat": nuts.worst_r_hat,
+        "reference_effective_sample_size": nuts.fewest_effective,
+        "reference_divergences": nuts.divergences,
+        "reference_sampler": nuts.sampler,
+    }
+    return replace(
+        fit,
+        complete=lambda: (tree, []),
+        remarks=notes,
+        measures=measures,
+        evidence=evidence,
+    )
