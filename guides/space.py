@@ -15,9 +15,10 @@ from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform
 
 from elbowroom.errors import ModelError, users_code
+from elbowroom.guides.transforms import bijection
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class _UnconstrainedValues(Messenger):
 def _transform(name: str, support: Any, shape: Any) -> tuple[Transform, torch.Size]:
     """A site's transform from unconstrained values, and their shape; or an error that names it."""
     try:
-        transform = biject_to(support)
+        transform = bijection(support)
         probe = torch.zeros(transform.inverse_shape(shape))
         transform.log_abs_det_jacobian(probe, transform(probe))
     except NotImplementedError as error:
         raise ModelError(
-            f"site '{name}': the support {support} has no Jacobian in torch; write it by its "
-            "Cholesky factor or another site that has one."
+            f"site '{name}': there are no unconstrained coordinates for the support {support}; "
+            "write the site by others that have some."
         ) from error
     return transform, probe.shape
 
@@ -299,7 +300,7 @@ def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
     distribution, value = node["fn"], node["value"]
     transform, shape = _transform(name, distribution.support, value.shape)
     probe = torch.linspace(-1.0, 1.5, prod(shape)).reshape(shape)
-    if other is None or not torch.equal(transform(probe), biject_to(other["fn"].support)(probe)):
+    if other is None or not torch.equal(transform(probe), bijection(other["fn"].support)(probe)):
         raise ModelError(
             f"site '{name}': its support (or whether it is there) depends on another latent site; "
             "write it with a fixed support, for example a fraction in (0, 1) times the bound."

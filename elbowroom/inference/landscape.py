@@ -1,6 +1,7 @@
 """The lie of a problem's log density: where several starts climb to, before any guide is fitted."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,8 @@ def _prior_draw(density: Density) -> np.ndarray | None:
     """A draw of the latent sites from the model, unconstrained; None if a prior has no sampler."""
     space = density.space
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a draw that no one asked for
             trace = poutine.trace(density.model).get_trace(**density.arguments)
             values: Any = {site.name: trace.nodes[site.name]["value"] for site in space.sites}
             drawn = space.unconstrain(values).double().numpy()

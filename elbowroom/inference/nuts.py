@@ -306,7 +306,7 @@ class _Gathered:
 
     def _complete(self) -> bool:
         """Whether every chain that is still drawing waits."""
-        return len(self.waiting) >= np.count_nonzero(self.left > 0)
+        return len(self.waiting) >= int(np.count_nonzero(self.left > 0))
 
     def _evaluate(self, points: np.ndarray) -> list[tuple[float, np.ndarray]]:
         if not self.closed:

@@ -1,5 +1,6 @@
 """From draws of a problem's sites to the groups of its ArviZ tree."""
 
+import warnings
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -193,7 +194,9 @@ def _prior(
     numbers = sum(value.numel() for value in data.values())
     count = max(1, min(PRIOR_DRAWS, LARGEST_GROUP // max(1, numbers)))
     try:
-        drawn = prior_sites(problem.function, problem.arguments, problem.space, count)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of unlikely draws of a wide prior
+            drawn = prior_sites(problem.function, problem.arguments, problem.space, count)
     except (NotImplementedError, ModelError, ValueError, RuntimeError):
         notes.append("prior and prior_predictive are left out: a prior cannot be sampled.")
         return {}

@@ -125,13 +125,12 @@ def test_a_support_that_depends_on_another_latent_is_refused(model: Callable[...
         space_of(model)
 
 
-def test_a_positive_definite_site_is_refused_by_name() -> None:
+def test_a_support_without_coordinates_is_refused_by_name() -> None:
     def model(y: Tensor) -> None:
-        support = constraints.positive_definite
-        pyro.sample("covariance", dist.ImproperUniform(support, (), (2, 2)))
+        pyro.sample("direction", dist.ImproperUniform(constraints.sphere, (), (2,)))
         pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
-    with pytest.raises(ModelError, match="site 'covariance'"):
+    with pytest.raises(ModelError, match="site 'direction'"):
         space_of(model)
 
 
