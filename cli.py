@@ -189,6 +189,9 @@ def fit(
     reference: Annotated[
         bool, typer.Option("--reference", help="Compare the posterior with NUTS, too.")
     ] = False,
+    fallback: Annotated[
+        str | None, typer.Option(help="nuts: its draws, where no guide is trusted.")
+    ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -213,6 +216,7 @@ def fit(
             draws=draws,
             keep_local=keep_local,
             reference=reference,
+            fallback=fallback,
             announce=terminal.show_plan,
             progress=report,
             report=terminal.show_rung,

@@ -79,7 +79,7 @@ def conclude(
         groups["raw_posterior" if corrected else "corrected_posterior"] = (
             own if corrected else mended
         )
-    held = mended if corrected else own
+    held, holds = (mended, "corrected") if corrected else (own, "raw")
     source = correction if correction is not None and corrected else raw
     groups["posterior"] = held
     groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
@@ -94,7 +94,7 @@ def conclude(
         "converged": int(trained.converged),
         "status": trained.reason,
         "verdict": judge(evidence).level,
-        "draws": "corrected" if corrected else "raw",
+        "draws": holds,
         "settings": asdict(settings),
         "versions": run_folder.versions(),
         "options": {} if problem.options is None else asdict(problem.options),
@@ -117,7 +117,7 @@ def conclude(
 
     return Fit(
         problem, guide, settings, fitted.objective, seed, trained, complete, measures, notes,
-        fitted.start, fitted.parameters, fitted.callable, fitted.engine, evidence, corrected,
+        fitted.start, fitted.parameters, fitted.callable, fitted.engine, evidence, holds,
         None if correction is None else correction.proposal,
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ class Fit:
         callable: The guide itself.
         engine: "svi" or "fixed_draws".
         evidence: What the verdict is made of.
-        corrected: Whether the posterior holds corrected draws, or the guide's own.
+        held: The draws that the posterior holds: "raw", the guide's own; "corrected"; "nuts".
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.
     """
 
@@ -67,7 +67,7 @@ class Fit:
     callable: Callable[..., Any]
     engine: str
     evidence: Evidence
-    corrected: bool
+    held: str
     proposal: Mixture | None = None
 
     def __repr__(self) -> str:
@@ -177,9 +177,13 @@ class Fit:
 
     def _fresh(self, count: int, seed: int) -> dict[str, Tensor]:
         """Fresh draws of the latent sites, corrected if the posterior's are."""
-        if not self.corrected:
+        if self.held == "raw":
             return self.draw(count, seed).sites
         random = np.random.default_rng(seed)
+        if self.held == "nuts":
+            kept = self.global_sites()
+            picked = torch.as_tensor(random.integers(0, self.measures["draws"], count))
+            return {name: values[picked] for name, values in kept.items()}
         if self.proposal is None:
             drawn = self.draw(4 * count, seed)
             return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
@@ -199,7 +203,8 @@ class Fit:
         for site in self.problem.space.sites:
             name = site.name.replace("/", ".")
             if name in group.data_vars:
-                flat = torch.tensor(group[name].values[0], dtype=self.problem.dtype)
+                values = group[name].values
+                flat = torch.tensor(values.reshape(-1, *values.shape[2:]), dtype=self.problem.dtype)
                 sites[site.name] = site.transform(flat)
         return sites
 
@@ -326,7 +331,7 @@ class Fit:
                 "notes": self.notes,
                 "verdict": self.verdict.plain(),
                 "evidence": asdict(self.evidence),
-                "corrected": self.corrected,
+                "held": self.held,
             },
             history=history,
             parameters=parameters,

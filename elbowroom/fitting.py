@@ -107,6 +107,7 @@ def fit(
     draws: int | None = None,
     keep_local: bool = False,
     reference: bool = False,
+    fallback: str | None = None,
     announce: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -127,6 +128,7 @@ def fit(
         keep_local: Whether to keep the draws of large latents that each row has.
         reference: Whether to compare the posterior with a run of NUTS; see
             `elbowroom.referring.add_reference`.
+        fallback: "nuts", to hold the draws of NUTS where no guide is trusted; by default none.
         announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
         report: Called with a line for each rung of the ladder that `auto` climbs.
@@ -144,6 +146,8 @@ def fit(
         >>> result.summary().index.tolist()
         ['intercept', 'coefficients[bmi]', 'coefficients[bp]', 'sigma']
     """
+    if fallback not in (None, "nuts"):
+        raise unknown("fallback", str(fallback), ["nuts"])
     problem, settings, suggested_draws = bind_model(model, data, options)
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)
@@ -151,7 +155,7 @@ def fit(
         found = climb_ladder(
             problem, settings, seed, checked_draws(draws), keep_local, announce, progress, report
         )
-        return add_reference(found) if reference else found
+        return _referred(found, reference, fallback)
     found = fit_problem(
         problem,
         resolve_guide(guide, problem),
@@ -163,7 +167,14 @@ def fit(
         announce=announce,
         progress=progress,
     )
-    return add_reference(found) if reference else found
+    return _referred(found, reference, fallback)
+
+
+def _referred(fit: Fit, reference: bool, fallback: str | None) -> Fit:
+    """A fit beside NUTS, or with its draws, as it was asked for."""
+    if fallback == "nuts" and not fit.verdict.trusted:
+        return add_reference(fit, take=True)
+    return add_reference(fit) if reference else fit
 
 
 def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: Settings) -> str:

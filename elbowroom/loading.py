@@ -100,7 +100,7 @@ def load(
     return Fit(
         problem, fitted_guide, settings, (name, why), config["seed"], trained,
         lambda: (run.posterior, []), run.diagnostics, run.run["notes"], start, parameters, called,
-        config["engine"], Evidence.read(run.run["evidence"]), run.run["corrected"],
+        config["engine"], Evidence.read(run.run["evidence"]), run.run["held"],
         _proposal(run.parameters),
     )  # fmt: skip
 

@@ -6,15 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray
+from torch import Tensor
 
 from elbowroom.deterministic import why_not
-from elbowroom.diagnostics.reference import compare_with_reference, reference_sentence
+from elbowroom.diagnostics.reference import (
+    compare_with_reference,
+    mixed,
+    reference_sentence,
+)
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.inference.isolation import checked_seed, isolated
 from elbowroom.inference.landscape import density_of
-from elbowroom.inference.nuts import sample_nuts
-from elbowroom.posterior.groups import reported_quantities
+from elbowroom.inference.nuts import NutsDraws, sample_nuts
+from elbowroom.posterior.groups import posterior_tree, reported_quantities
 from elbowroom.posterior.tree import Names, build_tree, in_chains
 
 CHAINS = 4
@@ -25,6 +31,7 @@ def add_reference(
     *,
     draws: int = 1000,
     seed: int | None = None,
+    take: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Fit:
     """Runs NUTS from draws of a fit's posterior, compares the two, and judges the fit anew.
@@ -34,6 +41,7 @@ def add_reference(
             for each row.
         draws: Of each of four chains, after tuning.
         seed: Of the sampler; the fit's own by default.
+        take: Whether the posterior is to hold the draws of NUTS, if its chains have mixed.
         progress: As `elbowroom.inference.nuts.sample_nuts` takes it.
 
     Returns:
@@ -79,12 +87,17 @@ def add_reference(
     table = compare_with_reference(tree["posterior"].to_dataset(), reference)
     tree["reference_posterior"] = reference
     sentence = reference_sentence(table, nuts)
+    held, notes = fit.held, list(fit.notes)
+    if take and nuts.converged:
+        held = "nuts"
+        sentence = f"The posterior holds the draws of NUTS ({mixed(nuts)}).", True
+        tree, more = _taken(fit, sites, tree, nuts)
+        notes += more
     evidence = replace(fit.evidence, reference=sentence)
-    notes = list(fit.notes)
     if sentence is None:
         notes.append(
-            f"NUTS has not converged (R-hat {nuts.worst_r_hat:.3f}, {nuts.fewest_effective:,.0f} "
-            "effective draws), and says nothing of the fit; give more --draws."
+            f"NUTS has not converged ({mixed(nuts)}), and says nothing of the fit; give more "
+            "--draws."
         )
     measures: dict[str, Any] = {
         **fit.diagnostics,
@@ -95,10 +108,31 @@ def add_reference(
         "reference_divergences": nuts.divergences,
         "reference_sampler": nuts.sampler,
     }
+    if held == "nuts":
+        measures["draws"] = nuts.points.shape[0] * nuts.points.shape[1]
     return replace(
         fit,
         complete=lambda: (tree, []),
         remarks=notes,
         measures=measures,
         evidence=evidence,
+        held=held,
     )
+
+
+def _taken(
+    fit: Fit, sites: dict[str, Tensor], before: xarray.DataTree, nuts: NutsDraws
+) -> tuple[xarray.DataTree, list[str]]:
+    """The tree of a fit whose posterior holds the draws of NUTS, and what was left out of it."""
+    count = nuts.points.shape[0] * nuts.points.shape[1]
+    statistics = {"log_p": np.full(count, np.nan), "log_q": np.full(count, np.nan)}
+    groups = {"posterior": sites, "sample_stats": statistics}
+    attributes = {**before.attrs, "draws": "nuts"}
+    with fit.problem.session(fit.seed, fit.parameters):
+        tree, notes = posterior_tree(fit.problem, groups, attributes, keep_local=True)
+    for name, node in tree.children.items():
+        whole = node.to_dataset()
+        if name not in ("prior", "prior_predictive") and whole.sizes.get("draw") == count:
+            tree[name] = in_chains(whole, len(nuts.points))
+    tree["raw_posterior"] = before.children.get("raw_posterior", before["posterior"]).copy()
+    return tree, notes

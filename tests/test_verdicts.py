@@ -104,9 +104,8 @@ def test_centred_schools_are_not_trusted_as_they_are_written() -> None:
     truth, _ = schools_truth()
     spread = truth["spread"]
     assert spread.sd == pytest.approx(3.2, abs=0.1)  # the published posterior
-    own = fit.posterior["raw_posterior"]["spread"].values[0] if fit.corrected else values(
-        fit, "spread"
-    )  # fmt: skip
+    raw = fit.posterior.children.get("raw_posterior", fit.posterior["posterior"])
+    own = raw["spread"].values[0]
     assert abs(own.mean() - spread.mean) / spread.sd > 0.3 or own.std() / spread.sd > 1.3
 
 
@@ -324,6 +323,27 @@ def test_a_flat_direction_has_no_deterministic_guide(guide: str) -> None:
 def test_a_stochastic_guide_of_a_flat_direction_is_not_trusted() -> None:
     fit = er.fit(flat_direction, data=NOTHING, guide="mean_field", seed=1, steps=300)
     assert fit.verdict.level == NOT_TRUSTED
+
+
+def test_all_the_weight_on_one_draw_is_not_trusted_and_no_error() -> None:
+    """No mode to begin at, and a likelihood a thousand million times narrower than the guide."""
+
+    def ridge(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))
+        pyro.sample("y", dist.Normal(x.sum(), 1e-9), obs=y)
+
+    fit = er.fit(ridge, data=NOTHING, guide="mean_field", seed=1, steps=5)
+    assert fit.verdict.level == NOT_TRUSTED
+    assert fit.measures["corrected_effective_sample_size"] == pytest.approx(1.0)
+
+
+def test_an_improper_site_that_nothing_depends_on_is_refused_by_the_package() -> None:
+    def unused(y: Tensor) -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(()), 1.0).mask(False))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    with pytest.raises((GuideError, ModelError)):
+        er.fit(unused, data=NOTHING, guide="linear_response", seed=1)
 
 
 @pytest.mark.slow

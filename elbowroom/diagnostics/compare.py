@@ -1,5 +1,6 @@
 """Several fits of one model side by side: the table, and how their posteriors differ."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,9 +105,30 @@ def scalar_draws(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
     return found
 
 
+def labelled_scalars(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
+    """The draws of each scalar quantity, (chains, draws), by its label.
+
+    Example:
+        >>> draws = (("chain", "draw", "column"), np.zeros((1, 5, 2)))
+        >>> scalars = labelled_scalars(xarray.Dataset({"b": draws}, {"column": ["bmi", "bp"]}))
+        >>> {label: values.shape for label, values in scalars.items()}
+        {'b[bmi]': (1, 5), 'b[bp]': (1, 5)}
+    """
+    scalars = {}
+    for name, variable in posterior.data_vars.items():
+        values = variable.transpose("chain", "draw", ...)
+        flat = values.to_numpy().reshape(*values.shape[:2], -1)  # (chains, draws, scalars)
+        inner = values.dims[2:]
+        labels = [list(values[dim].to_numpy()) for dim in inner]
+        for j, key in enumerate(itertools.product(*labels)):
+            label = f"{name}[{', '.join(map(str, key))}]" if inner else str(name)
+            scalars[label] = flat[:, :, j]
+    return scalars
+
+
 def _moments(posterior: xarray.Dataset) -> tuple[pd.Series, pd.Series]:
     """Mean and sd of each scalar quantity, by its label."""
-    found = scalar_draws(posterior)
-    means = {label: float(draws.mean()) for label, draws in found.items()}
-    deviations = {label: float(draws.std()) for label, draws in found.items()}
+    scalars = labelled_scalars(posterior)
+    means = {label: float(values.mean()) for label, values in scalars.items()}
+    deviations = {label: float(values.std()) for label, values in scalars.items()}
     return pd.Series(means, dtype=float), pd.Series(deviations, dtype=float)

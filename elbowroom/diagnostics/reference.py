@@ -1,75 +1,74 @@
-"""A posterior beside a reference: how far its means, sds, intervals and shapes are off."""
+"""A fit's posterior beside a long run of NUTS: how far they differ, and whether that matters."""
 
 import numpy as np
 import pandas as pd
 import xarray
+from arviz_stats.base import array_stats
 from scipy.stats import wasserstein_distance
 
-from elbowroom.diagnostics.compare import scalar_draws
-from elbowroom.inference.nuts import NutsDraws
+from elbowroom.diagnostics.compare import labelled_scalars
+from elbowroom.errors import DataError
+from elbowroom.inference.nuts import FEWEST_EFFECTIVE, R_HAT_LIMIT, NutsDraws, mixing
 
-AGREE = 0.3
-"""The shift of a mean, in the reference's sds, and the log ratio of sds, up to which two agree."""
-ERRORS = 3.0
-"""Standard errors of the reference's own moments that are allowed beyond that."""
+USABLE = 0.3
+"""The distance of means, in the reference's sds, and the log ratio of sds, up to which a posterior
+serves as well as the reference."""
+ERRORS = 2.0
+"""Standard errors that a distance may exceed that by."""
+DIVERGENT = 0.01
+"""The share of divergent draws above which the reference may have missed a part of the mass."""
 INTERVAL = 0.9
+"""The mass of the intervals whose coverage is taken."""
+
+COLUMNS = [
+    "quantity", "mean_shift", "mean_shift_error", "sd_ratio", "log_ratio_error", "coverage",
+    "wasserstein", "r_hat", "effective",
+]  # fmt: skip
 
 
 def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset) -> pd.DataFrame:
-    """How each scalar quantity of a posterior differs from a reference's draws.
+    """How each scalar quantity's posterior differs from the reference's.
 
     Args:
-        posterior: With dims chain and draw.
-        reference: The same.
+        posterior: Of a fit, with dims chain and draw.
+        reference: Draws of NUTS of the same quantities, in the same units and order of labels.
 
     Returns:
-        One line for each quantity that both hold: `mean_shift`, in the reference's sds;
-        `sd_ratio`, over the reference's sd; `coverage`, the share of the reference's draws in the
-        posterior's equal-tailed 90 % interval; `wasserstein`, the Wasserstein-1 distance in the
-        reference's sds. Quantities that do not vary in the reference are left out.
+        One line a quantity:
+
+        - quantity: its label;
+        - mean_shift: the posterior's mean less the reference's, in the reference's sds, and
+          mean_shift_error, its Monte Carlo standard error, both samples' together;
+        - sd_ratio: the posterior's sd over the reference's, and log_ratio_error, the standard
+          error of its logarithm;
+        - coverage: the share of the reference's draws within the posterior's equal-tailed
+          90 % interval: 0.9 if they agree;
+        - wasserstein: the distance of the two distributions, in the reference's sds;
+        - r_hat, effective: rank-normalised split R-hat and the smaller of the bulk effective
+          sample sizes of the quantity and of its square, of the reference.
+
+        A quantity that the reference holds fixed has shift 0 and ratio 1 if the posterior holds it
+        at the same value; else they are infinite.
+
+    Raises:
+        DataError: If they share no quantity.
 
     Example:
-        >>> draws = np.random.default_rng(0).normal(size=(1, 4000))
-        >>> one = xarray.Dataset({"x": (("chain", "draw"), draws)})
-        >>> table = compare_with_reference(one + 1.0, one)
-        >>> table[["mean_shift", "wasserstein"]].round(1).iloc[0].tolist()
-        [1.0, 1.0]
+        >>> random = np.random.default_rng(0)
+        >>> wide, narrow = random.normal(size=(4, 1000)), 0.5 * random.normal(size=(1, 4000)) + 1
+        >>> reference = xarray.Dataset({"b": (("chain", "draw"), wide)})
+        >>> table = compare_with_reference(
+        ...     xarray.Dataset({"b": (("chain", "draw"), narrow)}), reference
+        ... )
+        >>> table[["mean_shift", "sd_ratio", "coverage", "wasserstein"]].round(1).values.tolist()
+        [[1.0, 0.5, 0.4, 1.0]]
     """
-    ours, theirs = scalar_draws(posterior), scalar_draws(reference)
-    lines = []
-    for quantity, draws in theirs.items():
-        sd = draws.std()
-        if quantity not in ours or not sd > 0:
-            continue
-        own = ours[quantity]
-        lower, upper = np.quantile(own, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-        lines.append(
-            {
-                "quantity": quantity,
-                "mean_shift": float((own.mean() - draws.mean()) / sd),
-                "sd_ratio": float(own.std() / sd),
-                "coverage": float(np.mean((draws >= lower) & (draws <= upper))),
-                "wasserstein": float(wasserstein_distance(own, draws) / sd),
-            }
+    found, wanted = labelled_scalars(posterior), labelled_scalars(reference)
+    shared = [label for label in wanted if label in found]
+    if not shared:
+        raise DataError(
+            f"the posterior ({', '.join(found) or 'empty'}) and the reference "
+            f"({', '.join(wanted) or 'empty'}) have no quantity in common."
         )
-    columns = ["quantity", "mean_shift", "sd_ratio", "coverage", "wasserstein"]
-    return pd.DataFrame(lines, columns=columns)
-
-
-def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool] | None:
-    """What a comparison with NUTS says, and whether the posterior agrees with it.
-
-    None where it says nothing: the chains have not mixed, or the run has no draws.
-    """
-    if not nuts.converged or table.empty:
-        return None
-    shift = float(table["mean_shift"].abs().max())
-    ratio = float(np.log(table["sd_ratio"]).abs().max())
-    allowed = AGREE + ERRORS / nuts.fewest_effective**0.5
-    agrees = shift <= allowed and ratio <= allowed
-    word = "agrees with" if agrees else "differs from"
-    sentence = (
-        f"The posterior {word} NUTS (R-hat {nuts.worst_r_hat:.3f}, {nuts.fewest_effective:,.0f} "
-        f"effective draws): means within {shift:.2g} sd, sds within a factor {np.exp(ratio):.3g}."
-    )
-    return sentence, agrees
+    lines = [_line(label, found[label], wanted[label]) for label in shared]
+    return pd.DataFrame(lines, columns=COLUMNS)

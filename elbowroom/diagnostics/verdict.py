@@ -191,7 +191,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         advice.append(
             "fit with --guide auto."
             if evidence.stochastic
-            else "compare with NUTS: elbowroom reference RUN."
+            else "compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts."
         )
     elif not evidence.point and not evidence.effective >= FEWEST_EFFECTIVE:
         reasons.append(f"Too few effective draws: {_weights(evidence)}")

@@ -88,7 +88,7 @@ def sample_nuts(
     starts: np.ndarray,
     *,
     draws: int = 1000,
-    tune: int = 800,
+    tune: int = 500,
     seed: int = 0,
     progress: Progress | None = None,
     threads: int | None = None,
@@ -227,12 +227,6 @@ def _imported_nutpie() -> Any:
     return nutpie
 
 
-class _NoDensityError(Exception):
-    """There is no density at this point, which nutpie counts as a divergence."""
-
-    is_recoverable = True
-
-
 class _Gathered:
     """Log density and gradient for chains in threads, taken for all that wait in one call.
 
@@ -249,7 +243,7 @@ class _Gathered:
     def __init__(self, density: Density, starts: np.ndarray, length: int) -> None:
         self.density = density
         self.rows = starts.copy()  # (chains, D), where each chain has asked last
-        self.left = np.full(len(starts), length)  # draws that each chain has yet to make
+        self.length, self.left = length, np.full(len(starts), length)  # draws yet to be made
         narrow = len(starts) * density.width <= TOGETHER
         self.together = narrow and density.how != "one by one"
         self.waiting: set[int] = set()
@@ -265,24 +259,27 @@ class _Gathered:
             if self._complete():
                 self.changed.notify_all()
 
-    def close(self) -> None:
-        """From now on every point is rejected, so that chains end soon."""
-        self.closed = True
+    def close(self) -> np.ndarray:
+        """Chains that are to end are given a standard Normal density, which costs nothing.
+
+        Returns:
+            The draws that each chain has made, (chains,); later ones are not of this density.
+        """
+        with self.changed:
+            self.closed = True
+            return self.length - self.left
 
     def __call__(self, chain: int, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient at a point, (D,), for one of the chains.
 
-        Raises:
-            _NoDensityError: If they are not finite.
+        The log density is minus infinity if they are not finite: nutpie counts a divergence.
         """
         if self.together:
             value, gradient = self._in_company(chain, point)
         else:
             with self.changed:
                 ((value, gradient),) = self._evaluate(point[None])
-        if not (np.isfinite(value) and np.isfinite(gradient).all()):
-            raise _NoDensityError
-        return value, gradient
+        return (value if np.isfinite(gradient).all() else -np.inf), gradient
 
     def _in_company(self, chain: int, point: np.ndarray) -> tuple[float, np.ndarray]:
         with self.changed:
@@ -316,9 +313,9 @@ class _Gathered:
                 self.seconds = time.perf_counter() - began
                 return list(zip(values.tolist(), gradients, strict=True))
             except Exception as error:
-                # In one of nutpie's threads it would print a trace of Rust: another one raises it.
+                # In one of nutpie's threads it would print a trace of Rust: `_wait` raises it.
                 self.failure, self.closed = error, True
-        return [(-np.inf, point) for point in points]
+        return [(-0.5 * float(point @ point), -point) for point in points]
 
 
 def _by_nutpie(
@@ -359,10 +356,14 @@ def _by_nutpie(
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        gathered.close()
-        for chain, sampler in enumerate(samplers):
-            if chain not in chains:
-                chains[chain] = _read(sampler.abort(), tune, density.dimension)
+        made = gathered.close()
+        cut_short = [
+            (chain, sampler.abort())
+            for chain, sampler in enumerate(samplers)
+            if chain not in chains
+        ]
+    for chain, trace in cut_short:
+        chains[chain] = _read(trace, tune, density.dimension, made[chain])
     return [chains[chain] for chain in sorted(chains)], interrupted
 
 
@@ -434,12 +435,14 @@ def _wait(
             progress(total - int(gathered.left.sum()), total, divergences)
 
 
-def _read(trace: Any, tune: int, dimension: int) -> _Chain:
-    """The draws after tuning of nutpie's trace of one chain."""
-    (draws,), (statistics,) = trace.get_arrow_trace()
-    points = pyarrow.array(draws.column("point")).flatten().to_numpy().reshape(-1, dimension)
-    diverging = pyarrow.array(statistics.column("diverging")).to_numpy(zero_copy_only=False)
-    return _Chain(points[tune:], diverging[tune:].astype(bool))
+def _read(trace: Any, tune: int, dimension: int, made: int | None = None) -> _Chain:
+    """The draws after tuning of nutpie's trace of one chain, up to the first ones that it made."""
+    draws, statistics = trace.get_arrow_trace()
+    if not draws:  # the chain had not begun
+        return _Chain(np.empty((0, dimension)), np.empty(0, dtype=bool))
+    points = pyarrow.array(draws[0].column("point")).flatten().to_numpy().reshape(-1, dimension)
+    diverging = pyarrow.array(statistics[0].column("diverging")).to_numpy(zero_copy_only=False)
+    return _Chain(points[tune:made], diverging[tune:made].astype(bool))
 
 
 class _Potential(torch.autograd.Function):

@@ -152,9 +152,10 @@ def test_a_poisson_regression_on_unscaled_years_reaches_its_mode_from_all_starts
 def test_where_a_climb_says_it_arrived_the_gradient_vanishes() -> None:
     """From where the rates are all but zero, and the curvature is that of the prior alone."""
     density = density_of(unscaled_years, year=YEARS, count=COUNTS)
-    starts = np.array([[0.0, slope] for slope in (-0.3, -0.25, -0.2, -0.1, -0.01, 0.0, 0.002)])
-    starts = np.concatenate([starts, [[-3.58285913, -0.260786806]]])
-    for end in climb(density.value_and_gradient, Curvature(density), starts):
+    starts = [[0.0, slope] for slope in (-0.3, -0.25, -0.2, -0.1, -0.01, 0.0, 0.002)]
+    for start in [*starts, [-3.58285913, -0.260786806]]:
+        # Alone, so that no other's arrival ends the climb.
+        (end,) = climb(density.value_and_gradient, Curvature(density), np.array([start]))
         _, gradient = density.value_and_gradient(end.location[None])
         exact = exact_precision(density, end.location)
         decrement = 0.5 * gradient[0] @ np.linalg.solve(exact, gradient[0])
