@@ -21,7 +21,7 @@ from elbowroom.inference.svi import Settings, Trained
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import Correction
 from elbowroom.posterior.draws import Draws
-from elbowroom.posterior.groups import posterior_tree, replicated
+from elbowroom.posterior.groups import posterior_tree, replicated, reported_quantities
 
 SPIKE = 5.0
 """Nats of Laplace evidence below the evidence of the draws at which a mode holds no mass."""
@@ -75,6 +75,8 @@ def conclude(
     if correction is not None:
         mended = canonical_sites(problem, _as(correction.sites, problem.dtype), own)
         weighted = canonical_sites(problem, _as(correction.weighted, problem.dtype), own)
+        if problem.reparameterised:  # what counts are the model's own sites
+            weighted = reported_quantities(problem, weighted)
         correction = replace(correction, weighted=weighted)
         groups["raw_posterior" if corrected else "corrected_posterior"] = (
             own if corrected else mended
@@ -84,7 +86,8 @@ def conclude(
     groups["posterior"] = held
     groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
     shares, missed = predictive_checks(*replicated(problem, held))
-    evidence, more = _evidence(fitted, raw, correction, own, landscape, missed)
+    shown = reported_quantities(problem, own) if problem.reparameterised else own
+    evidence, more = _evidence(fitted, raw, correction, shown, landscape, missed)
     attributes = {
         "model": problem.model.name,
         "guide": guide.name,
@@ -143,6 +146,7 @@ def _evidence(
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
             math.inf, len(raw.log_p), 0.0, False, starts=starts, predictive=tuple(sentences),
+            flat=landscape.flat,
         )  # fmt: skip
         return evidence, {}
     weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
@@ -165,7 +169,7 @@ def _evidence(
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,
         shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
-        missing=missing,
+        missing=missing, flat=landscape.flat,
     )  # fmt: skip
     return evidence, measures
 
@@ -184,7 +188,8 @@ def _moved(
             tiny = 1e-12 * np.maximum(1.0, np.abs(mean))
             used = ~((sd <= tiny) & (guide.std(0) <= tiny))  # constants are no quantity
         if used.any():
-            moved = np.abs(guide.mean(0) - mean)[used] / sd[used]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                moved = np.abs(guide.mean(0) - mean)[used] / sd[used]
             shift = max(shift, float(np.max(np.nan_to_num(moved, nan=np.inf))))
             with np.errstate(divide="ignore", invalid="ignore"):
                 widened = np.abs(np.log(guide.std(0)[used] / sd[used]))

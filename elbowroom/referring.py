@@ -10,11 +10,7 @@ import xarray
 from torch import Tensor
 
 from elbowroom.deterministic import why_not
-from elbowroom.diagnostics.reference import (
-    compare_with_reference,
-    mixed,
-    reference_sentence,
-)
+from elbowroom.diagnostics.reference import compare_with_reference, reference_sentence
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.inference.isolation import checked_seed, isolated
@@ -86,17 +82,17 @@ def add_reference(
     reference = in_chains(made["posterior"].to_dataset(), len(nuts.points))
     table = compare_with_reference(tree["posterior"].to_dataset(), reference)
     tree["reference_posterior"] = reference
-    sentence = reference_sentence(table, nuts)
+    sentence = reference_sentence(table, nuts) if nuts.converged else None
     held, notes = fit.held, list(fit.notes)
     if take and nuts.converged:
         held = "nuts"
-        sentence = f"The posterior holds the draws of NUTS ({mixed(nuts)}).", True
+        sentence = f"The posterior holds the draws of NUTS ({_mixed(nuts)}).", True
         tree, more = _taken(fit, sites, tree, nuts)
         notes += more
     evidence = replace(fit.evidence, reference=sentence)
     if sentence is None:
         notes.append(
-            f"NUTS has not converged ({mixed(nuts)}), and says nothing of the fit; give more "
+            f"NUTS has not converged ({_mixed(nuts)}), and says nothing of the fit; give more "
             "--draws."
         )
     measures: dict[str, Any] = {
@@ -120,14 +116,18 @@ def add_reference(
     )
 
 
+def _mixed(nuts: NutsDraws) -> str:
+    return f"R-hat {nuts.worst_r_hat:.3f}, {nuts.fewest_effective:,.0f} effective draws"
+
+
 def _taken(
     fit: Fit, sites: dict[str, Tensor], before: xarray.DataTree, nuts: NutsDraws
 ) -> tuple[xarray.DataTree, list[str]]:
     """The tree of a fit whose posterior holds the draws of NUTS, and what was left out of it."""
     count = nuts.points.shape[0] * nuts.points.shape[1]
-    statistics = {"log_p": np.full(count, np.nan), "log_q": np.full(count, np.nan)}
-    groups = {"posterior": sites, "sample_stats": statistics}
-    attributes = {**before.attrs, "draws": "nuts"}
+    statistics: dict[str, Any] = {"log_p": np.full(count, np.nan), "log_q": np.full(count, np.nan)}
+    groups: dict[str, Any] = {"posterior": sites, "sample_stats": statistics}
+    attributes: dict[Any, Any] = {**before.attrs, "draws": "nuts"}
     with fit.problem.session(fit.seed, fit.parameters):
         tree, notes = posterior_tree(fit.problem, groups, attributes, keep_local=True)
     for name, node in tree.children.items():

@@ -90,21 +90,6 @@ def posterior_differences(rows: list[Row], best: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=DIFFERENCES)
 
 
-def scalar_draws(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
-    """Draws of each scalar quantity of a group, all chains together, by its label."""
-    found = {}
-    for name, variable in posterior.data_vars.items():
-        values = variable.stack(sample=("chain", "draw")).transpose("sample", ...)
-        flat = values.to_numpy().reshape(values.sizes["sample"], -1)
-        inner = [dim for dim in values.dims if dim != "sample"]
-        labels = [list(values[dim].to_numpy()) for dim in inner]
-        index = pd.MultiIndex.from_product(labels) if inner else [()]
-        for j, key in enumerate(index):
-            label = f"{name}[{', '.join(map(str, key))}]" if inner else str(name)
-            found[label] = flat[:, j]
-    return found
-
-
 def labelled_scalars(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
     """The draws of each scalar quantity, (chains, draws), by its label.
 

@@ -44,8 +44,8 @@ def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset)
         - coverage: the share of the reference's draws within the posterior's equal-tailed
           90 % interval: 0.9 if they agree;
         - wasserstein: the distance of the two distributions, in the reference's sds;
-        - r_hat, effective: rank-normalised split R-hat and the smaller of the bulk effective
-          sample sizes of the quantity and of its square, of the reference.
+        - r_hat, effective: the reference's rank-normalised split R-hat and bulk effective sample
+          size.
 
         A quantity that the reference holds fixed has shift 0 and ratio 1 if the posterior holds it
         at the same value; else they are infinite.
@@ -72,3 +72,106 @@ def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset)
         )
     lines = [_line(label, found[label], wanted[label]) for label in shared]
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _line(label: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, object]:
+    """One quantity's line, from draws of the posterior and the reference, (chains, draws) each."""
+    found, wanted = found.astype(float), wanted.astype(float)
+    sd, own = wanted.std(), found.std()
+    lower, upper = np.quantile(found, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    (r_hat,), (effective,) = mixing(wanted[None])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = found.mean() - wanted.mean()
+        return {
+            "quantity": label,
+            "mean_shift": float(off / sd if off or sd else 0.0),
+            "mean_shift_error": float(np.hypot(_error(found, "mean"), _error(wanted, "mean")) / sd),
+            "sd_ratio": float(own / sd if own or sd else 1.0),
+            "log_ratio_error": float(
+                np.hypot(_error(found, "sd") / own, _error(wanted, "sd") / sd)
+            ),
+            "coverage": float(np.mean((wanted >= lower) & (wanted <= upper))),
+            "wasserstein": float(wasserstein_distance(found.ravel(), wanted.ravel()) / sd),
+            "r_hat": float(r_hat),
+            "effective": float(effective),
+        }
+
+
+def _error(draws: np.ndarray, of: str) -> float:
+    """The Monte Carlo standard error of a mean or sd; 0 where it cannot be told."""
+    if draws.shape[1] < 4 or not np.ptp(draws) > 0:
+        return 0.0
+    return float(array_stats.mcse(draws, chain_axis=0, draw_axis=1, method=of))
+
+
+def mixed(nuts: NutsDraws) -> str:
+    """How well the chains of a reference have mixed, in a few words."""
+    return _how_well(nuts.worst_r_hat, nuts.fewest_effective, nuts.divergences)
+
+
+def _how_well(r_hat: float, effective: float, divergences: int) -> str:
+    words = f"R-hat {r_hat:.3f}, {effective:,.0f} effective draws"
+    return f"{words}, {divergences:,} divergences" if divergences else words
+
+
+def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool] | None:
+    """What a comparison with NUTS says, and whether the posterior agrees with it.
+
+    They agree if every mean is within 0.3 of the reference's sds and every sd within a factor of
+    e^0.3 either way, but for twice the Monte Carlo error.
+
+    Whether the reference has converged is asked of the quantities in the table: in the
+    unconstrained space the chains of a mixture may differ by labels alone.
+
+    Args:
+        table: Of `compare_with_reference`.
+        nuts: The run that it is about.
+
+    Returns:
+        None where it says nothing: a quantity has R-hat above 1.01 or fewer than 400 effective
+        draws, or more than 1 % of the draws diverged.
+
+    Example:
+        >>> table = pd.DataFrame([dict.fromkeys(COLUMNS, 0.0)]).assign(
+        ...     quantity="b", mean_shift=-1.2, sd_ratio=1.1, r_hat=1.0, effective=900.0
+        ... )
+        >>> nothing = np.zeros((4, 500, 1))
+        >>> nuts = NutsDraws(nothing, 0, np.ones(1), np.ones(1), 0.0, "nutpie", "complete")
+        >>> sentence, agrees = reference_sentence(table, nuts)
+        >>> agrees, sentence.partition(": ")[2]
+        (False, 'the mean of b is 1.2 sd off.')
+    """
+    fixed = table["r_hat"].isna() & (table["mean_shift"] == 0) & (table["sd_ratio"] == 1)
+    varying = table[~fixed]
+    total = nuts.points.shape[0] * nuts.points.shape[1]
+    r_hat, effective = varying["r_hat"].max(skipna=False), varying["effective"].min(skipna=False)
+    reliable = r_hat <= R_HAT_LIMIT and effective >= FEWEST_EFFECTIVE
+    if varying.empty or not reliable or nuts.divergences > DIVERGENT * total:
+        return None
+    with np.errstate(divide="ignore"):
+        shifts = varying["mean_shift"].abs()
+        ratios = np.log(varying["sd_ratio"]).abs()
+    far = _beyond(varying["quantity"], shifts, varying["mean_shift_error"])
+    wide = _beyond(varying["quantity"], ratios, varying["log_ratio_error"])
+    which = f"NUTS ({_how_well(r_hat, effective, nuts.divergences)})"
+    if far is None and wide is None:
+        return (
+            f"The posterior agrees with {which}: means within {shifts.max():.2g} sd, sds within "
+            f"a factor {np.exp(ratios.max()):.3g}."
+        ), True
+    parts = []
+    if far is not None:
+        parts.append(f"the mean of {far[1]} is {shifts[far[0]]:.2g} sd off")
+    if wide is not None:
+        ratio = varying["sd_ratio"][wide[0]]
+        parts.append(f"the sd of {wide[1]} is {ratio:.2g} times that of NUTS")
+    return f"The posterior differs from {which}: {' and '.join(parts)}.", False
+
+
+def _beyond(names: pd.Series, distances: pd.Series, errors: pd.Series) -> tuple[int, str] | None:
+    """The quantity that is farthest beyond what is usable, by its place and name."""
+    excess = (distances - ERRORS * errors).fillna(np.inf)
+    worst = int(excess.to_numpy().argmax())
+    if excess.iloc[worst] <= USABLE:
+        return None
+    return excess.index[worst], str(names.iloc[worst])

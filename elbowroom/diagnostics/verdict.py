@@ -98,6 +98,7 @@ class Evidence:
         unresolved: Sentences of quantities whose mean or sd is not resolved.
         predictive: Sentences of statistics that the model does not reproduce.
         missing: Nats by which Laplace's evidence of the best mode exceeds that of the draws.
+        flat: Whether the density has a point without gradient and without curvature, and no mode.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
     """
 
@@ -117,6 +118,7 @@ class Evidence:
     unresolved: tuple[str, ...] = ()
     predictive: tuple[str, ...] = ()
     missing: float = 0.0
+    flat: bool = False
     reference: tuple[str, bool] | None = None
 
     @classmethod
@@ -171,6 +173,11 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
     if evidence.point:
         reasons.append("The guide is one point, which has no spread.")
         advice.append("fit with --guide auto.")
+    if evidence.flat:
+        reasons.append(
+            "The log density is flat in some direction, so that the posterior may not be proper."
+        )
+        advice.append("give every site a proper prior.")
     if evidence.reference is not None and not evidence.reference[1]:
         reasons.append(evidence.reference[0])
         advice.append("take the reference's draws.")

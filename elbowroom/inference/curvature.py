@@ -85,17 +85,20 @@ class Curvature:
             self.structure = Structure(everything, np.zeros((0, 0), dtype=int))
 
     def _holds(self) -> bool:
-        random = np.random.default_rng(0)
-        point = 0.3 * random.standard_normal((1, self.density.dimension))
-        direction = random.standard_normal(self.density.dimension)
-        hessian = self(point)[0]
-        step = 1e-4
+        random, size = np.random.default_rng(0), self.density.dimension
+        points = random.standard_normal((3, size)) * np.array([[0.3], [1.0], [1.0]])
+        hessians = self(points)
+        # In units of each coordinate's own curvature, so that none hides another's error.
+        scales = np.sqrt(np.abs(np.diagonal(hessians, axis1=1, axis2=2)))
+        scales = 1 / np.where(scales > 0, scales, 1.0)
+        directions = random.standard_normal((3, size)) * scales
+        moves = STEP * directions
         _, gradients = self.density.value_and_gradient(
-            np.concatenate([point + step * direction, point - step * direction])
+            np.concatenate([points + moves, points - moves])
         )
-        product = -(gradients[0] - gradients[1]) / (2 * step)
-        error = np.abs(hessian @ direction - product).max()
-        return bool(error <= AGREEMENT * np.abs(product).max())
+        products = -(gradients[:3] - gradients[3:]) / (2 * STEP)
+        errors = np.abs(np.einsum("nij,nj->ni", hessians, directions) - products) * scales
+        return bool((errors <= AGREEMENT * np.maximum(1.0, np.abs(products * scales))).all())
 
     def __call__(self, points: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """Minus the Hessian at each of `points`, (n, D) to (n, D, D).

@@ -99,7 +99,9 @@ class Density:
                 u = point.clone().requires_grad_()
                 try:
                     value = self(u)
-                    (gradient,) = torch.autograd.grad(value, u)
+                    gradient = torch.zeros_like(u)
+                    if value.requires_grad:
+                        (gradient,) = torch.autograd.grad(value, u, materialize_grads=True)
                 except torch.linalg.LinAlgError:
                     value, gradient = u.new_tensor(torch.nan), torch.full_like(u, torch.nan)
             values.append(value.detach())

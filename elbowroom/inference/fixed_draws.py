@@ -266,7 +266,7 @@ class Optimum:
         elbo: Over the fixed draws, in nats.
         reached: Whether the gradient vanishes: a Newton step promises less than `NEAR_ENOUGH`.
         error: The largest standard error of a mean that comes from the draws being these, in
-            standard deviations of the posterior.
+            standard deviations of the posterior; or of a mean-field guide's sd, relative to it.
         draws: How many there were.
         history: The ELBO at each evaluation.
     """
@@ -349,8 +349,10 @@ def mean_field(
             return None
         _, gradients = objective.by_draw(parameters)
         meat = _meat(gradients)
-        sandwich = (inverse @ meat @ inverse)[:size, :size]
-        error = _largest_error(coordinates, sandwich, covariance)
+        sandwich = inverse @ meat @ inverse
+        error = _largest_error(coordinates, sandwich[:size, :size], covariance)
+        if not response:  # the guide's own sds follow the draws as well
+            error = max(error, float(np.sqrt(np.diag(sandwich)[size:].max())))
         if error <= choice.tolerance or len(fixed) >= choice.most:
             break
         fixed = np.concatenate([fixed, antithetic(len(fixed), size, random)])

@@ -17,7 +17,10 @@ ENOUGH = 2500.0
 """The effective sample size at which adaptive importance sampling ends."""
 PRECISE = 0.03
 """The Monte Carlo error of every mean and sd, in sds, at which it ends."""
-ROUNDS = 8
+EFFICIENT = 0.3
+"""Effective draws for each draw at which a proposal is not adapted any more."""
+ADAPTATIONS = 5
+ROUNDS = 6
 INTERVAL = 1.645
 """Standard errors either side of k-hat: a 90 % interval."""
 
@@ -245,9 +248,13 @@ class AdaptiveImportance:
 
     def __init__(self, density: Density, first: Mixture, random: np.random.Generator) -> None:
         self.density, self.random = density, random
+        self.components = len(first.shares)
+        self._begin(first)
+
+    def _begin(self, first: Mixture) -> None:
         self.proposals = [first]
         self.counts: list[int] = []
-        self.points = np.zeros((0, density.dimension))
+        self.points = np.zeros((0, self.density.dimension))
         self.log_p = np.zeros(0)
         self._log_q = np.zeros((0, 0))  # (draws, proposals)
 
@@ -260,6 +267,14 @@ class AdaptiveImportance:
         """Draws from the latest proposal, and weighs all draws anew."""
         new = self.proposals[-1].draw(count, self.random)
         log_p = self.density.value(new)
+        if len(self.counts) == len(self.proposals):  # the latest proposal again
+            self.points = np.concatenate([self.points, new])
+            self.log_p = np.concatenate([self.log_p, log_p])
+            log_q = np.stack([proposal.log_density(new) for proposal in self.proposals], axis=1)
+            self._log_q = np.concatenate([self._log_q, log_q])
+            self.counts[-1] += count
+            self._weigh()
+            return
         earlier = [proposal.log_density(new) for proposal in self.proposals[:-1]]
         self.points = np.concatenate([self.points, new])
         self.log_p = np.concatenate([self.log_p, log_p])
@@ -270,6 +285,9 @@ class AdaptiveImportance:
         else:
             self._log_q = latest[:, None]
         self.counts.append(count)
+        self._weigh()
+
+    def _weigh(self) -> None:
         shares = np.array(self.counts) / sum(self.counts)
         self.log_q = logsumexp(self._log_q, axis=1, b=shares)
         self.log_weights = self.log_p - self.log_q
@@ -334,18 +352,54 @@ class AdaptiveImportance:
         errors = standard_errors(self.weights, self.quantities())
         return all(np.nanmax(error, initial=0.0) <= PRECISE for error in errors)
 
+    @property
+    def efficient(self) -> bool:
+        """Whether the latest proposal is good enough to draw from without adapting it."""
+        draws = len(self.log_weights)
+        upper = k_hat_interval(self.k_hat, draws)[1]
+        return upper < k_hat_threshold(draws) and self.effective_sample_size > EFFICIENT * draws
+
+    def freeze(self) -> None:
+        """Begins anew with the mixture of all proposals so far.
+
+        The weights of draws that a proposal was adapted to are too even, and their evidence too
+        low: what is handed out are fresh draws.
+        """
+        weight = np.array(self.counts) / sum(self.counts)
+        shares = [w * p.shares for w, p in zip(weight, self.proposals, strict=True)]
+        self._begin(
+            Mixture(
+                np.concatenate(shares),
+                np.concatenate([proposal.means for proposal in self.proposals]),
+                np.concatenate([proposal.factors for proposal in self.proposals]),
+                self.proposals[0].freedom,
+            )
+        )
+
     def run(self) -> None:
-        """Rounds until the weights are good, or have had their chance."""
-        size = max(FEWEST_DRAWS, 10 * self.points.shape[1])
-        self.round(self.density.affordable(size, FEWEST_DRAWS))
-        for _ in range(ROUNDS - 1):
-            if self.settled:
-                return
+        """Adapts the proposal where it needs it; then draws until the weights are good.
+
+        They may not get so: `settled` tells.
+        """
+        few = self.density.affordable(max(FEWEST_DRAWS, 10 * self.density.dimension), FEWEST_DRAWS)
+        full = self.density.affordable(FULL_ROUND, FEWEST_DRAWS)
+        self.round(few)
+        for _ in range(ADAPTATIONS):
+            if self.efficient:
+                break
             self.adapt()
-            self.round(self.density.affordable(FULL_ROUND, FEWEST_DRAWS))
+            self.round(full)
+        if self.rounds > 1:
+            self.freeze()
+        for _ in range(ROUNDS):
+            if self.rounds and self.settled:
+                return
+            self.round(full)
 
     def shares(self) -> tuple[float, ...]:
-        """The posterior mass of each component of the latest proposal, largest first."""
+        """The posterior mass of each component that sampling began with, largest first."""
         parts = self.proposals[-1].log_densities(self.points)
         parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
-        return tuple(sorted(map(float, parts.sum(0)), reverse=True))
+        # Every round's proposal has the components of the first, in the same order.
+        masses = parts.sum(0).reshape(-1, self.components).sum(0)
+        return tuple(sorted(map(float, masses), reverse=True))

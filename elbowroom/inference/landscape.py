@@ -53,6 +53,11 @@ class Landscape:
         return proper[0] if proper else None
 
     @property
+    def flat(self) -> bool:
+        """Whether the gradient vanishes where some direction has no curvature, and nowhere else."""
+        return self.best is None and any(mode.reached for mode in self.modes)
+
+    @property
     def agreement(self) -> str | None:
         """How many starts reached the best mode, as a sentence."""
         if self.best is None or self.tried < 2:
@@ -136,7 +141,8 @@ def _brought_in(density: Density, first: np.ndarray, starts: np.ndarray) -> np.n
     """Starts drawn towards the first one as far as their density is hopeless, or none."""
     shares = 0.5 ** np.arange(16)
     points = first + shares[:, None, None] * (starts - first)  # (shares, starts, D)
-    values = density.value(points.reshape(-1, len(first))).reshape(len(shares), -1)
+    values, gradients = density.value_and_gradient(points.reshape(-1, len(first)))
+    values = np.where(np.isfinite(gradients).all(1), values, -np.inf).reshape(len(shares), -1)
     (there,) = density.value(first[None])
     enough = values >= there - HOPELESS if np.isfinite(there) else np.isfinite(values)
     return points[enough.argmax(0), np.arange(len(starts))]

@@ -19,6 +19,8 @@ FLAT = 1e-10
 NEWTON_PROBES = 300
 """Products with the Hessian up to which climbs take it at each step."""
 ITERATIONS = 100
+PATIENCE = 50
+"""Steps after which a climb that is above every mode so far is given up."""
 SAME = 1.0
 """Symmetrised divergence, in nats, of two Laplace approximations of the same mode."""
 
@@ -116,10 +118,9 @@ def climb(
     damping = np.full(len(points), 1e-3)
     active = np.isfinite(precisions).all((1, 2))
     reached = np.zeros(len(points), dtype=bool)
-    arrived, known = iterations, 0
     for iteration in range(iterations):
-        if iteration > 2 * arrived + 10:
-            break  # the others have arrived long since
+        if iteration > PATIENCE and reached.any():  # above every mode, towards a spike
+            active &= values <= values[reached].max()
         steps = np.zeros_like(points)
         promised = np.zeros(len(points))
         for i in np.flatnonzero(active):
@@ -127,13 +128,16 @@ def climb(
             curved = steps[i] @ precisions[i] @ steps[i]
             promised[i] = gradients[i] @ steps[i] - 0.5 * curved
             promised[i] = max(promised[i], 0.5 * gradients[i] @ steps[i])
-            reached[i] = gradients[i] @ steps[i] < 2 * near_enough
-            active[i] = not reached[i]
+            if gradients[i] @ steps[i] < 2 * near_enough:
+                # The Hessian is taken anew, over steps that suit this point.
+                scales = Curvature.scales(precisions[i])[None]
+                precisions[i] = precision_at(points[i][None], scales)[0]
+                steps[i] = _damped_step(precisions[i], gradients[i], 0.0)
+                reached[i] = gradients[i] @ steps[i] < 2 * near_enough
+                active[i] = not reached[i]
         moving = np.flatnonzero(active)
         if not len(moving):
             break
-        if reached.sum() > known:
-            known, arrived = reached.sum(), iteration
         new_points = points[moving] + steps[moving]
         new_values, new_gradients = objective(new_points)
         usable = np.isfinite(new_values) & np.isfinite(new_gradients).all(1)

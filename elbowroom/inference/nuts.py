@@ -175,8 +175,11 @@ def mixing(quantities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return r_hat, effective
     for i, each in enumerate(quantities):
         if np.isfinite(each).all() and np.ptp(each) > 0:
-            r_hat[i] = array_stats.rhat(each, chain_axis=0, draw_axis=1)
-            effective[i] = array_stats.ess(each, chain_axis=0, draw_axis=1)
+            with np.errstate(divide="ignore", invalid="ignore"):  # chains that stand still
+                r_hat[i] = array_stats.rhat(each, chain_axis=0, draw_axis=1)
+                if np.isnan(r_hat[i]):  # a quantity of two values does not vary when folded
+                    r_hat[i] = array_stats.rhat(each, chain_axis=0, draw_axis=1, method="split")
+                effective[i] = array_stats.ess(each, chain_axis=0, draw_axis=1)
     return r_hat, effective
 
 

@@ -25,6 +25,10 @@ CHECK = torch.ops.aten._linalg_check_errors.default
 """Raises for the whole batch where one row's matrix cannot be factorised."""
 
 
+READ = torch.ops.aten._local_scalar_dense.default
+"""Takes a number out of a tensor, to where no recording follows it."""
+
+
 class NotRecordableError(Exception):
     """The function does not run the same operations at every point."""
 
@@ -103,6 +107,8 @@ class _Recorder(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function is READ or torch.Tag.nondeterministic_seeded in function.tags:
+            raise NotRecordableError
         before = {id(x) for x in _leaves((args, kwargs)) if isinstance(x, Tensor)}
 
         def slotted(x: Any) -> Any:

@@ -46,7 +46,8 @@ class Draws:
     def elbo(self) -> tuple[float, float]:
         """The evidence lower bound in nats, and its Monte Carlo standard error."""
         weights = self.log_weights
-        return float(weights.mean()), float(weights.std(ddof=1) / len(weights) ** 0.5)
+        with np.errstate(invalid="ignore"):  # a draw without a density
+            return float(weights.mean()), float(weights.std(ddof=1) / len(weights) ** 0.5)
 
 
 def chunk_size(arguments: Mapping[str, Any], space: LatentSpace) -> int:

@@ -42,7 +42,9 @@ def test_a_wishart_prior_has_its_conjugate_posterior() -> None:
         prior = dist.Wishart(torch.tensor(4.0), torch.eye(2))
         precision = pyro.sample("precision", prior)
         with pyro.plate("rows", len(y)):
-            pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision), obs=y)
+            pyro.sample(
+                "y", dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision), obs=y
+            )
 
     fit = er.fit(model, {"y": rows}, seed=1, draws=8000)
     assert fit.verdict.trusted
