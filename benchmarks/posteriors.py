@@ -12,8 +12,8 @@ Each posterior is fitted in turn, in this process, by
 3. `mean_field` and `full_rank`: the same model and guides by stochastic gradients, `engine="svi"`.
 
 The errors are in units of the reference's standard deviation, the worst over all scalar sites:
-`mean` is |mean - mean_ref| / sd_ref and `sd` is |log(sd / sd_ref)|. The reference is the folder's, or
-the run of NUTS (whose own Monte Carlo error is then part of both). A fit is right if both are
+`mean` is |mean - mean_ref| / sd_ref and `sd` is |log(sd / sd_ref)|. The reference is the folder's,
+or the run of NUTS (whose own Monte Carlo error is then part of both). A fit is right if both are
 below 0.1, usable if below 0.3; `silent` is one that is trusted and not usable, `false alarm` one
 that is right and not trusted.
 
