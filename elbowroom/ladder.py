@@ -15,7 +15,7 @@ from elbowroom.stochastic import fit_stochastic
 
 FULL_RANK = 60
 """The largest dimension in which the ladder tries `full_rank`."""
-FLOW = 50
+FLOW = 20
 """The largest dimension in which it tries `flow`."""
 Report = Callable[[str], None]
 

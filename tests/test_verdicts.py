@@ -152,7 +152,7 @@ def test_a_funnel_is_not_trusted_as_it_is_written(width: float) -> None:
 def test_auto_mends_the_funnel(width: float) -> None:
     fit = er.fit(funnel(width), data=NOTHING, seed=1)
     assert set(fit.posterior["posterior"].data_vars) == {"v", "x"}
-    assert fit.measures["corrected_k_hat"] < k_hat_threshold(fit.measures["weighted_draws"]) - 0.2
+    assert fit.measures["corrected_k_hat"] < k_hat_threshold(fit.measures["weighted_draws"])
     assert fit.measures["log_evidence"] == pytest.approx(
         -0.5 * LOG_2PI, abs=ERRORS * fit.measures["log_evidence_se"]
     )

@@ -80,23 +80,34 @@ class Curvature:
     def __init__(self, density: Density) -> None:
         self.density = density
         self.structure = structure_of(density.space)
-        if self.structure.probes < density.dimension and not self._holds():
-            everything = np.arange(density.dimension)
-            self.structure = Structure(everything, np.zeros((0, 0), dtype=int))
+        random = np.random.default_rng(0)
+        points = random.standard_normal((3, density.dimension)) * np.array([[0.3], [1.0], [1.0]])
+        self.check(points)
 
-    def _holds(self) -> bool:
-        random, size = np.random.default_rng(0), self.density.dimension
-        points = random.standard_normal((3, size)) * np.array([[0.3], [1.0], [1.0]])
+    def check(self, points: np.ndarray) -> bool:
+        """Compares the structure with products at points, (n, D), and gives it up if it is wrong.
+
+        Returns:
+            Whether it was right.
+        """
+        size = self.density.dimension
+        if self.structure.probes == size or self._holds(points):
+            return True
+        self.structure = Structure(np.arange(size), np.zeros((0, 0), dtype=int))
+        return False
+
+    def _holds(self, points: np.ndarray) -> bool:
+        random, (count, size) = np.random.default_rng(1), points.shape
         hessians = self(points)
         # In units of each coordinate's own curvature, so that none hides another's error.
         scales = np.sqrt(np.abs(np.diagonal(hessians, axis1=1, axis2=2)))
         scales = 1 / np.where(scales > 0, scales, 1.0)
-        directions = random.standard_normal((3, size)) * scales
+        directions = random.standard_normal((count, size)) * scales
         moves = STEP * directions
         _, gradients = self.density.value_and_gradient(
             np.concatenate([points + moves, points - moves])
         )
-        products = -(gradients[:3] - gradients[3:]) / (2 * STEP)
+        products = -(gradients[:count] - gradients[count:]) / (2 * STEP)
         errors = np.abs(np.einsum("nij,nj->ni", hessians, directions) - products) * scales
         return bool((errors <= AGREEMENT * np.maximum(1.0, np.abs(products * scales))).all())
 

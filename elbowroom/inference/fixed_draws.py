@@ -194,7 +194,8 @@ class DenseObjective:
         mean = parameters[: self.density.dimension]
         points = self.coordinates.to_u(mean + self.draws @ self.factor(parameters).T)
         values, gradients = self.density.value_and_gradient(points)
-        return values, self.coordinates.gradient(gradients)
+        with np.errstate(invalid="ignore"):
+            return values, self.coordinates.gradient(gradients)
 
     def value_and_gradient(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The ELBO and its gradient."""
@@ -237,7 +238,8 @@ class LowRankObjective:
         apart, shared = np.split(self.draws, [len(mean)], axis=1)
         points = self.coordinates.to_u(mean + apart * np.exp(log_scale) + shared @ factor.T)
         values, gradients = self.density.value_and_gradient(points)
-        return values, self.coordinates.gradient(gradients)
+        with np.errstate(invalid="ignore"):
+            return values, self.coordinates.gradient(gradients)
 
     def value_and_gradient(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The ELBO and its gradient."""
@@ -291,7 +293,8 @@ def ascend(
     history: list[float] = []
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = value_and_gradient(parameters)
+        with np.errstate(all="ignore"):  # a step too far is judged by what it gives
+            value, gradient = value_and_gradient(parameters)
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             return 1e100, np.zeros_like(parameters)
         history.append(value)

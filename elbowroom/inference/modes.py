@@ -191,6 +191,9 @@ def find_modes(density: Density, curvature: Curvature, starts: np.ndarray) -> li
     """
     if curvature.structure.probes <= NEWTON_PROBES:
         ends = climb(density.value_and_gradient, curvature, starts)
+        reached = [end.location for end in ends if end.reached]
+        if reached and not curvature.check(np.stack(reached)[:1]):
+            ends = climb(density.value_and_gradient, curvature, starts)
     elif density.dimension <= 2000:
         long = np.stack([climb_long(density, start) for start in starts[:3]])
         ends = climb(density.value_and_gradient, curvature, long, iterations=20)

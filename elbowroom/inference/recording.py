@@ -107,8 +107,6 @@ class _Recorder(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is READ or torch.Tag.nondeterministic_seeded in function.tags:
-            raise NotRecordableError
         before = {id(x) for x in _leaves((args, kwargs)) if isinstance(x, Tensor)}
 
         def slotted(x: Any) -> Any:
@@ -220,13 +218,22 @@ def record(
         slots = [leaf.index for leaf in leaves if isinstance(leaf, _Slot)]
         fixed = all(index in constants for index in slots)
         follows = any(isinstance(leaf, _Affine) for leaf in leaves)
-        if fixed and not follows and not mutated.intersection(one.storages):
+        random = torch.Tag.nondeterministic_seeded in one.function.tags
+        if fixed and not follows and not random and not mutated.intersection(one.storages):
             if all(_same(first.values[i], second.values[i]) for i in one.outputs):
                 constants.update({index: first.values[index] for index in one.outputs})
                 continue
-            raise NotRecordableError  # a random number
+            raise NotRecordableError
+        if one.function is READ:
+            raise NotRecordableError
         kept.append(_Operation(one.function, arguments, keywords, one.outputs, one.storages))
-    return _Replay(kept, constants, entry, results)
+    replay = _Replay(kept, constants, entry, results)
+    if any(
+        torch.Tag.nondeterministic_seeded in operation.function.tags
+        for operation in replay.needed(results)
+    ):
+        raise NotRecordableError  # a random number that matters
+    return replay
 
 
 def _failed(before: Tensor | None, info: Tensor, rows: int) -> Tensor:
@@ -266,7 +273,7 @@ class _Replay:
         with torch.no_grad():
             return self._code[wanted](batch)
 
-    def _needed(self, wanted: list[int]) -> list[_Operation]:
+    def needed(self, wanted: list[int]) -> list[_Operation]:
         """The operations that the wanted values follow from."""
         live, needed = set(wanted), []
         for operation in reversed(self.operations):
@@ -278,7 +285,7 @@ class _Replay:
 
     def _compiled(self, wanted: tuple[int, ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
         results = [self.results[i] for i in wanted]
-        operations = self._needed(results)
+        operations = self.needed(results)
         last: dict[int, int] = {}  # where each value is used for the last time
         for line, operation in enumerate(operations):
             last.update(dict.fromkeys(operation.taken, line))

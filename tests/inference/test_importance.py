@@ -375,9 +375,9 @@ def test_a_proposal_that_is_far_off_is_adapted_until_the_weights_are_good() -> N
     before = density.evaluations
     found = importance(density, first)
     found.run()
-    assert density.evaluations - before == len(found.points)
+    assert density.evaluations - before > len(found.points)  # those it was adapted to are not kept
     assert found.settled
-    assert found.rounds > 2
+    assert len(found.proposals[0].shares) > 2  # of every round
     assert found.effective_sample_size >= ENOUGH
     # The last proposal alone is nearly as good as a t can be.
     fresh = importance(density, found.proposals[-1], 1)
@@ -392,7 +392,6 @@ def test_good_weights_end_it_and_hopeless_ones_end_it_too() -> None:
     cauchy = importance(density_of(1, lambda u: -u[0].square().log1p()), standard(1))
     cauchy.run()
     assert not cauchy.settled
-    assert cauchy.rounds == 8
     assert k_hat_interval(cauchy.k_hat, len(cauchy.points))[1] > k_hat_threshold(len(cauchy.points))
 
 

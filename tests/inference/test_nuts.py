@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -48,10 +49,17 @@ def standard(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return -0.5 * np.square(points).sum(1), -points
 
 
-def half(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A standard Normal cut off at zero, below which it is not a number."""
+def slow(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A Normal around 3 that takes its time."""
+    time.sleep(0.001)
+    return standard(points - 3)
+
+
+def corner(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A standard Normal where both numbers are positive; elsewhere something is not a number."""
     value, gradient = standard(points)
-    return np.where(points[:, 0] > 0, value, np.nan), gradient
+    value = np.where(points[:, 0] > 0, value, np.nan)
+    return value, np.where(points[:, 1:] > 0, gradient, np.nan)
 
 
 def two_modes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +116,14 @@ def test_moments_are_exact(correlated: Density, sampler: str) -> None:
 def test_the_same_seed_gives_the_same_draws(correlated: Density, width: int) -> None:
     """Whether the chains' gradients are taken together, or each is too wide for that."""
 
+    def rounded(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        value, gradient = correlated.value_and_gradient(points)
+        return value, gradient * (1 + 1e-12 * len(points))  # as larger operations may
+
     def draws(seed: int) -> np.ndarray:
-        density = Formula(correlated.value_and_gradient, 3, width)
-        return sampled(density, MEAN.numpy() + starts(3, 3), draws=30, tune=30, seed=seed).points
+        density = Formula(rounded, 3, width)
+        begin = MEAN.numpy() + starts(3, 3)
+        return sampled(density, begin, draws=30, tune=30, seed=seed).points
 
     first = draws(5)
     assert np.array_equal(first, draws(5))
@@ -118,11 +131,12 @@ def test_the_same_seed_gives_the_same_draws(correlated: Density, width: int) -> 
 
 
 def test_a_region_without_density_is_left_out_as_divergences(sampler: str) -> None:
-    found = sampled(Formula(half), np.abs(starts(2)), draws=200, tune=100, seed=1)
+    found = sampled(Formula(corner, 2), np.abs(starts(2, 2)), draws=200, tune=100, seed=1)
     assert found.points.min() > 0
     assert found.divergences > 20
-    error = (1 - 2 / np.pi) ** 0.5 / found.fewest_effective**0.5
-    assert abs(found.points.mean() - (2 / np.pi) ** 0.5) < STANDARD_ERRORS * error
+    error = np.sqrt((1 - 2 / np.pi) / found.effective)
+    shift = found.points.mean((0, 1)) - (2 / np.pi) ** 0.5
+    assert (np.abs(shift) < STANDARD_ERRORS * error).all()
 
 
 def test_chains_in_different_modes_have_not_converged() -> None:
@@ -142,29 +156,25 @@ def test_an_interrupted_run_keeps_the_draws_that_it_made(
 
     def stop(made: int, total: int, divergences: int) -> None:
         calls.append((made, total, divergences))
-        if made > 700:
+        if made > 300:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"tune": 50, "seed": 3}
-    found = sampled(Formula(standard), starts(2), draws=1000, progress=stop, **options)
+    found = sampled(Formula(slow), starts(2), draws=10_000, progress=stop, **options)
     chains, draws, _ = found.points.shape
     assert found.status == "interrupted"
-    assert 0 < draws <= 1000
-    assert calls[-1][0] > 700
-    assert {total for _, total, _ in calls} == {2100}
+    assert 0 < draws < 10_000
+    assert calls[-1][0] > 300
+    assert {total for _, total, _ in calls} == {20_100}
     assert [made for made, *_ in calls] == sorted(made for made, *_ in calls)
     # What is kept is what the whole run has: nothing was drawn in haste.
-    whole = sampled(Formula(standard), starts(2)[:chains], draws=draws, **options)
+    whole = sampled(Formula(slow), starts(2)[:chains], draws=draws, **options)
     assert np.array_equal(found.points, whole.points)
 
 
 def test_an_interruption_before_the_first_draw_leaves_none() -> None:
     def stop(*_: int) -> None:
         raise KeyboardInterrupt
-
-    def slow(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        threading.Event().wait(0.05)
-        return standard(points)
 
     found = sampled(Formula(slow), starts(2), progress=stop)
     assert (found.status, found.points.size, found.divergences) == ("interrupted", 0, 0)
@@ -188,7 +198,7 @@ def test_an_error_of_the_model_is_raised_as_it_is(
 
 def test_starts_without_density_are_refused_and_a_mode_is_not() -> None:
     with pytest.raises(ModelError, match="start 2 of 2"):
-        sampled(Formula(half), np.array([[1.0], [-1.0]]))
+        sampled(Formula(corner, 2), np.array([[1.0, 1.0], [1.0, -1.0]]))
     flat = Formula(lambda points: (np.zeros(len(points)), 0 * points))
     with pytest.raises(ModelError, match="does not change with a coordinate"):
         sampled(flat, starts(1))
