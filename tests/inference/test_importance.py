@@ -379,10 +379,10 @@ def test_a_proposal_that_is_far_off_is_adapted_until_the_weights_are_good() -> N
     assert found.settled
     assert len(found.proposals[0].shares) > 2  # of every round
     assert found.effective_sample_size >= ENOUGH
-    # The last proposal alone is nearly as good as a t can be.
+    # The mixture of all rounds, the first and useless one included, is far better than that.
     fresh = importance(density, found.proposals[-1], 1)
     fresh.round(1000)
-    assert fresh.effective_sample_size > max(600, 3 * once.effective_sample_size)
+    assert fresh.effective_sample_size > max(200, 50 * once.effective_sample_size)
 
 
 def test_good_weights_end_it_and_hopeless_ones_end_it_too() -> None:

@@ -51,7 +51,7 @@ def standard(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def slow(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A Normal around 3 that takes its time."""
-    time.sleep(0.001)
+    time.sleep(0.0003)
     return standard(points - 3)
 
 
@@ -159,17 +159,18 @@ def test_an_interrupted_run_keeps_the_draws_that_it_made(
         if made > 300:
             raise KeyboardInterrupt
 
-    options: dict[str, Any] = {"tune": 50, "seed": 3}
-    found = sampled(Formula(slow), starts(2), draws=10_000, progress=stop, **options)
-    chains, draws, _ = found.points.shape
+    options: dict[str, Any] = {"tune": 20, "seed": 3}
+    found = sampled(Formula(slow), starts(5), draws=10_000, progress=stop, **options)
+    draws = found.points.shape[1]
     assert found.status == "interrupted"
     assert 0 < draws < 10_000
     assert calls[-1][0] > 300
-    assert {total for _, total, _ in calls} == {20_100}
+    assert {total for _, total, _ in calls} == {50_100}
     assert [made for made, *_ in calls] == sorted(made for made, *_ in calls)
     # What is kept is what the whole run has: nothing was drawn in haste.
-    whole = sampled(Formula(slow), starts(2)[:chains], draws=draws, **options)
-    assert np.array_equal(found.points, whole.points)
+    begun = 5 if sampler == "nutpie" else len(found.points)  # Pyro's come one after the other
+    whole = sampled(Formula(slow), starts(5)[:begun], draws=draws, **options).points
+    assert all(any(np.array_equal(kept, chain) for chain in whole) for kept in found.points)
 
 
 def test_an_interruption_before_the_first_draw_leaves_none() -> None:
