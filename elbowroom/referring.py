@@ -82,7 +82,7 @@ def add_reference(
     reference = in_chains(made["posterior"].to_dataset(), len(nuts.points))
     table = compare_with_reference(tree["posterior"].to_dataset(), reference)
     tree["reference_posterior"] = reference
-    sentence = reference_sentence(table, nuts) if nuts.converged else None
+    sentence = reference_sentence(table, nuts)
     held, notes = fit.held, list(fit.notes)
     if take and nuts.converged:
         held = "nuts"

@@ -102,12 +102,11 @@ def labelled_scalars(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
     scalars = {}
     for name, variable in posterior.data_vars.items():
         values = variable.transpose("chain", "draw", ...)
-        flat = values.to_numpy().reshape(*values.shape[:2], -1)  # (chains, draws, scalars)
         inner = values.dims[2:]
-        labels = [list(values[dim].to_numpy()) for dim in inner]
-        for j, key in enumerate(itertools.product(*labels)):
+        labels = itertools.product(*(values[dim].to_numpy() for dim in inner))
+        for place, key in zip(np.ndindex(values.shape[2:]), labels, strict=True):
             label = f"{name}[{', '.join(map(str, key))}]" if inner else str(name)
-            scalars[label] = flat[:, :, j]
+            scalars[label] = values.to_numpy()[:, :, *place]
     return scalars
 
 

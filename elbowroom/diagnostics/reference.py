@@ -48,7 +48,7 @@ def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset)
           size.
 
         A quantity that the reference holds fixed has shift 0 and ratio 1 if the posterior holds it
-        at the same value; else they are infinite.
+        at the same value; else one of them is infinite. A reference without draws gives no lines.
 
     Raises:
         DataError: If they share no quantity.
@@ -70,31 +70,30 @@ def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset)
             f"the posterior ({', '.join(found) or 'empty'}) and the reference "
             f"({', '.join(wanted) or 'empty'}) have no quantity in common."
         )
-    lines = [_line(label, found[label], wanted[label]) for label in shared]
+    lines = [_line(each, found[each], wanted[each]) for each in shared if wanted[each].size]
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def _line(label: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, object]:
     """One quantity's line, from draws of the posterior and the reference, (chains, draws) each."""
     found, wanted = found.astype(float), wanted.astype(float)
-    sd, own = wanted.std(), found.std()
+    off, own, sd = found.mean() - wanted.mean(), found.std(), wanted.std()
     lower, upper = np.quantile(found, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     (r_hat,), (effective,) = mixing(wanted[None])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        off = found.mean() - wanted.mean()
-        return {
-            "quantity": label,
-            "mean_shift": float(off / sd if off or sd else 0.0),
-            "mean_shift_error": float(np.hypot(_error(found, "mean"), _error(wanted, "mean")) / sd),
-            "sd_ratio": float(own / sd if own or sd else 1.0),
-            "log_ratio_error": float(
-                np.hypot(_error(found, "sd") / own, _error(wanted, "sd") / sd)
-            ),
-            "coverage": float(np.mean((wanted >= lower) & (wanted <= upper))),
-            "wasserstein": float(wasserstein_distance(found.ravel(), wanted.ravel()) / sd),
-            "r_hat": float(r_hat),
-            "effective": float(effective),
-        }
+    mean_error = np.hypot(_error(found, "mean"), _error(wanted, "mean")) / sd
+    ratio_error = np.hypot(_error(found, "sd") / own, _error(wanted, "sd") / sd)
+    return {
+        "quantity": label,
+        "mean_shift": float(off / sd if off or sd else 0.0),
+        "mean_shift_error": float(mean_error),
+        "sd_ratio": float(own / sd if own or sd else 1.0),
+        "log_ratio_error": float(ratio_error),
+        "coverage": float(np.mean((wanted >= lower) & (wanted <= upper))),
+        "wasserstein": float(wasserstein_distance(found.ravel(), wanted.ravel()) / sd),
+        "r_hat": float(r_hat),
+        "effective": float(effective),
+    }
 
 
 def _error(draws: np.ndarray, of: str) -> float:
@@ -102,11 +101,6 @@ def _error(draws: np.ndarray, of: str) -> float:
     if draws.shape[1] < 4 or not np.ptp(draws) > 0:
         return 0.0
     return float(array_stats.mcse(draws, chain_axis=0, draw_axis=1, method=of))
-
-
-def mixed(nuts: NutsDraws) -> str:
-    """How well the chains of a reference have mixed, in a few words."""
-    return _how_well(nuts.worst_r_hat, nuts.fewest_effective, nuts.divergences)
 
 
 def _how_well(r_hat: float, effective: float, divergences: int) -> str:

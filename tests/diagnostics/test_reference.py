@@ -11,7 +11,6 @@ from scipy.stats import norm
 from elbowroom.diagnostics.reference import (
     USABLE,
     compare_with_reference,
-    mixed,
     reference_sentence,
 )
 from elbowroom.errors import DataError
@@ -115,8 +114,7 @@ def test_the_quantity_that_is_off_is_named(mean: float, sd: float, words: str | 
 def test_a_point_and_what_is_not_finite_do_not_agree() -> None:
     reference = posterior(b=quantities(0.0, 1.0))
     for value in (0.0, np.nan, np.inf):
-        with np.errstate(invalid="ignore"):
-            table = compare_with_reference(posterior(b=np.full((1, 100), value)), reference)
+        table = compare_with_reference(posterior(b=np.full((1, 100), value)), reference)
         said = reference_sentence(table, nuts())
         assert said is not None
         assert not said[1]
@@ -137,7 +135,7 @@ def test_a_distance_within_the_reference_s_error_is_no_distance() -> None:
 def test_a_reference_that_has_not_converged_says_nothing() -> None:
     right = quantities(0.0, 1.0)
     apart = right + np.array([0.0, 0.0, 1.0, 1.0])[:, None]
-    for unreliable in (apart, right[:, :80]):
+    for unreliable in (apart, right[:, :80], right[:, :0]):
         table = compare_with_reference(posterior(b=right), posterior(b=unreliable))
         assert reference_sentence(table, nuts()) is None
     table = compare_with_reference(posterior(b=right), posterior(b=right))
@@ -145,4 +143,3 @@ def test_a_reference_that_has_not_converged_says_nothing() -> None:
     few = reference_sentence(table, nuts(divergences=3))
     assert few is not None
     assert "3 divergences" in few[0]
-    assert "nan" in mixed(nuts())
