@@ -16,8 +16,8 @@ from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.guides import Guide, Start
 from elbowroom.inference.isolation import Parameters
 from elbowroom.inference.landscape import Landscape
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings, Trained
+from elbowroom.inference.svi import Trained
+from elbowroom.plan import Task
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import Correction
 from elbowroom.posterior.draws import Draws
@@ -53,20 +53,14 @@ class Fitted:
 
 
 def conclude(
-    problem: Problem,
-    settings: Settings,
-    seed: int,
-    fitted: Fitted,
-    raw: Draws,
-    correction: Correction | None,
-    landscape: Landscape,
-    keep_local: bool,
+    task: Task, fitted: Fitted, raw: Draws, correction: Correction | None, landscape: Landscape
 ) -> Fit:
     """Makes a fit of a guide's draws; to be called in a session with the guide's parameters.
 
     The posterior holds the corrected draws where they can be had, else the guide's own; the other
     ones lie beside them, in `raw_posterior` or `corrected_posterior`.
     """
+    problem, settings, seed = task.problem, task.settings, task.seed
     trained, guide = fitted.trained, fitted.guide
     own = canonical_sites(problem, _as(raw.sites, problem.dtype), None)
     mended = own
@@ -116,7 +110,7 @@ def conclude(
 
     def complete() -> tuple[Any, list[str]]:
         with problem.session(seed + 2, fitted.parameters):
-            return posterior_tree(problem, groups, attributes, keep_local)
+            return posterior_tree(problem, groups, attributes, task.keep_local)
 
     return Fit(
         problem, guide, settings, fitted.objective, seed, trained, complete, measures, notes,
@@ -190,9 +184,8 @@ def _moved(
         if used.any():
             with np.errstate(divide="ignore", invalid="ignore"):
                 moved = np.abs(guide.mean(0) - mean)[used] / sd[used]
-            shift = max(shift, float(np.max(np.nan_to_num(moved, nan=np.inf))))
-            with np.errstate(divide="ignore", invalid="ignore"):
                 widened = np.abs(np.log(guide.std(0)[used] / sd[used]))
+            shift = max(shift, float(np.max(np.nan_to_num(moved, nan=np.inf))))
             ratio = max(ratio, float(np.max(np.nan_to_num(widened, nan=np.inf))))
     return shift, ratio
 

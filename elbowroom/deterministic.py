@@ -22,14 +22,14 @@ from elbowroom.inference.approximations import (
 )
 from elbowroom.inference.density import Density
 from elbowroom.inference.elbo import read_guide
-from elbowroom.inference.fixed_draws import LOG_2PI
 from elbowroom.inference.fixed_draws import Draws as FixedDraws
 from elbowroom.inference.importance import AdaptiveImportance, Mixture
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
 from elbowroom.inference.landscape import Landscape, explore
+from elbowroom.inference.objectives import LOG_2PI
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
-from elbowroom.plan import Plan
+from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import adapted
 from elbowroom.posterior.draws import Draws
 
@@ -59,16 +59,7 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
-def fit_fixed_draws(
-    problem: Problem,
-    guide: Guide,
-    settings: Settings,
-    seed: int,
-    draws: int | None,
-    keep_local: bool,
-    announce: Callable[[Plan], None] | None,
-    landscape: Landscape | None,
-) -> Fit:
+def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None) -> Fit:
     """Fits a Gaussian guide without stochastic gradients; see `elbowroom.fitting.fit`.
 
     Raises:
@@ -77,14 +68,15 @@ def fit_fixed_draws(
     """
     if guide.name not in METHODS:
         raise OptionError(f"--engine fixed_draws: the guide '{guide.name}' needs --engine svi.")
+    problem, settings, seed = task.problem, task.settings, task.seed
     reason = why_not(problem)
     if reason is not None:
         raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
-    if announce is not None:
-        announce(Plan(problem, guide, settings, OBJECTIVE, seed, "fixed_draws"))
+    if task.announce is not None:
+        task.announce(Plan(problem, guide, settings, OBJECTIVE, seed, "fixed_draws"))
     landscape = landscape or explore(problem, settings.restarts, seed)
     began, random = time.perf_counter(), np.random.default_rng(seed)
-    count = DRAWS if draws is None else draws
+    count = DRAWS if task.draws is None else task.draws
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
         found = approximate(landscape, guide.name, settings, random)
         few = found.density.affordable(2 * count, 1000) // 2
@@ -95,7 +87,7 @@ def fit_fixed_draws(
     seconds = landscape.seconds + time.perf_counter() - began
     fitted = _as_pyro(problem, guide, found.approximation, landscape, seconds, seed)
     with problem.session(seed + 1, fitted.parameters):
-        return conclude(problem, settings, seed, fitted, raw, correction, landscape, keep_local)
+        return conclude(task, fitted, raw, correction, landscape)
 
 
 @dataclass(frozen=True)

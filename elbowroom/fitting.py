@@ -23,7 +23,7 @@ from elbowroom.inference.problem import (
 from elbowroom.inference.svi import Settings
 from elbowroom.ladder import climb_ladder
 from elbowroom.models import Model
-from elbowroom.plan import Plan, Progress
+from elbowroom.plan import Plan, Progress, Task
 from elbowroom.referring import add_reference
 from elbowroom.stochastic import fit_stochastic
 
@@ -152,9 +152,9 @@ def fit(
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)
     if guide == "auto" and chosen_engine(engine, None, problem, settings) == "fixed_draws":
-        found = climb_ladder(
-            problem, settings, seed, checked_draws(draws), keep_local, announce, progress, report
-        )
+        checked_draws(draws)
+        task = Task(problem, settings, seed, draws, keep_local, announce, progress)
+        found = climb_ladder(task, report)
         return _referred(found, reference, fallback)
     found = fit_problem(
         problem,
@@ -202,15 +202,14 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
     return "fixed_draws" if fits and not stochastic and why_not(problem) is None else "svi"
 
 
-def checked_draws(draws: int | None) -> int | None:
-    """The posterior draws of a fit.
+def checked_draws(draws: int | None) -> None:
+    """Sees that the posterior draws of a fit are enough.
 
     Raises:
         OptionError: If they are too few.
     """
     if draws is not None and draws < 100:
         raise OptionError(f"--draws {draws}: give at least 100, or no diagnostic can be trusted.")
-    return draws
 
 
 def fit_problem(
@@ -232,13 +231,9 @@ def fit_problem(
     `elbowroom.inference.landscape.explore` gave it.
     """
     checked_draws(draws)
-    seed = checked_seed(seed)
+    task = Task(problem, settings, checked_seed(seed), draws, keep_local, announce, progress)
     if chosen_engine(engine, guide, problem, settings) == "fixed_draws":
-        return fit_fixed_draws(
-            problem, guide, settings, seed, draws, keep_local, announce, landscape
-        )
+        return fit_fixed_draws(task, guide, landscape)
     if guide.engines == ("fixed_draws",):
         raise OptionError(f"--engine svi: the guide '{guide.name}' needs --engine fixed_draws.")
-    return fit_stochastic(
-        problem, guide, settings, seed, draws, keep_local, announce, progress, landscape
-    )
+    return fit_stochastic(task, guide, landscape)

@@ -1,6 +1,7 @@
 """The guide `auto`: a ladder of guides, climbed until a posterior can be trusted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from elbowroom.deterministic import fit_fixed_draws
 from elbowroom.errors import GuideError
@@ -9,27 +10,16 @@ from elbowroom.guides import get_guide
 from elbowroom.inference.importance import k_hat_threshold
 from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings
-from elbowroom.plan import Plan, Progress
+from elbowroom.plan import Task
 from elbowroom.stochastic import fit_stochastic
 
 FULL_RANK = 60
 """The largest dimension in which the ladder tries `full_rank`."""
 FLOW = 20
 """The largest dimension in which it tries `flow`."""
-Report = Callable[[str], None]
 
 
-def climb_ladder(
-    problem: Problem,
-    settings: Settings,
-    seed: int,
-    draws: int | None,
-    keep_local: bool,
-    announce: Callable[[Plan], None] | None,
-    progress: Progress | None,
-    report: Report | None,
-) -> Fit:
+def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit:
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
@@ -39,6 +29,7 @@ def climb_ladder(
     Raises:
         GuideError: If no rung gave a posterior at all.
     """
+    problem = task.problem
     climbed: list[str] = []
     found: list[Fit] = []
 
@@ -60,9 +51,9 @@ def climb_ladder(
     def deterministic(name: str, where: Problem, landscape: Landscape) -> Callable[[], Fit]:
         guide = get_guide(name, where.model_name, False)
         # What is about to be run is said once.
-        first = announce if not climbed else None
+        said = None if climbed else task.announce
         return lambda: fit_fixed_draws(
-            where, guide, settings, seed, draws, keep_local, first, landscape
+            replace(task, problem=where, announce=said), guide, landscape
         )
 
     def climb() -> None:
@@ -70,7 +61,7 @@ def climb_ladder(
         if problem.space.location_scale and problem.model_name is None:
             places.append(problem.reparameterise(problem.space.location_scale))
         for place in places:
-            landscape = explore(place, settings.restarts, seed)
+            landscape = explore(place, task.settings.restarts, task.seed)
             where = " of the standardised sites" if place.reparameterised else ""
             if rung(f"linear_response{where}", deterministic("linear_response", place, landscape)):
                 return
@@ -81,12 +72,8 @@ def climb_ladder(
                 return
         if problem.space.dimension <= FLOW:
             flow = get_guide("flow", problem.model_name, False)
-            rung(
-                "flow",
-                lambda: fit_stochastic(
-                    places[-1], flow, settings, seed, draws, keep_local, None, progress, None
-                ),
-            )
+            last = replace(task, problem=places[-1], announce=None)
+            rung("flow", lambda: fit_stochastic(last, flow))
 
     climb()
     if not found:

@@ -1,4 +1,4 @@
-"""What is about to be run."""
+"""What is asked of a fit, and what is about to be run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,3 +21,26 @@ class Plan:
     objective: tuple[str, str]
     seed: int
     engine: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a fit, whatever its guide and engine; see `elbowroom.fitting.fit`.
+
+    Attributes:
+        problem: The model bound to its data.
+        settings: Of the fit.
+        seed: Of all random numbers.
+        draws: Posterior draws; None for the engine's own number.
+        keep_local: Whether to keep the draws of large latents that each row has.
+        announce: Called with the `Plan` before the optimiser begins.
+        progress: Called at each step of the optimiser.
+    """
+
+    problem: Problem
+    settings: Settings
+    seed: int
+    draws: int | None = None
+    keep_local: bool = False
+    announce: Callable[[Plan], None] | None = None
+    progress: Progress | None = None

@@ -10,7 +10,7 @@ import xarray
 from torch import Tensor
 
 from elbowroom.deterministic import why_not
-from elbowroom.diagnostics.reference import compare_with_reference, reference_sentence
+from elbowroom.diagnostics.reference import compare_with_reference, how_well, reference_sentence
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.inference.isolation import checked_seed, isolated
@@ -31,6 +31,8 @@ def add_reference(
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Fit:
     """Runs NUTS from draws of a fit's posterior, compares the two, and judges the fit anew.
+
+    The chains begin where the fit is: a mode that it has missed, they may miss as well.
 
     Args:
         fit: Of a model whose log density can be had: no point parameters, no continuous latents
@@ -83,17 +85,17 @@ def add_reference(
     table = compare_with_reference(tree["posterior"].to_dataset(), reference)
     tree["reference_posterior"] = reference
     sentence = reference_sentence(table, nuts)
+    mixed = how_well(nuts.worst_r_hat, nuts.fewest_effective, nuts.divergences)
     held, notes = fit.held, list(fit.notes)
     if take and nuts.converged:
         held = "nuts"
-        sentence = f"The posterior holds the draws of NUTS ({_mixed(nuts)}).", True
+        sentence = f"The posterior holds the draws of NUTS ({mixed}).", True
         tree, more = _taken(fit, sites, tree, nuts)
         notes += more
     evidence = replace(fit.evidence, reference=sentence)
     if sentence is None:
         notes.append(
-            f"NUTS has not converged ({_mixed(nuts)}), and says nothing of the fit; give more "
-            "--draws."
+            f"NUTS has not converged ({mixed}), and says nothing of the fit; give more --draws."
         )
     measures: dict[str, Any] = {
         **fit.diagnostics,
@@ -114,10 +116,6 @@ def add_reference(
         evidence=evidence,
         held=held,
     )
-
-
-def _mixed(nuts: NutsDraws) -> str:
-    return f"R-hat {nuts.worst_r_hat:.3f}, {nuts.fewest_effective:,.0f} effective draws"
 
 
 def _taken(

@@ -1,6 +1,5 @@
 """The stochastic way through the house: a guide fitted by the shared SVI runner."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +30,7 @@ from elbowroom.inference.isolation import (
 from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, run_svi
-from elbowroom.plan import Plan, Progress
+from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import reweighted
 from elbowroom.posterior.draws import Draws, draw
 
@@ -43,18 +42,9 @@ ENOUGH = 1000.0
 """Effective draws at which no more are weighed."""
 
 
-def fit_stochastic(
-    problem: Problem,
-    guide: Guide,
-    settings: Settings,
-    seed: int,
-    draws: int | None,
-    keep_local: bool,
-    announce: Callable[[Plan], None] | None,
-    progress: Progress | None,
-    landscape: Landscape | None,
-) -> Fit:
+def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None) -> Fit:
     """Fits a guide by stochastic gradients; see `elbowroom.fitting.fit`."""
+    problem, settings, seed = task.problem, task.settings, task.seed
     _rehearse(problem, guide, settings, seed)
     landscape = landscape or explore(problem, settings.restarts, seed)
     space, arguments = problem.space, problem.arguments
@@ -63,8 +53,8 @@ def fit_stochastic(
         called = guide.build(space, start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
-        if announce is not None:
-            announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
+        if task.announce is not None:
+            task.announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
         trace_model(problem.function, arguments)  # makes the model's own parameters
         initial = parameter_values()
         try:
@@ -74,7 +64,7 @@ def fit_stochastic(
                 make_objective(name, settings.particles, space),
                 settings,
                 space.subsampled,
-                progress,
+                task.progress,
             )
             values = parameter_values()
         finally:  # a network of the user's is left as it was
@@ -83,7 +73,7 @@ def fit_stochastic(
     parameters = Parameters(state, values)
     point = guide.point or sites.point
     fitted = Fitted(guide, called, start, parameters, trained, (name, why), "svi", point)
-    count = DRAWS if draws is None else draws
+    count = DRAWS if task.draws is None else task.draws
     with problem.session(seed + 1, parameters):
         raw = draw(problem.function, called, arguments, space, count)
         correction = None
@@ -94,7 +84,7 @@ def fit_stochastic(
                 more = more.followed_by(again)
             random = np.random.default_rng(seed)
             correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
-        return conclude(problem, settings, seed, fitted, raw, correction, landscape, keep_local)
+        return conclude(task, fitted, raw, correction, landscape)
 
 
 def _wasteful(drawn: Draws) -> bool:

@@ -103,7 +103,8 @@ def _error(draws: np.ndarray, of: str) -> float:
     return float(array_stats.mcse(draws, chain_axis=0, draw_axis=1, method=of))
 
 
-def _how_well(r_hat: float, effective: float, divergences: int) -> str:
+def how_well(r_hat: float, effective: float, divergences: int) -> str:
+    """How well chains have mixed, in words."""
     words = f"R-hat {r_hat:.3f}, {effective:,.0f} effective draws"
     return f"{words}, {divergences:,} divergences" if divergences else words
 
@@ -147,7 +148,7 @@ def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool]
         ratios = np.log(varying["sd_ratio"]).abs()
     far = _beyond(varying["quantity"], shifts, varying["mean_shift_error"])
     wide = _beyond(varying["quantity"], ratios, varying["log_ratio_error"])
-    which = f"NUTS ({_how_well(r_hat, effective, nuts.divergences)})"
+    which = f"NUTS ({how_well(r_hat, effective, nuts.divergences)})"
     if far is None and wide is None:
         return (
             f"The posterior agrees with {which}: means within {shifts.max():.2g} sd, sds within "

@@ -10,9 +10,10 @@ from scipy.optimize import minimize
 from elbowroom.errors import GuideError
 from elbowroom.inference import fixed_draws
 from elbowroom.inference.density import Density
-from elbowroom.inference.fixed_draws import LOG_2PI, Coordinates, Draws, Optimum
+from elbowroom.inference.fixed_draws import Draws, Optimum
 from elbowroom.inference.landscape import Landscape
-from elbowroom.inference.modes import Mode
+from elbowroom.inference.modes import Mode, guarded_loss
+from elbowroom.inference.objectives import LOG_2PI, Coordinates
 
 
 @dataclass(frozen=True)
@@ -209,12 +210,7 @@ PATHS, PATH_DRAWS, PATH_MEMORY = 4, 20, 6
 def _path(density: Density, start: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Mean and covariance of a Normal at each point of a path of L-BFGS."""
     visited: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def loss(u: np.ndarray) -> tuple[float, np.ndarray]:
-        values, gradients = density.value_and_gradient(u[None])
-        if not (np.isfinite(values[0]) and np.isfinite(gradients[0]).all()):
-            return 1e100, np.zeros_like(u)
-        return -float(values[0]), -gradients[0]
+    loss = guarded_loss(density.at)
 
     def keep(u: np.ndarray) -> None:
         visited.append((u.copy(), loss(u)[1]))

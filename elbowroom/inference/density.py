@@ -158,6 +158,11 @@ class Density:
         gradients = np.concatenate([part[1] for part in parts])
         return np.where(np.isnan(values), -np.inf, values), gradients
 
+    def at(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log density and gradient at one point, (D,): a number and (D,)."""
+        values, gradients = self.value_and_gradient(point[None])
+        return float(values[0]), gradients[0]
+
     def value(self, points: np.ndarray) -> np.ndarray:
         """Log density at each row of `points`, (n, D) to (n,)."""
         parts = [self._evaluate(chunk, gradient=False)[0] for chunk in self._chunks(points)]

@@ -96,15 +96,20 @@ def k_hat_interval(k_hat: float, draws: int) -> tuple[float, float]:
     return k_hat - error, k_hat + error
 
 
+def normalised(log_weights: np.ndarray) -> np.ndarray:
+    """Weights that sum to one, (draws,)."""
+    weights = np.exp(log_weights - np.max(log_weights))
+    return weights / weights.sum()
+
+
 def effective_sample_size(log_weights: np.ndarray) -> float:
     """Kish's effective number of draws, (Σw)² / Σw².
 
     Example:
-        >>> effective_sample_size(np.zeros(10))
+        >>> round(effective_sample_size(np.zeros(10)), 9)
         10.0
     """
-    weights = np.exp(log_weights - np.max(log_weights))
-    return float(weights.sum() ** 2 / np.square(weights).sum())
+    return float(1 / np.square(normalised(log_weights)).sum())
 
 
 def log_mean_exp(log_weights: np.ndarray) -> tuple[float, float]:
@@ -260,34 +265,21 @@ class AdaptiveImportance:
 
     @property
     def rounds(self) -> int:
-        """How many there were."""
+        """How many proposals there were draws from."""
         return len(self.counts)
 
     def round(self, count: int) -> None:
         """Draws from the latest proposal, and weighs all draws anew."""
+        if len(self.counts) < len(self.proposals):  # the first time
+            latest = self.proposals[-1].log_density(self.points)
+            self._log_q = np.concatenate([self._log_q, latest[:, None]], axis=1)
+            self.counts.append(0)
         new = self.proposals[-1].draw(count, self.random)
-        log_p = self.density.value(new)
-        if len(self.counts) == len(self.proposals):  # the latest proposal again
-            self.points = np.concatenate([self.points, new])
-            self.log_p = np.concatenate([self.log_p, log_p])
-            log_q = np.stack([proposal.log_density(new) for proposal in self.proposals], axis=1)
-            self._log_q = np.concatenate([self._log_q, log_q])
-            self.counts[-1] += count
-            self._weigh()
-            return
-        earlier = [proposal.log_density(new) for proposal in self.proposals[:-1]]
+        log_q = np.stack([proposal.log_density(new) for proposal in self.proposals], axis=1)
+        self.counts[-1] += count
         self.points = np.concatenate([self.points, new])
-        self.log_p = np.concatenate([self.log_p, log_p])
-        latest = self.proposals[-1].log_density(self.points)
-        if earlier:
-            above = np.concatenate([self._log_q, np.stack(earlier, axis=1)])
-            self._log_q = np.concatenate([above, latest[:, None]], axis=1)
-        else:
-            self._log_q = latest[:, None]
-        self.counts.append(count)
-        self._weigh()
-
-    def _weigh(self) -> None:
+        self.log_p = np.concatenate([self.log_p, self.density.value(new)])
+        self._log_q = np.concatenate([self._log_q, log_q])
         shares = np.array(self.counts) / sum(self.counts)
         self.log_q = logsumexp(self._log_q, axis=1, b=shares)
         self.log_weights = self.log_p - self.log_q
@@ -296,8 +288,7 @@ class AdaptiveImportance:
     @property
     def weights(self) -> np.ndarray:
         """Pareto-smoothed, summing to one, (draws,)."""
-        weights = np.exp(self.log_smoothed - np.max(self.log_smoothed))
-        return weights / weights.sum()
+        return normalised(self.log_smoothed)
 
     @property
     def effective_sample_size(self) -> float:

@@ -166,15 +166,24 @@ def climb(
     ]
 
 
+def guarded_loss(
+    value_and_gradient: Callable[[np.ndarray], tuple[float, np.ndarray]],
+) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """Minus a function and its gradient for a minimiser, which is sent back where it has none."""
+
+    def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+        with np.errstate(all="ignore"):  # a step too far is judged by what it gives
+            value, gradient = value_and_gradient(at)
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+            return 1e100, np.zeros_like(at)
+        return -float(value), -gradient
+
+    return loss
+
+
 def climb_long(density: Density, start: np.ndarray, iterations: int = 1000) -> np.ndarray:
     """Climbs from one start by L-BFGS, where Hessians cost too much: the place reached, (D,)."""
-
-    def loss(u: np.ndarray) -> tuple[float, np.ndarray]:
-        values, gradients = density.value_and_gradient(u[None])
-        if not (np.isfinite(values[0]) and np.isfinite(gradients[0]).all()):
-            return 1e100, np.zeros(len(u))
-        return -float(values[0]), -gradients[0]
-
+    loss = guarded_loss(density.at)
     options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 20, "gtol": 1e-6}
     return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
 

@@ -5,7 +5,6 @@ matrix follows correlations, or by Pyro's own kernel where nutpie is not install
 """
 
 import itertools
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -23,18 +22,15 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.inference.density import Density
+from elbowroom.inference.gathered import Gathered
 from elbowroom.inference.isolation import isolated
 
 R_HAT_LIMIT = 1.01
 """R-hat above which chains have not mixed (Vehtari et al., 2021)."""
 FEWEST_EFFECTIVE = 400.0
 """Effective draws below which R-hat and the errors of means cannot be told (the same paper)."""
-PATIENCE = 0.3
-"""For how long chains that ask for a gradient wait for the others, in evaluations' time."""
 NUDGE = 1e-8
 """How far a chain begins from its start where the gradient is zero, relative to it or to 1."""
-TOGETHER = 40_000
-"""Numbers of one operation on all chains up to which a batch of them costs less than they do."""
 POLL = 0.25
 """Seconds between two calls of `progress`."""
 DENSE = 500
@@ -230,97 +226,6 @@ def _imported_nutpie() -> Any:
     return nutpie
 
 
-class _Gathered:
-    """Log density and gradient for chains in threads, taken for all that wait in one call.
-
-    One chain at a time evaluates, for itself and for all that wait by then; before that it gives
-    the missing ones a part of an evaluation's time to come. None waits longer for a chain that
-    does not come, so that chains may end when they like. Turns have to be taken in any case: the
-    state of Pyro belongs to the process.
-
-    Every chain has its row in a batch of constant size. The rounding of batched operations depends
-    on the size, so that otherwise a chain's draws would depend on who else was waiting. Where a
-    batch does not pay, each chain is a batch of its own.
-    """
-
-    def __init__(self, density: Density, starts: np.ndarray, length: int) -> None:
-        self.density = density
-        self.rows = starts.copy()  # (chains, D), where each chain has asked last
-        self.length, self.left = length, np.full(len(starts), length)  # draws yet to be made
-        narrow = len(starts) * density.width <= TOGETHER
-        self.together = narrow and density.how != "one by one"
-        self.waiting: set[int] = set()
-        self.answers: dict[int, tuple[float, np.ndarray]] = {}
-        self.changed = threading.Condition()
-        self.busy, self.closed, self.seconds = False, False, 0.0
-        self.failure: Exception | None = None
-
-    def drawn(self, chain: int) -> None:
-        """A chain has made a draw; after its last one nobody waits for it."""
-        with self.changed:
-            self.left[chain] -= 1
-            if self._complete():
-                self.changed.notify_all()
-
-    def close(self) -> np.ndarray:
-        """Chains that are to end are given a standard Normal density, which costs nothing.
-
-        Returns:
-            The draws that each chain has made, (chains,); later ones are not of this density.
-        """
-        with self.changed:
-            self.closed = True
-            return self.length - self.left
-
-    def __call__(self, chain: int, point: np.ndarray) -> tuple[float, np.ndarray]:
-        """Log density and gradient at a point, (D,), for one of the chains.
-
-        The log density is minus infinity if they are not finite: nutpie counts a divergence.
-        """
-        if self.together:
-            value, gradient = self._in_company(chain, point)
-        else:
-            with self.changed:
-                ((value, gradient),) = self._evaluate(point[None])
-        return (value if np.isfinite(gradient).all() else -np.inf), gradient
-
-    def _in_company(self, chain: int, point: np.ndarray) -> tuple[float, np.ndarray]:
-        with self.changed:
-            self.rows[chain] = point
-            self.waiting.add(chain)
-            if self._complete():
-                self.changed.notify_all()
-            self.changed.wait_for(lambda: chain in self.answers or not self.busy)
-            if chain in self.answers:
-                return self.answers.pop(chain)
-            self.busy = True
-            self.changed.wait_for(self._complete, timeout=PATIENCE * self.seconds)
-            asked, self.waiting = self.waiting, set()
-            rows = self.rows.copy()
-        found = self._evaluate(rows)
-        with self.changed:
-            self.answers.update({each: found[each] for each in asked})
-            self.busy = False
-            self.changed.notify_all()
-            return self.answers.pop(chain)
-
-    def _complete(self) -> bool:
-        """Whether every chain that is still drawing waits."""
-        return len(self.waiting) >= int(np.count_nonzero(self.left > 0))
-
-    def _evaluate(self, points: np.ndarray) -> list[tuple[float, np.ndarray]]:
-        if not self.closed:
-            began = time.perf_counter()
-            try:
-                values, gradients = self.density.value_and_gradient(points)
-                self.seconds = time.perf_counter() - began
-                return list(zip(values.tolist(), gradients, strict=True))
-            except Exception as error:
-                # In one of nutpie's threads it would print a trace of Rust: `_wait` raises it.
-                self.failure, self.closed = error, True
-        return [(-0.5 * float(point @ point), -point) for point in points]
-
-
 def _by_nutpie(
     nutpie: Any,
     density: Density,
@@ -335,7 +240,7 @@ def _by_nutpie(
     Each chain is a sampler of its own: one of many chains does not say which of them asks for a
     start, and the same seed would not give the same draws.
     """
-    gathered = _Gathered(density, starts, tune + draws)
+    gathered = Gathered(density, starts, tune + draws)
     samplers: list[Any] = []
     chains: dict[int, _Chain] = {}
     interrupted = False
@@ -370,7 +275,7 @@ def _by_nutpie(
     return [chains[chain] for chain in sorted(chains)], interrupted
 
 
-def _compiled(nutpie: Any, gathered: _Gathered, chain: int, start: np.ndarray) -> Any:
+def _compiled(nutpie: Any, gathered: Gathered, chain: int, start: np.ndarray) -> Any:
     """One chain's log density and start, as nutpie takes them."""
     tries = itertools.count()
 
@@ -400,7 +305,7 @@ def _compiled(nutpie: Any, gathered: _Gathered, chain: int, start: np.ndarray) -
 def _wait(
     samplers: list[Any],
     chains: dict[int, _Chain],
-    gathered: _Gathered,
+    gathered: Gathered,
     tune: int,
     progress: Progress | None,
 ) -> None:

@@ -12,6 +12,7 @@ from elbowroom.inference.importance import (
     effective_sample_size,
     k_hat_threshold,
     log_mean_exp,
+    normalised,
     resampled,
     smoothed,
     standard_errors,
@@ -73,8 +74,7 @@ def reweighted(
         random: Of the resampling.
     """
     log_weights, k_hat = smoothed(log_p - log_q)
-    weights = np.exp(log_weights - np.max(log_weights))
-    weights = weights / weights.sum()
+    weights = normalised(log_weights)
     picked = resampled(weights, count, random)
     index = torch.as_tensor(picked)
     return Correction(

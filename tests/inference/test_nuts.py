@@ -16,6 +16,7 @@ from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference import nuts
 from elbowroom.inference.density import Density
+from elbowroom.inference.gathered import Gathered
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.nuts import NutsDraws, mixing, sample_nuts
 
@@ -207,10 +208,10 @@ def test_starts_without_density_are_refused_and_a_mode_is_not() -> None:
     assert sampled(Formula(standard), np.zeros((2, 1)), draws=50, tune=100).points.std() > 0.5
 
 
-def asked_by_chains(calls: list[int], says: bool) -> tuple[nuts._Gathered, list[bool]]:
+def asked_by_chains(calls: list[int], says: bool) -> tuple[Gathered, list[bool]]:
     """Chains that ask so many times each; `says`: whether they tell of their last draw."""
     density: Any = Formula(standard, 2)
-    gathered = nuts._Gathered(density, np.zeros((len(calls), 2)), max(calls))
+    gathered = Gathered(density, np.zeros((len(calls), 2)), max(calls))
     right = []
 
     def chain(number: int) -> None:
