@@ -102,6 +102,14 @@ def conclude(
         notes.append(landscape.agreement)
     if landscape.density is not None and landscape.density.note is not None:
         notes.append(landscape.density.note)
+    if correction is not None and correction.proposal is not None:
+        split = correction.proposal.split
+        if split is not None:
+            total = correction.proposal.means.shape[1]
+            notes.append(
+                f"{split.blocks.size} of the {total} coordinates were drawn given the others, from "
+                "their conditional distributions."
+            )
     measures = bound(raw, fitted.point)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
     measures.update(more, predictive_checks=shares)
@@ -130,17 +138,20 @@ def _evidence(
     """What the verdict is made of, and the numbers among it by name."""
     best, missing = landscape.best, 0.0
     starts = None
-    if best is not None and landscape.tried > 1:
+    slope = 0.0 if landscape.density is None else landscape.density.slope_error
+    if best is not None:
         starts = (best.starts, landscape.tried)
     if best is not None and correction is not None:
         missing = best.log_evidence - correction.log_evidence[0]
+        higher = max(mode.promise for mode in landscape.modes) - correction.log_evidence[0]
         if missing < -SPIKE:  # a narrow spike, which holds none of the mass
             starts = None
+        missing = max(missing, higher)
     if correction is None:
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
             math.inf, len(raw.log_p), 0.0, False, starts=starts, predictive=tuple(sentences),
-            flat=landscape.flat,
+            flat=landscape.flat, slope=slope,
         )  # fmt: skip
         return evidence, {}
     weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
@@ -163,7 +174,7 @@ def _evidence(
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,
         shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
-        missing=missing, flat=landscape.flat,
+        missing=missing, flat=landscape.flat, slope=slope,
     )  # fmt: skip
     return evidence, measures
 

@@ -23,7 +23,7 @@ from elbowroom.inference.approximations import (
 from elbowroom.inference.density import Density
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.fixed_draws import Draws as FixedDraws
-from elbowroom.inference.importance import AdaptiveImportance, Mixture
+from elbowroom.inference.importance import Mixture, sampled
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
 from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.objectives import LOG_2PI
@@ -81,8 +81,8 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
         found = approximate(landscape, guide.name, settings, random)
         few = found.density.affordable(2 * count, 1000) // 2
         raw = _raw(found.density, found.approximation, few, random)
-        importance = AdaptiveImportance(found.density, found.proposal, random)
-        importance.run()
+        assert landscape.curvature is not None
+        importance = sampled(found.density, landscape.curvature, found.proposal, random)
         correction = adapted(importance, count)
     seconds = landscape.seconds + time.perf_counter() - began
     fitted = _as_pyro(problem, guide, found.approximation, landscape, seconds, seed)

@@ -297,7 +297,11 @@ class Fit:
             parameters["start.precision"] = self.start.precision.cpu()
         if self.proposal is not None:
             parameters.update(
-                {f"proposal.{k}": torch.as_tensor(v) for k, v in asdict(self.proposal).items()}
+                {
+                    f"proposal.{name}": torch.as_tensor(value)
+                    for name, value in asdict(self.proposal).items()
+                    if value is not None
+                }
             )
         options = {} if self.problem.options is None else asdict(self.problem.options)
         trained = self.trained

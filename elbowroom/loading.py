@@ -108,7 +108,11 @@ def load(
 def _proposal(saved: Mapping[str, Tensor]) -> Mixture | None:
     if "proposal.means" not in saved:
         return None
-    found = {name: saved[f"proposal.{name}"].numpy() for name in ("shares", "means", "factors")}
+    found = {
+        name.removeprefix("proposal."): value.numpy()
+        for name, value in saved.items()
+        if name.startswith("proposal.") and name != "proposal.freedom"
+    }
     return Mixture(**found, freedom=float(saved["proposal.freedom"]))
 
 

@@ -22,6 +22,8 @@ RESOLVED = 0.1
 """The relative standard error of a sd above which it is not resolved."""
 MISSING = 5.0
 """Nats of evidence that the draws may lack against Laplace's estimate at the best mode."""
+SLOPE = 1e-3
+"""The relative error of a gradient above which it is wrong."""
 HEAVY = 0.45
 """The Pareto shape of a quantity's tail at which its sd cannot be had: from 0.5 on it has none."""
 
@@ -97,8 +99,11 @@ class Evidence:
         relabelled: Whether modes differ by the labels of exchangeable parts.
         unresolved: Sentences of quantities whose mean or sd is not resolved.
         predictive: Sentences of statistics that the model does not reproduce.
-        missing: Nats by which Laplace's evidence of the best mode exceeds that of the draws.
+        missing: Nats by which Laplace's evidence of the best place climbed to, a mode or where a
+            climb was stopped, exceeds that of the draws.
         flat: Whether the density has a point without gradient and without curvature, and no mode.
+        slope: The largest relative difference of the density's gradient from differences of its
+            values.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
     """
 
@@ -119,6 +124,7 @@ class Evidence:
     predictive: tuple[str, ...] = ()
     missing: float = 0.0
     flat: bool = False
+    slope: float = 0.0
     reference: tuple[str, bool] | None = None
 
     @classmethod
@@ -134,11 +140,11 @@ def judge(evidence: Evidence) -> Verdict:
     """The verdict that the evidence allows."""
     against, advice = _against(evidence)
     kind = _weights(evidence)
-    if evidence.reference is not None and evidence.reference[1] and not evidence.point:
-        return Verdict(TRUSTED, (evidence.reference[0], *_remarks(evidence)))
     if against:
         reasons = [*against, *_remarks(evidence)]
         return Verdict(NOT_TRUSTED, tuple(reasons), advice[0])
+    if evidence.reference is not None:
+        return Verdict(TRUSTED, (evidence.reference[0], *_remarks(evidence)))
     reasons = [kind]
     if evidence.starts is not None and evidence.starts[1] > 1:
         reasons.append("{} of {} starts reached the best mode.".format(*evidence.starts))
@@ -168,8 +174,13 @@ def _weights(evidence: Evidence) -> str:
 
 
 def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
-    """What speaks against trust, and what to do about each."""
+    """What speaks against trust, and what to do about each.
+
+    A reference that agrees speaks for the optimum and for the draws; not for what its chains, which
+    begin at the fit's draws, may have missed as well.
+    """
     reasons, advice = [], []
+    agrees = evidence.reference is not None and evidence.reference[1]
     if evidence.point:
         reasons.append("The guide is one point, which has no spread.")
         advice.append("fit with --guide auto.")
@@ -178,10 +189,19 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "The log density is flat in some direction, so that the posterior may not be proper."
         )
         advice.append("give every site a proper prior.")
-    if evidence.reference is not None and not evidence.reference[1]:
+    if evidence.slope > SLOPE:
+        reasons.append(
+            "The gradient of the model's log density is not that of its values: off by "
+            f"{evidence.slope:.2g} of its size."
+        )
+        advice.append(
+            "mend the operation in the model that has a wrong gradient or none: a detach, a "
+            "torch.no_grad or an autograd.Function."
+        )
+    if evidence.reference is not None and not agrees:
         reasons.append(evidence.reference[0])
         advice.append("take the reference's draws.")
-    if not evidence.converged:
+    if not evidence.converged and not agrees:
         reasons.append(evidence.status[:1].upper() + evidence.status[1:])
         advice.append(
             "give more --steps, or a smaller --learning-rate."
@@ -189,7 +209,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             else "fit with --guide auto, or write the model with a non-centred parameterisation."
         )
     upper = k_hat_interval(evidence.k_hat, evidence.draws)[1]
-    if not evidence.point and not upper <= k_hat_threshold(evidence.draws):
+    rests_on_weights = not (evidence.point or agrees)
+    if rests_on_weights and not upper <= k_hat_threshold(evidence.draws):
         reasons.append(
             f"The importance weights cannot mend the guide: {_weights(evidence)}"
             if evidence.k_hat > k_hat_threshold(evidence.draws)
@@ -200,7 +221,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             if evidence.stochastic
             else "compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts."
         )
-    elif not evidence.point and not evidence.effective >= FEWEST_EFFECTIVE:
+    elif rests_on_weights and not evidence.effective >= FEWEST_EFFECTIVE:
         reasons.append(f"Too few effective draws: {_weights(evidence)}")
         advice.append("give more --draws.")
     if evidence.starts is not None and evidence.starts[1] > 3 and evidence.starts[0] == 1:
@@ -211,8 +232,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         advice.append(f"give --restarts {4 * evidence.starts[1]}.")
     if evidence.missing > MISSING:
         reasons.append(
-            f"The draws hold {evidence.missing:.0f} nats less evidence than the best mode should: "
-            "they may have missed it."
+            f"The draws hold {evidence.missing:.0f} nats less evidence than the best place climbed "
+            "to should: they may have missed it."
         )
         advice.append("fit with another --seed, or compare with NUTS: elbowroom reference RUN.")
     if evidence.unresolved and not reasons:
@@ -225,6 +246,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
 
 def _remarks(evidence: Evidence) -> list[str]:
     remarks = []
+    if evidence.starts is not None and evidence.starts[1] == 1:
+        remarks.append("One start was made: other modes were not looked for.")
     if evidence.relabelled:
         remarks.append(
             "Modes that differ only in labels are one: the labels are those of one mode."

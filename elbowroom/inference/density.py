@@ -40,6 +40,8 @@ class Density:
         how: "recorded"; "batched", if the model could not be recorded but can be batched; "one by
             one", if it can be neither.
         evaluations: Points at which the gradient or the value was taken.
+        slope_error: The largest difference of the gradient from differences of the value in random
+            directions, relative to its size; 0 where there is no value to compare with.
 
     Raises:
         ModelError: If two runs of the model at one point differ, since it draws random numbers.
@@ -72,6 +74,7 @@ class Density:
         numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
         self.width = max([1, space.dimension, *self._widths(numbers)])
         self.how, self._function = self._prepared()
+        self.slope_error = self._slope_error()
 
     def _widths(self, numbers: int) -> list[int]:
         """Numbers of one operation at one point, as far as they can be told beforehand."""
@@ -133,6 +136,22 @@ class Density:
         except Exception:
             pass
         return "one by one", self._one_by_one
+
+    def _slope_error(self) -> float:
+        random = np.random.default_rng(0)
+        worst = 0.0
+        for point in 0.3 * random.standard_normal((2, self.dimension)):
+            _, gradient = self.at(point)
+            direction = random.standard_normal(self.dimension)
+            size = np.abs(gradient * direction).max(initial=0.0)
+            # Long steps bend, short ones drown in rounding: one of them shows the slope.
+            steps = np.array([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])[:, None] * direction
+            ahead, behind = self.value(point + steps), self.value(point - steps)
+            with np.errstate(invalid="ignore"):
+                slopes = (ahead - behind) / (2 * steps[:, 0] / direction[0])
+                errors = np.abs(slopes - gradient @ direction) / size if size else np.abs(slopes)
+            worst = max(worst, float(np.nanmin(errors, initial=np.inf)))
+        return worst if np.isfinite(worst) else 0.0
 
     @property
     def note(self) -> str | None:

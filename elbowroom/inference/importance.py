@@ -1,12 +1,15 @@
 """Importance sampling: weights, what they tell of the draws, and draws that adapt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from arviz_stats.base import array_stats
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, logsumexp
 
+from elbowroom.inference.conditional import Conditional, Split, split_of
+from elbowroom.inference.curvature import Curvature
 from elbowroom.inference.density import Density
 
 FEWEST_DRAWS = 1000
@@ -19,6 +22,10 @@ PRECISE = 0.03
 """The Monte Carlo error of every mean and sd, in sds, at which it ends."""
 EFFICIENT = 0.3
 """Effective draws for each draw at which a proposal is not adapted any more."""
+FREEDOM = 7.0
+"""The fewest degrees of freedom of a proposal."""
+COMFORTABLE = 0.25
+"""The k-hat above which moments may be a few in a hundred off with weights that can be used."""
 ADAPTATIONS = 5
 ROUNDS = 6
 INTERVAL = 1.645
@@ -184,12 +191,45 @@ class Mixture:
         means: (K, D).
         factors: Lower Cholesky factors of the scale matrices, (K, D, D).
         freedom: Degrees of freedom.
+        blocks: Indices of coordinates, (blocks, k), that are not drawn from this distribution but
+            from their own given the others; see `elbowroom.inference.conditional`.
     """
 
     shares: np.ndarray
     means: np.ndarray
     factors: np.ndarray
     freedom: float
+    blocks: np.ndarray | None = None
+
+    @cached_property
+    def split(self) -> Split | None:
+        """Which coordinates are drawn from the mixture, and which given those."""
+        if self.blocks is None:
+            return None
+        return Split(np.setdiff1d(np.arange(self.means.shape[1]), self.blocks), self.blocks)
+
+    @cached_property
+    def marginal(self) -> "Mixture":
+        """The mixture of the coordinates that are drawn from it."""
+        if self.split is None:
+            return self
+        rows = self.factors[:, self.split.shared]
+        factors = np.linalg.cholesky(rows @ np.swapaxes(rows, 1, 2))
+        return Mixture(self.shares, self.means[:, self.split.shared], factors, self.freedom)
+
+    def nested(self, split: Split) -> "Mixture":
+        """The same with blocks that are drawn given the other coordinates."""
+        freedom = max(FREEDOM, len(split.shared) / 2)
+        return replace(self, freedom=freedom, blocks=split.blocks)
+
+    def conditional(self, density: Density) -> Conditional:
+        """The blocks given the other coordinates; their search begins where they go linearly."""
+        assert self.split is not None
+        shared, inner = self.split.shared, self.split.blocks.ravel()
+        main = int(np.argmax(self.shares))
+        factor = self.factors[main]
+        slope = np.linalg.lstsq(factor[shared].T, factor[inner].T, rcond=None)[0].T
+        return Conditional(density, self.split, self.means[main], slope)
 
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
         """Draws, (count, D); each component gives its share of them as nearly as can be."""
@@ -230,7 +270,7 @@ class Mixture:
         Against a Normal target a t with half as many degrees of freedom as dimensions keeps three
         quarters of its draws; fewer in high dimensions would waste most of them.
         """
-        freedom = max(7.0, means.shape[1] / 2)
+        freedom = max(FREEDOM, means.shape[1] / 2)
         return cls(shares / shares.sum(), means, np.linalg.cholesky(covariances), freedom)
 
 
@@ -249,11 +289,13 @@ class AdaptiveImportance:
         log_q: Log density of the mixture of all proposals at each.
         log_weights: Of each, not smoothed.
         k_hat: Of the weights.
+        adapted: The latest proposal that was made of the draws.
     """
 
     def __init__(self, density: Density, first: Mixture, random: np.random.Generator) -> None:
         self.density, self.random = density, random
         self.components = len(first.shares)
+        self.adapted = first
         self._begin(first)
 
     def _begin(self, first: Mixture) -> None:
@@ -261,7 +303,8 @@ class AdaptiveImportance:
         self.counts: list[int] = []
         self.points = np.zeros((0, self.density.dimension))
         self.log_p = np.zeros(0)
-        self._log_q = np.zeros((0, 0))  # (draws, proposals)
+        self._log_q = np.zeros((0, 0))  # (draws, proposals), without the blocks
+        self._log_blocks = np.zeros(0)
 
     @property
     def rounds(self) -> int:
@@ -270,20 +313,29 @@ class AdaptiveImportance:
 
     def round(self, count: int) -> None:
         """Draws from the latest proposal, and weighs all draws anew."""
+        proposal = self.proposals[-1]
         if len(self.counts) < len(self.proposals):  # the first time
-            latest = self.proposals[-1].log_density(self.points)
+            latest = proposal.marginal.log_density(self._outer(self.points))
             self._log_q = np.concatenate([self._log_q, latest[:, None]], axis=1)
             self.counts.append(0)
-        new = self.proposals[-1].draw(count, self.random)
-        log_q = np.stack([proposal.log_density(new) for proposal in self.proposals], axis=1)
+        new, log_blocks = proposal.marginal.draw(count, self.random), np.zeros(count)
+        if proposal.split is not None:
+            new, log_blocks = proposal.conditional(self.density).complete(new, self.random)
+        log_q = [each.marginal.log_density(self._outer(new)) for each in self.proposals]
         self.counts[-1] += count
         self.points = np.concatenate([self.points, new])
         self.log_p = np.concatenate([self.log_p, self.density.value(new)])
-        self._log_q = np.concatenate([self._log_q, log_q])
+        self._log_q = np.concatenate([self._log_q, np.stack(log_q, axis=1)])
+        self._log_blocks = np.concatenate([self._log_blocks, log_blocks])
         shares = np.array(self.counts) / sum(self.counts)
-        self.log_q = logsumexp(self._log_q, axis=1, b=shares)
+        self.log_q = logsumexp(self._log_q, axis=1, b=shares) + self._log_blocks
         self.log_weights = self.log_p - self.log_q
         self.log_smoothed, self.k_hat = smoothed(self.log_weights)
+
+    def _outer(self, points: np.ndarray) -> np.ndarray:
+        """The coordinates that are drawn from the mixtures."""
+        split = self.proposals[0].split
+        return points if split is None else points[:, split.shared]
 
     @property
     def weights(self) -> np.ndarray:
@@ -302,7 +354,7 @@ class AdaptiveImportance:
         """
         latest, weights = self.proposals[-1], self.weights
         size = self.points.shape[1]
-        log_parts = latest.log_densities(self.points)
+        log_parts = latest.marginal.log_densities(self._outer(self.points))
         parts = np.exp(log_parts - logsumexp(log_parts, axis=1, keepdims=True)) * weights[:, None]
         means, factors, shares = latest.means.copy(), latest.factors.copy(), parts.sum(0)
         for k, part in enumerate(parts.T):
@@ -322,7 +374,8 @@ class AdaptiveImportance:
                 continue
             means[k] = keep * mean + (1 - keep) * means[k]
         shares = np.maximum(shares, 0.02)
-        self.proposals.append(Mixture(shares / shares.sum(), means, factors, latest.freedom))
+        shares = shares / shares.sum()
+        self.proposals.append(replace(latest, shares=shares, means=means, factors=factors))
 
     def quantities(self) -> np.ndarray:
         """Every scalar of the sites' values at each draw, (draws, quantities)."""
@@ -356,24 +409,30 @@ class AdaptiveImportance:
         The weights of draws that a proposal was adapted to are too even, and their evidence too
         low: what is handed out are fresh draws.
         """
+        self.adapted = self.proposals[-1]
         weight = np.array(self.counts) / sum(self.counts)
         shares = [w * p.shares for w, p in zip(weight, self.proposals, strict=True)]
         self._begin(
-            Mixture(
-                np.concatenate(shares),
-                np.concatenate([proposal.means for proposal in self.proposals]),
-                np.concatenate([proposal.factors for proposal in self.proposals]),
-                self.proposals[0].freedom,
+            replace(
+                self.proposals[0],
+                shares=np.concatenate(shares),
+                means=np.concatenate([proposal.means for proposal in self.proposals]),
+                factors=np.concatenate([proposal.factors for proposal in self.proposals]),
             )
         )
+
+    def _affordable(self, draws: int) -> int:
+        split = self.proposals[0].split
+        cost = 1 if split is None else split.cost
+        return max(FEWEST_DRAWS, self.density.affordable(cost * draws, 0) // cost)
 
     def run(self) -> None:
         """Adapts the proposal where it needs it; then draws until the weights are good.
 
         They may not get so: `settled` tells.
         """
-        few = self.density.affordable(max(FEWEST_DRAWS, 10 * self.density.dimension), FEWEST_DRAWS)
-        full = self.density.affordable(FULL_ROUND, FEWEST_DRAWS)
+        few = self._affordable(max(FEWEST_DRAWS, 10 * self.density.dimension))
+        full = self._affordable(FULL_ROUND)
         self.round(few)
         for _ in range(ADAPTATIONS):
             if self.efficient:
@@ -387,10 +446,41 @@ class AdaptiveImportance:
                 return
             self.round(full)
 
+    @property
+    def comfortable(self) -> bool:
+        """Whether there is nothing to gain from drawing some coordinates given the others."""
+        return self.k_hat < COMFORTABLE and self.settled
+
     def shares(self) -> tuple[float, ...]:
         """The posterior mass of each component that sampling began with, largest first."""
-        parts = self.proposals[-1].log_densities(self.points)
+        parts = self.proposals[-1].marginal.log_densities(self._outer(self.points))
         parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
         # Every round's proposal has the components of the first, in the same order.
         masses = parts.sum(0).reshape(-1, self.components).sum(0)
         return tuple(sorted(map(float, masses), reverse=True))
+
+
+def sampled(
+    density: Density, curvature: Curvature, first: Mixture, random: np.random.Generator
+) -> AdaptiveImportance:
+    """Adaptive importance sampling of all coordinates together, or of some given the others.
+
+    The second costs some gradients for each draw, and is tried where the weights of the first are
+    not even enough.
+
+    Args:
+        density: The log density.
+        curvature: Of it; it tells which coordinates part from the others.
+        first: The first proposal.
+        random: Of the draws.
+    """
+    together = AdaptiveImportance(density, first, random)
+    together.run()
+    split = split_of(curvature)
+    if together.comfortable or split is None:
+        return together
+    if density.affordable(FEWEST_DRAWS * split.cost, 0) < FEWEST_DRAWS * split.cost:
+        return together
+    nested = AdaptiveImportance(density, together.adapted.nested(split), random)
+    nested.run()
+    return min(together, nested, key=lambda each: (not each.settled, each.k_hat))

@@ -11,16 +11,15 @@ import torch
 from pyro import poutine
 
 from elbowroom.guides import Start
+from elbowroom.inference.conditional import Conditional, Split
 from elbowroom.inference.curvature import Curvature
 from elbowroom.inference.density import Density
 from elbowroom.inference.isolation import isolated, placed
-from elbowroom.inference.modes import Mode, distinct, find_modes
+from elbowroom.inference.modes import EXPENSIVE, Mode, distinct, find_modes
 from elbowroom.inference.problem import Problem
 
 HOPELESS = 1e5
 """Nats below the first start from which a climb is not begun."""
-EXPENSIVE = 50_000
-"""Numbers in an operation at one point from which three starts have to do."""
 MOST_STARTS = 4
 """Times the starts asked for, where only one of them reaches the best mode."""
 
@@ -89,7 +88,8 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
     space instead: their mode is no guide to their posterior. They begin at small random values,
     since at equal ones a decoder has nothing to tell rows apart by.
 
-    If only one start reaches the best mode, more are tried, up to four times as many.
+    If only one start reaches the best mode, more are tried, up to four times as many. Where
+    evaluations are dear, three starts have to do.
 
     Args:
         problem: The model bound to its data.
@@ -110,10 +110,11 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
         restarts = min(restarts, 3) if density.width > EXPENSIVE else restarts
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
         batch = _brought_in(density, first, batch)
+        batch = _settled(curvature, batch)
         modes, tried = find_modes(density, curvature, batch), restarts
         while restarts > 1 and tried < MOST_STARTS * restarts and modes and modes[0].starts == 1:
             more = np.stack([next(starts) for _ in range(restarts)])
-            more = _brought_in(density, first, more)
+            more = _settled(curvature, _brought_in(density, first, more))
             modes = distinct([*modes, *find_modes(density, curvature, more)], space)
             tried += restarts
     return Landscape(density, curvature, modes, tried, first, time.perf_counter() - began)
@@ -146,6 +147,19 @@ def _brought_in(density: Density, first: np.ndarray, starts: np.ndarray) -> np.n
     (there,) = density.value(first[None])
     enough = values >= there - HOPELESS if np.isfinite(there) else np.isfinite(values)
     return points[enough.argmax(0), np.arange(len(starts))]
+
+
+def _settled(curvature: Curvature, starts: np.ndarray) -> np.ndarray:
+    """Starts whose groups are at their mode given the parameters that they share.
+
+    Groups that begin alike, though the data tell them apart, draw their spread to zero, from where
+    no climb comes back.
+    """
+    density, structure = curvature.density, curvature.structure
+    if not structure.together.size:
+        return starts
+    conditional = Conditional(density, Split(structure.apart, structure.together), starts[0])
+    return conditional.settled(starts)[0]
 
 
 def _prior_draw(density: Density) -> np.ndarray | None:

@@ -20,7 +20,9 @@ NEWTON_PROBES = 300
 """Products with the Hessian up to which climbs take it at each step."""
 ITERATIONS = 100
 PATIENCE = 50
-"""Steps after which a climb that is above every mode so far is given up."""
+"""Steps that a climb towards a spike gets where they are dear."""
+EXPENSIVE = 50_000
+"""Numbers in an operation at one point from which evaluations are dear."""
 SAME = 1.0
 """Symmetrised divergence, in nats, of two Laplace approximations of the same mode."""
 
@@ -48,7 +50,12 @@ class Mode:
     @property
     def log_evidence(self) -> float:
         """By Laplace's method; minus infinity without a mode."""
-        if self.precision is None or not self.reached:
+        return self.promise if self.reached else -np.inf
+
+    @property
+    def promise(self) -> float:
+        """The same where the climb was stopped as well; minus infinity without curvature."""
+        if self.precision is None:
             return -np.inf
         log_determinant = np.linalg.slogdet(self.precision)[1]
         return self.log_density + 0.5 * (len(self.location) * np.log(2 * np.pi) - log_determinant)
@@ -68,20 +75,26 @@ def positive_definite(precision: np.ndarray) -> bool:
     return bool(values[0] > FLAT * values[-1])
 
 
-def _damped_step(precision: np.ndarray, gradient: np.ndarray, damping: float) -> np.ndarray:
-    """A step uphill, by the precision with its eigenvalues made positive and damped."""
+def _damped_step(
+    precision: np.ndarray, gradient: np.ndarray, damping: float
+) -> tuple[np.ndarray, float]:
+    """A step uphill, by the precision with its eigenvalues made positive and damped.
+
+    Returns:
+        The step, (D,), and the damping that it took.
+    """
     scales = np.sqrt(np.maximum(np.abs(np.diag(precision)), 1e-12))
     scaled = precision / np.outer(scales, scales)
     if len(gradient) > 200:  # eigenvectors cost too much: damp until there is a factor
         while True:
             try:
                 factor = cho_factor(scaled + damping * np.eye(len(scaled)))
-                return cho_solve(factor, gradient / scales) / scales
+                return cho_solve(factor, gradient / scales) / scales, damping
             except np.linalg.LinAlgError:
                 damping = max(10 * damping, 1e-6)
     values, vectors = np.linalg.eigh(scaled)
     values = np.maximum(np.abs(values), 1e-12) + damping
-    return (vectors @ ((vectors.T @ (gradient / scales)) / values)) / scales
+    return (vectors @ ((vectors.T @ (gradient / scales)) / values)) / scales, damping
 
 
 def climb(
@@ -90,6 +103,7 @@ def climb(
     starts: np.ndarray,
     iterations: int = ITERATIONS,
     near_enough: float = NEAR_ENOUGH,
+    patience: int = ITERATIONS,
 ) -> list[Mode]:
     """Climbs from all starts together by damped Newton steps.
 
@@ -104,6 +118,8 @@ def climb(
         starts: (n, D); those where the objective is not finite are left out.
         iterations: At most.
         near_enough: The gain that a Newton step promises, in nats, at which a climb ends.
+        patience: Steps after which a climb that is above every mode so far is given up, as it
+            climbs a spike.
 
     Returns:
         Where each start ended.
@@ -119,12 +135,12 @@ def climb(
     active = np.isfinite(precisions).all((1, 2))
     reached = np.zeros(len(points), dtype=bool)
     for iteration in range(iterations):
-        if iteration > PATIENCE and reached.any():  # above every mode, towards a spike
+        if iteration > patience and reached.any():
             active &= values <= values[reached].max()
         steps = np.zeros_like(points)
         promised = np.zeros(len(points))
         for i in np.flatnonzero(active):
-            steps[i] = _damped_step(precisions[i], gradients[i], damping[i])
+            steps[i], damping[i] = _damped_step(precisions[i], gradients[i], damping[i])
             curved = steps[i] @ precisions[i] @ steps[i]
             promised[i] = gradients[i] @ steps[i] - 0.5 * curved
             promised[i] = max(promised[i], 0.5 * gradients[i] @ steps[i])
@@ -132,7 +148,7 @@ def climb(
                 # The Hessian is taken anew, over steps that suit this point.
                 scales = Curvature.scales(precisions[i])[None]
                 precisions[i] = precision_at(points[i][None], scales)[0]
-                steps[i] = _damped_step(precisions[i], gradients[i], 0.0)
+                steps[i], _ = _damped_step(precisions[i], gradients[i], 0.0)
                 reached[i] = gradients[i] @ steps[i] < 2 * near_enough
                 active[i] = not reached[i]
         moving = np.flatnonzero(active)
@@ -199,10 +215,11 @@ def find_modes(density: Density, curvature: Curvature, starts: np.ndarray) -> li
         starts: (n, D).
     """
     if curvature.structure.probes <= NEWTON_PROBES:
-        ends = climb(density.value_and_gradient, curvature, starts)
+        patience = PATIENCE if density.width > EXPENSIVE else ITERATIONS
+        ends = climb(density.value_and_gradient, curvature, starts, patience=patience)
         reached = [end.location for end in ends if end.reached]
         if reached and not curvature.check(np.stack(reached)[:1]):
-            ends = climb(density.value_and_gradient, curvature, starts)
+            ends = climb(density.value_and_gradient, curvature, starts, patience=patience)
     elif density.dimension <= 2000:
         long = np.stack([climb_long(density, start) for start in starts[:3]])
         ends = climb(density.value_and_gradient, curvature, long, iterations=20)

@@ -65,6 +65,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"effective": FEWEST_EFFECTIVE - 1}, "Too few effective draws", "more --draws"),
     ({"effective": np.nan}, "Too few effective draws", "more --draws"),
     ({"starts": (1, 8)}, "Only 1 of 8 starts reached the best mode", "--restarts 32"),
+    ({"slope": 0.5}, "gradient of the model's log density", "mend the operation"),
     ({"missing": MISSING + 1}, "6 nats less evidence", "another --seed"),
     ({"missing": np.inf}, "inf nats less evidence", "another --seed"),
     ({"unresolved": ("The sd of x is not resolved.",)}, "The sd of x", "quantiles"),
@@ -153,12 +154,25 @@ def test_remarks_change_no_level_and_come_last(refused: dict[str, float]) -> Non
     assert missed == sentence
 
 
-def test_a_reference_that_agrees_outweighs_all_but_a_point() -> None:
+def test_a_reference_that_agrees_speaks_for_the_optimum_and_the_draws() -> None:
     agrees = ("NUTS agrees.", True)
-    found = verdict(reference=agrees, k_hat=0.9, effective=3.0, starts=(1, 8), missing=9.0)
+    found = verdict(reference=agrees, k_hat=0.9, effective=3.0, converged=False)
     assert (found.level, found.reasons, found.advice) == (TRUSTED, ("NUTS agrees.",), "")
-    point = verdict(reference=agrees, point=True, k_hat=np.inf)
-    assert point.level == NOT_TRUSTED
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"point": True, "k_hat": np.inf},
+        {"starts": (1, 8)},
+        {"missing": 9.0},
+        {"flat": True},
+        {"slope": 0.1},
+        {"unresolved": ("The sd of x is not resolved.",)},
+    ],
+)
+def test_it_does_not_for_what_its_chains_may_have_missed_as_well(changed: dict[str, Any]) -> None:
+    assert verdict(reference=("NUTS agrees.", True), **changed).level == NOT_TRUSTED
 
 
 def test_of_several_reasons_the_first_decides_what_to_do() -> None:

@@ -299,7 +299,7 @@ def test_a_climb_that_is_stopped_early_is_no_mode(monkeypatch: pytest.MonkeyPatc
     few = climb(density.value_and_gradient, Curvature(density), start, iterations=3)
     assert [end.reached for end in few] == [False]
     assert few[0].log_density > density.value(start)[0]
-    monkeypatch.setattr(modes, "climb", lambda f, h, s: climb(f, h, s, 3))
+    monkeypatch.setattr(modes, "climb", lambda f, h, s, patience: climb(f, h, s, 3))
     landscape = explored(quartic, y=tensor(0.0), seed=3)
     stopped = [mode for mode in landscape.modes if not mode.reached]
     assert stopped
