@@ -54,7 +54,9 @@ def split_of(curvature: Curvature) -> Split | None:
     if structure.together.size:
         found = Split(structure.apart, structure.together)
     else:
-        apart, together, begin = [], [], 0
+        apart: list[int] = []
+        together: list[int] = []
+        begin = 0
         for site, size in zip(space.sites, space.sizes, strict=True):
             (together if size > 1 and site.real else apart).extend(range(begin, begin + size))
             begin += size
@@ -155,7 +157,7 @@ class Conditional:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values (n,), gradients (n, blocks, k) and minus Hessians of the blocks."""
         blocks, (n, dimension) = self.split.blocks, points.shape
-        count, size = blocks.shape
+        size = blocks.shape[1]
         at = points[:, blocks]  # (n, blocks, k)
         steps = np.where(scales > 0, STEP * scales, STEP * np.maximum(1.0, np.abs(at)))
         steps = np.maximum(steps, 1e-10 * np.maximum(1.0, np.abs(at)))

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 from arviz_stats.base import array_stats
+from scipy.cluster.vq import kmeans2
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, logsumexp
 
@@ -16,6 +17,8 @@ FEWEST_DRAWS = 1000
 """Of the first round of adaptive importance sampling."""
 FULL_ROUND = 4000
 """Of a later round."""
+NESTED_ROUND = 2_000_000_000
+"""Numbers that a round may take where some coordinates are drawn given the others; some seconds."""
 ENOUGH = 2500.0
 """The effective sample size at which adaptive importance sampling ends."""
 PRECISE = 0.03
@@ -26,6 +29,12 @@ FREEDOM = 7.0
 """The fewest degrees of freedom of a proposal."""
 COMFORTABLE = 0.25
 """The k-hat above which moments may be a few in a hundred off with weights that can be used."""
+PARTS = 6
+"""Components of a proposal for one mode that is not elliptic."""
+MOST_APART = 20
+"""The most coordinates that they are tried in."""
+CLUSTERED = 2000
+"""Draws that they are made of."""
 ADAPTATIONS = 5
 ROUNDS = 6
 INTERVAL = 1.645
@@ -290,11 +299,23 @@ class AdaptiveImportance:
         log_weights: Of each, not smoothed.
         k_hat: Of the weights.
         adapted: The latest proposal that was made of the draws.
+
+    Args:
+        density: The log density of the target.
+        first: The first proposal.
+        random: Of the draws.
+        modes: The number of the mode that each of its components belongs to; one each by default.
     """
 
-    def __init__(self, density: Density, first: Mixture, random: np.random.Generator) -> None:
+    def __init__(
+        self,
+        density: Density,
+        first: Mixture,
+        random: np.random.Generator,
+        modes: np.ndarray | None = None,
+    ) -> None:
         self.density, self.random = density, random
-        self.components = len(first.shares)
+        self.modes = np.arange(len(first.shares)) if modes is None else modes
         self.adapted = first
         self._begin(first)
 
@@ -423,8 +444,9 @@ class AdaptiveImportance:
 
     def _affordable(self, draws: int) -> int:
         split = self.proposals[0].split
-        cost = 1 if split is None else split.cost
-        return max(FEWEST_DRAWS, self.density.affordable(cost * draws, 0) // cost)
+        if split is None:
+            return self.density.affordable(draws, FEWEST_DRAWS)
+        return min(draws, max(FEWEST_DRAWS, NESTED_ROUND // (split.cost * self.density.work)))
 
     def run(self) -> None:
         """Adapts the proposal where it needs it; then draws until the weights are good.
@@ -452,21 +474,43 @@ class AdaptiveImportance:
         return self.k_hat < COMFORTABLE and self.settled
 
     def shares(self) -> tuple[float, ...]:
-        """The posterior mass of each component that sampling began with, largest first."""
+        """The posterior mass of each mode that sampling began with, largest first."""
         parts = self.proposals[-1].marginal.log_densities(self._outer(self.points))
         parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
         # Every round's proposal has the components of the first, in the same order.
-        masses = parts.sum(0).reshape(-1, self.components).sum(0)
-        return tuple(sorted(map(float, masses), reverse=True))
+        masses = parts.sum(0).reshape(-1, len(self.modes)).sum(0)
+        return tuple(sorted(map(float, np.bincount(self.modes, weights=masses)), reverse=True))
+
+    def apart(self) -> Mixture:
+        """A proposal of several components for one mode, which follows its bends and skew.
+
+        Each begins at a cluster of the draws, as wide as half of it and half of the whole.
+        """
+        picked = self.points[resampled(self.weights, CLUSTERED, self.random)]
+        whole = np.cov(picked, rowvar=False).reshape(picked.shape[1], -1)
+        outer = self._outer(picked)
+        factor = np.linalg.cholesky(np.cov(outer, rowvar=False).reshape(outer.shape[1], -1))
+        white = solve_triangular(factor, (outer - outer.mean(0)).T, lower=True).T
+        _, labels = kmeans2(white, PARTS, minit="++", rng=self.random)
+        shares, means, covariances = [], [], []
+        for label in np.unique(labels):
+            part = picked[labels == label]
+            shares.append(len(part))
+            means.append(part.mean(0))
+            own = np.cov(part, rowvar=False) if len(part) > 1 else whole
+            covariances.append((own.reshape(whole.shape) + whole) / 2)
+        weights = np.array(shares) / len(picked)
+        factors = np.linalg.cholesky(np.stack(covariances))
+        return replace(self.adapted, shares=weights, means=np.stack(means), factors=factors)
 
 
 def sampled(
     density: Density, curvature: Curvature, first: Mixture, random: np.random.Generator
 ) -> AdaptiveImportance:
-    """Adaptive importance sampling of all coordinates together, or of some given the others.
+    """Adaptive importance sampling in the way that suits a density best.
 
-    The second costs some gradients for each draw, and is tried where the weights of the first are
-    not even enough.
+    First of all coordinates together. Where the weights of that are not even enough, of some given
+    the others, which costs some gradients for each draw; then by several components for one mode.
 
     Args:
         density: The log density.
@@ -474,13 +518,28 @@ def sampled(
         first: The first proposal.
         random: Of the draws.
     """
-    together = AdaptiveImportance(density, first, random)
-    together.run()
+    found = AdaptiveImportance(density, first, random)
+    found.run()
     split = split_of(curvature)
-    if together.comfortable or split is None:
-        return together
-    if density.affordable(FEWEST_DRAWS * split.cost, 0) < FEWEST_DRAWS * split.cost:
-        return together
-    nested = AdaptiveImportance(density, together.adapted.nested(split), random)
-    nested.run()
-    return min(together, nested, key=lambda each: (not each.settled, each.k_hat))
+    most = 0 if split is None else NESTED_ROUND // (split.cost * density.work)
+    if split is not None and most >= FEWEST_DRAWS and not found.comfortable:
+        nested = AdaptiveImportance(density, found.adapted.nested(split), random)
+        nested.run()
+        found = min(found, nested, key=_discomfort)
+    cheap = found.proposals[0].split is None or most >= FULL_ROUND
+    few = found.proposals[0].marginal.means.shape[1] <= MOST_APART
+    one = len(found.modes) == 1 and np.isfinite(found.k_hat)
+    if cheap and few and one and not found.comfortable:
+        first = found.apart()
+        modes = np.zeros(len(first.shares), dtype=int)
+        apart = AdaptiveImportance(density, first, random, modes)
+        apart.run()
+        found = min(found, apart, key=_discomfort)
+    return found
+
+
+def _discomfort(sampling: AdaptiveImportance) -> tuple[bool, float]:
+    """Of two that are settled the one with the better tail is better; else the one with draws."""
+    if sampling.settled:
+        return False, sampling.k_hat
+    return True, -sampling.effective_sample_size

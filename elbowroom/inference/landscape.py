@@ -112,7 +112,10 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
         batch = _brought_in(density, first, batch)
         batch = _settled(curvature, batch)
         modes, tried = find_modes(density, curvature, batch), restarts
-        while restarts > 1 and tried < MOST_STARTS * restarts and modes and modes[0].starts == 1:
+        while restarts > 1 and modes and modes[0].starts == 1:
+            # A density without a mode has none for more starts either.
+            if tried >= (MOST_STARTS if modes[0].reached else 2) * restarts:
+                break
             more = np.stack([next(starts) for _ in range(restarts)])
             more = _settled(curvature, _brought_in(density, first, more))
             modes = distinct([*modes, *find_modes(density, curvature, more)], space)

@@ -164,9 +164,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first.is_meta or torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
-def record(
-    function: Callable[[Tensor], Sequence[Tensor]], points: Tensor
-) -> Callable[..., tuple[Tensor, ...]]:
+def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> "Replay":
     """Records a batched function.
 
     Args:
@@ -227,7 +225,12 @@ def record(
         if one.function is READ:
             raise NotRecordableError
         kept.append(_Operation(one.function, arguments, keywords, one.outputs, one.storages))
-    replay = _Replay(kept, constants, entry, results)
+    replay = Replay(kept, constants, entry, results)
+    replay.numbers = sum(
+        first.values[index].numel() // size
+        for operation in replay.needed(results)
+        for index in operation.outputs
+    )
     if any(
         torch.Tag.nondeterministic_seeded in operation.function.tags
         for operation in replay.needed(results)
@@ -252,8 +255,14 @@ def _marked(bad: Tensor | None, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     )
 
 
-class _Replay:
-    """A recording as generated Python code, one line an operation."""
+class Replay:
+    """A recording as generated Python code, one line an operation.
+
+    Attributes:
+        numbers: That its operations give for each row.
+    """
+
+    numbers: int
 
     def __init__(
         self,
@@ -267,6 +276,7 @@ class _Replay:
         self._code: dict[tuple[int, ...], Callable[[Tensor], tuple[Tensor, ...]]] = {}
 
     def __call__(self, batch: Tensor, outputs: tuple[int, ...] | None = None) -> Any:
+        """The outputs for a batch (n, D), or those of the numbers given."""
         wanted = tuple(range(len(self.results))) if outputs is None else outputs
         if wanted not in self._code:
             self._code[wanted] = self._compiled(wanted)

@@ -269,7 +269,17 @@ class Batchable(TorchFunctionMode):
 
     Random numbers are made anew where torch fills a tensor in place, and a boolean mask is filled
     where it is indexed.
+
+    Args:
+        batched: A scalar zero of the batch. What a model makes to be filled in place is then made
+            in the batch as well.
     """
+
+    _blank = frozenset({torch.zeros, torch.ones, torch.empty, torch.full})
+
+    def __init__(self, batched: Tensor | None = None) -> None:
+        super().__init__()
+        self.batched = batched
 
     _made: ClassVar[dict[Any, Callable[..., Tensor]]] = {
         Tensor.normal_: lambda like, mean=0.0, std=1.0, generator=None: (
@@ -295,7 +305,10 @@ class Batchable(TorchFunctionMode):
             if masked and index.shape == tensor.shape and isinstance(value, (int, float)):
                 tensor.masked_fill_(index, value)
                 return None
-        return self._made.get(function, function)(*args, **(kwargs or {}))
+        made = self._made.get(function, function)(*args, **(kwargs or {}))
+        if self.batched is not None and function in self._blank and made.is_floating_point():
+            return made + self.batched.to(made.dtype)
+        return made
 
 
 def map_draws(

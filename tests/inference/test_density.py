@@ -148,6 +148,16 @@ def masked_prior(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(x, 1.0).mask(tensor([True, False])), obs=y)
 
 
+def ordered_levels(y: Tensor) -> None:
+    """Pyro's OrderedLogistic fills its probabilities in place, which `vmap` refuses."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    support = dist.constraints.ordered_vector
+    cuts = pyro.sample("cuts", dist.ImproperUniform(support, (), (3,)))
+    pyro.factor("prior", dist.Normal(0.0, 3.0).log_prob(cuts).sum())
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.OrderedLogistic(slope * torch.arange(len(y)) - 1, cuts), obs=y)
+
+
 def lkj(y: Tensor) -> None:
     factor = pyro.sample("factor", dist.LKJCholesky(3, tensor(2.0)))
     scales = pyro.sample("scales", dist.LogNormal(torch.zeros(3), 1.0).to_event(1))
@@ -205,6 +215,7 @@ DATA: dict[Model, Tensor] = {
     hidden_states: numbers(4),
     with_deterministic: numbers(),
     gaussian_process: numbers(6),
+    ordered_levels: tensor([0.0, 1.0, 3.0, 2.0, 2.0]),
 }
 
 
