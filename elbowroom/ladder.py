@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from elbowroom.deterministic import fit_fixed_draws
+from elbowroom.diagnostics.verdict import ERRORS
 from elbowroom.errors import GuideError
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
@@ -39,6 +42,7 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
         except GuideError as error:
             line = f"{name}: {error}"
         else:
+            fit = _compared(fit, found)
             found.append(fit)
             line = f"{name}: {fit.verdict.level}"
             if not fit.verdict.trusted:
@@ -78,10 +82,33 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
     climb()
     if not found:
         raise GuideError(" ".join(climbed))
-    best = max(found, key=lambda fit: (fit.verdict.trusted, -_k_hat(fit)))
+    best = max(found, key=lambda fit: (fit.verdict.trusted, _most(fit), -_k_hat(fit)))
     if len(climbed) > 1:
         best.remarks[:0] = [f"auto: {line}" for line in climbed]
     return best
+
+
+def _compared(fit: Fit, others: list[Fit]) -> Fit:
+    """A fit whose evidence tells how much more of it another one has found."""
+    own = fit.measures.get("log_evidence")
+    if own is None:
+        return fit
+    less = [
+        (
+            other.measures["log_evidence"] - own,
+            float(np.hypot(other.measures["log_evidence_se"], fit.measures["log_evidence_se"])),
+        )
+        for other in others
+        if "log_evidence" in other.measures
+    ]
+    worst = max(less, key=lambda pair: pair[0] - ERRORS * pair[1], default=(0.0, 0.0))
+    return replace(fit, evidence=replace(fit.evidence, less=worst))
+
+
+def _most(fit: Fit) -> bool:
+    """Whether no other guide had found more evidence."""
+    less, error = fit.evidence.less
+    return less <= ERRORS * error
 
 
 def _k_hat(fit: Fit) -> float:

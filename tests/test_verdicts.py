@@ -319,7 +319,7 @@ def test_a_tail_with_a_variance_is_trusted(shape: float) -> None:
 
 
 def test_a_cauchy_is_not_trusted() -> None:
-    """No t with seven degrees of freedom covers its tails: the weights say so."""
+    """No t with seven degrees of freedom covers its tails, and it has no sd."""
     fit = er.fit(
         prior_of(lambda: dist.Cauchy(tensor(0.0), 1.0)),
         data=NOTHING,
@@ -327,8 +327,8 @@ def test_a_cauchy_is_not_trusted() -> None:
         seed=1,
     )
     assert fit.verdict.level == NOT_TRUSTED
-    assert fit.measures["corrected_k_hat"] > 0.7
-    assert "k-hat" in fit.verdict.reasons[0]
+    reason = fit.verdict.reasons[0]
+    assert "The importance weights" in reason or "its tail is heavy" in reason
 
 
 # Flat directions: no posterior at all.

@@ -22,6 +22,8 @@ RESOLVED = 0.1
 """The relative standard error of a sd above which it is not resolved."""
 MISSING = 5.0
 """Nats of evidence that the draws may lack against Laplace's estimate at the best mode."""
+LESS, ERRORS = 0.02, 3.0
+"""Nats that another guide may find beyond the draws, and standard errors of the difference."""
 SLOPE = 1e-3
 """The relative error of a gradient above which it is wrong."""
 HEAVY = 0.45
@@ -101,6 +103,8 @@ class Evidence:
         predictive: Sentences of statistics that the model does not reproduce.
         missing: Nats by which Laplace's evidence of the best place climbed to, a mode or where a
             climb was stopped, exceeds that of the draws.
+        less: Nats of evidence that another guide of the same model found beyond the draws', and the
+            standard error of the difference.
         flat: Whether the density has a point without gradient and without curvature, and no mode.
         slope: The largest relative difference of the density's gradient from differences of its
             values.
@@ -123,6 +127,7 @@ class Evidence:
     unresolved: tuple[str, ...] = ()
     predictive: tuple[str, ...] = ()
     missing: float = 0.0
+    less: tuple[float, float] = (0.0, 0.0)
     flat: bool = False
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
@@ -236,6 +241,12 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "to should: they may have missed it."
         )
         advice.append("fit with another --seed, or compare with NUTS: elbowroom reference RUN.")
+    if evidence.less[0] > max(LESS, ERRORS * evidence.less[1]):
+        reasons.append(
+            f"Another guide found {evidence.less[0]:.2g} nats more evidence: these draws lack a "
+            "part of the posterior."
+        )
+        advice.append("compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts.")
     if evidence.unresolved and not reasons:
         reasons.extend(evidence.unresolved[:NAMED])
         if len(evidence.unresolved) > NAMED:

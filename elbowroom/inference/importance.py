@@ -21,6 +21,8 @@ NESTED_ROUND = 2_000_000_000
 """Numbers that a round may take where some coordinates are drawn given the others; some seconds."""
 ENOUGH = 2500.0
 """The effective sample size at which adaptive importance sampling ends."""
+PLENTY = 10_000.0
+"""The same at which it ends though k-hat is not small."""
 PRECISE = 0.03
 """The Monte Carlo error of every mean and sd, in sds, at which it ends."""
 EFFICIENT = 0.3
@@ -33,10 +35,15 @@ PARTS = 6
 """Components of a proposal for one mode that is not elliptic."""
 MOST_APART = 20
 """The most coordinates that they are tried in."""
+HEAVY_PARTS, THIN = 2, 0.1
+"""Components where the proposals before were too thin, and their share."""
+REFINEMENTS = 3
 CLUSTERED = 2000
 """Draws that they are made of."""
 ADAPTATIONS = 5
 ROUNDS = 6
+UNSURE = 3
+"""Rounds that are drawn where k-hat is not small, though weights and errors are good."""
 INTERVAL = 1.645
 """Standard errors either side of k-hat: a 90 % interval."""
 
@@ -342,10 +349,14 @@ class AdaptiveImportance:
         new, log_blocks = proposal.marginal.draw(count, self.random), np.zeros(count)
         if proposal.split is not None:
             new, log_blocks = proposal.conditional(self.density).complete(new, self.random)
-        log_q = [each.marginal.log_density(self._outer(new)) for each in self.proposals]
         self.counts[-1] += count
-        self.points = np.concatenate([self.points, new])
-        self.log_p = np.concatenate([self.log_p, self.density.value(new)])
+        self._add(new, self.density.value(new), log_blocks)
+
+    def _add(self, points: np.ndarray, log_p: np.ndarray, log_blocks: np.ndarray) -> None:
+        outer = self._outer(points)
+        log_q = [proposal.marginal.log_density(outer) for proposal in self.proposals]
+        self.points = np.concatenate([self.points, points])
+        self.log_p = np.concatenate([self.log_p, log_p])
         self._log_q = np.concatenate([self._log_q, np.stack(log_q, axis=1)])
         self._log_blocks = np.concatenate([self._log_blocks, log_blocks])
         shares = np.array(self.counts) / sum(self.counts)
@@ -431,16 +442,43 @@ class AdaptiveImportance:
         low: what is handed out are fresh draws.
         """
         self.adapted = self.proposals[-1]
+        self._begin(self.whole)
+
+    @property
+    def whole(self) -> Mixture:
+        """What all draws so far were drawn from."""
         weight = np.array(self.counts) / sum(self.counts)
         shares = [w * p.shares for w, p in zip(weight, self.proposals, strict=True)]
-        self._begin(
-            replace(
-                self.proposals[0],
-                shares=np.concatenate(shares),
-                means=np.concatenate([proposal.means for proposal in self.proposals]),
-                factors=np.concatenate([proposal.factors for proposal in self.proposals]),
-            )
+        return replace(
+            self.proposals[0],
+            shares=np.concatenate(shares),
+            means=np.concatenate([proposal.means for proposal in self.proposals]),
+            factors=np.concatenate([proposal.factors for proposal in self.proposals]),
         )
+
+    def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
+        """Both samples of one mode as one, from the mixture of both proposals.
+
+        What one of them has seen of a tail, the other one's luck does not hide.
+        """
+        counts = np.array([len(self.points), len(other.points)])
+        both = [self.whole, other.whole]
+        weight = counts / counts.sum()
+        first = replace(
+            both[0],
+            shares=np.concatenate([w * m.shares for w, m in zip(weight, both, strict=True)]),
+            means=np.concatenate([mixture.means for mixture in both]),
+            factors=np.concatenate([mixture.factors for mixture in both]),
+        )
+        modes = np.zeros(len(first.shares), dtype=int)
+        pooled = AdaptiveImportance(self.density, first, self.random, modes)
+        pooled.counts, pooled._log_q = [int(counts.sum())], np.zeros((0, 1))
+        pooled._add(
+            np.concatenate([self.points, other.points]),
+            np.concatenate([self.log_p, other.log_p]),
+            np.concatenate([self._log_blocks, other._log_blocks]),
+        )
+        return pooled
 
     def _affordable(self, draws: int) -> int:
         split = self.proposals[0].split
@@ -463,8 +501,15 @@ class AdaptiveImportance:
             self.round(full)
         if self.rounds > 1:
             self.freeze()
-        for _ in range(ROUNDS):
-            if self.rounds and self.settled:
+        self.finish()
+
+    def finish(self) -> None:
+        """Draws until the weights are good, and for longer where they might be so by luck."""
+        full = self._affordable(FULL_ROUND)
+        for count in range(ROUNDS):
+            if self.rounds and (self.comfortable or self.plenty):
+                return
+            if count >= UNSURE and self.settled:
                 return
             self.round(full)
 
@@ -472,6 +517,11 @@ class AdaptiveImportance:
     def comfortable(self) -> bool:
         """Whether there is nothing to gain from drawing some coordinates given the others."""
         return self.k_hat < COMFORTABLE and self.settled
+
+    @property
+    def plenty(self) -> bool:
+        """Whether there are so many effective draws that a k-hat within its limit will do."""
+        return self.effective_sample_size >= PLENTY and self.settled
 
     def shares(self) -> tuple[float, ...]:
         """The posterior mass of each mode that sampling began with, largest first."""
@@ -484,24 +534,30 @@ class AdaptiveImportance:
     def apart(self) -> Mixture:
         """A proposal of several components for one mode, which follows its bends and skew.
 
-        Each begins at a cluster of the draws, as wide as half of it and half of the whole.
+        Each begins at a cluster of the draws, or of those with the largest weights, where the
+        proposals are too thin (Hoogerheide, Kaashoek and van Dijk, 2007, "On the shape of posterior
+        densities and credible sets in instrumental variable regression models"); as wide as half of
+        it and half of the whole.
         """
-        picked = self.points[resampled(self.weights, CLUSTERED, self.random)]
-        whole = np.cov(picked, rowvar=False).reshape(picked.shape[1], -1)
-        outer = self._outer(picked)
+        drawn = self.points[resampled(self.weights, CLUSTERED, self.random)]
+        heavy = self.points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
+        whole = np.cov(drawn, rowvar=False).reshape(drawn.shape[1], -1)
+        outer = self._outer(drawn)
         factor = np.linalg.cholesky(np.cov(outer, rowvar=False).reshape(outer.shape[1], -1))
-        white = solve_triangular(factor, (outer - outer.mean(0)).T, lower=True).T
-        _, labels = kmeans2(white, PARTS, minit="++", rng=self.random)
         shares, means, covariances = [], [], []
-        for label in np.unique(labels):
-            part = picked[labels == label]
-            shares.append(len(part))
-            means.append(part.mean(0))
-            own = np.cov(part, rowvar=False) if len(part) > 1 else whole
-            covariances.append((own.reshape(whole.shape) + whole) / 2)
-        weights = np.array(shares) / len(picked)
+        for points, parts, mass in ((drawn, PARTS, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
+            white = solve_triangular(factor, self._outer(points).T, lower=True).T
+            _, labels = kmeans2(white, parts, minit="++", rng=self.random)
+            for label in np.unique(labels):
+                part = points[labels == label]
+                shares.append(mass * len(part) / len(points))
+                means.append(part.mean(0))
+                own = np.cov(part, rowvar=False) if len(part) > 1 else whole
+                covariances.append((own.reshape(whole.shape) + whole) / 2)
         factors = np.linalg.cholesky(np.stack(covariances))
-        return replace(self.adapted, shares=weights, means=np.stack(means), factors=factors)
+        return replace(
+            self.adapted, shares=np.array(shares), means=np.stack(means), factors=factors
+        )
 
 
 def sampled(
@@ -529,12 +585,15 @@ def sampled(
     cheap = found.proposals[0].split is None or most >= FULL_ROUND
     few = found.proposals[0].marginal.means.shape[1] <= MOST_APART
     one = len(found.modes) == 1 and np.isfinite(found.k_hat)
-    if cheap and few and one and not found.comfortable:
+    for refined in range(REFINEMENTS if cheap and few and one else 0):
+        if found.comfortable or found.plenty or (refined and found.settled):
+            break
         first = found.apart()
         modes = np.zeros(len(first.shares), dtype=int)
         apart = AdaptiveImportance(density, first, random, modes)
         apart.run()
-        found = min(found, apart, key=_discomfort)
+        found = found.joined(apart)
+        found.finish()
     return found
 
 
