@@ -1,16 +1,14 @@
 """The guide `auto`: a ladder of guides, climbed until a posterior can be trusted."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from elbowroom.deterministic import fit_fixed_draws
-from elbowroom.diagnostics.verdict import ERRORS
 from elbowroom.errors import GuideError
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
-from elbowroom.inference.importance import k_hat_threshold
+from elbowroom.inference.importance import ERRORS, k_hat_threshold
 from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.problem import Problem
 from elbowroom.plan import Task
@@ -82,7 +80,8 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
     climb()
     if not found:
         raise GuideError(" ".join(climbed))
-    best = max(found, key=lambda fit: (fit.verdict.trusted, _most(fit), -_k_hat(fit)))
+    found = [_compared(fit, found) for fit in found]
+    best = max(found, key=lambda fit: (fit.verdict.trusted, not fit.evidence.lacking, -_k_hat(fit)))
     if len(climbed) > 1:
         best.remarks[:0] = [f"auto: {line}" for line in climbed]
     return best
@@ -90,25 +89,20 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
 
 def _compared(fit: Fit, others: list[Fit]) -> Fit:
     """A fit whose evidence tells how much more of it another one has found."""
-    own = fit.measures.get("log_evidence")
-    if own is None:
-        return fit
+    own, error = _log_evidence(fit)
+    found = [_log_evidence(other) for other in others if other is not fit]
     less = [
-        (
-            other.measures["log_evidence"] - own,
-            float(np.hypot(other.measures["log_evidence_se"], fit.measures["log_evidence_se"])),
-        )
-        for other in others
-        if "log_evidence" in other.measures
+        (value - own, math.hypot(its_error, error))
+        for value, its_error in found
+        if math.isfinite(value) and math.isfinite(own)
     ]
     worst = max(less, key=lambda pair: pair[0] - ERRORS * pair[1], default=(0.0, 0.0))
     return replace(fit, evidence=replace(fit.evidence, less=worst))
 
 
-def _most(fit: Fit) -> bool:
-    """Whether no other guide had found more evidence."""
-    less, error = fit.evidence.less
-    return less <= ERRORS * error
+def _log_evidence(fit: Fit) -> tuple[float, float]:
+    measures = fit.measures
+    return measures.get("log_evidence", math.nan), measures.get("log_evidence_se", math.nan)
 
 
 def _k_hat(fit: Fit) -> float:
@@ -118,4 +112,5 @@ def _k_hat(fit: Fit) -> float:
 def _mended(fit: Fit) -> bool:
     """Whether the weights are good: what else is wrong, another guide will not mend."""
     draws = fit.measures.get("weighted_draws")
-    return draws is not None and fit.converged and _k_hat(fit) < k_hat_threshold(draws) - 0.2
+    good = draws is not None and _k_hat(fit) < k_hat_threshold(draws) - 0.2
+    return good and fit.converged and not fit.evidence.lacking

@@ -309,9 +309,15 @@ def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
 
 
 def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:
-    """Whether a site is `loc` plus `scale` times noise, with a scale that two runs differ in."""
-    first, second = trace.nodes[name]["fn"], other.nodes[name]["fn"]
-    while isinstance(first, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
+    """Whether a site is `loc` plus `scale` times noise, with a scale that two runs differ in.
+
+    One that is masked or scaled has another density when it is written by its standardised values.
+    """
+    node = trace.nodes[name]
+    if node["mask"] is not None or not (torch.as_tensor(node["scale"]) == 1).all():
+        return False
+    first, second = node["fn"], other.nodes[name]["fn"]
+    while isinstance(first, (dist.Independent, dist.ExpandedDistribution)):
         first, second = first.base_dist, second.base_dist
     families = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Laplace)
     return isinstance(first, families) and not torch.equal(first.scale, second.scale)

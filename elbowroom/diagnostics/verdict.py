@@ -8,6 +8,7 @@ import numpy as np
 from arviz_stats.base import array_stats
 
 from elbowroom.inference.importance import (
+    ERRORS,
     k_hat_interval,
     k_hat_threshold,
     standard_errors,
@@ -22,8 +23,8 @@ RESOLVED = 0.1
 """The relative standard error of a sd above which it is not resolved."""
 MISSING = 5.0
 """Nats of evidence that the draws may lack against Laplace's estimate at the best mode."""
-LESS, ERRORS = 0.02, 3.0
-"""Nats that another guide may find beyond the draws, and standard errors of the difference."""
+LESS = 0.02
+"""Nats that another guide may find beyond the draws; so it may `ERRORS` standard errors."""
 SLOPE = 1e-3
 """The relative error of a gradient above which it is wrong."""
 HEAVY = 0.45
@@ -131,6 +132,11 @@ class Evidence:
     flat: bool = False
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
+
+    @property
+    def lacking(self) -> bool:
+        """Whether another guide found more evidence than by chance."""
+        return self.less[0] > max(LESS, ERRORS * self.less[1])
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "Evidence":
@@ -241,7 +247,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "to should: they may have missed it."
         )
         advice.append("fit with another --seed, or compare with NUTS: elbowroom reference RUN.")
-    if evidence.less[0] > max(LESS, ERRORS * evidence.less[1]):
+    if evidence.lacking:
         reasons.append(
             f"Another guide found {evidence.less[0]:.2g} nats more evidence: these draws lack a "
             "part of the posterior."

@@ -62,7 +62,7 @@ def split_of(curvature: Curvature) -> Split | None:
             begin += size
         found = Split(np.array(apart, dtype=int), np.array([together], dtype=int))
     enough = 0 < len(found.shared) <= MOST_SHARED and 0 < found.blocks.shape[1] <= MOST_TOGETHER
-    return found if enough and found.blocks.size else None
+    return found if enough else None
 
 
 class Conditional:
@@ -103,7 +103,7 @@ class Conditional:
         count, size = split.blocks.shape
         self.slope = np.zeros((count * size, len(split.shared))) if slope is None else slope
         # Tails that cost a few in a hundred draws, whatever the number of blocks.
-        self.freedom = max(7.0, (6.0 * count * size) ** 0.5)
+        self.freedom = max(7.0, (6.0 * count * size) ** 0.5, size / 2)
 
     def begin(self, shared: np.ndarray) -> np.ndarray:
         """Points (n, D) with these shared coordinates (n, S), where a search begins."""
@@ -214,7 +214,7 @@ class Conditional:
     ) -> tuple[np.ndarray, np.ndarray]:
         points, factors = self.settled(self.begin(shared))
         count, size = self.split.blocks.shape
-        freedom = max(self.freedom, size / 2)
+        freedom = self.freedom
         normal = random.standard_normal((len(shared), count, size))
         radius = np.sqrt(random.chisquare(freedom, (len(shared), count)) / freedom)
         standard = normal / radius[..., None]

@@ -1,5 +1,6 @@
 """Importance sampling: weights, what they tell of the draws, and draws that adapt."""
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -40,9 +41,11 @@ HEAVY_PARTS, THIN = 2, 0.1
 REFINEMENTS = 3
 CLUSTERED = 2000
 """Draws that they are made of."""
+ERRORS = 3.0
+"""Standard errors by which one sample's evidence lies below another's that is no chance."""
 ADAPTATIONS = 5
 ROUNDS = 6
-UNSURE = 3
+UNSURE = 5
 """Rounds that are drawn where k-hat is not small, though weights and errors are good."""
 INTERVAL = 1.645
 """Standard errors either side of k-hat: a 90 % interval."""
@@ -305,7 +308,7 @@ class AdaptiveImportance:
         log_q: Log density of the mixture of all proposals at each.
         log_weights: Of each, not smoothed.
         k_hat: Of the weights.
-        adapted: The latest proposal that was made of the draws.
+        adapted: The latest proposal before the draws were begun anew.
 
     Args:
         density: The log density of the target.
@@ -391,7 +394,7 @@ class AdaptiveImportance:
         means, factors, shares = latest.means.copy(), latest.factors.copy(), parts.sum(0)
         for k, part in enumerate(parts.T):
             total = part.sum()
-            if total <= 0:
+            if not total > 0:
                 continue
             part = part / total
             effective = 1 / np.square(part).sum()
@@ -405,7 +408,7 @@ class AdaptiveImportance:
             except np.linalg.LinAlgError:
                 continue
             means[k] = keep * mean + (1 - keep) * means[k]
-        shares = np.maximum(shares, 0.02)
+        shares = np.maximum(shares if np.isfinite(shares).all() else latest.shares, 0.02)
         shares = shares / shares.sum()
         self.proposals.append(replace(latest, shares=shares, means=means, factors=factors))
 
@@ -515,13 +518,27 @@ class AdaptiveImportance:
 
     @property
     def comfortable(self) -> bool:
-        """Whether there is nothing to gain from drawing some coordinates given the others."""
+        """Whether the weights are so even that another way of drawing has nothing to gain."""
         return self.k_hat < COMFORTABLE and self.settled
 
     @property
     def plenty(self) -> bool:
         """Whether there are so many effective draws that a k-hat within its limit will do."""
         return self.effective_sample_size >= PLENTY and self.settled
+
+    @property
+    def discomfort(self) -> tuple[bool, bool, float]:
+        """What is less is better: of two that are settled the tail, else the number of draws."""
+        if self.settled:
+            return False, False, self.k_hat
+        poor = not self.k_hat <= k_hat_threshold(len(self.log_weights))
+        return True, poor, -self.effective_sample_size
+
+    def lacks(self, other: "AdaptiveImportance") -> bool:
+        """Whether another sample of the same density has found more evidence than by chance."""
+        own, error = log_mean_exp(self.log_weights)
+        value, its_error = log_mean_exp(other.log_weights)
+        return bool(value - own > ERRORS * np.hypot(error, its_error))
 
     def shares(self) -> tuple[float, ...]:
         """The posterior mass of each mode that sampling began with, largest first."""
@@ -539,21 +556,28 @@ class AdaptiveImportance:
         densities and credible sets in instrumental variable regression models"); as wide as half of
         it and half of the whole.
         """
+        size = self.points.shape[1]
+        main = self.adapted.factors[np.argmax(self.adapted.shares)]
+        keep = self.effective_sample_size / (self.effective_sample_size + 2 * size)
+        centred = self.points - self.weights @ self.points
+        whole = keep * (centred * self.weights[:, None]).T @ centred + (1 - keep) * main @ main.T
         drawn = self.points[resampled(self.weights, CLUSTERED, self.random)]
         heavy = self.points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
-        whole = np.cov(drawn, rowvar=False).reshape(drawn.shape[1], -1)
-        outer = self._outer(drawn)
-        factor = np.linalg.cholesky(np.cov(outer, rowvar=False).reshape(outer.shape[1], -1))
+        scales = np.sqrt(np.diag(whole))
         shares, means, covariances = [], [], []
-        for points, parts, mass in ((drawn, PARTS, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
-            white = solve_triangular(factor, self._outer(points).T, lower=True).T
-            _, labels = kmeans2(white, parts, minit="++", rng=self.random)
+        for points, most, mass in ((drawn, PARTS, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
+            outer = self._outer(points / scales)
+            distinct = np.unique(outer, axis=0)
+            start = self.random.choice(distinct, min(most, len(distinct)), replace=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a cluster that is left without draws
+                _, labels = kmeans2(outer, start, minit="matrix")
             for label in np.unique(labels):
                 part = points[labels == label]
                 shares.append(mass * len(part) / len(points))
                 means.append(part.mean(0))
-                own = np.cov(part, rowvar=False) if len(part) > 1 else whole
-                covariances.append((own.reshape(whole.shape) + whole) / 2)
+                own = np.cov(part, rowvar=False).reshape(size, size) if len(part) > 1 else whole
+                covariances.append((own + whole) / 2)
         factors = np.linalg.cholesky(np.stack(covariances))
         return replace(
             self.adapted, shares=np.array(shares), means=np.stack(means), factors=factors
@@ -576,29 +600,28 @@ def sampled(
     """
     found = AdaptiveImportance(density, first, random)
     found.run()
-    split = split_of(curvature)
+    single = len(first.shares) == 1
+    split = split_of(curvature) if single and np.isfinite(found.k_hat) else None
     most = 0 if split is None else NESTED_ROUND // (split.cost * density.work)
     if split is not None and most >= FEWEST_DRAWS and not found.comfortable:
         nested = AdaptiveImportance(density, found.adapted.nested(split), random)
         nested.run()
-        found = min(found, nested, key=_discomfort)
+        if not nested.lacks(found) and nested.discomfort < found.discomfort:
+            found = nested
     cheap = found.proposals[0].split is None or most >= FULL_ROUND
-    few = found.proposals[0].marginal.means.shape[1] <= MOST_APART
-    one = len(found.modes) == 1 and np.isfinite(found.k_hat)
-    for refined in range(REFINEMENTS if cheap and few and one else 0):
+    narrow = found.proposals[0].marginal.means.shape[1] <= MOST_APART
+    refined = 0
+    while single and cheap and narrow and np.isfinite(found.k_hat) and refined < REFINEMENTS:
         if found.comfortable or found.plenty or (refined and found.settled):
             break
-        first = found.apart()
-        modes = np.zeros(len(first.shares), dtype=int)
-        apart = AdaptiveImportance(density, first, random, modes)
+        proposal = found.apart()
+        modes = np.zeros(len(proposal.shares), dtype=int)
+        apart = AdaptiveImportance(density, proposal, random, modes)
         apart.run()
         found = found.joined(apart)
+        refined += 1
+    if refined:  # what was adapted to is not handed out
+        modes = np.zeros(len(found.whole.shares), dtype=int)
+        found = AdaptiveImportance(density, found.whole, random, modes)
         found.finish()
     return found
-
-
-def _discomfort(sampling: AdaptiveImportance) -> tuple[bool, float]:
-    """Of two that are settled the one with the better tail is better; else the one with draws."""
-    if sampling.settled:
-        return False, sampling.k_hat
-    return True, -sampling.effective_sample_size

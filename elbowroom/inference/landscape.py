@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 
 from elbowroom.guides import Start
-from elbowroom.inference.conditional import Conditional, Split
+from elbowroom.inference.conditional import MOST_TOGETHER, Conditional, Split
 from elbowroom.inference.curvature import Curvature
 from elbowroom.inference.density import Density
 from elbowroom.inference.isolation import isolated, placed
@@ -159,7 +159,7 @@ def _settled(curvature: Curvature, starts: np.ndarray) -> np.ndarray:
     no climb comes back.
     """
     density, structure = curvature.density, curvature.structure
-    if not structure.together.size:
+    if not 0 < structure.together.shape[1] <= MOST_TOGETHER:
         return starts
     conditional = Conditional(density, Split(structure.apart, structure.together), starts[0])
     return conditional.settled(starts)[0]

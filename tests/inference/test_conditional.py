@@ -256,3 +256,51 @@ def test_several_components_follow_a_bent_density() -> None:
     alone.run()
     efficiency = alone.effective_sample_size / len(alone.log_weights)
     assert effective / len(found.log_weights) > 1.5 * efficiency
+
+
+def test_modes_within_the_blocks_are_not_lost() -> None:
+    """The conditional distribution of z has two modes, and a search finds one of them."""
+
+    def two_hills(y: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(tensor(0.0), 1.0))
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 50.0).to_event(1))
+        hills = [dist.Normal(at, 0.5 * scale).log_prob(z).sum(-1) for at in (20.0, -20.0)]
+        shares = tensor([0.6, 0.4]).log()
+        pyro.factor("hills", torch.logaddexp(shares[0] + hills[0], shares[1] + hills[1]))
+        pyro.sample("y", dist.Normal(tensor(0.0), 1.0), obs=y)
+
+    fit = er.fit(two_hills, data={"y": tensor(0.0)}, guide="linear_response", seed=1)
+    if fit.verdict.trusted:
+        above = (fit.posterior["posterior"]["z"].values[0, :, 0] > 0).mean()
+        worth = fit.measures["corrected_effective_sample_size"]
+        assert abs(above - 0.6) < ERRORS * (0.24 / worth) ** 0.5
+
+
+def test_a_density_that_is_nowhere_finite_ends_without_an_error() -> None:
+    def nowhere(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.factor("none", torch.where(x.sum(-1) > 1e9, 0.0, -torch.inf))
+        pyro.sample("y", dist.Normal(tensor(0.0), 1.0), obs=y)
+
+    density = density_of(nowhere, y=tensor(0.0, dtype=torch.float64))
+    first = Mixture.of(np.ones(1), np.zeros((1, 3)), np.eye(3)[None])
+    with np.errstate(all="ignore"):
+        found = sampled(density, Curvature(density), first, np.random.default_rng(1))
+    assert not found.settled
+
+
+def test_few_effective_draws_are_no_error() -> None:
+    """A target far narrower and elsewhere: a handful of draws have all the weight."""
+
+    def far(y: Tensor) -> None:
+        x = pyro.sample("x", dist.StudentT(1.0, torch.full((15,), 4.0), 0.05).to_event(1))
+        pyro.sample("y", dist.Normal(0.0 * x.sum(), 1.0), obs=y)
+
+    density = density_of(far, y=tensor(0.0, dtype=torch.float64))
+    first = Mixture.of(np.ones(1), np.zeros((1, 15)), np.eye(15)[None])
+    for seed in range(3):
+        importance = AdaptiveImportance(density, first, np.random.default_rng(seed))
+        importance.round(1000)
+        proposal = importance.apart()
+        assert np.isfinite(proposal.factors).all()
+        assert proposal.shares.sum() == pytest.approx(1.0)
