@@ -597,6 +597,9 @@ def sampled(
         curvature: Of it; it tells which coordinates part from the others.
         first: The first proposal.
         random: Of the draws.
+
+    Returns:
+        The draws with their weights; `settled` tells whether these are good.
     """
     found = AdaptiveImportance(density, first, random)
     found.run()
