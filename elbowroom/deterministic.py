@@ -13,6 +13,7 @@ from elbowroom.concluding import Fitted, conclude
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
+from elbowroom.inference.adaptive import Mixture, sampled
 from elbowroom.inference.approximations import (
     METHODS,
     SINGLE,
@@ -23,7 +24,6 @@ from elbowroom.inference.approximations import (
 from elbowroom.inference.density import Density
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.fixed_draws import Draws as FixedDraws
-from elbowroom.inference.importance import Mixture, sampled
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
 from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.objectives import LOG_2PI

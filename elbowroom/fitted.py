@@ -17,7 +17,7 @@ from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.importance import AdaptiveImportance, Mixture
+from elbowroom.inference.adaptive import AdaptiveImportance, Mixture
 from elbowroom.inference.isolation import Parameters, checked_seed, isolated
 from elbowroom.inference.landscape import density_of
 from elbowroom.inference.problem import Problem
@@ -83,7 +83,11 @@ class Fit:
 
     @cached_property
     def _completed(self) -> tuple[Any, list[str]]:
-        return self.complete()
+        tree, notes = self.complete()
+        for node in (tree, *tree.children.values()):
+            if "verdict" in node.attrs:  # more evidence may have come in since it was made
+                node.attrs["verdict"] = self.verdict.level
+        return tree, notes
 
     @property
     def posterior(self) -> Any:

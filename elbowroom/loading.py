@@ -15,8 +15,8 @@ from elbowroom.fitted import Fit
 from elbowroom.fitting import resolve_guide
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
+from elbowroom.inference.adaptive import Mixture
 from elbowroom.inference.elbo import read_guide
-from elbowroom.inference.importance import Mixture
 from elbowroom.inference.isolation import Parameters, resolve_dtype
 from elbowroom.inference.problem import (
     Problem,

@@ -1,6 +1,7 @@
 """Every diagnostic of a verdict seen to say no, or mended, on posteriors whose truth is known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from elbowroom import deterministic
 from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED
 from elbowroom.errors import GuideError, ModelError
 from elbowroom.fitted import Fit
-from elbowroom.inference import fixed_draws, importance
+from elbowroom.inference import adaptive, fixed_draws
 from elbowroom.inference.importance import k_hat_threshold
 from elbowroom.inference.modes import climb
 
@@ -100,7 +101,7 @@ SCHOOLS = {"effect": tensor(EFFECT), "error": tensor(ERROR)}
 @pytest.fixture
 def all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """No coordinates are drawn given the others."""
-    monkeypatch.setattr(importance, "split_of", lambda curvature: None)
+    monkeypatch.setattr(adaptive, "split_of", lambda curvature: None)
 
 
 @pytest.mark.usefixtures("all_together")
@@ -602,3 +603,14 @@ def test_log_evidence_is_elbo_plus_divergence_of_a_factorising_guide() -> None:
     assert abs(elbo + divergence - log_evidence()) < ERRORS * error
     error = np.hypot(error, fit.measures["log_evidence_se"])
     assert abs(fit.measures["kl_to_posterior"] - divergence) < ERRORS * error
+
+
+def test_the_tree_says_the_verdict_that_stands() -> None:
+    """Evidence that comes in after the draws were made, such as another guide's, is in it."""
+    fit = er.fit(two_normals(0.3), data=NOTHING, seed=1)
+    assert fit.verdict.trusted
+    assert fit.posterior.attrs["verdict"] == fit.verdict.level
+    fit = replace(fit, evidence=replace(fit.evidence, less=(1.0, 0.1)))
+    assert fit.verdict.level == NOT_TRUSTED
+    assert fit.posterior.attrs["verdict"] == NOT_TRUSTED
+    assert fit.posterior["posterior"].attrs["verdict"] == NOT_TRUSTED

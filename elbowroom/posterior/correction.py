@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbowroom.inference.adaptive import AdaptiveImportance, Mixture
 from elbowroom.inference.importance import (
-    AdaptiveImportance,
-    Mixture,
     effective_sample_size,
     k_hat_threshold,
     log_mean_exp,

@@ -42,28 +42,34 @@ def _number(value: Any, digits: int = 4) -> str:
 
 
 @contextmanager
+def _bars(*columns: TextColumn | BarColumn) -> Iterator[Progress | None]:
+    """Bars on a terminal with the time that remains, and nothing in a pipe."""
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield None
+        return
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bars:
+        yield bars
+
+
+@contextmanager
 def progresses() -> Iterator[Callable[[str], Report | None] | None]:
     """One bar for each fit on a terminal, and nothing in a pipe.
 
     Yields:
         For a fit's name, its progress callback.
     """
-    err = Console(stderr=True)
-    if not err.is_terminal:
-        yield None
-        return
-    bars = Progress(
+    with _bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("step {task.completed}"),
         TextColumn("ELBO {task.fields[elbo]:.2f}"),
         TextColumn("rate {task.fields[rate]:.1e}"),
         TextColumn("{task.fields[speed]:.0f} steps/s"),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    )
-    with bars:
+    ) as bars:
+        if bars is None:
+            yield None
+            return
 
         def begin(name: str) -> Report:
             task = bars.add_task(name, total=None, elbo=math.nan, rate=math.nan, speed=0.0)
@@ -204,20 +210,15 @@ def _k_hat(measures: dict[str, Any]) -> str:
 @contextmanager
 def sampling() -> Iterator[Callable[[int, int, int], None] | None]:
     """The progress callback of a sampler: a bar on a terminal, nothing in a pipe."""
-    err = Console(stderr=True)
-    if not err.is_terminal:
-        yield None
-        return
-    bars = Progress(
+    with _bars(
         TextColumn("NUTS"),
         BarColumn(bar_width=24),
         TextColumn("draw {task.completed} of {task.total}"),
         TextColumn("{task.fields[divergences]} divergences"),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    )
-    with bars:
+    ) as bars:
+        if bars is None:
+            yield None
+            return
         task = bars.add_task("", total=None, divergences=0)
 
         def report(made: int, total: int, divergences: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, tensor
 import elbowroom as er
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference import importance
+from elbowroom.inference import adaptive
 from elbowroom.inference.density import Density
 from elbowroom.inference.isolation import isolated
 
@@ -314,7 +314,7 @@ def test_a_branch_on_a_value_is_run_as_it_stands(model: Model) -> None:
 
 
 def test_a_fit_says_that_its_model_is_run_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importance, "ROUNDS", 1)
+    monkeypatch.setattr(adaptive, "ROUNDS", 1)
     fit = er.fit(far_branch, data={"y": tensor(0.5)}, guide="laplace", seed=1, draws=100)
     assert any("the model is run as it stands" in note for note in fit.notes)
 

@@ -12,12 +12,9 @@ from scipy.stats import chi2, multivariate_normal, multivariate_t
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace
+from elbowroom.inference.adaptive import ENOUGH, PRECISE, AdaptiveImportance, Mixture
 from elbowroom.inference.density import Density
 from elbowroom.inference.importance import (
-    ENOUGH,
-    PRECISE,
-    AdaptiveImportance,
-    Mixture,
     effective_sample_size,
     k_hat_interval,
     k_hat_threshold,
