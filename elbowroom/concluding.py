@@ -103,13 +103,7 @@ def conclude(
     if landscape.density is not None and landscape.density.note is not None:
         notes.append(landscape.density.note)
     if correction is not None and correction.proposal is not None:
-        split = correction.proposal.split
-        if split is not None:
-            total = correction.proposal.means.shape[1]
-            notes.append(
-                f"{split.blocks.size} of the {total} coordinates were drawn given the others, from "
-                "their conditional distributions."
-            )
+        notes += [said for said in [correction.proposal.description] if said is not None]
     measures = bound(raw, fitted.point)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
     measures.update(more, predictive_checks=shares)

@@ -17,7 +17,7 @@ from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.adaptive import AdaptiveImportance, Mixture
+from elbowroom.inference.adaptive import AdaptiveImportance, Proposal
 from elbowroom.inference.isolation import Parameters, checked_seed, isolated
 from elbowroom.inference.landscape import density_of
 from elbowroom.inference.problem import Problem
@@ -68,7 +68,7 @@ class Fit:
     engine: str
     evidence: Evidence
     held: str
-    proposal: Mixture | None = None
+    proposal: Proposal | None = None
 
     def __repr__(self) -> str:
         return (
@@ -193,7 +193,10 @@ class Fit:
             return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
         problem = self.problem
         with isolated(seed, dtype=torch.float64, threads=problem.threads):
-            importance = AdaptiveImportance(density_of(problem), self.proposal, random)
+            density = density_of(problem)
+            importance = AdaptiveImportance(
+                density, self.proposal.mixture, random, None, self.proposal.conditional(density)
+            )
             importance.round(4 * count)
             sites = adapted(importance, count).sites
         return {name: values.to(problem.dtype) for name, values in sites.items()}
@@ -303,8 +306,7 @@ class Fit:
             parameters.update(
                 {
                     f"proposal.{name}": torch.as_tensor(value)
-                    for name, value in asdict(self.proposal).items()
-                    if value is not None
+                    for name, value in self.proposal.arrays().items()
                 }
             )
         options = {} if self.problem.options is None else asdict(self.problem.options)

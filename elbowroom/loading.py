@@ -15,7 +15,7 @@ from elbowroom.fitted import Fit
 from elbowroom.fitting import resolve_guide
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.adaptive import Mixture
+from elbowroom.inference.adaptive import Proposal
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.isolation import Parameters, resolve_dtype
 from elbowroom.inference.problem import (
@@ -105,15 +105,13 @@ def load(
     )  # fmt: skip
 
 
-def _proposal(saved: Mapping[str, Tensor]) -> Mixture | None:
-    if "proposal.means" not in saved:
-        return None
-    found = {
+def _proposal(saved: Mapping[str, Tensor]) -> Proposal | None:
+    arrays = {
         name.removeprefix("proposal."): value.numpy()
         for name, value in saved.items()
-        if name.startswith("proposal.") and name != "proposal.freedom"
+        if name.startswith("proposal.")
     }
-    return Mixture(**found, freedom=float(saved["proposal.freedom"]))
+    return Proposal.of(arrays) if arrays else None
 
 
 def _restored(

@@ -1,8 +1,8 @@
 """Importance sampling from proposals that adapt to what was drawn."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
@@ -59,52 +59,25 @@ UNSURE = 5
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of multivariate t distributions over the unconstrained vector.
+    """A mixture of multivariate t distributions over unconstrained coordinates.
 
     Attributes:
         shares: Of the components, (K,), summing to one.
         means: (K, D).
         factors: Lower Cholesky factors of the scale matrices, (K, D, D).
         freedom: Degrees of freedom.
-        blocks: Indices of coordinates, (blocks, k), that are not drawn from this distribution but
-            from their own given the others; see `elbowroom.inference.conditional`.
     """
 
     shares: np.ndarray
     means: np.ndarray
     factors: np.ndarray
     freedom: float
-    blocks: np.ndarray | None = None
 
-    @cached_property
-    def split(self) -> Split | None:
-        """Which coordinates are drawn from the mixture, and which given those."""
-        if self.blocks is None:
-            return None
-        return Split(np.setdiff1d(np.arange(self.means.shape[1]), self.blocks), self.blocks)
-
-    @cached_property
-    def marginal(self) -> "Mixture":
-        """The mixture of the coordinates that are drawn from it."""
-        if self.split is None:
-            return self
-        rows = self.factors[:, self.split.shared]
-        factors = np.linalg.cholesky(rows @ np.swapaxes(rows, 1, 2))
-        return Mixture(self.shares, self.means[:, self.split.shared], factors, self.freedom)
-
-    def nested(self, split: Split) -> "Mixture":
-        """The same with blocks that are drawn given the other coordinates."""
-        freedom = max(FREEDOM, len(split.shared) / 2)
-        return replace(self, freedom=freedom, blocks=split.blocks)
-
-    def conditional(self, density: Density) -> Conditional:
-        """The blocks given the other coordinates; their search begins where they go linearly."""
-        assert self.split is not None
-        shared, inner = self.split.shared, self.split.blocks.ravel()
-        main = int(np.argmax(self.shares))
-        factor = self.factors[main]
-        slope = np.linalg.lstsq(factor[shared].T, factor[inner].T, rcond=None)[0].T
-        return Conditional(density, self.split, self.means[main], slope)
+    def marginal(self, coordinates: np.ndarray) -> "Mixture":
+        """The mixture of some coordinates, (S,), with tails that suit their number."""
+        rows = self.factors[:, coordinates]
+        covariances = rows @ np.swapaxes(rows, 1, 2)
+        return Mixture.of(self.shares, self.means[:, coordinates], covariances)
 
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
         """Draws, (count, D); each component gives its share of them as nearly as can be."""
@@ -149,6 +122,57 @@ class Mixture:
         return cls(shares / shares.sum(), means, np.linalg.cholesky(covariances), freedom)
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What draws of the whole unconstrained vector are made from.
+
+    Attributes:
+        mixture: Of all coordinates, or of those that are drawn first.
+        blocks: Indices of the others, (blocks, k); None if there are none.
+        mean: Where the search for the blocks' conditional mode begins, (D,); see `Conditional`.
+        slope: How that place moves, (blocks · k, S).
+    """
+
+    mixture: Mixture
+    blocks: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    slope: np.ndarray | None = None
+
+    def conditional(self, density: Density) -> Conditional | None:
+        """The blocks given the other coordinates, if they are drawn so."""
+        if self.blocks is None or self.mean is None:
+            return None
+        shared = np.setdiff1d(np.arange(len(self.mean)), self.blocks)
+        return Conditional(density, Split(shared, self.blocks), self.mean, self.slope)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The proposal as named arrays."""
+        found = {**vars(self.mixture), **vars(self)}
+        return {
+            name: np.asarray(value)
+            for name, value in found.items()
+            if name != "mixture" and value is not None
+        }
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Proposal":
+        """The proposal of named arrays."""
+        mixture = Mixture(
+            arrays["shares"], arrays["means"], arrays["factors"], float(arrays["freedom"])
+        )
+        return cls(mixture, *(arrays.get(name) for name in ("blocks", "mean", "slope")))
+
+    @property
+    def description(self) -> str | None:
+        """How the coordinates were drawn, where it was not all of them together."""
+        if self.blocks is None or self.mean is None:
+            return None
+        return (
+            f"{self.blocks.size} of the {len(self.mean)} coordinates were drawn given the others, "
+            "from their conditional distributions."
+        )
+
+
 class AdaptiveImportance:
     """Adaptive multiple importance sampling.
 
@@ -171,6 +195,8 @@ class AdaptiveImportance:
         first: The first proposal.
         random: Of the draws.
         modes: The number of the mode that each of its components belongs to; one each by default.
+        conditional: Of the coordinates that are drawn given those of the proposals; by default the
+            proposals are of all coordinates.
     """
 
     def __init__(
@@ -179,8 +205,9 @@ class AdaptiveImportance:
         first: Mixture,
         random: np.random.Generator,
         modes: np.ndarray | None = None,
+        conditional: Conditional | None = None,
     ) -> None:
-        self.density, self.random = density, random
+        self.density, self.random, self.conditional = density, random, conditional
         self.modes = np.arange(len(first.shares)) if modes is None else modes
         self.adapted = first
         self._begin(first)
@@ -202,18 +229,18 @@ class AdaptiveImportance:
         """Draws from the latest proposal, and weighs all draws anew."""
         proposal = self.proposals[-1]
         if len(self.counts) < len(self.proposals):  # the first time
-            latest = proposal.marginal.log_density(self._outer(self.points))
+            latest = proposal.log_density(self._outer(self.points))
             self._log_q = np.concatenate([self._log_q, latest[:, None]], axis=1)
             self.counts.append(0)
-        new, log_blocks = proposal.marginal.draw(count, self.random), np.zeros(count)
-        if proposal.split is not None:
-            new, log_blocks = proposal.conditional(self.density).complete(new, self.random)
+        new, log_blocks = proposal.draw(count, self.random), np.zeros(count)
+        if self.conditional is not None:
+            new, log_blocks = self.conditional.complete(new, self.random)
         self.counts[-1] += count
         self._add(new, self.density.value(new), log_blocks)
 
     def _add(self, points: np.ndarray, log_p: np.ndarray, log_blocks: np.ndarray) -> None:
         outer = self._outer(points)
-        log_q = [proposal.marginal.log_density(outer) for proposal in self.proposals]
+        log_q = [proposal.log_density(outer) for proposal in self.proposals]
         self.points = np.concatenate([self.points, points])
         self.log_p = np.concatenate([self.log_p, log_p])
         self._log_q = np.concatenate([self._log_q, np.stack(log_q, axis=1)])
@@ -225,8 +252,7 @@ class AdaptiveImportance:
 
     def _outer(self, points: np.ndarray) -> np.ndarray:
         """The coordinates that are drawn from the mixtures."""
-        split = self.proposals[0].split
-        return points if split is None else points[:, split.shared]
+        return points if self.conditional is None else points[:, self.conditional.split.shared]
 
     @property
     def weights(self) -> np.ndarray:
@@ -244,8 +270,9 @@ class AdaptiveImportance:
         A covariance is drawn towards the one before as far as the effective draws are few.
         """
         latest, weights = self.proposals[-1], self.weights
-        size = self.points.shape[1]
-        log_parts = latest.marginal.log_densities(self._outer(self.points))
+        points = self._outer(self.points)
+        size = points.shape[1]
+        log_parts = latest.log_densities(points)
         parts = np.exp(log_parts - logsumexp(log_parts, axis=1, keepdims=True)) * weights[:, None]
         means, factors, shares = latest.means.copy(), latest.factors.copy(), parts.sum(0)
         for k, part in enumerate(parts.T):
@@ -255,8 +282,8 @@ class AdaptiveImportance:
             part = part / total
             effective = 1 / np.square(part).sum()
             keep = effective / (effective + 2 * size)
-            mean = part @ self.points
-            centred = self.points - mean
+            mean = part @ points
+            centred = points - mean
             covariance = keep * (centred * part[:, None]).T @ centred
             covariance += (1 - keep) * factors[k] @ factors[k].T
             try:
@@ -304,6 +331,14 @@ class AdaptiveImportance:
         self._begin(self.whole)
 
     @property
+    def proposal(self) -> Proposal:
+        """What the latest draws were drawn from."""
+        if self.conditional is None:
+            return Proposal(self.proposals[-1])
+        begin = self.conditional
+        return Proposal(self.proposals[-1], begin.split.blocks, begin.mean, begin.slope)
+
+    @property
     def whole(self) -> Mixture:
         """What all draws so far were drawn from."""
         return _mixed(self.proposals, self.counts)
@@ -311,7 +346,7 @@ class AdaptiveImportance:
     def of_one_mode(self, first: Mixture) -> "AdaptiveImportance":
         """Sampling of the same density anew, by components that all belong to one mode."""
         modes = np.zeros(len(first.shares), dtype=int)
-        return AdaptiveImportance(self.density, first, self.random, modes)
+        return AdaptiveImportance(self.density, first, self.random, modes, self.conditional)
 
     def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
         """Both samples of one mode as one, from the mixture of both proposals.
@@ -329,17 +364,17 @@ class AdaptiveImportance:
         return pooled
 
     def _affordable(self, draws: int) -> int:
-        split = self.proposals[0].split
-        if split is None:
+        if self.conditional is None:
             return self.density.affordable(draws, FEWEST_DRAWS)
-        return min(draws, max(FEWEST_DRAWS, NESTED_ROUND // (split.cost * self.density.work)))
+        cost = self.conditional.split.cost * self.density.work
+        return min(draws, max(FEWEST_DRAWS, NESTED_ROUND // cost))
 
     def run(self) -> None:
         """Adapts the proposal where it needs it; then draws until the weights are good.
 
         They may not get so: `settled` tells.
         """
-        few = self._affordable(max(FEWEST_DRAWS, 10 * self.density.dimension))
+        few = self._affordable(max(FEWEST_DRAWS, 10 * self.adapted.means.shape[1]))
         full = self._affordable(FULL_ROUND)
         self.round(few)
         for _ in range(ADAPTATIONS):
@@ -387,7 +422,7 @@ class AdaptiveImportance:
 
     def shares(self) -> tuple[float, ...]:
         """The posterior mass of each mode that sampling began with, largest first."""
-        parts = self.proposals[-1].marginal.log_densities(self._outer(self.points))
+        parts = self.proposals[-1].log_densities(self._outer(self.points))
         parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
         # Every round's proposal has the components of the first, in the same order.
         masses = parts.sum(0).reshape(-1, len(self.modes)).sum(0)
@@ -401,25 +436,25 @@ class AdaptiveImportance:
         densities and credible sets in instrumental variable regression models"); as wide as half of
         it and half of the whole.
         """
-        size = self.points.shape[1]
+        points = self._outer(self.points)
+        size = points.shape[1]
         main = self.adapted.factors[np.argmax(self.adapted.shares)]
         keep = self.effective_sample_size / (self.effective_sample_size + 2 * size)
-        centred = self.points - self.weights @ self.points
+        centred = points - self.weights @ points
         whole = keep * (centred * self.weights[:, None]).T @ centred + (1 - keep) * main @ main.T
-        drawn = self.points[resampled(self.weights, CLUSTERED, self.random)]
-        heavy = self.points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
+        drawn = points[resampled(self.weights, CLUSTERED, self.random)]
+        heavy = points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
         scales = np.sqrt(np.diag(whole))
         shares, means, covariances = [], [], []
-        for points, most, mass in ((drawn, PARTS, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
-            outer = self._outer(points / scales)
-            distinct = np.unique(outer, axis=0)
+        for chosen, most, mass in ((drawn, PARTS, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
+            distinct = np.unique(chosen / scales, axis=0)
             start = self.random.choice(distinct, min(most, len(distinct)), replace=False)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a cluster that is left without draws
-                _, labels = kmeans2(outer, start, minit="matrix")
+                _, labels = kmeans2(chosen / scales, start, minit="matrix")
             for label in np.unique(labels):
-                part = points[labels == label]
-                shares.append(mass * len(part) / len(points))
+                part = chosen[labels == label]
+                shares.append(mass * len(part) / len(chosen))
                 means.append(part.mean(0))
                 own = np.cov(part, rowvar=False).reshape(size, size) if len(part) > 1 else whole
                 covariances.append((own + whole) / 2)
@@ -427,6 +462,15 @@ class AdaptiveImportance:
         return replace(
             self.adapted, shares=np.array(shares), means=np.stack(means), factors=factors
         )
+
+
+def _along(mixture: Mixture, density: Density, split: Split) -> Conditional:
+    """The blocks given the other coordinates; their search begins where a mixture has them go."""
+    main = int(np.argmax(mixture.shares))
+    factor, mean = mixture.factors[main], mixture.means[main]
+    shared, inner = split.shared, split.blocks.ravel()
+    slope = np.linalg.lstsq(factor[shared].T, factor[inner].T, rcond=None)[0].T
+    return Conditional(density, split, mean, slope)
 
 
 def _mixed(mixtures: list[Mixture], counts: list[int]) -> Mixture:
@@ -463,12 +507,14 @@ def sampled(
     split = split_of(curvature) if single and np.isfinite(found.k_hat) else None
     most = 0 if split is None else NESTED_ROUND // (split.cost * density.work)
     if split is not None and most >= FEWEST_DRAWS and not found.comfortable:
-        nested = AdaptiveImportance(density, found.adapted.nested(split), random)
+        conditional = _along(found.adapted, density, split)
+        outer = found.adapted.marginal(split.shared)
+        nested = AdaptiveImportance(density, outer, random, conditional=conditional)
         nested.run()
         if not nested.lacks(found) and nested.discomfort < found.discomfort:
             found = nested
-    cheap = found.proposals[0].split is None or most >= FULL_ROUND
-    narrow = found.proposals[0].marginal.means.shape[1] <= MOST_APART
+    cheap = found.conditional is None or most >= FULL_ROUND
+    narrow = found.adapted.means.shape[1] <= MOST_APART
     refined = 0
     while single and cheap and narrow and np.isfinite(found.k_hat) and refined < REFINEMENTS:
         if found.comfortable or found.plenty or (refined and found.settled):

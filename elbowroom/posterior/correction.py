@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbowroom.inference.adaptive import AdaptiveImportance, Mixture
+from elbowroom.inference.adaptive import AdaptiveImportance, Proposal
 from elbowroom.inference.importance import (
     effective_sample_size,
     k_hat_threshold,
@@ -47,7 +47,7 @@ class Correction:
     effective: float
     log_evidence: tuple[float, float]
     modes: tuple[float, ...] = ()
-    proposal: Mixture | None = None
+    proposal: Proposal | None = None
 
     @property
     def usable(self) -> bool:
@@ -105,5 +105,5 @@ def adapted(importance: AdaptiveImportance, count: int) -> Correction:
         importance.effective_sample_size,
         log_mean_exp(importance.log_weights),
         importance.shares(),
-        importance.proposals[-1],
+        importance.proposal,
     )

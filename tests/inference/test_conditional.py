@@ -200,8 +200,10 @@ def test_nested_draws_have_the_exact_evidence_and_moments() -> None:
     """The shared coordinates from a poor start, the groups given them."""
     conditional = conditional_of(groups, Y)
     split = conditional.split
-    first = Mixture.of(np.ones(1), np.zeros((1, 7)), np.eye(7)[None]).nested(split)
-    importance = AdaptiveImportance(conditional.density, first, np.random.default_rng(3))
+    size = len(split.shared)
+    first = Mixture.of(np.ones(1), np.zeros((1, size)), np.eye(size)[None])
+    random = np.random.default_rng(3)
+    importance = AdaptiveImportance(conditional.density, first, random, conditional=conditional)
     importance.run()
     assert importance.settled
     grid = np.linspace(-6, 4, 101)
