@@ -123,6 +123,13 @@ SETTINGS: dict[str, Any] = {
             help="Draws of the ELBO by the engine of that name (default: doubled until enough)."
         ),
     ],
+    "correlated": Annotated[
+        str | None,
+        typer.Option(
+            help="Sites, by commas, whose covariance linear_response takes in a model of over "
+            "2,000 latent numbers (default: those that all groups share)."
+        ),
+    ],
     "device": Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")],
     "dtype": Annotated[
         str | None, typer.Option(help="float64 or float32 (default: float64; vae 32).")

@@ -40,6 +40,7 @@ class Fitted:
         objective: The name of the ELBO that was maximised, and why.
         engine: "svi" or "fixed_draws".
         point: Whether it is one point.
+        starts: How many starts reached the optimum, and of how many, where there are no modes.
     """
 
     guide: Guide
@@ -50,6 +51,7 @@ class Fitted:
     objective: tuple[str, str]
     engine: str
     point: bool = False
+    starts: tuple[int, int] | None = None
 
 
 def conclude(
@@ -131,7 +133,7 @@ def _evidence(
 ) -> tuple[Evidence, dict[str, Any]]:
     """What the verdict is made of, and the numbers among it by name."""
     best, missing = landscape.best, 0.0
-    starts = None
+    starts = fitted.starts
     slope = 0.0 if landscape.density is None else landscape.density.slope_error
     if best is not None:
         starts = (best.starts, landscape.tried)

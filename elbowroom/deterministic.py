@@ -13,30 +13,33 @@ from elbowroom.concluding import Fitted, conclude
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
-from elbowroom.inference.adaptive import Mixture, sampled
+from elbowroom.inference.adaptive import Mixture, sampled, sampled_nested
 from elbowroom.inference.approximations import (
     METHODS,
     SINGLE,
+    WIDE,
     Approximation,
     linear_response,
     responses,
+    wide,
 )
 from elbowroom.inference.density import Density
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.fixed_draws import Draws as FixedDraws
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
-from elbowroom.inference.landscape import Landscape, explore
-from elbowroom.inference.objectives import LOG_2PI
+from elbowroom.inference.landscape import LARGEST, Landscape, explore
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
 from elbowroom.plan import Plan, Task
-from elbowroom.posterior.correction import adapted
+from elbowroom.posterior.correction import Correction, adapted, reweighted
 from elbowroom.posterior.draws import Draws
 
 DRAWS = 4000
 """Posterior draws by default."""
-LARGEST = 2000
-"""The dimension up to which covariances are held whole."""
+EVEN = 0.7
+"""Effective draws for each draw of a wide guide with which no other draws are sought."""
+MOST_NUMBERS = 20_000_000
+"""In the draws of a posterior that is too wide for its covariance."""
 OBJECTIVE = ("fixed_draws", "the ELBO over fixed draws, by a quasi-Newton method")
 STOCHASTIC_ONLY = (
     "steps", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "clip_norm",
@@ -45,8 +48,8 @@ STOCHASTIC_ONLY = (
 """Settings that have no meaning here."""
 
 
-def why_not(problem: Problem) -> str | None:
-    """Why a problem cannot be fitted over fixed draws; None if it can."""
+def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
+    """Why a problem cannot be fitted over fixed draws by a guide, or by any; None if it can."""
     space = problem.space
     if space.local_continuous:
         return "the model has continuous latents for each row"
@@ -54,7 +57,7 @@ def why_not(problem: Problem) -> str | None:
         return "the model has point parameters (pyro.param)"
     if not space.sites:
         return "the model has no continuous latent"
-    if space.dimension > LARGEST:
+    if guide is not None and guide.name not in WIDE and space.dimension > LARGEST:
         return f"the model has {space.dimension} latent dimensions, more than {LARGEST}"
     return None
 
@@ -69,7 +72,7 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
     if guide.name not in METHODS:
         raise OptionError(f"--engine fixed_draws: the guide '{guide.name}' needs --engine svi.")
     problem, settings, seed = task.problem, task.settings, task.seed
-    reason = why_not(problem)
+    reason = why_not(problem, guide)
     if reason is not None:
         raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
     if task.announce is not None:
@@ -78,14 +81,18 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
     began, random = time.perf_counter(), np.random.default_rng(seed)
     count = DRAWS if task.draws is None else task.draws
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
-        found = approximate(landscape, guide.name, settings, random)
-        few = found.density.affordable(2 * count, 1000) // 2
-        raw = _raw(found.density, found.approximation, few, random)
-        assert landscape.curvature is not None
-        importance = sampled(found.density, landscape.curvature, found.proposal, random)
-        correction = adapted(importance, count)
+        if landscape.starts is not None:
+            approximation, raw, correction = _wide(landscape, guide, settings, count, random)
+        else:
+            found = approximate(landscape, guide.name, settings, random)
+            approximation = found.approximation
+            few = found.density.affordable(2 * count, 1000) // 2
+            raw = _raw(found.density, approximation, few, random)
+            assert landscape.curvature is not None
+            importance = sampled(found.density, landscape.curvature, found.proposal, random)
+            correction = adapted(importance, count)
     seconds = landscape.seconds + time.perf_counter() - began
-    fitted = _as_pyro(problem, guide, found.approximation, landscape, seconds, seed)
+    fitted = _as_pyro(problem, guide, approximation, landscape, seconds, seed)
     with problem.session(seed + 1, fitted.parameters):
         return conclude(task, fitted, raw, correction, landscape)
 
@@ -104,10 +111,7 @@ def approximate(
 ) -> Approximated:
     """Fits a guide by name, and a proposal: linear response at every mode that matters."""
     assert landscape.density is not None
-    choice = FixedDraws()
-    if settings.fixed_draws is not None:
-        number = settings.fixed_draws + settings.fixed_draws % 2
-        choice = FixedDraws(number, number)
+    choice = _choice(settings)
     asked = choice if method == "linear_response" else FixedDraws()
     optima = responses(landscape, random, asked)
     if method == "linear_response":
@@ -115,6 +119,7 @@ def approximate(
     else:
         approximation = SINGLE[method](landscape, random, choice)
     centres = [(optimum.mean, optimum.covariance, optimum.elbo) for optimum in optima]
+    assert approximation.covariance is not None
     if method == "full_rank" and approximation.optimum is not None:
         centres[:1] = [(approximation.mean, approximation.covariance, approximation.optimum.elbo)]
     if not centres:
@@ -132,12 +137,44 @@ def _raw(
     density: Density, approximation: Approximation, count: int, random: np.random.Generator
 ) -> Draws:
     """Draws of a Normal."""
-    factor = np.linalg.cholesky(approximation.covariance)
-    standard = random.standard_normal((count, len(factor)))
-    points = approximation.mean + standard @ factor.T
-    log_q = -0.5 * np.square(standard).sum(1) - 0.5 * len(factor) * LOG_2PI
-    log_q -= np.log(np.diag(factor)).sum()
-    return Draws(density.constrained(points), density.value(points), log_q)
+    distribution = approximation.distribution
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(random.integers(2**62)))
+        points = distribution.sample((count,))
+    log_q = distribution.log_prob(points).numpy()
+    return Draws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
+
+
+def _wide(
+    landscape: Landscape,
+    guide: Guide,
+    settings: Settings,
+    count: int,
+    random: np.random.Generator,
+) -> tuple[Approximation, Draws, Correction]:
+    """A guide, its draws and the corrected ones, where no covariance can be held whole."""
+    density, curvature = landscape.density, landscape.curvature
+    assert density is not None
+    assert curvature is not None
+    choice = _choice(settings)
+    approximation = wide(landscape, guide.name, random, choice, settings.correlated)
+    few = min(density.affordable(count, 1000), max(1000, MOST_NUMBERS // density.dimension))
+    raw = _raw(density, approximation, few, random)
+    assert approximation.response is not None
+    correction = reweighted(raw.sites, raw.log_p, raw.log_q, few, random)
+    if not (correction.usable and correction.effective > EVEN * few):
+        nested = sampled_nested(density, curvature, approximation.response, random)
+        if nested is not None:
+            correction = adapted(nested, min(count, few))
+    return approximation, raw, correction
+
+
+def _choice(settings: Settings) -> FixedDraws:
+    """The fixed draws that were asked for, an even number, or the default."""
+    if settings.fixed_draws is None:
+        return FixedDraws()
+    number = settings.fixed_draws + settings.fixed_draws % 2
+    return FixedDraws(number, number)
 
 
 def _as_pyro(
@@ -150,7 +187,12 @@ def _as_pyro(
 ) -> Fitted:
     """The Pyro guide with the parameters that were found."""
     with problem.session(seed) as state:
-        if found.optimum is None or guide.name == "linear_response":
+        if found.response is not None:
+            scale = _tensor(found.response.scale, problem)
+            factor = _tensor(found.response.factor, problem)
+            start = Start(_tensor(found.mean, problem), None, scale, factor)
+        elif found.optimum is None or guide.name == "linear_response":
+            assert found.covariance is not None
             precision = np.linalg.inv(found.covariance)
             start = Start(_tensor(found.mean, problem), _tensor(precision, problem))
         else:
@@ -172,9 +214,13 @@ def _as_pyro(
         seconds,
         found.parameters,
     )
+    starts = None
+    if found.response is not None:
+        starts = found.response.agreeing, found.response.tried
     return Fitted(
-        guide, called, start, Parameters(state, values), trained, OBJECTIVE, "fixed_draws"
-    )
+        guide, called, start, Parameters(state, values), trained, OBJECTIVE, "fixed_draws",
+        starts=starts,
+    )  # fmt: skip
 
 
 def _tensor(values: np.ndarray, problem: Problem) -> Tensor:

@@ -299,9 +299,11 @@ class Fit:
             for name, value in self.parameters.values.items()
             if not name.startswith("__baseline")
         }
-        parameters["start.location"] = self.start.location.cpu()
-        if self.start.precision is not None:
-            parameters["start.precision"] = self.start.precision.cpu()
+        parameters |= {
+            f"start.{name}": value.cpu()
+            for name, value in vars(self.start).items()
+            if value is not None
+        }
         if self.proposal is not None:
             parameters.update(
                 {

@@ -12,7 +12,7 @@ from elbowroom.errors import OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
 from elbowroom.inference.isolation import checked_seed, resolve_device, resolve_dtype
-from elbowroom.inference.landscape import Landscape
+from elbowroom.inference.landscape import LARGEST, Landscape
 from elbowroom.inference.problem import (
     Problem,
     bind,
@@ -90,6 +90,11 @@ def bind_model(
         bound = make_options(declaration.options, model_options)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
     problem = bind(declaration, data, bound, dtype, device)
+    if settings.correlated is not None and problem.space.dimension <= LARGEST:
+        raise OptionError(
+            f"--correlated: this model has {problem.space.dimension} latent numbers, few enough "
+            "for all covariances; leave it out."
+        )
     plate, size = problem.space.subsampled, settings.batch_size
     if "batch_size" not in options and size is not None and plate is not None:
         # A suggested minibatch gives way to a small table; one that was asked for is an error.
@@ -199,7 +204,7 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
     stochastic = any(
         getattr(settings, name) != getattr(Settings(), name) for name in STOCHASTIC_ONLY
     )
-    return "fixed_draws" if fits and not stochastic and why_not(problem) is None else "svi"
+    return "fixed_draws" if fits and not stochastic and why_not(problem, guide) is None else "svi"
 
 
 def checked_draws(draws: int | None) -> None:

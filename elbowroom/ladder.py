@@ -9,7 +9,7 @@ from elbowroom.errors import GuideError
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
 from elbowroom.inference.importance import ERRORS, k_hat_threshold
-from elbowroom.inference.landscape import Landscape, explore
+from elbowroom.inference.landscape import LARGEST, Landscape, explore
 from elbowroom.inference.problem import Problem
 from elbowroom.plan import Task
 from elbowroom.stochastic import fit_stochastic
@@ -24,7 +24,8 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
-    sites written by their standardised values; a flow. Where none is trusted, the one with the
+    sites written by their standardised values; a flow, if the dimension is small; independent
+    Normals, if it is so large that the first two fail. Where none is trusted, the one with the
     best importance weights is returned, with what to do next.
 
     Raises:
@@ -72,6 +73,9 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
                 f"full_rank{where}", deterministic("full_rank", place, landscape)
             ):
                 return
+        if problem.space.dimension > LARGEST and not found:
+            landscape = explore(problem, task.settings.restarts, task.seed)
+            rung("mean_field", deterministic("mean_field", problem, landscape))
         if problem.space.dimension <= FLOW:
             flow = get_guide("flow", problem.model_name, False)
             last = replace(task, problem=places[-1], announce=None)

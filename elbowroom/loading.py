@@ -78,7 +78,13 @@ def load(
     dtype = resolve_dtype(settings.dtype)
     problem = bind(declaration, run.data, options, dtype, torch.device("cpu"))
     problem = problem.reparameterise(config.get("reparameterised", ()))
-    start = Start(run.parameters["start.location"], run.parameters.get("start.precision"))
+    start = Start(
+        **{
+            name.removeprefix("start."): value
+            for name, value in run.parameters.items()
+            if name.startswith("start.")
+        }
+    )
     if guide is None and config["guide"] not in guides_for(problem.model_name):
         raise ModelError(
             f"'{path}' was fitted with your own guide '{config['guide']}', whose code a run folder "

@@ -28,10 +28,14 @@ class Start:
         location: The flat unconstrained vector, (D,).
         precision: Minus the Hessian of the log density there, (D, D), positive definite; None
             where it was not taken.
+        scale: Where that is too large to be held, standard deviations, (D,).
+        factor: The same, (D, C): the covariance is diag(scale²) plus this times its transpose.
     """
 
     location: "Tensor"
     precision: "Tensor | None" = None
+    scale: "Tensor | None" = None
+    factor: "Tensor | None" = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ def scales(start: Start) -> Tensor:
 
     It is the optimal one of a mean-field Normal where the posterior is Normal.
     """
+    if start.scale is not None:
+        return start.scale
     if start.precision is None:
         return torch.full_like(start.location, INITIAL_SCALE)
     return start.precision.diagonal().rsqrt()
@@ -176,6 +178,10 @@ def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
 def _normal(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The Normal at the start with its precision: nothing to optimise."""
+    if start.scale is not None and start.factor is not None:
+        variances, factor = start.scale.square(), start.factor
+        fn = dist.LowRankMultivariateNormal(start.location, factor, variances)
+        return flat_guide(space, lambda: sample_flat(fn))
     if start.precision is None:
         raise GuideError("this guide is fitted with --engine fixed_draws.")
     scale_tril = cholesky(start)

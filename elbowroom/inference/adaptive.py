@@ -23,6 +23,7 @@ from elbowroom.inference.importance import (
     smoothed,
     standard_errors,
 )
+from elbowroom.inference.wide import Response
 
 FEWEST_DRAWS = 1000
 """Of the first round of adaptive importance sampling."""
@@ -30,6 +31,8 @@ FULL_ROUND = 4000
 """Of a later round."""
 NESTED_ROUND = 2_000_000_000
 """Numbers that a round may take where some coordinates are drawn given the others; some seconds."""
+LARGEST_ROUND = 20_000_000
+"""Numbers that its draws may hold."""
 ENOUGH = 2500.0
 """The effective sample size at which adaptive importance sampling ends."""
 PLENTY = 10_000.0
@@ -367,7 +370,8 @@ class AdaptiveImportance:
         if self.conditional is None:
             return self.density.affordable(draws, FEWEST_DRAWS)
         cost = self.conditional.split.cost * self.density.work
-        return min(draws, max(FEWEST_DRAWS, NESTED_ROUND // cost))
+        most = min(NESTED_ROUND // cost, LARGEST_ROUND // self.density.dimension)
+        return min(draws, max(FEWEST_DRAWS, most))
 
     def run(self) -> None:
         """Adapts the proposal where it needs it; then draws until the weights are good.
@@ -462,6 +466,33 @@ class AdaptiveImportance:
         return replace(
             self.adapted, shares=np.array(shares), means=np.stack(means), factors=factors
         )
+
+
+def sampled_nested(
+    density: Density, curvature: Curvature, response: Response, random: np.random.Generator
+) -> AdaptiveImportance | None:
+    """The same where all coordinates together are too many: of some given the others.
+
+    Args:
+        density: The log density.
+        curvature: Of it.
+        response: Where to begin.
+        random: Of the draws.
+
+    Returns:
+        The draws with their weights; None if the coordinates do not part.
+    """
+    split = split_of(curvature)
+    if split is None:
+        return None
+    shared, inner = split.shared, split.blocks.ravel()
+    covariance = response.covariance(shared)
+    slope = np.linalg.solve(covariance, response.factor[shared] @ response.factor[inner].T).T
+    conditional = Conditional(density, split, response.mean, slope)
+    first = Mixture.of(np.ones(1), response.mean[shared][None], covariance[None])
+    found = AdaptiveImportance(density, first, random, conditional=conditional)
+    found.run()
+    return found
 
 
 def _along(mixture: Mixture, density: Density, split: Split) -> Conditional:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
+from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal
 
 from elbowroom.errors import GuideError
 from elbowroom.inference import fixed_draws
@@ -14,6 +16,7 @@ from elbowroom.inference.fixed_draws import Draws, Optimum
 from elbowroom.inference.landscape import Landscape
 from elbowroom.inference.modes import Mode, guarded_loss
 from elbowroom.inference.objectives import LOG_2PI, Coordinates
+from elbowroom.inference.wide import Response, chosen_coordinates, respond
 
 
 @dataclass(frozen=True)
@@ -22,21 +25,32 @@ class Approximation:
 
     Attributes:
         mean: (D,).
-        covariance: (D, D).
+        covariance: (D, D); None if it is too large, and `response` describes it.
         status: "converged", "budget" or "exact"; see `elbowroom.inference.svi.Trained`.
         reason: The same as a sentence.
         optimum: Over fixed draws, if it is one.
         parameters: How many numbers were optimised.
         history: The ELBO at each evaluation.
+        response: What stands for the covariance.
     """
 
     mean: np.ndarray
-    covariance: np.ndarray
+    covariance: np.ndarray | None
     status: str
     reason: str
     optimum: Optimum | None = None
     parameters: int = 0
     history: list[float] = field(default_factory=list)
+    response: Response | None = None
+
+    @property
+    def distribution(self) -> Distribution:
+        """The Normal, in float64."""
+        mean = torch.as_tensor(self.mean)
+        if self.response is not None:
+            factor, scale = map(torch.as_tensor, (self.response.factor, self.response.scale))
+            return LowRankMultivariateNormal(mean, factor, scale.square())
+        return MultivariateNormal(mean, torch.as_tensor(self.covariance))
 
 
 def _whitened(mode: Mode) -> Coordinates:
@@ -64,20 +78,23 @@ def _of_optimum(optimum: Optimum | None, name: str) -> Approximation:
             f"{name} has no optimum over fixed draws: the posterior has a funnel, a flat direction "
             "or no density near the mode; fit with --guide auto, which tries other coordinates."
         )
-    reason = (
-        f"the gradient of the ELBO over {optimum.draws} fixed draws vanishes; their choice moves "
-        f"no mean by more than {optimum.error:.2g} posterior sd."
-    )
-    if not optimum.reached:
-        reason = f"the optimiser stopped before the ELBO over {optimum.draws} fixed draws was flat."
     return Approximation(
         optimum.mean,
         optimum.covariance,
         "converged" if optimum.reached else "budget",
-        reason,
+        _how_it_ended(optimum),
         optimum,
         len(optimum.parameters),
         optimum.history,
+    )
+
+
+def _how_it_ended(optimum: Optimum | Response) -> str:
+    if not optimum.reached:
+        return f"the optimiser stopped before the ELBO over {optimum.draws} fixed draws was flat."
+    return (
+        f"the gradient of the ELBO over {optimum.draws} fixed draws vanishes; their choice moves "
+        f"no mean by more than {optimum.error:.2g} posterior sd."
     )
 
 
@@ -167,6 +184,40 @@ def responses(
     return sorted(found, key=lambda optimum: optimum.elbo, reverse=True)
 
 
+def wide(
+    landscape: Landscape,
+    name: str,
+    random: np.random.Generator,
+    choice: Draws,
+    correlated: str | None,
+) -> Approximation:
+    """`linear_response` or `mean_field` where the covariance is too large to be held whole.
+
+    Args:
+        landscape: With its starts.
+        name: Of the two.
+        random: Of the fixed draws.
+        choice: Of how many.
+        correlated: Names of sites; see `elbowroom.inference.wide.chosen_coordinates`.
+    """
+    density, curvature, starts = landscape.density, landscape.curvature, landscape.starts
+    assert density is not None
+    assert curvature is not None
+    assert starts is not None
+    chosen = np.zeros(0, dtype=int)
+    if name == "linear_response":
+        chosen = chosen_coordinates(density.space, curvature, correlated)
+    response = respond(density, curvature, starts, chosen, random, choice)
+    status = "converged" if response.reached else "budget"
+    parameters = 2 * density.dimension
+    reason = _how_it_ended(response)
+    return Approximation(
+        response.mean, None, status, reason, None, parameters, response.history, response
+    )
+
+
+WIDE = ("linear_response", "mean_field")
+"""The names that `wide` takes."""
 MOST_MODES = 6
 """Modes at which a guide is fitted."""
 WHITENED = 300

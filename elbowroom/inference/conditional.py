@@ -22,8 +22,8 @@ ITERATIONS = 8
 CLOSE = 0.05
 """The squared length of a Newton step, in conditional sds, that is the last one."""
 HALVINGS = 6
-ROWS = 500
-"""Points whose conditional modes are sought at a time, for the memory's sake."""
+ROWS, NUMBERS = 500, 2_000_000
+"""Points, and numbers in them, whose conditional modes are sought at a time."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ class Conditional:
         Returns:
             Points (n, D), and the log density of what was drawn, (n,).
         """
-        parts = [self._complete(chunk, random) for chunk in np.split(shared, _cuts(len(shared)))]
+        rows = max(1, min(ROWS, NUMBERS // self.density.dimension))
+        chunks = np.split(shared, np.arange(rows, len(shared), rows))
+        parts = [self._complete(chunk, random) for chunk in chunks]
         points, log_q = zip(*parts, strict=True)
         return np.concatenate(points), np.concatenate(log_q)
 
@@ -225,10 +227,6 @@ class Conditional:
         log_q = constant - (freedom + size) / 2 * np.log1p(np.square(standard).sum(-1) / freedom)
         log_q += np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(-1)
         return points, log_q.sum(-1)
-
-
-def _cuts(count: int) -> np.ndarray:
-    return np.arange(ROWS, count, ROWS)
 
 
 def _factors(precisions: np.ndarray) -> np.ndarray:

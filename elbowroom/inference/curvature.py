@@ -9,6 +9,10 @@ from elbowroom.inference.density import Density
 
 STEP = 1e-4
 """Of the differences, in conditional standard deviations."""
+MOST_PROBES = 300
+"""Products with the Hessian up to which its diagonal is taken exactly."""
+SIGNS = 32
+"""Directions that stand for it beyond."""
 AGREEMENT = 1e-3
 """The largest relative error of a product with the Hessian for which its structure is believed."""
 
@@ -98,9 +102,9 @@ class Curvature:
 
     def _holds(self, points: np.ndarray) -> bool:
         random, (count, size) = np.random.default_rng(1), points.shape
-        hessians = self(points)
+        columns, corners = self._parts(points, None)
         # In units of each coordinate's own curvature, so that none hides another's error.
-        scales = np.sqrt(np.abs(np.diagonal(hessians, axis1=1, axis2=2)))
+        scales = np.sqrt(np.abs(self._diagonal(columns, corners)))
         scales = 1 / np.where(scales > 0, scales, 1.0)
         directions = random.standard_normal((count, size)) * scales
         moves = STEP * directions
@@ -108,8 +112,13 @@ class Curvature:
             np.concatenate([points + moves, points - moves])
         )
         products = -(gradients[:count] - gradients[count:]) / (2 * STEP)
-        errors = np.abs(np.einsum("nij,nj->ni", hessians, directions) - products) * scales
+        errors = np.abs(self._times(columns, corners, directions) - products) * scales
         return bool((errors <= AGREEMENT * np.maximum(1.0, np.abs(products * scales))).all())
+
+    @property
+    def probed(self) -> bool:
+        """Whether few products with the Hessian give its diagonal."""
+        return self.structure.probes <= MOST_PROBES
 
     def __call__(self, points: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """Minus the Hessian at each of `points`, (n, D) to (n, D, D).
@@ -120,6 +129,41 @@ class Curvature:
                 as it is known: the differences are taken over a small part of it. A coordinate's
                 units make it small or large.
         """
+        return self._assembled(*self._parts(points, scales))
+
+    def conditional_scales(
+        self, points: np.ndarray, scales: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The conditional standard deviation of each coordinate, (D,), by its mean curvature.
+
+        Args:
+            points: Where, (n, D).
+            scales: As far as it is known, (D,).
+        """
+        parts = (self._parts(point[None], scales) for point in points)  # for the memory's sake
+        return _as_scales(np.mean([self._diagonal(*part)[0] for part in parts], axis=0))
+
+    def guessed_scales(self, point: np.ndarray) -> np.ndarray:
+        """The same at one point, (D,), where it may be a guess.
+
+        Where the coordinates cannot be probed together, the curvature is that along random signs
+        (Bekas, Kokiopoulou and Saad, 2007, "An estimator for the diagonal of a matrix").
+        """
+        if self.probed:
+            return self.conditional_scales(point[None])
+        signs = np.random.default_rng(2).choice([-1.0, 1.0], (SIGNS, len(point)))
+        moves = STEP * np.maximum(1.0, np.abs(point)) * signs
+        _, gradients = self.density.value_and_gradient(
+            np.concatenate([point + moves, point - moves])
+        )
+        with np.errstate(invalid="ignore"):
+            products = (gradients[SIGNS:] - gradients[:SIGNS]) / (2 * moves)
+        return _as_scales(products.mean(0))
+
+    def _parts(
+        self, points: np.ndarray, scales: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Columns of those probed apart, (n, apart, D), and corners, (n, elements, k, k)."""
         n, size = points.shape
         steps = STEP * np.maximum(1.0, np.abs(points))
         if scales is not None:
@@ -134,7 +178,15 @@ class Curvature:
         ahead, behind = gradients.reshape(2, n, len(probes), size)
         with np.errstate(invalid="ignore"):
             difference = (behind - ahead) / 2  # (n, probes, D): minus the product with the moves
-        return self._assembled(difference, steps)
+        apart, together = self.structure.apart, self.structure.together
+        columns = difference[:, : len(apart)] / steps[:, apart, None]
+        corner = (columns[:, :, apart] + np.swapaxes(columns[:, :, apart], 1, 2)) / 2
+        columns[:, :, apart] = corner
+        # (n, k probed, elements, k) to (n, elements, k, k probed)
+        products = np.moveaxis(difference[:, len(apart) :][:, :, together], 1, -1)
+        with np.errstate(invalid="ignore"):
+            corners = products / steps[:, together][:, :, None, :]
+            return columns, (corners + np.swapaxes(corners, -1, -2)) / 2
 
     @staticmethod
     def scales(precision: np.ndarray) -> np.ndarray:
@@ -150,18 +202,36 @@ class Curvature:
             probes[len(apart) + k, together[:, k]] = 1.0
         return probes
 
-    def _assembled(self, difference: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    def _assembled(self, columns: np.ndarray, corners: np.ndarray) -> np.ndarray:
         apart, together = self.structure.apart, self.structure.together
-        n, size = steps.shape
+        n, _, size = columns.shape
         hessian = np.zeros((n, size, size))
-        columns = difference[:, : len(apart)] / steps[:, apart, None]
         hessian[:, apart, :] = columns
-        hessian[:, :, apart] = columns.transpose(0, 2, 1)
-        corner = hessian[:, apart[:, None], apart[None, :]]
-        hessian[:, apart[:, None], apart[None, :]] = (corner + corner.transpose(0, 2, 1)) / 2
-        for k in range(together.shape[1]):
-            product = difference[:, len(apart) + k]
-            for j in range(together.shape[1]):
-                rows, columns_k = together[:, j], together[:, k]
-                hessian[:, rows, columns_k] = product[:, rows] / steps[:, columns_k]
-        return (hessian + hessian.transpose(0, 2, 1)) / 2
+        hessian[:, :, apart] = np.swapaxes(columns, 1, 2)
+        hessian[:, together[:, :, None], together[:, None, :]] = corners
+        return hessian
+
+    def _diagonal(self, columns: np.ndarray, corners: np.ndarray) -> np.ndarray:
+        apart, together = self.structure.apart, self.structure.together
+        diagonal = np.zeros((len(columns), self.density.dimension))
+        diagonal[:, apart] = columns[:, np.arange(len(apart)), apart]
+        diagonal[:, together] = np.diagonal(corners, axis1=-2, axis2=-1)
+        return diagonal
+
+    def _times(self, columns: np.ndarray, corners: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Products with vectors, (n, D), one for each point."""
+        apart, together = self.structure.apart, self.structure.together
+        found = np.zeros_like(vectors)
+        found[:, together] = np.einsum("nejk,nek->nej", corners, vectors[:, together])
+        beside = vectors.copy()
+        beside[:, apart] = 0.0
+        found += np.einsum("nai,na->ni", columns, vectors[:, apart])
+        found[:, apart] += np.einsum("nai,ni->na", columns, beside)
+        return found
+
+
+def _as_scales(diagonal: np.ndarray) -> np.ndarray:
+    """Standard deviations of curvatures of any sign, with a guess where there is none."""
+    curved = np.where(np.isfinite(diagonal), np.abs(diagonal), 0.0)
+    typical = np.median(curved[curved > 0]) if (curved > 0).any() else 1.0
+    return 1 / np.sqrt(np.maximum(curved, 1e-6 * typical))

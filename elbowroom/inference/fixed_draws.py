@@ -131,10 +131,10 @@ def mean_field(
     parameters, history = np.zeros(2 * size), []
     while True:
         objective = MeanFieldObjective(density, curvature, coordinates, fixed)
-        narrowed = _narrowed(objective, parameters)
-        if narrowed is None:
+        begin = narrowed(objective, parameters)
+        if begin is None:
             return None
-        parameters, more = ascend(objective.at, narrowed, ITERATIONS)
+        parameters, more = ascend(objective.at, begin, ITERATIONS)
         history += more
         ends = climb(
             objective.value_and_gradient, objective.precision, parameters[None], 30, NEAR_ENOUGH
@@ -172,7 +172,7 @@ def mean_field(
     )
 
 
-def _narrowed(objective: MeanFieldObjective, parameters: np.ndarray) -> np.ndarray | None:
+def narrowed(objective: MeanFieldObjective, parameters: np.ndarray) -> np.ndarray | None:
     """Parameters of a guide narrow enough for every draw to have a density."""
     narrower = np.repeat([0.0, 1.0], len(parameters) // 2)
     for _ in range(10):

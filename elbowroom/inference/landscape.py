@@ -20,6 +20,10 @@ from elbowroom.inference.problem import Problem
 
 HOPELESS = 1e5
 """Nats below the first start from which a climb is not begun."""
+LARGEST = 2000
+"""The dimension up to which covariances are held whole, and modes sought with them."""
+WIDE_STARTS = 2
+"""Starts beyond."""
 MOST_STARTS = 4
 """Times the starts asked for, where only one of them reaches the best mode."""
 
@@ -36,6 +40,7 @@ class Landscape:
         tried: How many starts there were.
         first: The first start, (D,).
         seconds: Wall time.
+        starts: Where guides begin, (n, D), if the dimension is too large for modes.
     """
 
     density: Density | None
@@ -44,6 +49,7 @@ class Landscape:
     tried: int
     first: np.ndarray
     seconds: float
+    starts: np.ndarray | None = None
 
     @property
     def best(self) -> Mode | None:
@@ -108,9 +114,14 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
         starts = _starts(problem, density, restarts, seed)
         first = next(starts)
         restarts = min(restarts, 3) if density.width > EXPENSIVE else restarts
+        wide = density.dimension > LARGEST
+        restarts = min(restarts, WIDE_STARTS) if wide else restarts
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
         batch = _brought_in(density, first, batch)
         batch = _settled(curvature, batch)
+        if wide:
+            seconds = time.perf_counter() - began
+            return Landscape(density, curvature, [], 0, first, seconds, batch)
         modes, tried = find_modes(density, curvature, batch), restarts
         while restarts > 1 and modes and modes[0].starts == 1:
             # A density without a mode has none for more starts either.

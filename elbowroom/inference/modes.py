@@ -220,17 +220,9 @@ def find_modes(density: Density, curvature: Curvature, starts: np.ndarray) -> li
         reached = [end.location for end in ends if end.reached]
         if reached and not curvature.check(np.stack(reached)[:1]):
             ends = climb(density.value_and_gradient, curvature, starts, patience=patience)
-    elif density.dimension <= 2000:
+    else:
         long = np.stack([climb_long(density, start) for start in starts[:3]])
         ends = climb(density.value_and_gradient, curvature, long, iterations=20)
-    else:
-        long = np.stack([climb_long(density, start) for start in starts[:2]])
-        values = density.value(long)
-        ends = [
-            Mode(point, float(value), None, False)
-            for point, value in zip(long, values, strict=True)
-            if np.isfinite(value)
-        ]
     return distinct(ends, density.space)
 
 

@@ -37,7 +37,7 @@ UNUSABLE_STEPS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a fit: of the stochastic engine, but `restarts` and `fixed_draws`."""
+    """Settings of a fit: of the stochastic engine, but the last of those of numbers."""
 
     steps: Annotated[
         int | None, Field(ge=1, description="optimiser steps; by default until the ELBO is flat")
@@ -66,6 +66,10 @@ class Settings:
     restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 8
     fixed_draws: Annotated[
         int | None, Field(ge=4, description="draws of the ELBO of the engine of that name")
+    ] = None
+    correlated: Annotated[
+        str | None,
+        Field(description="sites, by commas, whose covariance a model of over 2,000 latents gets"),
     ] = None
     device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[Literal["float64", "float32"], Field(description="of all numbers")] = "float64"
