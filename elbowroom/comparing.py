@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from elbowroom.deterministic import survey
 from elbowroom.diagnostics.compare import (
     Row,
     comparison_table,
@@ -15,11 +17,11 @@ from elbowroom.diagnostics.compare import (
 )
 from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.fitted import Fit
-from elbowroom.fitting import bind_model, fit_problem, resolve_guide
+from elbowroom.fitting import bind_model, chosen_engine, fit_problem, resolve_guide
 from elbowroom.guides import guides_for
 from elbowroom.inference.elbo import OBJECTIVES
 from elbowroom.inference.isolation import checked_seed
-from elbowroom.inference.landscape import explore
+from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.plan import Progress
 from elbowroom.posterior.run_folder import writing
 
@@ -136,15 +138,22 @@ def compare(
             )
     seed = checked_seed(seed)
     count = suggested_draws if draws is None else draws
-    landscape = explore(problem, settings.restarts, seed)
+
+    @cache
+    def landscape(kind: str) -> Landscape:
+        """Where fits begin; only with point parameters do the engines begin apart."""
+        return (survey if kind == "fixed_draws" else explore)(problem, settings.restarts, seed)
+
     rows, fits = [], {}
     for name, (guide, objective) in zip(names, parts, strict=True):
         report = progress(name) if progress is not None else None
         chosen = settings if objective is None else replace(settings, elbo=objective)
+        resolved = resolve_guide(guide, problem)
         try:
+            taken = chosen_engine(engine, resolved, problem, chosen)
             fit = fit_problem(
-                problem, resolve_guide(guide, problem), chosen,
-                engine=engine, seed=seed, draws=count, progress=report, landscape=landscape,
+                problem, resolved, chosen, engine=engine, seed=seed, draws=count, progress=report,
+                landscape=landscape(taken if problem.space.parameters.size else ""),
             )  # fmt: skip
         except ElbowroomError as error:
             rows.append(Row(name, {}, None, str(error)))

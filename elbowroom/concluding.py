@@ -102,6 +102,8 @@ def conclude(
     notes = []
     if fitted.engine == "svi" and landscape.agreement is not None:
         notes.append(landscape.agreement)
+    if landscape.likelihood is not None:
+        notes.append(landscape.likelihood.note)
     if landscape.density is not None and landscape.density.note is not None:
         notes.append(landscape.density.note)
     if correction is not None and correction.proposal is not None:

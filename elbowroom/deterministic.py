@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyro
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from elbowroom.concluding import Fitted, conclude
-from elbowroom.errors import OptionError
+from elbowroom.errors import GuideError, OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
+from elbowroom.guides.space import trace_model
 from elbowroom.inference.adaptive import Mixture, sampled, sampled_nested
 from elbowroom.inference.approximations import (
     METHODS,
@@ -26,14 +27,18 @@ from elbowroom.inference.approximations import (
 from elbowroom.inference.density import Density
 from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.fixed_draws import Draws as FixedDraws
+from elbowroom.inference.fixed_draws import Optimum
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
-from elbowroom.inference.landscape import LARGEST, Landscape, explore
+from elbowroom.inference.landscape import LARGEST, Landscape, density_of, explore
+from elbowroom.inference.point_parameters import Sample, maximise
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
 from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import Correction, adapted, reweighted
 from elbowroom.posterior.draws import Draws
 
+FEW_STARTS = 3
+"""Where modes are sought again and again."""
 DRAWS = 4000
 """Posterior draws by default."""
 EVEN = 0.7
@@ -53,10 +58,13 @@ def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
     space = problem.space
     if space.local_continuous:
         return "the model has continuous latents for each row"
-    if space.has_parameters:
-        return "the model has point parameters (pyro.param)"
     if not space.sites:
         return "the model has no continuous latent"
+    if space.parameters.size:
+        if space.dimension > LARGEST:
+            return f"it has point parameters beside {space.dimension} latent dimensions"
+        if space.parameters.why_not is not None:
+            return space.parameters.why_not
     if guide is not None and guide.name not in WIDE and space.dimension > LARGEST:
         return f"the model has {space.dimension} latent dimensions, more than {LARGEST}"
     return None
@@ -77,7 +85,7 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
         raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
     if task.announce is not None:
         task.announce(Plan(problem, guide, settings, OBJECTIVE, seed, "fixed_draws"))
-    landscape = landscape or explore(problem, settings.restarts, seed)
+    landscape = landscape or survey(problem, settings.restarts, seed)
     began, random = time.perf_counter(), np.random.default_rng(seed)
     count = DRAWS if task.draws is None else task.draws
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
@@ -91,6 +99,9 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
             assert landscape.curvature is not None
             importance = sampled(found.density, landscape.curvature, found.proposal, random)
             correction = adapted(importance, count)
+    if landscape.likelihood is not None and not landscape.likelihood.converged:
+        reason = f"{landscape.likelihood.climbs} climbs of the marginal likelihood were not enough."
+        approximation = replace(approximation, status="budget", reason=reason)
     seconds = landscape.seconds + time.perf_counter() - began
     fitted = _as_pyro(problem, guide, approximation, landscape, seconds, seed)
     with problem.session(seed + 1, fitted.parameters):
@@ -118,19 +129,57 @@ def approximate(
         approximation = linear_response(optima)
     else:
         approximation = SINGLE[method](landscape, random, choice)
-    centres = [(optimum.mean, optimum.covariance, optimum.elbo) for optimum in optima]
+    centres = _centres(optima)
     assert approximation.covariance is not None
     if method == "full_rank" and approximation.optimum is not None:
         centres[:1] = [(approximation.mean, approximation.covariance, approximation.optimum.elbo)]
     if not centres:
         centres = [(approximation.mean, approximation.covariance, 0.0)]
+    return Approximated(landscape.density, approximation, _proposal(centres))
+
+
+Centre = tuple[np.ndarray, np.ndarray, float]
+"""Mean, covariance and ELBO of a Normal."""
+
+
+def _centres(optima: list[Optimum]) -> list[Centre]:
+    return [(optimum.mean, optimum.covariance, optimum.elbo) for optimum in optima]
+
+
+def _proposal(centres: list[Centre]) -> Mixture:
     elbos = np.array([elbo for *_, elbo in centres])
-    proposal = Mixture.of(
+    return Mixture.of(
         np.maximum(np.exp(elbos - elbos.max()), 0.05),
         np.stack([mean for mean, *_ in centres]),
         np.stack([covariance for _, covariance, _ in centres]),
     )
-    return Approximated(landscape.density, approximation, proposal)
+
+
+def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
+    """The same as `explore`, with point parameters at their maximum marginal likelihood.
+
+    Raises:
+        GuideError: If that cannot be had.
+    """
+    if not problem.space.parameters.size:
+        return explore(problem, restarts, seed)
+    began, random = time.perf_counter(), np.random.default_rng(seed)
+
+    def sample(values: dict[str, Tensor]) -> Sample:
+        found = explore(problem, min(restarts, FEW_STARTS), seed, values)
+        centres = _centres(responses(found, random, FixedDraws()))
+        if not centres or found.density is None or found.curvature is None:
+            raise GuideError(
+                "the latents have no mode given the point parameters (pyro.param); begin these at "
+                "likelier values, or fit with --engine svi."
+            )
+        importance = sampled(found.density, found.curvature, _proposal(centres), random)
+        return Sample(importance.points, importance.log_q)
+
+    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        likelihood = maximise(density_of(problem, with_parameters=True), sample)
+    landscape = explore(problem, restarts, seed, likelihood.values)
+    return replace(landscape, likelihood=likelihood, seconds=time.perf_counter() - began)
 
 
 def _raw(
@@ -203,6 +252,11 @@ def _as_pyro(
             store = pyro.get_param_store()
             for name, value in PARAMETERS[guide.name](problem, found.optimum.parameters).items():
                 store[name] = _tensor(value, problem).reshape(store[name].shape)
+        if landscape.likelihood is not None:
+            trace_model(problem.function, problem.arguments)  # makes the model's own parameters
+            store = pyro.get_param_store()
+            for name, number in landscape.likelihood.values.items():
+                store[name] = number.to(problem.device, problem.dtype)
         values = parameter_values()
     history = np.asarray(found.history)
     trained = Trained(

@@ -18,7 +18,12 @@ from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.adaptive import AdaptiveImportance, Proposal
-from elbowroom.inference.isolation import Parameters, checked_seed, isolated
+from elbowroom.inference.isolation import (
+    Parameters,
+    checked_seed,
+    constrained_values,
+    isolated,
+)
 from elbowroom.inference.landscape import density_of
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.svi import Settings, Trained
@@ -80,6 +85,12 @@ class Fit:
     def verdict(self) -> Verdict:
         """Whether the posterior can be trusted, why, and what to do next."""
         return judge(self.evidence)
+
+    @property
+    def model_parameters(self) -> dict[str, Tensor]:
+        """The values of the model's own point parameters (`pyro.param`), float64."""
+        values = constrained_values(self.parameters)
+        return {name: values[name] for name in self.problem.space.parameters.initial}
 
     @cached_property
     def _completed(self) -> tuple[Any, list[str]]:
@@ -193,7 +204,7 @@ class Fit:
             return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
         problem = self.problem
         with isolated(seed, dtype=torch.float64, threads=problem.threads):
-            density = density_of(problem)
+            density = density_of(problem, constrained_values(self.parameters))
             importance = AdaptiveImportance(
                 density, self.proposal.mixture, random, None, self.proposal.conditional(density)
             )

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from elbowroom.deterministic import fit_fixed_draws
+from elbowroom.deterministic import fit_fixed_draws, survey
 from elbowroom.errors import GuideError
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
 from elbowroom.inference.importance import ERRORS, k_hat_threshold
-from elbowroom.inference.landscape import LARGEST, Landscape, explore
+from elbowroom.inference.landscape import LARGEST, Landscape
 from elbowroom.inference.problem import Problem
 from elbowroom.plan import Task
 from elbowroom.stochastic import fit_stochastic
@@ -24,8 +24,9 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
-    sites written by their standardised values; a flow, if the dimension is small; independent
-    Normals, if it is so large that the first two fail. Where none is trusted, the one with the
+    sites written by their standardised values; a flow, if the dimension is small. Where the first
+    fail, since the dimension is large or point parameters have no maximum likelihood, independent
+    Normals. Where none is trusted, the one with the
     best importance weights is returned, with what to do next.
 
     Raises:
@@ -64,7 +65,11 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
         if problem.space.location_scale and problem.model_name is None:
             places.append(problem.reparameterise(problem.space.location_scale))
         for place in places:
-            landscape = explore(place, task.settings.restarts, task.seed)
+            try:
+                landscape = survey(place, task.settings.restarts, task.seed)
+            except GuideError as error:
+                climbed.append(f"point parameters: {error}")
+                break
             where = " of the standardised sites" if place.reparameterised else ""
             if rung(f"linear_response{where}", deterministic("linear_response", place, landscape)):
                 return
@@ -73,8 +78,10 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
                 f"full_rank{where}", deterministic("full_rank", place, landscape)
             ):
                 return
+        if problem.space.parameters.size and not found:
+            rung("mean_field", lambda: fit_stochastic(task, get_guide("mean_field", None, False)))
         if problem.space.dimension > LARGEST and not found:
-            landscape = explore(problem, task.settings.restarts, task.seed)
+            landscape = survey(problem, task.settings.restarts, task.seed)
             rung("mean_field", deterministic("mean_field", problem, landscape))
         if problem.space.dimension <= FLOW:
             flow = get_guide("flow", problem.model_name, False)

@@ -13,7 +13,7 @@ from elbowroom.deterministic import why_not
 from elbowroom.diagnostics.reference import compare_with_reference, how_well, reference_sentence
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit, canonical_sites
-from elbowroom.inference.isolation import checked_seed, isolated
+from elbowroom.inference.isolation import checked_seed, constrained_values, isolated
 from elbowroom.inference.landscape import density_of
 from elbowroom.inference.nuts import NutsDraws, sample_nuts
 from elbowroom.posterior.groups import posterior_tree, reported_quantities
@@ -35,8 +35,8 @@ def add_reference(
     The chains begin where the fit is: a mode that it has missed, they may miss as well.
 
     Args:
-        fit: Of a model whose log density can be had: no point parameters, no continuous latents
-            for each row.
+        fit: Of a model whose log density can be had: no network of point parameters, no
+            continuous latents for each row. Point parameters stay at the fit's values.
         draws: Of each of four chains, after tuning.
         seed: Of the sampler; the fit's own by default.
         take: Whether the posterior is to hold the draws of NUTS, if its chains have mixed.
@@ -70,7 +70,7 @@ def add_reference(
         for site in problem.space.sites
     ]
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
-        density = density_of(problem)
+        density = density_of(problem, constrained_values(fit.parameters))
         starts = np.concatenate(parts, axis=1).astype(float)
         nuts = sample_nuts(
             density, starts, draws=draws, seed=seed, progress=progress, threads=problem.threads

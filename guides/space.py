@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from elbowroom.errors import ModelError, users_code
+from elbowroom.guides.parameters import PointParameters
 from elbowroom.guides.transforms import bijection
 
 
@@ -142,7 +143,7 @@ class LatentSpace:
         observed_plates: For each of them, the plates it lies in.
         deterministic_plates: For each deterministic site, the same.
         subsampled: The plate that `batch_size` subsamples, if there is one.
-        has_parameters: Whether the model has point parameters (`pyro.param`).
+        parameters: The model's point parameters (`pyro.param`).
         max_plate_nesting: The number of dims that plates take.
         location_scale: Sites of a location-scale family on the real line whose scale depends on
             another latent site.
@@ -162,7 +163,7 @@ class LatentSpace:
     discrete: Mapping[str, tuple[Plate, ...]]
     observed: tuple[str, ...]
     subsampled: Plate | None = None
-    has_parameters: bool = False
+    parameters: PointParameters = field(default_factory=PointParameters)
     max_plate_nesting: int = 0
     observed_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     deterministic_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
@@ -213,7 +214,7 @@ class LatentSpace:
             discrete=discrete,
             observed=tuple(observed),
             subsampled=subsampled,
-            has_parameters=any(n["type"] == "param" for n in trace.nodes.values()),
+            parameters=PointParameters.of(trace),
             max_plate_nesting=deepest,
             observed_plates=observed,
             deterministic_plates=deterministic,

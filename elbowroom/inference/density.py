@@ -46,6 +46,14 @@ class Density:
         slope_error: The largest difference of the gradient from differences of the value in random
             directions, relative to its size; 0 where there is no value to compare with.
 
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments, their numbers in float64 on the CPU.
+        space: Its latent space.
+        parameters: Values of its point parameters, constrained, if it has any.
+        with_parameters: Whether they are coordinates of the vector, after those of the latent
+            sites, without the Jacobians of their changes of coordinates.
+
     Raises:
         ModelError: If two runs of the model at one point differ, since it draws random numbers.
 
@@ -68,11 +76,13 @@ class Density:
         arguments: Mapping[str, Any],
         space: LatentSpace,
         parameters: Mapping[str, Tensor] | None = None,
+        with_parameters: bool = False,
     ) -> None:
         self.model, self.arguments, self.space = model, arguments, space
+        self.with_parameters = with_parameters
         if parameters:
             self.model = poutine.substitute(model, data=dict(parameters))
-        self.dimension = space.dimension
+        self.dimension = space.dimension + (space.parameters.size if with_parameters else 0)
         self.evaluations = 0
         numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
         self.width = max([1, space.dimension, *self._widths(numbers)])
@@ -87,9 +97,13 @@ class Density:
 
     def __call__(self, u: Tensor) -> Tensor:
         """The log density at one point by the model itself, (D,) to ()."""
+        model = self.model
+        if self.with_parameters:
+            u, beside = u[: self.space.dimension], u[self.space.dimension :]
+            model = poutine.substitute(model, data=self.space.parameters.constrained(beside))
         parts = self.space.split(u)
         values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
-        total = score(self.model, self.arguments, values, self.space).log_joint
+        total = score(model, self.arguments, values, self.space).log_joint
         for site in self.space.sites:
             total = total + site.log_abs_det_jacobian(parts[site.name], values[site.name]).sum()
         return total
@@ -225,7 +239,8 @@ class Density:
 
     def constrained(self, points: np.ndarray) -> dict[str, Tensor]:
         """The sites' values at each row of `points`, each (n, ...)."""
-        flat = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
+        kept = points[:, : self.space.dimension]
+        flat = torch.from_numpy(np.ascontiguousarray(kept, dtype=np.float64))
         return vmap(self.space.constrain)(flat)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from threadpoolctl import threadpool_limits
-from torch.distributions import Distribution
+from torch.distributions import Distribution, transform_to
 
 from elbowroom.errors import OptionError, unknown
 
@@ -77,6 +77,15 @@ def parameter_values(state: dict[str, Any] | None = None) -> dict[str, torch.Ten
     """Copies of all unconstrained parameters of the active store, or of a state."""
     named = dict(pyro.get_param_store().named_parameters()) if state is None else state["params"]
     return {name: value.detach().clone() for name, value in named.items()}
+
+
+def constrained_values(parameters: Parameters) -> dict[str, torch.Tensor]:
+    """The values of a fit's parameters in their own space, float64 on the CPU."""
+    constraints = parameters.state["constraints"]
+    return {
+        name: transform_to(constraints[name])(value.double().cpu())
+        for name, value in parameters.values.items()
+    }
 
 
 def set_parameter_values(tensors: dict[str, Any], values: dict[str, torch.Tensor]) -> None:

@@ -2,13 +2,14 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from elbowroom.guides import Start
 from elbowroom.inference.conditional import MOST_TOGETHER, Conditional, Split
@@ -16,6 +17,7 @@ from elbowroom.inference.curvature import Curvature
 from elbowroom.inference.density import Density
 from elbowroom.inference.isolation import isolated, placed
 from elbowroom.inference.modes import EXPENSIVE, Mode, distinct, find_modes
+from elbowroom.inference.point_parameters import MaximumLikelihood
 from elbowroom.inference.problem import Problem
 
 HOPELESS = 1e5
@@ -41,6 +43,7 @@ class Landscape:
         first: The first start, (D,).
         seconds: Wall time.
         starts: Where guides begin, (n, D), if the dimension is too large for modes.
+        likelihood: The point parameters of the model that it is the landscape of, if it has any.
     """
 
     density: Density | None
@@ -50,6 +53,7 @@ class Landscape:
     first: np.ndarray
     seconds: float
     starts: np.ndarray | None = None
+    likelihood: MaximumLikelihood | None = None
 
     @property
     def best(self) -> Mode | None:
@@ -81,18 +85,28 @@ class Landscape:
         return Start(torch.as_tensor(self.best.location).to(dtype), precision)
 
 
-def density_of(problem: Problem) -> Density:
-    """The log density of a problem, in float64 on the CPU; to be called in such a session."""
+def density_of(
+    problem: Problem, parameters: Mapping[str, Tensor] | None = None, with_parameters: bool = False
+) -> Density:
+    """The log density of a problem, in float64 on the CPU; to be called in such a session.
+
+    Args:
+        problem: The model bound to its data.
+        parameters: Values of the model's point parameters, if it has any.
+        with_parameters: Whether they are coordinates too; see `Density`.
+    """
     arguments = placed(problem.arguments, torch.float64, torch.device("cpu"))
-    return Density(problem.function, arguments, problem.space)
+    return Density(problem.function, arguments, problem.space, parameters, with_parameters)
 
 
-def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
+def explore(
+    problem: Problem, restarts: int, seed: int, parameters: Mapping[str, Tensor] | None = None
+) -> Landscape:
     """Climbs from several starts: the model's own, the origin, prior draws and random points.
 
-    Models with point parameters or latents for each row begin near the origin of the unconstrained
-    space instead: their mode is no guide to their posterior. They begin at small random values,
-    since at equal ones a decoder has nothing to tell rows apart by.
+    Models with latents for each row, or point parameters of no known value, begin near the origin
+    of the unconstrained space instead: their mode is no guide to their posterior. They begin at
+    small random values, since at equal ones a decoder has nothing to tell rows apart by.
 
     If only one start reaches the best mode, more are tried, up to four times as many. Where
     evaluations are dear, three starts have to do.
@@ -101,15 +115,17 @@ def explore(problem: Problem, restarts: int, seed: int) -> Landscape:
         problem: The model bound to its data.
         restarts: How many starts.
         seed: Of the starts.
+        parameters: Values of the model's point parameters.
     """
     began, space = time.perf_counter(), problem.space
-    if space.has_parameters or space.local_continuous or not space.sites:
+    unknown = space.parameters.size > 0 and parameters is None
+    if unknown or space.local_continuous or not space.sites:
         with problem.session(seed):
             near = 0.1 * torch.randn(space.dimension)
         seconds = time.perf_counter() - began
         return Landscape(None, None, [], 0, near.double().cpu().numpy(), seconds)
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
-        density = density_of(problem)
+        density = density_of(problem, parameters)
         curvature = Curvature(density)
         starts = _starts(problem, density, restarts, seed)
         first = next(starts)
