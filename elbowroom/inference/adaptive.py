@@ -8,6 +8,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, logsumexp
+from scipy.stats import f
 
 from elbowroom.inference.conditional import Conditional, Split, split_of
 from elbowroom.inference.curvature import Curvature
@@ -43,6 +44,13 @@ EFFICIENT = 0.3
 """Effective draws for each draw at which a proposal is not adapted any more."""
 FREEDOM = 7.0
 """The fewest degrees of freedom of a proposal."""
+DEFENSIVE, REACH, FEW = 0.1, 100.0, 20
+"""The share of draws with Cauchy tails, where these end, in scales, and the most coordinates.
+
+They bound the weights where the target's tails are heavier than the others' (Hesterberg, 1995,
+"Weighted average importance sampling and defensive mixture distributions"), and reach so far that
+the draws tell whether a quantity has a variance. In many dimensions they would all miss the target.
+"""
 COMFORTABLE = 0.25
 """The k-hat above which moments may be a few in a hundred off with weights that can be used."""
 PARTS = 6
@@ -90,6 +98,11 @@ class Mixture:
         normal = random.standard_normal((count, size))
         radius = np.sqrt(random.chisquare(self.freedom, count) / self.freedom)
         standard = normal / radius[:, None]
+        far = random.permutation(count) < DEFENSIVE * count * (size <= FEW)
+        # A ratio of chi-squares has an F distribution; its share within reach, inverted.
+        ratio = f.ppf(random.uniform(size=far.sum()) * f.cdf(REACH**2, size, 1), size, 1)
+        lengths = np.linalg.norm(normal[far], axis=1)
+        standard[far] = normal[far] * (np.sqrt(size * ratio) / lengths)[:, None]
         parts, begin = [], 0
         for mean, factor, end in zip(self.means, self.factors, ends, strict=True):
             parts.append(mean + standard[begin:end] @ factor.T)
@@ -98,16 +111,17 @@ class Mixture:
 
     def log_densities(self, points: np.ndarray) -> np.ndarray:
         """Log share plus log density of each component, (n, K)."""
-        size, freedom = points.shape[1], self.freedom
-        constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
-        constant -= size / 2 * np.log(freedom * np.pi)
-        columns = []
+        size, columns = points.shape[1], []
         for share, mean, factor in zip(self.shares, self.means, self.factors, strict=True):
             standard = solve_triangular(factor, (points - mean).T, lower=True, check_finite=False)
             distance = np.square(standard).sum(0)
-            log_density = -(freedom + size) / 2 * np.log1p(distance / freedom)
+            log_density = _log_t(distance, size, self.freedom)
+            if size <= FEW:
+                log_density = np.logaddexp(
+                    np.log1p(-DEFENSIVE) + log_density, np.log(DEFENSIVE) + _log_far(distance, size)
+                )
             log_determinant = np.log(np.diag(factor)).sum()
-            columns.append(np.log(share) + constant + log_density - log_determinant)
+            columns.append(np.log(share) + log_density - log_determinant)
         return np.stack(columns, axis=1)
 
     def log_density(self, points: np.ndarray) -> np.ndarray:
@@ -174,6 +188,19 @@ class Proposal:
             f"{self.blocks.size} of the {len(self.mean)} coordinates were drawn given the others, "
             "from their conditional distributions."
         )
+
+
+def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:
+    """Log density of a standard multivariate t distribution at squared distances."""
+    constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
+    constant -= size / 2 * np.log(freedom * np.pi)
+    return constant - (freedom + size) / 2 * np.log1p(distance / freedom)
+
+
+def _log_far(distance: np.ndarray, size: int) -> np.ndarray:
+    """Log density of a standard multivariate Cauchy distribution that ends at `REACH`."""
+    within = _log_t(distance, size, 1.0) - np.log(f.cdf(REACH**2, size, 1))
+    return np.where(distance <= size * REACH**2, within, -np.inf)
 
 
 class AdaptiveImportance:
@@ -298,9 +325,18 @@ class AdaptiveImportance:
         shares = shares / shares.sum()
         self.proposals.append(replace(latest, shares=shares, means=means, factors=factors))
 
+    @property
+    def counting(self) -> np.ndarray:
+        """The draws, (draws, D), with the heaviest one in the place of those without any weight.
+
+        Far out a value may overflow.
+        """
+        weights = self.weights
+        return np.where(weights[:, None] > 0, self.points, self.points[np.argmax(weights)])
+
     def quantities(self) -> np.ndarray:
-        """Every scalar of the sites' values at each draw, (draws, quantities)."""
-        found = self.density.constrained(self.points).values()
+        """Every scalar of the sites' values at each draw that counts, (draws, quantities)."""
+        found = self.density.constrained(self.counting).values()
         return np.concatenate([v.numpy().reshape(len(self.points), -1) for v in found], axis=1)
 
     @property

@@ -234,8 +234,9 @@ def _factors(precisions: np.ndarray) -> np.ndarray:
     found, failed = torch.linalg.cholesky_ex(torch.as_tensor(precisions))
     factors, bad = found.numpy(), failed.numpy() != 0
     if bad.any():
-        values, vectors = np.linalg.eigh(precisions[bad])
-        values = np.abs(values)
+        sizes = np.maximum(np.abs(precisions[bad]).max((-2, -1), keepdims=True), 1e-300)
+        values, vectors = np.linalg.eigh(precisions[bad] / sizes)
+        values = np.abs(values) * sizes[..., 0]
         values = np.maximum(values, np.maximum(1e-8 * values.max(-1, keepdims=True), 1e-12))
         factors[bad] = np.linalg.cholesky((vectors * values[:, None]) @ np.swapaxes(vectors, 1, 2))
     return factors

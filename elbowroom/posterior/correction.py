@@ -90,7 +90,7 @@ def reweighted(
 
 def adapted(importance: AdaptiveImportance, count: int) -> Correction:
     """Draws of adaptive importance sampling."""
-    weighted = importance.density.constrained(importance.points)
+    weighted = importance.density.constrained(importance.counting)
     quantities = importance.quantities()
     heaviest = np.argmax(np.nan_to_num(standard_errors(importance.weights, quantities)[1]))
     picked = resampled(importance.weights, count, importance.random, quantities[:, heaviest])
