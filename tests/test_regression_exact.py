@@ -74,7 +74,7 @@ def test_moments_are_exact(guide: str) -> None:
 def test_mean_field_is_seen_to_be_too_narrow() -> None:
     """The check above can fail: correlated coefficients defeat a mean-field guide."""
     exact = exact_posterior(er.load_dataset("diabetes"), "progression")
-    fit = er.fit("bayesian_regression", guide="mean_field", seed=1)
+    fit = er.fit("bayesian_regression", guide="mean_field", seed=1, draws=20_000)
     own = fit.posterior["raw_posterior"]["coefficients"].std(("chain", "draw")).to_series()
     ratio = own / exact["sd"].filter(like="coefficients").to_numpy()
     assert ratio.min() < 0.5

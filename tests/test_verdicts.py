@@ -204,6 +204,10 @@ def test_a_sd_of_a_standardised_site_that_is_not_resolved_is_named() -> None:
 # Several modes.
 
 
+FAR = 300.0
+"""A mode that the far draws of a proposal about another one do not reach."""
+
+
 def two_normals(share: float, first: float = -2.0, second: float = 3.0) -> Model:
     """Normals of width 0.3: that at `first`, near the origin, holds `share` of the mass."""
 
@@ -229,9 +233,16 @@ def test_by_default_both_modes_are_found_with_their_masses(seed: int) -> None:
     assert abs(fit.measures["log_evidence"] + 0.5 * LOG_2PI) < ERRORS * error
 
 
+def test_far_draws_find_a_mode_that_no_start_has_reached() -> None:
+    fit = er.fit(two_normals(0.3), data=NOTHING, seed=1, restarts=1)
+    assert fit.verdict.trusted
+    mass = (values(fit, "x") < 0.5).mean()
+    assert abs(mass - 0.3) < ERRORS * (0.21 / draws_worth(fit)) ** 0.5
+
+
 def test_one_start_cannot_see_the_other_mode_and_claims_nothing_of_it() -> None:
     """What importance weights cannot tell: the draws hold one mode's mass, and fit it well."""
-    fit = er.fit(two_normals(0.3), data=NOTHING, seed=1, restarts=1)
+    fit = er.fit(two_normals(0.3, second=FAR), data=NOTHING, seed=1, restarts=1)
     assert values(fit, "x").max() < 0.5
     mass = np.log(0.3) - 0.5 * LOG_2PI
     error = fit.measures["log_evidence_se"]
@@ -245,6 +256,7 @@ def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(
     """The best of two modes, with 999 times the mass, has no guide: as if it had no optimum."""
     responses = deterministic.responses
     monkeypatch.setattr(deterministic, "responses", lambda *given: responses(*given)[1:])
+    monkeypatch.setattr(adaptive, "FEW", 0)  # no far draws, which would find it
     fit = er.fit(two_normals(1e-3), data=NOTHING, guide="linear_response", seed=1)
     assert fit.verdict.level == NOT_TRUSTED
     missing = np.log(0.999 / 0.001)

@@ -246,7 +246,7 @@ def test_several_components_follow_a_bent_density() -> None:
     density = density_of(banana, y=tensor(0.0, dtype=torch.float64))
     first = Mixture.of(np.ones(1), np.zeros((1, 2)), np.eye(2)[None])
     found = sampled(density, Curvature(density), first, np.random.default_rng(1))
-    assert found.settled
+    assert found.k_hat < 0.5
     assert found.shares() == pytest.approx((1.0,))
     assert len(found.modes) > PARTS
     weights = np.exp(found.log_weights + 0.5 * LOG_2PI)

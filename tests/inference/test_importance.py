@@ -8,11 +8,19 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.special import gammaln, logsumexp, polygamma
-from scipy.stats import chi2, multivariate_normal, multivariate_t
+from scipy.stats import chi2, f, multivariate_normal, multivariate_t
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.adaptive import ENOUGH, PRECISE, AdaptiveImportance, Mixture
+from elbowroom.inference.adaptive import (
+    DEFENSIVE,
+    ENOUGH,
+    FEW,
+    PRECISE,
+    REACH,
+    AdaptiveImportance,
+    Mixture,
+)
 from elbowroom.inference.density import Density
 from elbowroom.inference.importance import (
     effective_sample_size,
@@ -270,34 +278,43 @@ TWO = Mixture(
     np.array([[[1.0, 0.0], [0.5, 2.0]], [[0.3, 0.0], [-0.1, 0.4]]]),
     5.0,
 )
+SHAPES = [(mean, factor @ factor.T) for mean, factor in zip(TWO.means, TWO.factors, strict=True)]
+NORMALS = [multivariate_normal(*shape) for shape in SHAPES]
+TAILS = [multivariate_t(*shape, TWO.freedom) for shape in SHAPES]
 
 
 def test_a_mixture_s_density_is_that_of_scipy() -> None:
     points = 4 * np.random.default_rng(0).normal(size=(50, 2))
     parts = [
-        multivariate_t(mean, factor @ factor.T, TWO.freedom).logpdf(points)
+        multivariate_t(mean, factor @ factor.T, freedom).logpdf(points)
+        for freedom in (TWO.freedom, 1.0)
         for mean, factor in zip(TWO.means, TWO.factors, strict=True)
     ]
-    wanted = logsumexp(np.stack(parts, axis=1), b=TWO.shares, axis=1)
+    within = f.cdf(REACH**2, 2, 1)  # of the squared length over the dimension of a Cauchy's draws
+    shares = np.concatenate([(1 - DEFENSIVE) * TWO.shares, DEFENSIVE / within * TWO.shares])
+    wanted = logsumexp(np.stack(parts, axis=1), b=shares, axis=1)
     np.testing.assert_allclose(TWO.log_density(points), wanted, rtol=1e-12)
+    far = np.array([[0.0, 1.0 + 5 * REACH]])  # beyond the reach of both Cauchy parts
+    alone = logsumexp([part.logpdf(far) for part in TAILS], b=(1 - DEFENSIVE) * TWO.shares)
+    assert TWO.log_density(far)[0] == pytest.approx(alone)
 
 
 def test_a_mixture_s_draws_have_its_density() -> None:
-    """Importance weights to itself, through a Normal that is wider: the shares and the moments."""
+    """Importance weights to two Normals within it, whose mass and moments are known."""
     draws = TWO.draw(50_000, np.random.default_rng(0))
-    near = TWO.log_densities(draws).argmax(1)
-    wanted = TWO.shares @ TWO.means
-    spread = TWO.freedom / (TWO.freedom - 2)
-    second = sum(
-        share * (spread * factor @ factor.T + np.outer(mean - wanted, mean - wanted))
-        for share, mean, factor in zip(TWO.shares, TWO.means, TWO.factors, strict=True)
-    )
-    sd = np.sqrt(np.diag(second))
-    assert (np.abs(draws.mean(0) - wanted) / sd).max() < 4 / 50_000**0.5
-    found = np.cov(draws, rowvar=False) / np.outer(sd, sd)
-    # Fourth moments of a t with 5 degrees of freedom are finite: kurtosis 9.
-    assert np.abs(found - second / np.outer(sd, sd)).max() < 4 * (8 / 50_000) ** 0.5
-    assert abs(np.mean(near == 0) - 0.3) < 0.1
+    parts = [normal.logpdf(draws) for normal in NORMALS]
+    weights = np.exp(logsumexp(parts, b=TWO.shares[:, None], axis=0) - TWO.log_density(draws))
+    for values, wanted in (
+        (np.ones(len(draws)), 1.0),
+        (draws[:, 0], TWO.shares @ TWO.means[:, 0]),
+        (draws[:, 1], TWO.shares @ TWO.means[:, 1]),
+        (np.exp(parts[0] - logsumexp(parts, b=TWO.shares[:, None], axis=0)) * 0.3, 0.3),
+    ):
+        error = (weights * values).std() / len(draws) ** 0.5
+        assert abs((weights * values).mean() - wanted) < 4 * error
+    far = np.linalg.norm(draws - TWO.shares @ TWO.means, axis=1) > 50
+    share = DEFENSIVE * (1 - f.cdf(50**2 / 2, 2, 1) / f.cdf(REACH**2, 2, 1))
+    assert 0.3 * share < far.mean() < 3 * share  # the parts' scales are 0.3 to 2
     counts = [len(TWO.draw(n, np.random.default_rng(0))) for n in (1, 2, 3, 10)]
     assert counts == [1, 2, 3, 10]
 
@@ -386,7 +403,9 @@ def test_good_weights_end_it_and_hopeless_ones_end_it_too() -> None:
     exact = importance(density_of(1, normal), standard(1))
     exact.run()
     assert exact.rounds <= 2
-    cauchy = importance(density_of(1, lambda u: -u[0].square().log1p()), standard(1))
+    size = FEW + 10  # in so many dimensions no proposal has a part with Cauchy tails
+    heavy = density_of(size, lambda u: -(size + 1) / 2 * u.square().sum().log1p())
+    cauchy = importance(heavy, standard(size))
     cauchy.run()
     assert not cauchy.settled
     assert k_hat_interval(cauchy.k_hat, len(cauchy.points))[1] > k_hat_threshold(len(cauchy.points))
