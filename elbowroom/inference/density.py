@@ -230,7 +230,7 @@ class Density:
         batch = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
         try:
             if self.how == "recorded":
-                found = self._function(batch, None if gradient else (0,))
+                found = self._function(batch, outputs=None if gradient else (0,))
             else:
                 found = self._function(batch)
         except torch.linalg.LinAlgError:

@@ -6,23 +6,11 @@ from typing import Any
 
 import pyro.distributions as dist
 from pyro import poutine
-from pyro.infer import (
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
-    TraceMeanField_ELBO,
-    config_enumerate,
-)
+from pyro.infer import config_enumerate
 
 from elbowroom.errors import GuideError, ModelError, OptionError, users_code
 from elbowroom.guides.space import LatentSpace, sample_sites, trace_model
-
-OBJECTIVES: dict[str, Any] = {
-    "trace": Trace_ELBO,
-    "trace_graph": TraceGraph_ELBO,
-    "trace_enum": TraceEnum_ELBO,
-    "trace_mean_field": TraceMeanField_ELBO,
-}
+from elbowroom.inference.estimators import OBJECTIVES, Objective
 
 
 @dataclass(frozen=True)
@@ -140,9 +128,9 @@ def choose_objective(
     return "trace", "every site is reparameterised"
 
 
-def make_objective(name: str, particles: int, space: LatentSpace) -> Any:
+def make_objective(name: str, particles: int, space: LatentSpace) -> Objective:
     """The objective, with `particles` draws for each estimate."""
-    return OBJECTIVES[name](num_particles=particles, max_plate_nesting=space.max_plate_nesting)
+    return OBJECTIVES[name](particles, space.max_plate_nesting)
 
 
 def marked(

@@ -9,78 +9,36 @@ once.
 `torch.fx`'s `make_fx` gives such a graph too, for one batch size, in twenty times the time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from elbowroom.inference.operations import (
+    READ,
+    Affine,
+    Operation,
+    Slot,
+    is_random,
+    leaves,
+    mapped,
+)
+from elbowroom.inference.replay import Replay
+from elbowroom.inference.simplifying import Simplifier
+
 BATCHES = (2, 3)
 """Rows of the two runs; not 1, which broadcasts like no other size."""
 
 
-CHECK = torch.ops.aten._linalg_check_errors.default
-"""Raises for the whole batch where one row's matrix cannot be factorised."""
-
-
-READ = torch.ops.aten._local_scalar_dense.default
-"""Takes a number out of a tensor, to where no recording follows it."""
+FILLED = ("ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full")
+"""Operations that take a tensor for its shape alone."""
 
 
 class NotRecordableError(Exception):
     """The function does not run the same operations at every point."""
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """The value that an operation gave, in a recorded argument's place."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """A whole number that follows the batch: factor · rows + offset."""
-
-    factor: int
-    offset: int
-
-
-@dataclass
-class _Operation:
-    function: Any
-    arguments: Any
-    keywords: Any
-    outputs: list[int]
-    storages: list[int]
-
-    @property
-    def taken(self) -> set[int]:
-        """The slots of the values that it takes."""
-        leaves = _leaves((self.arguments, self.keywords))
-        return {leaf.index for leaf in leaves if isinstance(leaf, _Slot)}
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """What lies in nested lists, tuples and dicts."""
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _leaves(each)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    else:
-        yield value
-
-
-def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same nest with its leaves changed."""
-    if isinstance(value, (list, tuple)):
-        return type(value)([_mapped(change, each) for each in value])
-    if isinstance(value, dict):
-        return {key: _mapped(change, each) for key, each in value.items()}
-    return change(value)
 
 
 class _Recorder(TorchDispatchMode):
@@ -88,39 +46,39 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: list[_Operation] = []
+        self.operations: list[Operation] = []
         self.slots: dict[int, int] = {}
         self.values: list[Tensor] = []
         self.outside: list[int] = []
         self.mutated: set[int] = set()
 
-    def slot(self, tensor: Tensor, new: bool = False) -> _Slot:
+    def slot(self, tensor: Tensor, new: bool = False) -> Slot:
         # Every tensor is kept until the end, so that no two share an id.
         if new or id(tensor) not in self.slots:
             if not new:
                 self.outside.append(len(self.values))
             self.slots[id(tensor)] = len(self.values)
             self.values.append(tensor)
-        return _Slot(self.slots[id(tensor)])
+        return Slot(self.slots[id(tensor)])
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        before = {id(x) for x in _leaves((args, kwargs)) if isinstance(x, Tensor)}
+        before = {id(x) for x in leaves((args, kwargs)) if isinstance(x, Tensor)}
 
         def slotted(x: Any) -> Any:
             return self.slot(x) if isinstance(x, Tensor) else x
 
-        arguments, keywords = _mapped(slotted, args), _mapped(slotted, kwargs)
+        arguments, keywords = mapped(slotted, args), mapped(slotted, kwargs)
         result = function(*args, **kwargs)
-        results = [x for x in _leaves(result) if isinstance(x, Tensor)]
+        results = [x for x in leaves(result) if isinstance(x, Tensor)]
         # An operation in place gives back what it took, and keeps its slot.
         outputs = [self.slot(x, new=id(x) not in before).index for x in results]
         storages = [x.untyped_storage()._cdata for x in results]
         if function._schema.is_mutable:
             self.mutated.update(storages)
-        self.operations.append(_Operation(function, arguments, keywords, outputs, storages))
+        self.operations.append(Operation(function, arguments, keywords, outputs, storages))
         return result
 
 
@@ -150,7 +108,7 @@ def _merged(first: Any, second: Any) -> Any:
         factor, rest = divmod(second - first, BATCHES[1] - BATCHES[0])
         if rest:
             raise NotRecordableError
-        return _Affine(factor, first - factor * BATCHES[0])
+        return Affine(factor, first - factor * BATCHES[0])
     if first != second and not (first != first and second != second):
         raise NotRecordableError
     return first
@@ -164,7 +122,98 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first.is_meta or torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
-def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> "Replay":
+def record_step(
+    function: Callable[..., Sequence[Tensor]],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    state: Sequence[Tensor] = (),
+) -> Replay:
+    """Records a function that may draw random numbers and hold gradients by autograd.
+
+    Args:
+        function: Of tensors of fixed shapes to several tensors.
+        first: What to run it on.
+        second: What to run it on again, to see that no operation depends on a value.
+        state: Tensors that it reads beside, whose values change between calls.
+
+    Returns:
+        The same function, faster. Its random numbers come from torch's generator, in the same
+        order: from the same state of that it gives the same values. Where a branch is not the one
+        that both runs took, it raises `BranchError`.
+
+    Raises:
+        NotRecordableError: If the two runs differ by more than the values of tensors.
+
+    Example:
+        >>> scale = torch.tensor(2.0, requires_grad=True)
+        >>> def step(x):
+        ...     loss = (scale * x * torch.randn(2)).square().sum()
+        ...     return [loss, *torch.autograd.grad(loss, [scale])]
+        >>> replay = record_step(step, [torch.ones(2)], [torch.zeros(2)], [scale])
+        >>> _ = torch.manual_seed(0)
+        >>> recorded = replay(torch.ones(2))
+        >>> _ = torch.manual_seed(0)
+        >>> [one == two for one, two in zip(recorded, step(torch.ones(2)))]
+        [tensor(True), tensor(True)]
+    """
+    runs = []
+    for inputs in (first, second):
+        recorder = _Recorder()
+        entries = [recorder.slot(each).index for each in inputs]
+        moving = {recorder.slot(each).index for each in state}
+        with recorder:
+            found = function(*inputs)
+        runs.append((recorder, [recorder.slot(x).index for x in found]))
+    (one, wanted), (two, again) = runs
+    if wanted != again or len(one.operations) != len(two.operations):
+        raise NotRecordableError
+    if one.outside != two.outside:
+        raise NotRecordableError
+    constants = {}
+    for index in one.outside:
+        if index in entries:
+            continue
+        if index not in moving and not _same(one.values[index], two.values[index]):
+            raise NotRecordableError
+        constants[index] = one.values[index]
+    folded = set(constants) - moving
+    kept = []
+    for before, after in zip(one.operations, two.operations, strict=True):
+        same = before.function is after.function and before.outputs == after.outputs
+        if not same:
+            raise NotRecordableError
+        if before.function is READ:
+            (taken,) = before.taken
+            answers = [recorder.values[taken] for recorder in (one, two)]
+            if answers[0].dtype != torch.bool or bool(answers[0]) != bool(answers[1]):
+                raise NotRecordableError
+            if taken not in folded:  # a branch that both runs took
+                kept.append(replace(before, arguments=(Slot(taken), bool(answers[0]))))
+            continue
+        _exactly(before.arguments, after.arguments)
+        _exactly(before.keywords, after.keywords)
+        name = before.function._schema.name.partition("::")[2]
+        changed = (one.mutated | two.mutated).intersection(before.storages)
+        alone = before.taken <= folded or name in FILLED
+        if alone and not is_random(before) and not changed:
+            if not all(_same(one.values[i], two.values[i]) for i in before.outputs):
+                raise NotRecordableError
+            constants.update({index: one.values[index] for index in before.outputs})
+            folded.update(before.outputs)
+            continue
+        kept.append(before)
+    fixed = {index: constants[index] for index in folded}
+    simplifier = Simplifier(one.values, fixed, one.mutated | two.mutated)
+    left, given = simplifier(kept, wanted)
+    return Replay(left, constants, entries, given, batched=False)
+
+
+def _exactly(first: Any, second: Any) -> None:
+    if _merged(first, second) != first and first == first:
+        raise NotRecordableError
+
+
+def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Replay:
     """Records a batched function.
 
     Args:
@@ -212,140 +261,24 @@ def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> "R
             raise NotRecordableError
         arguments = _merged(one.arguments, two.arguments)
         keywords = _merged(one.keywords, two.keywords)
-        leaves = list(_leaves((arguments, keywords)))
-        slots = [leaf.index for leaf in leaves if isinstance(leaf, _Slot)]
+        found = list(leaves((arguments, keywords)))
+        slots = [leaf.index for leaf in found if isinstance(leaf, Slot)]
         fixed = all(index in constants for index in slots)
-        follows = any(isinstance(leaf, _Affine) for leaf in leaves)
-        random = torch.Tag.nondeterministic_seeded in one.function.tags
-        if fixed and not follows and not random and not mutated.intersection(one.storages):
+        follows = any(isinstance(leaf, Affine) for leaf in found)
+        if fixed and not follows and not is_random(one) and not mutated.intersection(one.storages):
             if all(_same(first.values[i], second.values[i]) for i in one.outputs):
                 constants.update({index: first.values[index] for index in one.outputs})
                 continue
             raise NotRecordableError
         if one.function is READ:
             raise NotRecordableError
-        kept.append(_Operation(one.function, arguments, keywords, one.outputs, one.storages))
-    replay = Replay(kept, constants, entry, results)
+        kept.append(Operation(one.function, arguments, keywords, one.outputs, one.storages))
+    replay = Replay(kept, constants, [entry], results)
     replay.numbers = sum(
         first.values[index].numel() // size
         for operation in replay.needed(results)
         for index in operation.outputs
     )
-    if any(
-        torch.Tag.nondeterministic_seeded in operation.function.tags
-        for operation in replay.needed(results)
-    ):
+    if any(is_random(operation) for operation in replay.needed(results)):
         raise NotRecordableError  # a random number that matters
     return replay
-
-
-def _failed(before: Tensor | None, info: Tensor, rows: int) -> Tensor:
-    """Which rows of a batch a matrix factorisation has failed for, by now."""
-    bad = (info != 0).reshape(rows, -1).any(1) if info.numel() % rows == 0 else (info != 0).any()
-    return bad if before is None else before | bad
-
-
-def _marked(bad: Tensor | None, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The outputs, not a number in the rows where a factorisation failed."""
-    if bad is None or not bad.any():
-        return outputs
-    return tuple(
-        output.masked_fill(bad.reshape(-1, *(1,) * (output.dim() - 1)), torch.nan)
-        for output in outputs
-    )
-
-
-class Replay:
-    """A recording as generated Python code, one line an operation.
-
-    Attributes:
-        numbers: That its operations give for each row.
-    """
-
-    numbers: int
-
-    def __init__(
-        self,
-        operations: list[_Operation],
-        constants: dict[int, Tensor],
-        entry: int,
-        results: list[int],
-    ) -> None:
-        self.operations, self.constants = operations, constants
-        self.entry, self.results = entry, results
-        self._code: dict[tuple[int, ...], Callable[[Tensor], tuple[Tensor, ...]]] = {}
-
-    def __call__(self, batch: Tensor, outputs: tuple[int, ...] | None = None) -> Any:
-        """The outputs for a batch (n, D), or those of the numbers given."""
-        wanted = tuple(range(len(self.results))) if outputs is None else outputs
-        if wanted not in self._code:
-            self._code[wanted] = self._compiled(wanted)
-        with torch.no_grad():
-            return self._code[wanted](batch)
-
-    def needed(self, wanted: list[int]) -> list[_Operation]:
-        """The operations that the wanted values follow from."""
-        live, needed = set(wanted), []
-        for operation in reversed(self.operations):
-            always = operation.function._schema.is_mutable or operation.function is CHECK
-            if always or live.intersection(operation.outputs):
-                live.update(operation.taken)
-                needed.append(operation)
-        return needed[::-1]
-
-    def _compiled(self, wanted: tuple[int, ...]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        results = [self.results[i] for i in wanted]
-        operations = self.needed(results)
-        last: dict[int, int] = {}  # where each value is used for the last time
-        for line, operation in enumerate(operations):
-            last.update(dict.fromkeys(operation.taken, line))
-        names: dict[str, Any] = {}
-        lines = ["def replay(batch):", " n, bad = batch.shape[0], None", f" v{self.entry} = batch"]
-
-        def written(value: Any) -> str:
-            if isinstance(value, _Slot):
-                if value.index in self.constants:
-                    names[f"c{value.index}"] = self.constants[value.index]
-                    return f"c{value.index}"
-                return f"v{value.index}"
-            if isinstance(value, _Affine):
-                return f"{value.factor} * n + {value.offset}"
-            if isinstance(value, list):
-                return "[" + ", ".join(map(written, value)) + "]"
-            if isinstance(value, tuple):
-                return "(" + "".join(f"{written(each)}, " for each in value) + ")"
-            if value is None or isinstance(value, (bool, int)):
-                return repr(value)
-            name = f"o{len(names)}"  # dtypes, devices, floats (inf has no literal)
-            names[name] = value
-            return name
-
-        for line, operation in enumerate(operations):
-            function = f"f{line}"
-            names[function] = operation.function
-            if operation.function is CHECK:
-                names["failed"] = _failed
-                lines.append(f" bad = failed(bad, {written(operation.arguments[0])}, n)")
-                continue
-            arguments = [written(value) for value in operation.arguments]
-            arguments += [f"{key}={written(value)}" for key, value in operation.keywords.items()]
-            call = f"{function}({', '.join(arguments)})"
-            returns = operation.function._schema.returns
-            many = len(returns) > 1 or (returns and "List" in str(returns[0].type))
-            targets = "".join(f"v{index}, " for index in operation.outputs)
-            if not operation.outputs:
-                lines.append(f" {call}")
-            else:
-                lines.append(f" {targets if many else targets[:-2]} = {call}")
-            spent = [
-                index
-                for index in operation.taken
-                if last[index] == line and index not in self.constants and index not in results
-            ]
-            if spent:
-                lines.append(" " + " = ".join(f"v{index}" for index in sorted(spent)) + " = None")
-        values = [written(_Slot(index)) for index in results]
-        names["marked"] = _marked
-        lines.append(f" return marked(bad, ({', '.join(values)},))")
-        exec(compile("\n".join(lines), "<recording>", "exec"), names)
-        return names["replay"]

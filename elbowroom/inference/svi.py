@@ -1,9 +1,10 @@
 """The shared SVI runner: any model, guide and objective; it never loses what it has fitted."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import field
+from inspect import signature
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,13 +12,12 @@ import pyro
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from elbowroom.errors import ModelError, OptionError, unknown, users_code
 from elbowroom.guides.space import Plate
-from elbowroom.inference.elbo import OBJECTIVES
+from elbowroom.inference.estimators import OBJECTIVES, Objective
+from elbowroom.inference.stepping import ELEMENTWISE, FlatParameters, Step
 from elbowroom.inference.stopping import trend
 
 CUT = 0.25
@@ -31,6 +31,8 @@ averaging").
 """
 MAXIMUM_STEPS = 10_000
 """Where the plateau schedule gives up, unless `steps` or `epochs` say otherwise."""
+RECORDED_FROM = 100
+"""Steps from which it is worth while to record one."""
 UNUSABLE_STEPS = 20
 """Steps in a row with a non-finite ELBO or gradient after which a run ends."""
 
@@ -128,18 +130,6 @@ def optimizer_class(name: str) -> Any:
     return known[name]
 
 
-class _Rows(Messenger):
-    """Sets the rows of a minibatch in the subsampling plate of the model and the guide."""
-
-    def __init__(self, plate: Plate, rows: Tensor) -> None:
-        super().__init__()
-        self.plate, self.rows = plate, rows
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.plate.name and isinstance(msg["fn"], _Subsample):
-            msg["value"] = self.rows
-
-
 def _minibatches(rows: int, size: int) -> Iterator[Tensor]:
     """Rows without replacement, shuffled anew for each epoch; a last incomplete batch is left."""
     while True:
@@ -162,22 +152,47 @@ def _unconstrained() -> dict[str, Tensor]:
 
 
 class _Average:
-    """The running mean of every parameter after the cut."""
+    """The running mean of all parameters after the cut."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.means: dict[str, Tensor] = {}
+        self.means: list[Tensor] = []
 
-    def add(self, parameters: dict[str, Tensor]) -> None:
+    def add(self, parameters: FlatParameters) -> None:
         self.count += 1
-        for name, value in parameters.items():
-            mean = self.means.setdefault(name, value.detach().clone())
-            mean.add_(value.detach() - mean, alpha=1 / self.count)
+        if not self.means:
+            self.means = parameters.copy()
+        for mean, value in zip(self.means, parameters.vectors, strict=True):
+            mean.lerp_(value.detach(), 1 / self.count)
 
-    def assign(self, parameters: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, mean in self.means.items():
-                parameters[name].copy_(mean)
+
+def make_optimizer(settings: Settings, parameters: FlatParameters) -> torch.optim.Optimizer:
+    """The optimiser of a run, over whole vectors where that is the same, in one kernel if it can.
+
+    Raises:
+        OptionError: If it does not take a learning rate alone.
+    """
+    kind = optimizer_class(settings.optimizer)
+    whole = settings.optimizer in ELEMENTWISE
+    over: list[Any] = list(parameters.vectors if whole else parameters.named.values())
+    try:
+        if "fused" in signature(kind).parameters:
+            try:
+                return kind(over, lr=settings.learning_rate, fused=True)
+            except RuntimeError:  # not on this device
+                pass
+        return kind(over, lr=settings.learning_rate)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"--optimizer {settings.optimizer} cannot be used: {error}") from error
+
+
+def _clipped(gradients: list[Tensor], largest: float | None) -> float:
+    """The norm of the gradient, which is cut to the largest."""
+    norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+    if largest is not None and norm > largest:
+        for gradient in gradients:
+            gradient.mul_(largest / norm)
+    return norm
 
 
 def length(settings: Settings, rows: int | None) -> tuple[int, bool]:
@@ -196,7 +211,7 @@ def run_svi(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     arguments: dict[str, Any],
-    objective: Any,
+    objective: Objective,
     settings: Settings,
     plate: Plate | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
@@ -207,7 +222,7 @@ def run_svi(
         model: The Pyro model.
         guide: The guide.
         arguments: Keyword arguments of both.
-        objective: Of `elbowroom.inference.elbo`.
+        objective: Of `elbowroom.inference.estimators`.
         settings: Of the run.
         plate: The plate that minibatches subsample.
         progress: Called with the step, the budget, the smoothed ELBO and the learning rate.
@@ -232,44 +247,33 @@ def run_svi(
     budget, fixed = length(settings, plate.size if plate else None)
     window = max(200, plate.size // size if plate is not None and size else 0)
 
-    def loss_and_gradients() -> float:
-        if batches is None or plate is None:
-            return objective.loss_and_grads(model, guide, **arguments)
-        with _Rows(plate, next(batches)):
-            return objective.loss_and_grads(model, guide, **arguments, batch_size=size)
-
     elbo: list[float] = []
     rates: list[float] = []
     cut_at, skipped, in_a_row, smoothed = 0, 0, 0, float("nan")
     average, status = _Average(), "budget"
     _first_evaluation(objective, model, guide, arguments, (batches is not None and size) or None)
-    parameters = _unconstrained()
-    count = sum(value.numel() for value in parameters.values() if value.requires_grad)
-    if count == 0:
+    parameters = FlatParameters(_unconstrained())
+    if parameters.count == 0:
         return Trained(
             "exact", "the guide has nothing to optimise.", np.array([]), np.array([]), 0,
             time.perf_counter() - began, 0,
         )  # fmt: skip
-    try:
-        optimizer = optimizer_class(settings.optimizer)(
-            list(parameters.values()), lr=settings.learning_rate
-        )
-    except (ValueError, TypeError) as error:
-        raise OptionError(f"--optimizer {settings.optimizer} cannot be used: {error}") from error
-    good = deepcopy({name: value.detach() for name, value in parameters.items()})
+    optimizer = make_optimizer(settings, parameters)
+    good = parameters.copy()
+    evaluate = Step(objective, model, guide, arguments, parameters, plate, size)
+    if budget >= RECORDED_FROM:
+        evaluate.record(None if batches is None else lambda: next(batches))
     try:
         for step in range(budget):
             rate = _rate(settings, step, budget, cut_at > 0) * 0.5**in_a_row
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
             with users_code(f"step {step + 1} of the optimiser failed", ModelError):
-                loss = loss_and_gradients()
-            tensors = [value for value in _unconstrained().values() if value.grad is not None]
-            norm = torch.nn.utils.clip_grad_norm_(tensors, settings.clip_norm or float("inf"))
+                loss = evaluate(None if batches is None else next(batches))
+            norm = _clipped(parameters.gradients, settings.clip_norm)
             elbo.append(-loss)
             rates.append(rate)
-            if not (np.isfinite(loss) and torch.isfinite(norm)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 skipped, in_a_row = skipped + 1, in_a_row + 1
                 if in_a_row >= UNUSABLE_STEPS:
                     status = "diverged"
@@ -283,7 +287,10 @@ def run_svi(
             if progress is not None:
                 progress(step + 1, budget, smoothed, rate)
             if (step + 1 - cut_at) % window == 0:
-                good = deepcopy({name: value.detach() for name, value in parameters.items()})
+                if not evaluate.holds(None if batches is None else next(batches)):
+                    parameters.assign(good)
+                    continue
+                good = parameters.copy()
                 found = trend(elbo[cut_at:], window)
                 flat = settings.schedule == "plateau" and found is not None and found.flat
                 if flat and not cut_at:
@@ -293,12 +300,12 @@ def run_svi(
                     break
     except KeyboardInterrupt:
         status = "interrupted"
-    if status == "diverged":
-        with torch.no_grad():
-            for name, value in good.items():
-                parameters[name].copy_(value)
-    elif average.count >= window:
-        average.assign(parameters)
+    finally:
+        if status == "diverged":
+            parameters.assign(good)
+        elif average.count >= window:
+            parameters.assign(average.means)
+        parameters.release()
     # A cosine rate ends flat whatever is left to gain: its end is no sign of convergence.
     if status == "budget" and fixed and settings.schedule != "cosine":
         found = trend(elbo, max(window, len(elbo) // 10))
@@ -311,7 +318,7 @@ def run_svi(
         np.asarray(rates),
         skipped,
         time.perf_counter() - began,
-        count,
+        parameters.count,
     )
 
 

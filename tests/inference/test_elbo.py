@@ -220,5 +220,5 @@ def test_a_factor_of_one_moves_every_loss_by_one(name: str) -> None:
         space = LatentSpace.of(model, DATA)
         pair = marked(name, model, guide_of("mean", *kinds))
         pyro.set_rng_seed(0)
-        losses.append(make_objective(name, 1, space).loss(*pair, **DATA))
+        losses.append(make_objective(name, 1, space).loss(pair[0], pair[1], **DATA))
     assert losses[0] - losses[1] == pytest.approx(1.0, abs=1e-12)

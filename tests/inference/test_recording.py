@@ -235,7 +235,7 @@ def test_only_the_wanted_outputs() -> None:
         (1,): (values,),
         (1, 0): (values, gradients),
     }.items():
-        torch.testing.assert_close(replay(points, outputs), wanted)
+        torch.testing.assert_close(replay(points, outputs=outputs), wanted)
 
 
 def test_the_value_alone_needs_fewer_operations() -> None:
@@ -248,7 +248,7 @@ def test_a_failed_row_is_marked_whichever_outputs_are_wanted() -> None:
     replay = recorded(per_row(cholesky_sum), 0.1)
     points = torch.tensor([[0.0, 0.0, 0.0], [-5.0, 0.0, 0.0]])
     for output in (0, 1):
-        (found,) = replay(points, (output,))
+        (found,) = replay(points, outputs=(output,))
         assert found.reshape(2, -1).isnan().any(1).tolist() == [False, True]
 
 

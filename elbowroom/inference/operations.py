@@ -1,0 +1,84 @@
+"""The operations of a recording: what they take and what they give."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+CHECK = torch.ops.aten._linalg_check_errors.default
+"""Raises for the whole batch where one row's matrix cannot be factorised."""
+READ = torch.ops.aten._local_scalar_dense.default
+"""Takes a number out of a tensor, to where no recording follows it."""
+DETACH = torch.ops.aten.detach.default
+"""Gives what it takes, where no gradient is followed."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The value that an operation gave, in a recorded argument's place."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A whole number that follows the batch: factor · rows + offset."""
+
+    factor: int
+    offset: int
+
+
+@dataclass
+class Operation:
+    """One call of the dispatcher.
+
+    Attributes:
+        function: An overload of an operator.
+        arguments: What it takes, with slots in the place of tensors.
+        keywords: The same by name.
+        outputs: The slots of the tensors that it gives.
+        storages: Of those.
+    """
+
+    function: Any
+    arguments: Any
+    keywords: Any
+    outputs: list[int]
+    storages: list[int]
+
+    @property
+    def taken(self) -> set[int]:
+        """The slots of the values that it takes."""
+        taken = leaves((self.arguments, self.keywords))
+        return {leaf.index for leaf in taken if isinstance(leaf, Slot)}
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What lies in nested lists, tuples and dicts."""
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from leaves(each)
+    elif isinstance(value, dict):
+        yield from leaves(list(value.values()))
+    else:
+        yield value
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same nest with its leaves changed."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([mapped(change, each) for each in value])
+    if isinstance(value, dict):
+        return {key: mapped(change, each) for key, each in value.items()}
+    return change(value)
+
+
+def is_random(operation: Operation) -> bool:
+    """Whether it draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in operation.function.tags
+
+
+def name_of(operation: Operation) -> str:
+    """The name of an operation and its overload, as in "mul.Tensor"."""
+    return str(operation.function).removeprefix("aten.")

@@ -1,0 +1,288 @@
+"""Recorded operations that give nothing new, left out.
+
+A value is followed as factor · base + shift. Factors are powers of two with a sign, by which
+numbers are scaled without rounding, so that what is multiplied by them, negated or squared costs
+nothing until another operation wants it; shifts are the constants of log densities, which no
+gradient sees. What was computed before is not computed again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import frexp, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elbowroom.inference.operations import (
+    DETACH,
+    READ,
+    Operation,
+    Slot,
+    is_random,
+    mapped,
+    name_of,
+)
+
+SAME_SHAPE = ("view.default", "expand.default", "_unsafe_view.default", "reshape.default")
+SUMS = ("sum.default", "sum.dim_IntList")
+MULTIPLY = torch.ops.aten.mul.Scalar
+SHIFT = torch.ops.aten.add.Scalar
+ADD, SUBTRACT = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A value as factor · base + shift."""
+
+    base: int
+    factor: float = 1.0
+    shift: float = 0.0
+
+    def times(self, number: float) -> "_Linear":
+        return _Linear(self.base, self.factor * number, self.shift * number)
+
+    def plus(self, number: float) -> "_Linear":
+        return _Linear(self.base, self.factor, self.shift + number)
+
+
+def _exact(number: float) -> bool:
+    """Whether multiplying by a number does not round."""
+    return isfinite(number) and number != 0 and abs(frexp(number)[0]) == 0.5
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return tuple((key, _hashable(each)) for key, each in value.items())
+    return type(value), value
+
+
+class Simplifier:
+    """Simplifies the operations of a recording.
+
+    Args:
+        values: Of every slot in one run, for their shapes.
+        constants: The slots whose values never change.
+        mutated: Storages that some operation writes into.
+    """
+
+    def __init__(
+        self, values: Sequence[Tensor], constants: dict[int, Tensor], mutated: set[int]
+    ) -> None:
+        self.values, self.constants, self.mutated = list(values), constants, mutated
+        self.linear: dict[int, _Linear] = {}
+        self.made: dict[Any, list[int]] = {}
+        self.kept: list[Operation] = []
+        self.rules: dict[str, Callable[[Operation], _Linear | None]] = {
+            "neg.default": lambda each: self._of(each.arguments[0]).times(-1.0),
+            "mul.Tensor": self._product,
+            "mul.Scalar": self._product,
+            "div.Tensor": self._quotient,
+            "div.Scalar": self._quotient,
+            "add.Tensor": lambda each: self._sum(each, 1.0),
+            "add.Scalar": lambda each: self._sum(each, 1.0),
+            "sub.Tensor": lambda each: self._sum(each, -1.0),
+            "sub.Scalar": lambda each: self._sum(each, -1.0),
+            "rsub.Scalar": self._reversed,
+            "pow.Tensor_Scalar": self._power,
+            **dict.fromkeys(SUMS, self._total),
+            **dict.fromkeys(SAME_SHAPE, self._reshaped),
+        }
+
+    def __call__(
+        self, operations: Sequence[Operation], results: Sequence[int]
+    ) -> tuple[list[Operation], list[int]]:
+        """The operations that are left, and the slots of the results."""
+        for operation in operations:
+            unlike = is_random(operation) or operation.function is READ
+            if unlike or self._touches_mutated(operation):
+                self._keep(operation)
+            elif operation.function is DETACH:
+                self.linear[operation.outputs[0]] = self._of(operation.arguments[0])
+            else:
+                found = self._simpler(operation)
+                if found is None:
+                    self._once(operation)
+                else:
+                    self.linear[operation.outputs[0]] = found
+        return self.kept, [self._slot(index) for index in results]
+
+    def _touches_mutated(self, operation: Operation) -> bool:
+        storages = {self.values[i].untyped_storage()._cdata for i in operation.taken}
+        return bool(storages.union(operation.storages) & self.mutated)
+
+    def _simpler(self, operation: Operation) -> _Linear | None:
+        rule = self.rules.get(name_of(operation))
+        if rule is None or len(operation.outputs) != 1:
+            return None
+        tensors = [self.values[i] for i in (*operation.taken, *operation.outputs)]
+        if len({tensor.dtype for tensor in tensors}) != 1 or not tensors[0].is_floating_point():
+            return None
+        return rule(operation)
+
+    # What a value is.
+
+    def _of(self, leaf: Any) -> _Linear:
+        return self.linear.get(leaf.index, _Linear(leaf.index))
+
+    def _slot(self, index: int) -> int:
+        """A slot that holds the value itself."""
+        value = self.linear.get(index, _Linear(index))
+        base = value.base
+        if value.factor != 1.0:
+            base = self._new(MULTIPLY, [Slot(base), value.factor], base)
+        if value.shift != 0.0:
+            base = self._new(SHIFT, [Slot(base), value.shift], base)
+        return base
+
+    def _new(self, function: Any, arguments: list[Any], like: int) -> int:
+        self.values.append(self.values[like])
+        return self._once(
+            Operation(function, tuple(arguments), {}, [len(self.values) - 1], []), whole=True
+        )
+
+    def _once(self, operation: Operation, whole: bool = False) -> int:
+        """Keeps an operation if the same was not done before: the slot of its first output."""
+        written = operation if whole else self._written(operation)
+        key = (written.function, _hashable(written.arguments), _hashable(written.keywords))
+        if key not in self.made:
+            self.made[key] = written.outputs
+            self.kept.append(written)
+        for output, before in zip(operation.outputs, self.made[key], strict=True):
+            self.linear[output] = _Linear(before)
+        return self.made[key][0] if operation.outputs else -1
+
+    def _written(self, operation: Operation) -> Operation:
+        """The operation with the values that it takes in slots of their own."""
+
+        def held(leaf: Any) -> Any:
+            return Slot(self._slot(leaf.index)) if isinstance(leaf, Slot) else leaf
+
+        return Operation(
+            operation.function,
+            mapped(held, operation.arguments),
+            mapped(held, operation.keywords),
+            operation.outputs,
+            operation.storages,
+        )
+
+    def _keep(self, operation: Operation) -> None:
+        self.kept.append(self._written(operation))
+
+    def _with_bases(self, operation: Operation, *arguments: Any) -> int:
+        """The slot of an operation on the bases of what it takes."""
+        return self._once(
+            Operation(
+                operation.function, arguments, operation.keywords, operation.outputs,
+                operation.storages,
+            ),
+            whole=True,
+        )  # fmt: skip
+
+    def _number(self, leaf: Any) -> float | None:
+        """A constant number, or None."""
+        if isinstance(leaf, (int, float)) and not isinstance(leaf, bool):
+            return float(leaf)
+        if isinstance(leaf, Slot) and leaf.index in self.constants:
+            value = self.constants[leaf.index]
+            if value.numel() and bool((value == value.reshape(-1)[0]).all()):
+                return float(value.reshape(-1)[0])
+        return None
+
+    def _shape_stays(self, operation: Operation, leaf: Any) -> bool:
+        return self.values[leaf.index].shape == self.values[operation.outputs[0]].shape
+
+    # The rules: the value that an operation gives, or None where it is done as it stands.
+
+    def _product(self, operation: Operation) -> _Linear | None:
+        left, right = operation.arguments
+        for taken, other in ((left, right), (right, left)):
+            number = self._number(other)
+            if not isinstance(taken, Slot) or number is None or not _exact(number):
+                continue
+            if self._shape_stays(operation, taken):
+                return self._of(taken).times(number)
+        if not (isinstance(left, Slot) and isinstance(right, Slot)):
+            return None
+        one, two = self._of(left), self._of(right)
+        if one.shift or two.shift:
+            return None
+        base = self._with_bases(operation, Slot(one.base), Slot(two.base))
+        return _Linear(base, one.factor * two.factor)
+
+    def _quotient(self, operation: Operation) -> _Linear | None:
+        left, right, *more = operation.arguments
+        if more or operation.keywords or not isinstance(left, Slot):
+            return None
+        number = self._number(right)
+        if number is not None and _exact(number) and self._shape_stays(operation, left):
+            return self._of(left).times(1 / number)
+        if not isinstance(right, Slot):
+            return None
+        one, two = self._of(left), self._of(right)
+        if one.shift or two.shift:
+            return None
+        base = self._with_bases(operation, Slot(one.base), Slot(two.base))
+        return _Linear(base, one.factor / two.factor)
+
+    def _sum(self, operation: Operation, sign: float) -> _Linear | None:
+        left, right, *more = operation.arguments
+        if more or operation.keywords:
+            return None
+        if isinstance(left, Slot) and self._shape_stays(operation, left):
+            number = self._number(right)
+            if number is not None:
+                return self._of(left).plus(sign * number)
+        if isinstance(right, Slot) and self._shape_stays(operation, right):
+            number = self._number(left)
+            if number is not None:
+                return self._of(right).times(sign).plus(number)
+        if not (isinstance(left, Slot) and isinstance(right, Slot)):
+            return None
+        one, two = self._of(left), self._of(right).times(sign)
+        ratio = two.factor / one.factor
+        function, keywords = (ADD, {}) if ratio > 0 else (SUBTRACT, {})
+        if abs(ratio) != 1.0:
+            keywords = {"alpha": abs(ratio)}
+        base = self._once(
+            Operation(
+                function, (Slot(one.base), Slot(two.base)), keywords, operation.outputs,
+                operation.storages,
+            ),
+            whole=True,
+        )  # fmt: skip
+        return _Linear(base, one.factor, one.shift + two.shift)
+
+    def _reversed(self, operation: Operation) -> _Linear | None:
+        taken, number, *more = operation.arguments
+        if more or operation.keywords:
+            return None
+        return self._of(taken).times(-1.0).plus(float(number))
+
+    def _power(self, operation: Operation) -> _Linear | None:
+        taken, exponent = operation.arguments
+        value = self._of(taken)
+        if exponent == 1:
+            return value
+        if exponent != 2 or value.shift:
+            return None
+        return _Linear(self._with_bases(operation, Slot(value.base), 2), value.factor**2)
+
+    def _total(self, operation: Operation) -> _Linear | None:
+        taken, *more = operation.arguments
+        if operation.keywords:
+            return None
+        value = self._of(taken)
+        if self.values[taken.index].dim() == 0:
+            return value
+        count = self.values[taken.index].numel() / max(1, self.values[operation.outputs[0]].numel())
+        base = self._with_bases(operation, Slot(value.base), *more)
+        return _Linear(base, value.factor, value.shift * count)
+
+    def _reshaped(self, operation: Operation) -> _Linear | None:
+        taken = operation.arguments[0]
+        if self._shape_stays(operation, taken):
+            return self._of(taken)
+        return None

@@ -1,0 +1,234 @@
+"""One step of stochastic variational inference: the loss and its gradient, recorded if it can be.
+
+All parameters are views of one flat vector, and so are their gradients, so that the optimiser, the
+clipping and the bookkeeping see one tensor.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from elbowroom.guides.space import Plate
+from elbowroom.inference.estimators import Objective
+from elbowroom.inference.recording import record_step
+from elbowroom.inference.replay import BranchError, Replay
+
+ELEMENTWISE = (
+    "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
+    "SGD",
+)  # fmt: skip
+"""Optimisers for which one flat vector is the same as its parts."""
+
+
+class _Rows(Messenger):
+    """Sets the rows of a minibatch in the subsampling plate of the model and the guide."""
+
+    def __init__(self, plate: Plate, rows: Tensor) -> None:
+        super().__init__()
+        self.plate, self.rows = plate, rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.plate.name and isinstance(msg["fn"], _Subsample):
+            msg["value"] = self.rows
+
+
+class FlatParameters:
+    """The optimised parameters as one vector for each dtype and device, mostly one.
+
+    Attributes:
+        named: Each parameter, a view of a vector.
+        vectors: (P,), each with its gradient, of which those of the parameters are views.
+    """
+
+    def __init__(self, named: dict[str, Tensor]) -> None:
+        self.named = {name: value for name, value in named.items() if value.requires_grad}
+        self.groups: list[list[Tensor]] = []
+        self.vectors: list[torch.nn.Parameter] = []
+        kinds = {(value.dtype, value.device) for value in self.named.values()}
+        for kind in sorted(kinds, key=str):
+            group = [each for each in self.named.values() if (each.dtype, each.device) == kind]
+            whole = torch.cat([value.detach().reshape(-1) for value in group])
+            vector = torch.nn.Parameter(whole)
+            vector.grad = torch.zeros_like(whole)
+            begin = 0
+            for value in group:
+                part = slice(begin, begin + value.numel())
+                value.data = whole[part].view(value.shape)
+                value.grad = vector.grad[part].view(value.shape)
+                begin += value.numel()
+            self.groups.append(group)
+            self.vectors.append(vector)
+
+    @property
+    def count(self) -> int:
+        """How many numbers there are."""
+        return sum(vector.numel() for vector in self.vectors)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Of the loss, one for each vector."""
+        return [vector.grad for vector in self.vectors if vector.grad is not None]
+
+    def copy(self) -> list[Tensor]:
+        """The values of all of them."""
+        return [vector.detach().clone() for vector in self.vectors]
+
+    def assign(self, values: list[Tensor]) -> None:
+        """Fills them."""
+        with torch.no_grad():
+            for vector, value in zip(self.vectors, values, strict=True):
+                vector.copy_(value)
+
+    def release(self) -> None:
+        """Gives every parameter a memory of its own again."""
+        for value in self.named.values():
+            value.data, value.grad = value.data.clone(), None
+
+
+class Step:
+    """The loss and its gradient at fresh noise, for some rows.
+
+    The step is run twice, recorded, and compared with itself as it stands from the same random
+    state; where it cannot be recorded, or differs, it is run as it stands.
+
+    Attributes:
+        recorded: Whether it is.
+        reason: Why it is not.
+        branches: Steps that took another branch than the recorded one, and were run as they stand.
+
+    Args:
+        objective: The estimate of the ELBO.
+        model: The Pyro model.
+        guide: The guide.
+        arguments: Keyword arguments of both.
+        parameters: That are optimised.
+        plate: The plate that minibatches subsample.
+        size: Rows of a minibatch; all of them by default.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        arguments: dict[str, Any],
+        parameters: FlatParameters,
+        plate: Plate | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.objective, self.model, self.guide = objective, model, guide
+        self.arguments, self.parameters = arguments, parameters
+        self.plate, self.size = plate, size
+        self.reason: str | None = None
+        self._replay: Replay | None = None
+        self.branches = 0
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the step is replayed."""
+        return self._replay is not None
+
+    def _loss_and_surrogate(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        if rows is None or self.plate is None:
+            return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
+        with _Rows(self.plate, rows):
+            given = {**self.arguments, "batch_size": self.size}
+            return self.objective.loss_and_surrogate(self.model, self.guide, given)
+
+    def _whole(self, *rows: Tensor) -> list[Tensor]:
+        """The loss and the gradient of each vector."""
+        loss, surrogate = self._loss_and_surrogate(rows[0] if rows else None)
+        tensors = [value for group in self.parameters.groups for value in group]
+        found = iter(torch.autograd.grad(surrogate, tensors, materialize_grads=True))
+        return [
+            loss,
+            *(
+                torch.cat([next(found).reshape(-1) for _ in group])
+                for group in self.parameters.groups
+            ),
+        ]
+
+    def record(self, rows: Callable[[], Tensor] | None) -> None:
+        """Records the step, for rows as `rows` draws them, and compares it with itself."""
+        if not self.objective.recordable:
+            self.reason = "its objective keeps numbers of its own"
+            return
+        if is_validation_enabled():
+            self.reason = "validation is on"
+            return
+        inputs = [[] if rows is None else [rows()] for _ in range(3)]
+        state = torch.random.get_rng_state()
+        try:
+            with _quiet():
+                replay = record_step(
+                    self._whole, inputs[0], inputs[1], list(self.parameters.named.values())
+                )
+            if self._agrees(replay, inputs[2]):
+                self._replay = replay
+            else:
+                self.reason = "its recording gives other numbers"
+        # A step fails to be recorded in as many ways as there are models, which then are run.
+        except Exception as error:
+            self.reason = f"it cannot be recorded ({type(error).__name__})"
+        finally:
+            torch.random.set_rng_state(state)
+
+    def _agrees(self, replay: Replay, inputs: list[Tensor]) -> bool:
+        torch.manual_seed(0)
+        expected = [each.detach() for each in self._whole(*inputs)]
+        after = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        found = replay(*inputs)
+        close = all(
+            torch.allclose(one, two, rtol=1e-5, atol=1e-8, equal_nan=True)
+            for one, two in zip(found, expected, strict=True)
+        )
+        return close and torch.equal(after, torch.random.get_rng_state())
+
+    def holds(self, rows: Tensor | None) -> bool:
+        """Compares the recording with the step as it stands once more; if it differs, gives it up.
+
+        What a model keeps in Python between its runs, no recording sees.
+        """
+        if self._replay is None:
+            return True
+        state = torch.random.get_rng_state()
+        try:
+            same = self._agrees(self._replay, [] if rows is None else [rows])
+        finally:
+            torch.random.set_rng_state(state)
+        if not same:
+            self._replay, self.reason = None, "it keeps something in Python between its runs"
+        return same
+
+    def __call__(self, rows: Tensor | None = None) -> float:
+        """The loss; its gradient is put into the parameters'."""
+        if self._replay is not None:
+            try:
+                loss, *found = self._replay(*([] if rows is None else [rows]))
+            except BranchError:  # this step is run as it stands
+                self.branches += 1
+            else:
+                for gradient, value in zip(self.parameters.gradients, found, strict=True):
+                    gradient.copy_(value)
+                return loss.item()
+        for gradient in self.parameters.gradients:
+            gradient.zero_()
+        loss, surrogate = self._loss_and_surrogate(rows)
+        if surrogate.requires_grad:
+            surrogate.backward()
+        return float(loss)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pyro's own looks for NaN read numbers out of tensors, which no recording follows."""
+    with mock.patch("pyro.util.torch_isnan", return_value=False):
+        yield

@@ -1,0 +1,214 @@
+"""A step of SVI recorded: the same numbers at the same noise, unbiased as the step itself."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from elbowroom.fitting import bind_model
+from elbowroom.guides import Start, get_guide
+from elbowroom.guides.space import LatentSpace, Plate
+from elbowroom.inference.elbo import choose_objective, make_objective, marked, read_guide
+from elbowroom.inference.estimators import OBJECTIVES
+from elbowroom.inference.isolation import isolated
+from elbowroom.inference.stepping import FlatParameters, Step
+
+Y = torch.tensor([2.0, 3.0, 4.0, -1.0], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with isolated(0):
+        yield
+
+
+def stored() -> FlatParameters:
+    return FlatParameters(dict(pyro.get_param_store().named_parameters()))
+
+
+def step_of(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    name: str = "trace",
+    arguments: dict[str, Any] | None = None,
+    plate: Plate | None = None,
+    size: int | None = None,
+    nesting: int = 1,
+) -> Step:
+    given = {"y": Y} if arguments is None else arguments
+    objective = OBJECTIVES[name](1, nesting)
+    extra = {} if size is None else {"batch_size": size}
+    objective.loss(model, guide, **given, **extra)  # makes the parameters
+    return Step(objective, model, guide, given, stored(), plate, size)
+
+
+def normal(y: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def normal_guide(y: Tensor) -> None:
+    location = pyro.param("location", torch.tensor(0.5))
+    scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
+    pyro.sample("mean", dist.Normal(location, scale))
+
+
+CASES = [
+    ("bayesian_regression", "diabetes", "mean_field", None),
+    ("bayesian_regression", "diabetes", "full_rank", None),
+    ("bayesian_regression", "diabetes", "structured", 50),
+    ("bayesian_regression", "diabetes", "flow", None),
+    ("gaussian_mixture", "iris", "collapsed", None),
+    ("gaussian_mixture", "iris", "local", 30),
+    ("vae", "digits", "encoder", 128),
+    ("vae", "digits", "local", 64),
+]
+
+
+@pytest.mark.parametrize(("model", "data", "name", "size"), CASES)
+def test_a_recorded_step_is_the_step_itself(
+    model: str, data: str, name: str, size: int | None
+) -> None:
+    problem, _, _ = bind_model(model, data, {})
+    with problem.session(0):
+        guide = get_guide(name, problem.model_name, problem.space.local_continuous)
+        called = guide.build(problem.space, Start(torch.zeros(problem.space.dimension)))
+        sites = read_guide(called, problem.arguments, problem.space)
+        objective, _ = choose_objective(None, guide.elbo, problem.space, sites)
+        pair = marked(objective, problem.function, called)
+        made = make_objective(objective, 1, problem.space)
+        extra = {} if size is None else {"batch_size": size}
+        made.loss(pair[0], pair[1], **{**problem.arguments, **extra})
+        plate = problem.space.subsampled
+        recorded, eager = (
+            Step(made, *pair, problem.arguments, stored(), plate, size) for _ in range(2)
+        )
+        count = 0 if plate is None else plate.size
+        draw = None if size is None else lambda: torch.randperm(count)[:size]
+        recorded.record(draw)
+        assert recorded.recorded, recorded.reason
+        rows = None if draw is None else draw()
+        for seed in range(3):
+            pyro.set_rng_seed(seed)
+            loss = recorded(rows)
+            gradients = [gradient.clone() for gradient in recorded.parameters.gradients]
+            after = torch.rand(())
+            pyro.set_rng_seed(seed)
+            assert eager(rows) == pytest.approx(loss, rel=1e-6)
+            assert torch.rand(()) == after  # no random number more or less
+            for one, two in zip(gradients, eager.parameters.gradients, strict=True):
+                scale = float(two.abs().max())
+                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_the_mean_of_recorded_steps_is_the_gradient_of_the_elbo() -> None:
+    """In closed form, for all rows and for minibatches of two; four standard errors."""
+    n, size = len(Y), 2
+
+    def model(y: Tensor, batch_size: int | None = None) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+        with pyro.plate("rows", len(y), subsample_size=batch_size):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=pyro.subsample(y, event_dim=0))
+
+    def guide(y: Tensor, batch_size: int | None = None) -> None:
+        normal_guide(y)
+
+    location, scale, draws = 0.5, 0.7, 4000
+    exact = np.array([n * location - float(Y.sum()) + location / 100, n * scale + scale / 100])
+    exact[1] = (exact[1] - 1 / scale) * scale  # of the logarithm
+    plate = LatentSpace.of(model, {"y": Y}).subsampled
+    for batch in (None, size):
+        pyro.clear_param_store()
+        step = step_of(model, guide, plate=plate, size=batch)
+        order = None if batch is None else lambda: torch.randperm(n)[:size]
+        step.record(order)
+        assert step.recorded, step.reason
+        found = np.empty((draws, 2))
+        for i in range(draws):
+            step(None if order is None else order())
+            found[i] = step.parameters.gradients[0].numpy()
+        error = found.std(0) / draws**0.5
+        assert (np.abs(found.mean(0) - exact) < 4 * error).all()
+        assert (error < 0.1).all()
+
+
+def test_a_branch_on_a_value_is_seen_at_every_step() -> None:
+    """The guide's draws lie on both sides of it, one in fifty on that where it was not recorded."""
+
+    def branching(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+        pyro.sample("y", dist.Normal(mean, 1.0 if mean > -1.0 else 9.0).to_event(0), obs=y.sum())
+
+    step = step_of(branching, normal_guide)
+    pyro.set_rng_seed(1)  # the draws of the recording are above
+    step.record(None)
+    assert step.recorded
+    eager = step_of(branching, normal_guide)
+    for seed in range(300):
+        pyro.set_rng_seed(seed)
+        low = float(pyro.distributions.Normal(0.5, 0.7).sample()) <= -1.0
+        before = step.branches
+        pyro.set_rng_seed(seed)
+        loss = step()
+        assert step.branches - before == low
+        if not low:
+            pyro.set_rng_seed(seed)
+            assert eager() == pytest.approx(loss, rel=1e-12)
+    assert step.branches > 0
+
+
+def test_a_number_read_out_and_a_count_in_python_are_not_recorded() -> None:
+    def branching(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+        pyro.sample("y", dist.Normal(mean, float(mean.detach()) ** 2 + 1).to_event(0), obs=y.sum())
+
+    counter = iter(range(1000))
+
+    def counting(y: Tensor) -> None:
+        normal(y)
+        pyro.factor("tempered", torch.tensor(float(next(counter))))
+
+    for model in (branching, counting):
+        pyro.clear_param_store()
+        step = step_of(model, normal_guide)
+        step.record(None)
+        assert not step.recorded
+        assert step.reason is not None
+        step()  # as it stands
+
+
+def test_baselines_are_kept_by_the_eager_step() -> None:
+    step = step_of(normal, normal_guide, "trace_graph")
+    step.record(None)
+    assert step.reason == "its objective keeps numbers of its own"
+
+
+def test_recording_leaves_the_random_state_and_the_parameters() -> None:
+    step = step_of(normal, normal_guide)
+    before, values = torch.random.get_rng_state(), step.parameters.copy()
+    step.record(None)
+    assert step.recorded
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.testing.assert_close(step.parameters.copy(), values)
+
+
+def test_flat_parameters_are_the_store_s_own_until_they_are_released() -> None:
+    pyro.param("a", torch.ones(2, 3))
+    pyro.param("b", torch.zeros(()), constraint=dist.constraints.positive)
+    pyro.param("c", torch.ones(2, dtype=torch.float32))
+    parameters = stored()
+    assert parameters.count == 9
+    assert sorted(vector.numel() for vector in parameters.vectors) == [2, 7]
+    parameters.assign([torch.full_like(vector, 2.0) for vector in parameters.vectors])
+    assert (pyro.param("a") == 2.0).all()
+    pyro.param("a").sum().backward()
+    assert sorted(float(gradient.sum()) for gradient in parameters.gradients) == [0.0, 6.0]
+    parameters.release()
+    parameters.assign([torch.full_like(vector, 3.0) for vector in parameters.vectors])
+    assert (pyro.param("a") == 2.0).all()
