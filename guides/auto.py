@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elbowroom.errors import GuideError
 from elbowroom.guides import Start, register
+from elbowroom.guides.pathwise import PathwiseMultivariateNormal, PathwiseNormal
 from elbowroom.guides.space import LatentSpace, Site
 
 INITIAL_SCALE = 0.1
@@ -59,9 +60,10 @@ def sample_normal(site: Site, location: Tensor, scale: Tensor) -> None:
     event_dim, shape = site.transform.domain.event_dim, site.unconstrained_shape
     offset = pyro.param(f"guide.{site.name}.offset", torch.zeros(shape), event_dim=event_dim)
     log_ratio = pyro.param(f"guide.{site.name}.log_ratio", torch.zeros(shape), event_dim=event_dim)
-    fn: Any = dist.Normal(location + scale * offset, scale * log_ratio.exp()).to_event(event_dim)
+    fn: Any = PathwiseNormal(location + scale * offset, scale * log_ratio.exp())
+    fn = fn.to_event(event_dim)
     if not site.real:  # a plain Normal keeps its closed-form divergence
-        fn = dist.TransformedDistribution(fn, [site.transform])
+        fn = dist.TransformedDistribution(fn, [site.transform.with_cache()])
     pyro.sample(site.name, fn.to_event(site.event_dim - fn.event_dim))
 
 
@@ -139,7 +141,7 @@ def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
         offset = pyro.param("guide.offset", torch.zeros(size))
         factor = pyro.param("guide.factor", torch.eye(size), constraint=constraints.lower_cholesky)
         location = start.location + whitening @ offset
-        return sample_flat(dist.MultivariateNormal(location, scale_tril=whitening @ factor))
+        return sample_flat(PathwiseMultivariateNormal(location, scale_tril=whitening @ factor))
 
     return flat_guide(space, draw)
 

@@ -1,13 +1,14 @@
 """Recorded operations that give nothing new, left out.
 
-A value is followed as factor · base + shift. Factors are powers of two with a sign, by which
-numbers are scaled without rounding, so that what is multiplied by them, negated or squared costs
-nothing until another operation wants it; shifts are the constants of log densities, which no
-gradient sees. What was computed before is not computed again.
+A value is followed as factor · base + shift, broadcast to a shape. Factors are powers of two with a
+sign, by which numbers are scaled without rounding, so that what is multiplied by them, negated or
+squared costs nothing until another operation wants it; shifts are the constants of log densities,
+which no gradient sees. What is the same for many rows is computed for one of them. What was
+computed before is not computed again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp, isfinite
 from typing import Any
 
@@ -25,7 +26,12 @@ from elbowroom.inference.operations import (
 )
 
 SAME_SHAPE = ("view.default", "expand.default", "_unsafe_view.default", "reshape.default")
+UNARY = (
+    "exp.default", "expm1.default", "log.default", "log1p.default", "reciprocal.default",
+    "rsqrt.default", "sigmoid.default", "sqrt.default", "tanh.default",
+)  # fmt: skip
 SUMS = ("sum.default", "sum.dim_IntList")
+EXPAND = torch.ops.aten.expand.default
 MULTIPLY = torch.ops.aten.mul.Scalar
 SHIFT = torch.ops.aten.add.Scalar
 ADD, SUBTRACT = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
@@ -33,17 +39,18 @@ ADD, SUBTRACT = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
 
 @dataclass(frozen=True)
 class _Linear:
-    """A value as factor · base + shift."""
+    """A value as factor · base + shift, broadcast to a shape if there is one."""
 
     base: int
     factor: float = 1.0
     shift: float = 0.0
+    shape: torch.Size | None = None
 
     def times(self, number: float) -> "_Linear":
-        return _Linear(self.base, self.factor * number, self.shift * number)
+        return replace(self, factor=self.factor * number, shift=self.shift * number)
 
     def plus(self, number: float) -> "_Linear":
-        return _Linear(self.base, self.factor, self.shift + number)
+        return replace(self, shift=self.shift + number)
 
 
 def _exact(number: float) -> bool:
@@ -73,6 +80,7 @@ class Simplifier:
     ) -> None:
         self.values, self.constants, self.mutated = list(values), constants, mutated
         self.linear: dict[int, _Linear] = {}
+        self.held = [value.shape for value in values]  # by the slots as they are in the end
         self.made: dict[Any, list[int]] = {}
         self.kept: list[Operation] = []
         self.rules: dict[str, Callable[[Operation], _Linear | None]] = {
@@ -89,6 +97,7 @@ class Simplifier:
             "pow.Tensor_Scalar": self._power,
             **dict.fromkeys(SUMS, self._total),
             **dict.fromkeys(SAME_SHAPE, self._reshaped),
+            **dict.fromkeys(UNARY, self._unary),
         }
 
     def __call__(
@@ -129,16 +138,26 @@ class Simplifier:
 
     def _slot(self, index: int) -> int:
         """A slot that holds the value itself."""
-        value = self.linear.get(index, _Linear(index))
+        return self._expanded(self.linear.get(index, _Linear(index)))
+
+    def _expanded(self, value: _Linear) -> int:
+        base = self._small(value)
+        if value.shape is None:
+            return base
+        return self._new(EXPAND, [Slot(base), list(value.shape)], base, value.shape)
+
+    def _small(self, value: _Linear) -> int:
+        """A slot that holds it before it is broadcast."""
         base = value.base
         if value.factor != 1.0:
-            base = self._new(MULTIPLY, [Slot(base), value.factor], base)
+            base = self._new(MULTIPLY, [Slot(base), value.factor], base, self.held[base])
         if value.shift != 0.0:
-            base = self._new(SHIFT, [Slot(base), value.shift], base)
+            base = self._new(SHIFT, [Slot(base), value.shift], base, self.held[base])
         return base
 
-    def _new(self, function: Any, arguments: list[Any], like: int) -> int:
+    def _new(self, function: Any, arguments: list[Any], like: int, shape: torch.Size) -> int:
         self.values.append(self.values[like])
+        self.held.append(shape)
         return self._once(
             Operation(function, tuple(arguments), {}, [len(self.values) - 1], []), whole=True
         )
@@ -171,15 +190,16 @@ class Simplifier:
     def _keep(self, operation: Operation) -> None:
         self.kept.append(self._written(operation))
 
-    def _with_bases(self, operation: Operation, *arguments: Any) -> int:
-        """The slot of an operation on the bases of what it takes."""
-        return self._once(
-            Operation(
-                operation.function, arguments, operation.keywords, operation.outputs,
-                operation.storages,
-            ),
-            whole=True,
-        )  # fmt: skip
+    def _with_bases(
+        self, operation: Operation, *arguments: Any, factor: float = 1.0, shift: float = 0.0
+    ) -> _Linear:
+        """What an operation element by element on the bases of what it takes gives."""
+        (output,) = operation.outputs
+        shapes = [self.held[each.index] for each in arguments if isinstance(each, Slot)]
+        whole, held = self.values[output].shape, torch.broadcast_shapes(*shapes)
+        self.held[output] = held
+        base = self._once(replace(operation, arguments=arguments), whole=True)
+        return _Linear(base, factor, shift, None if held == whole else whole)
 
     def _number(self, leaf: Any) -> float | None:
         """A constant number, or None."""
@@ -209,8 +229,8 @@ class Simplifier:
         one, two = self._of(left), self._of(right)
         if one.shift or two.shift:
             return None
-        base = self._with_bases(operation, Slot(one.base), Slot(two.base))
-        return _Linear(base, one.factor * two.factor)
+        factor = one.factor * two.factor
+        return self._with_bases(operation, Slot(one.base), Slot(two.base), factor=factor)
 
     def _quotient(self, operation: Operation) -> _Linear | None:
         left, right, *more = operation.arguments
@@ -224,8 +244,8 @@ class Simplifier:
         one, two = self._of(left), self._of(right)
         if one.shift or two.shift:
             return None
-        base = self._with_bases(operation, Slot(one.base), Slot(two.base))
-        return _Linear(base, one.factor / two.factor)
+        factor = one.factor / two.factor
+        return self._with_bases(operation, Slot(one.base), Slot(two.base), factor=factor)
 
     def _sum(self, operation: Operation, sign: float) -> _Linear | None:
         left, right, *more = operation.arguments
@@ -246,14 +266,10 @@ class Simplifier:
         function, keywords = (ADD, {}) if ratio > 0 else (SUBTRACT, {})
         if abs(ratio) != 1.0:
             keywords = {"alpha": abs(ratio)}
-        base = self._once(
-            Operation(
-                function, (Slot(one.base), Slot(two.base)), keywords, operation.outputs,
-                operation.storages,
-            ),
-            whole=True,
+        return self._with_bases(
+            replace(operation, function=function, keywords=keywords),
+            Slot(one.base), Slot(two.base), factor=one.factor, shift=one.shift + two.shift,
         )  # fmt: skip
-        return _Linear(base, one.factor, one.shift + two.shift)
 
     def _reversed(self, operation: Operation) -> _Linear | None:
         taken, number, *more = operation.arguments
@@ -268,7 +284,14 @@ class Simplifier:
             return value
         if exponent != 2 or value.shift:
             return None
-        return _Linear(self._with_bases(operation, Slot(value.base), 2), value.factor**2)
+        return self._with_bases(operation, Slot(value.base), 2, factor=value.factor**2)
+
+    def _unary(self, operation: Operation) -> _Linear | None:
+        (taken,) = operation.arguments
+        value = self._of(taken)
+        if operation.keywords or value.shape is None:
+            return None
+        return self._with_bases(operation, Slot(self._small(value)))
 
     def _total(self, operation: Operation) -> _Linear | None:
         taken, *more = operation.arguments
@@ -277,12 +300,17 @@ class Simplifier:
         value = self._of(taken)
         if self.values[taken.index].dim() == 0:
             return value
+        if value.shape is not None:
+            return None
         count = self.values[taken.index].numel() / max(1, self.values[operation.outputs[0]].numel())
-        base = self._with_bases(operation, Slot(value.base), *more)
+        base = self._once(replace(operation, arguments=(Slot(value.base), *more)), whole=True)
         return _Linear(base, value.factor, value.shift * count)
 
     def _reshaped(self, operation: Operation) -> _Linear | None:
         taken = operation.arguments[0]
+        value = self._of(taken)
         if self._shape_stays(operation, taken):
-            return self._of(taken)
+            return value
+        if operation.function is EXPAND and not operation.keywords:
+            return replace(value, shape=self.values[operation.outputs[0]].shape)
         return None

@@ -143,17 +143,18 @@ class Step:
             return self.objective.loss_and_surrogate(self.model, self.guide, given)
 
     def _whole(self, *rows: Tensor) -> list[Tensor]:
-        """The loss and the gradient of each vector."""
+        """The loss and the gradient of each parameter."""
         loss, surrogate = self._loss_and_surrogate(rows[0] if rows else None)
         tensors = [value for group in self.parameters.groups for value in group]
-        found = iter(torch.autograd.grad(surrogate, tensors, materialize_grads=True))
-        return [
-            loss,
-            *(
-                torch.cat([next(found).reshape(-1) for _ in group])
-                for group in self.parameters.groups
-            ),
-        ]
+        return [loss, *torch.autograd.grad(surrogate, tensors, materialize_grads=True)]
+
+    def _put(self, found: list[Tensor]) -> None:
+        """Fills the gradients of the vectors by those of the parameters."""
+        begin = 0
+        for group, gradient in zip(self.parameters.groups, self.parameters.gradients, strict=True):
+            parts = [each.reshape(-1) for each in found[begin : begin + len(group)]]
+            torch.cat(parts, out=gradient)
+            begin += len(group)
 
     def record(self, rows: Callable[[], Tensor] | None) -> None:
         """Records the step, for rows as `rows` draws them, and compares it with itself."""
@@ -216,8 +217,7 @@ class Step:
             except BranchError:  # this step is run as it stands
                 self.branches += 1
             else:
-                for gradient, value in zip(self.parameters.gradients, found, strict=True):
-                    gradient.copy_(value)
+                self._put(found)
                 return loss.item()
         for gradient in self.parameters.gradients:
             gradient.zero_()
