@@ -1,7 +1,9 @@
 """The shared SVI runner: any model, guide and objective; it never loses what it has fitted."""
 
+import contextlib
 import math
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import field
 from inspect import signature
@@ -17,6 +19,7 @@ from torch import Tensor
 from elbowroom.errors import ModelError, OptionError, unknown, users_code
 from elbowroom.guides.space import Plate
 from elbowroom.inference.estimators import OBJECTIVES, Objective
+from elbowroom.inference.failure import culprit
 from elbowroom.inference.stepping import ELEMENTWISE, FlatParameters, Step
 from elbowroom.inference.stopping import trend
 
@@ -33,8 +36,10 @@ MAXIMUM_STEPS = 10_000
 """Where the plateau schedule gives up, unless `steps` or `epochs` say otherwise."""
 RECORDED_FROM = 100
 """Steps from which it is worth while to record one."""
-UNUSABLE_STEPS = 20
-"""Steps in a row with a non-finite ELBO or gradient after which a run ends."""
+UNUSABLE_STEPS = 5
+"""Steps in a row with a non-finite ELBO or gradient, after which a run goes back."""
+RETURNS = 4
+"""Times that it goes back to parameters that were good, at half the rate, before it ends."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +252,9 @@ def run_svi(
     budget, fixed = length(settings, plate.size if plate else None)
     window = max(200, plate.size // size if plate is not None and size else 0)
 
-    elbo: list[float] = []
-    rates: list[float] = []
-    cut_at, skipped, in_a_row, smoothed = 0, 0, 0, float("nan")
-    average, status = _Average(), "budget"
+    elbo, rates = array("d"), array("d")
+    cut_at, skipped, in_a_row, returns, smoothed = 0, 0, 0, 0, float("nan")
+    average, status, cause = _Average(), "budget", ""
     _first_evaluation(objective, model, guide, arguments, (batches is not None and size) or None)
     parameters = FlatParameters(_unconstrained())
     if parameters.count == 0:
@@ -265,7 +269,7 @@ def run_svi(
         evaluate.record(None if batches is None else lambda: next(batches))
     try:
         for step in range(budget):
-            rate = _rate(settings, step, budget, cut_at > 0) * 0.5**in_a_row
+            rate = _rate(settings, step, budget, cut_at > 0) * 0.5**returns
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with users_code(f"step {step + 1} of the optimiser failed", ModelError):
@@ -276,8 +280,12 @@ def run_svi(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 skipped, in_a_row = skipped + 1, in_a_row + 1
                 if in_a_row >= UNUSABLE_STEPS:
-                    status = "diverged"
-                    break
+                    if returns >= RETURNS:
+                        status = "diverged"
+                        break
+                    parameters.assign(good)
+                    optimizer = make_optimizer(settings, parameters)
+                    returns, in_a_row = returns + 1, 0
                 continue
             in_a_row = 0
             optimizer.step()
@@ -302,6 +310,8 @@ def run_svi(
         status = "interrupted"
     finally:
         if status == "diverged":
+            with contextlib.suppress(Exception):  # a cause that cannot be found is no failure
+                cause = culprit(model, guide, arguments, objective)
             parameters.assign(good)
         elif average.count >= window:
             parameters.assign(average.means)
@@ -313,7 +323,7 @@ def run_svi(
             status = "converged"
     return Trained(
         status,
-        _reason(status, settings.schedule, len(elbo), skipped),
+        " ".join([_reason(status, settings.schedule, len(elbo), skipped), cause]).strip(),
         np.asarray(elbo),
         np.asarray(rates),
         skipped,
@@ -347,8 +357,9 @@ def _reason(status: str, schedule: str, steps: int, skipped: int) -> str:
         else f"ran the {steps} steps of a cosine schedule, which ends flat whatever is left to "
         "gain; compare its ELBO with a longer run's.",
         "interrupted": f"interrupted after {steps} steps; what was fitted so far is kept.",
-        "diverged": f"the ELBO or its gradient was not finite {UNUSABLE_STEPS} times in a row "
-        f"up to step {steps}; the last good parameters are kept. Try a smaller --learning-rate.",
+        "diverged": f"the ELBO or its gradient was not finite {UNUSABLE_STEPS} times in a row up "
+        f"to step {steps}, from good parameters at half the rate too; those are kept. Try a "
+        "smaller --learning-rate.",
     }[status]
     if skipped and status != "diverged":
         text += f" {skipped} steps with a non-finite ELBO or gradient were left out."

@@ -1,5 +1,6 @@
 """The stochastic runner: minibatches, bad steps, interrupts, and every setting it takes."""
 
+import gc
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.elbo import make_objective, marked
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import Problem, make_options
-from elbowroom.inference.svi import UNUSABLE_STEPS, Settings, Trained, run_svi
+from elbowroom.inference.svi import RETURNS, UNUSABLE_STEPS, Settings, Trained, run_svi
 
 STILL = 1e-13
 """A learning rate that moves nothing."""
@@ -161,8 +162,9 @@ def test_a_run_that_is_never_finite_ends_diverged_with_its_first_parameters() ->
     found = run(occasionally_nan(1), steps=500)
     assert found.status == "diverged"
     assert not found.converged
-    assert found.skipped == UNUSABLE_STEPS
+    assert found.skipped == UNUSABLE_STEPS * (1 + RETURNS)
     assert "--learning-rate" in found.reason
+    assert "The model's log density of site 'bad' is not finite" in found.reason
     assert location() == 0.0
 
 
@@ -191,6 +193,22 @@ def test_a_whole_fit_that_diverges_is_a_value() -> None:
     assert fit.trained.status == "diverged"
     assert not fit.converged
     assert np.isfinite(fit.posterior["posterior"]["mean"].values).all()
+
+
+@pytest.mark.parametrize("objective", ["trace", "trace_graph"])
+def test_no_tensor_is_left_behind_by_a_step(objective: str) -> None:
+    """Recorded or not: the tensors that live after 1,200 steps are those after 400."""
+    alive = []
+
+    def count(step: int, budget: int, elbo: float, rate: float) -> None:
+        if step in (399, 1199):
+            gc.collect()
+            alive.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
+
+    space = LatentSpace.of(normal, DATA)
+    chosen = settings(steps=1250, schedule="constant")
+    run_svi(normal, normal_guide, DATA, make_objective(objective, 1, space), chosen, None, count)
+    assert alive[0] == alive[1]
 
 
 def test_an_interrupt_keeps_what_was_fitted() -> None:
