@@ -100,6 +100,8 @@ def conclude(
         "elbo_history": _thinned(trained.elbo_history),
     }
     notes = []
+    if trained.eager is not None:
+        notes.append(f"the steps were run as they stand, which is slower: {trained.eager}.")
     if fitted.engine == "svi" and landscape.agreement is not None:
         notes.append(landscape.agreement)
     if landscape.likelihood is not None:

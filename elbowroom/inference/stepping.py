@@ -159,7 +159,7 @@ class Step:
     def record(self, rows: Callable[[], Tensor] | None) -> None:
         """Records the step, for rows as `rows` draws them, and compares it with itself."""
         if not self.objective.recordable:
-            self.reason = "its objective keeps numbers of its own"
+            self.reason = "the objective keeps numbers of its own"
             return
         if is_validation_enabled():
             self.reason = "validation is on"
@@ -174,10 +174,10 @@ class Step:
             if self._agrees(replay, inputs[2]):
                 self._replay = replay
             else:
-                self.reason = "its recording gives other numbers"
+                self.reason = "a recording of them gives other numbers"
         # A step fails to be recorded in as many ways as there are models, which then are run.
         except Exception as error:
-            self.reason = f"it cannot be recorded ({type(error).__name__})"
+            self.reason = f"they cannot be recorded ({type(error).__name__})"
         finally:
             torch.random.set_rng_state(state)
 
@@ -206,7 +206,10 @@ class Step:
         finally:
             torch.random.set_rng_state(state)
         if not same:
-            self._replay, self.reason = None, "it keeps something in Python between its runs"
+            self._replay, self.reason = (
+                None,
+                "the model or the guide keeps something in Python between its runs",
+            )
         return same
 
     def __call__(self, rows: Tensor | None = None) -> float:

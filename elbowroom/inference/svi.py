@@ -101,6 +101,7 @@ class Trained:
         skipped: Steps left out for a non-finite ELBO or gradient.
         seconds: Wall time.
         parameters: The number of optimised numbers.
+        eager: Why the steps were run as they stand, if they were not recorded.
     """
 
     status: str
@@ -110,6 +111,7 @@ class Trained:
     skipped: int
     seconds: float
     parameters: int
+    eager: str | None = None
 
     @property
     def converged(self) -> bool:
@@ -329,6 +331,7 @@ def run_svi(
         skipped,
         time.perf_counter() - began,
         parameters.count,
+        evaluate.reason,
     )
 
 

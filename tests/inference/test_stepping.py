@@ -186,7 +186,7 @@ def test_a_number_read_out_and_a_count_in_python_are_not_recorded() -> None:
 def test_baselines_are_kept_by_the_eager_step() -> None:
     step = step_of(normal, normal_guide, "trace_graph")
     step.record(None)
-    assert step.reason == "its objective keeps numbers of its own"
+    assert step.reason == "the objective keeps numbers of its own"
 
 
 def test_recording_leaves_the_random_state_and_the_parameters() -> None:

@@ -153,8 +153,9 @@ def test_what_a_model_keeps_in_python_is_seen_though_its_steps_are_recorded() ->
     def moving(y: Tensor) -> None:
         normal(y + (10.0 if next(calls) > 5 else 0.0))
 
-    run(moving, steps=1500, learning_rate=0.05)
+    found = run(moving, steps=1500, learning_rate=0.05)
     assert location() == pytest.approx(10 + MODE, abs=0.6)
+    assert found.eager == "the model or the guide keeps something in Python between its runs"
 
 
 @nan_is_announced
