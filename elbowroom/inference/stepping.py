@@ -206,10 +206,8 @@ class Step:
         finally:
             torch.random.set_rng_state(state)
         if not same:
-            self._replay, self.reason = (
-                None,
-                "the model or the guide keeps something in Python between its runs",
-            )
+            self._replay = None
+            self.reason = "the model or the guide keeps something in Python between its runs"
         return same
 
     def __call__(self, rows: Tensor | None = None) -> float:
