@@ -25,6 +25,7 @@ from elbowroom.inference.operations import (
     is_random,
     leaves,
     mapped,
+    name_of,
 )
 from elbowroom.inference.replay import Replay
 from elbowroom.inference.simplifying import Simplifier
@@ -51,6 +52,7 @@ class _Recorder(TorchDispatchMode):
         self.values: list[Tensor] = []
         self.outside: list[int] = []
         self.mutated: set[int] = set()
+        self.answers: set[int] = set()  # operations that gave a plain number
 
     def slot(self, tensor: Tensor, new: bool = False) -> Slot:
         # Every tensor is kept until the end, so that no two share an id.
@@ -78,6 +80,8 @@ class _Recorder(TorchDispatchMode):
         storages = [x.untyped_storage()._cdata for x in results]
         if function._schema.is_mutable:
             self.mutated.update(storages)
+        if any(isinstance(x, (bool, int, float, complex)) for x in leaves(result)):
+            self.answers.add(len(self.operations))
         self.operations.append(Operation(function, arguments, keywords, outputs, storages))
         return result
 
@@ -119,7 +123,11 @@ def _same(first: Tensor, second: Tensor) -> bool:
         return True
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    return first.is_meta or torch.equal(first.nan_to_num(), second.nan_to_num())
+    if first.is_meta:
+        return True
+    return torch.equal(first.isnan(), second.isnan()) and torch.equal(
+        first.nan_to_num(), second.nan_to_num()
+    )
 
 
 def record_step(
@@ -127,6 +135,7 @@ def record_step(
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     state: Sequence[Tensor] = (),
+    between: Callable[[], None] = lambda: None,
 ) -> Replay:
     """Records a function that may draw random numbers and hold gradients by autograd.
 
@@ -135,6 +144,8 @@ def record_step(
         first: What to run it on.
         second: What to run it on again, to see that no operation depends on a value.
         state: Tensors that it reads beside, whose values change between calls.
+        between: Called between the two runs, to change them: what follows them by a way that is not
+            seen, over numpy for one, would else be taken for a constant.
 
     Returns:
         The same function, faster. Its random numbers come from torch's generator, in the same
@@ -156,8 +167,10 @@ def record_step(
         >>> [one == two for one, two in zip(recorded, step(torch.ones(2)))]
         [tensor(True), tensor(True)]
     """
-    runs = []
+    runs: list[tuple[_Recorder, list[int]]] = []
     for inputs in (first, second):
+        if runs:
+            between()
         recorder = _Recorder()
         entries = [recorder.slot(each).index for each in inputs]
         moving = {recorder.slot(each).index for each in state}
@@ -178,22 +191,28 @@ def record_step(
         constants[index] = one.values[index]
     folded = set(constants) - moving
     kept = []
-    for before, after in zip(one.operations, two.operations, strict=True):
+    mutated = one.mutated | two.mutated
+    for line, (before, after) in enumerate(zip(one.operations, two.operations, strict=True)):
         same = before.function is after.function and before.outputs == after.outputs
         if not same:
             raise NotRecordableError
-        if before.function is READ:
+        if line in one.answers:
+            if before.taken <= folded:  # of what never changes
+                continue
+            if before.function is not READ:
+                raise NotRecordableError
             (taken,) = before.taken
             answers = [recorder.values[taken] for recorder in (one, two)]
             if answers[0].dtype != torch.bool or bool(answers[0]) != bool(answers[1]):
                 raise NotRecordableError
-            if taken not in folded:  # a branch that both runs took
-                kept.append(replace(before, arguments=(Slot(taken), bool(answers[0]))))
+            # A branch that both runs took.
+            kept.append(replace(before, arguments=(Slot(taken), bool(answers[0]))))
             continue
         _exactly(before.arguments, after.arguments)
         _exactly(before.keywords, after.keywords)
         name = before.function._schema.name.partition("::")[2]
-        changed = (one.mutated | two.mutated).intersection(before.storages)
+        touched = {one.values[i].untyped_storage()._cdata for i in before.taken}
+        changed = mutated & touched.union(before.storages)
         alone = before.taken <= folded or name in FILLED
         if alone and not is_random(before) and not changed:
             if not all(_same(one.values[i], two.values[i]) for i in before.outputs):
@@ -201,11 +220,24 @@ def record_step(
             constants.update({index: one.values[index] for index in before.outputs})
             folded.update(before.outputs)
             continue
+        if _follows_values(before, one.values, folded):
+            raise NotRecordableError
         kept.append(before)
     fixed = {index: constants[index] for index in folded}
-    simplifier = Simplifier(one.values, fixed, one.mutated | two.mutated)
+    simplifier = Simplifier(one.values, fixed, mutated)
     left, given = simplifier(kept, wanted)
     return Replay(left, constants, entries, given, batched=False)
+
+
+def _follows_values(operation: Operation, values: list[Tensor], folded: set[int]) -> bool:
+    """Whether the shape of what an operation gives follows values that it takes and that change."""
+    if torch.Tag.dynamic_output_shape not in operation.function.tags:
+        return False
+    if name_of(operation) != "index.Tensor":
+        return True
+    indices = [leaf.index for leaf in leaves(operation.arguments[1]) if isinstance(leaf, Slot)]
+    changing = (index for index in indices if index not in folded)
+    return any(values[index].dtype in (torch.bool, torch.uint8) for index in changing)
 
 
 def _exactly(first: Any, second: Any) -> None:

@@ -88,6 +88,11 @@ class Replay:
         with torch.no_grad():
             return self._code[outputs](*inputs)
 
+    @property
+    def branches(self) -> bool:
+        """Whether it may find another branch than the recorded one."""
+        return any(operation.function is READ for operation in self.operations)
+
     def needed(self, wanted: list[int]) -> list[Operation]:
         """The operations that the wanted values follow from."""
         live, needed = set(wanted), []

@@ -264,19 +264,20 @@ def run_svi(
             "exact", "the guide has nothing to optimise.", np.array([]), np.array([]), 0,
             time.perf_counter() - began, 0,
         )  # fmt: skip
-    optimizer = make_optimizer(settings, parameters)
-    good = parameters.copy()
     evaluate = Step(objective, model, guide, arguments, parameters, plate, size)
-    if budget >= RECORDED_FROM:
-        evaluate.record(None if batches is None else lambda: next(batches))
+    good, step, good_at = parameters.copy(), 0, 0
     try:
-        for step in range(budget):
+        optimizer = make_optimizer(settings, parameters)
+        if budget >= RECORDED_FROM:
+            evaluate.record(None if batches is None else lambda: next(batches))
+        while step < budget:
             rate = _rate(settings, step, budget, cut_at > 0) * 0.5**returns
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with users_code(f"step {step + 1} of the optimiser failed", ModelError):
                 loss = evaluate(None if batches is None else next(batches))
             norm = _clipped(parameters.gradients, settings.clip_norm)
+            step += 1
             elbo.append(-loss)
             rates.append(rate)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -295,16 +296,21 @@ def run_svi(
             if cut_at:
                 average.add(parameters)
             if progress is not None:
-                progress(step + 1, budget, smoothed, rate)
-            if (step + 1 - cut_at) % window == 0:
-                if not evaluate.holds(None if batches is None else next(batches)):
+                progress(step, budget, smoothed, rate)
+            if (step - cut_at) % window == 0 or step == budget:
+                with users_code(f"step {step} of the optimiser failed", ModelError):
+                    holds = evaluate.holds(None if batches is None else next(batches))
+                if not holds:  # what was done since is done again, as it stands
                     parameters.assign(good)
+                    optimizer = make_optimizer(settings, parameters)
+                    average, step = _Average(), good_at
+                    del elbo[good_at:], rates[good_at:]
                     continue
-                good = parameters.copy()
+                good, good_at = parameters.copy(), step
                 found = trend(elbo[cut_at:], window)
                 flat = settings.schedule == "plateau" and found is not None and found.flat
                 if flat and not cut_at:
-                    cut_at = step + 1
+                    cut_at = step
                 elif flat and average.count >= AVERAGED_STEPS:
                     status = "converged"
                     break

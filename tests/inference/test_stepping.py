@@ -157,10 +157,11 @@ def test_a_branch_on_a_value_is_seen_at_every_step() -> None:
         pyro.set_rng_seed(seed)
         loss = step()
         assert step.branches - before == low
-        if not low:
-            pyro.set_rng_seed(seed)
-            assert eager() == pytest.approx(loss, rel=1e-12)
+        pyro.set_rng_seed(seed)  # the same noise on both sides
+        assert eager() == pytest.approx(loss, rel=1e-12)
     assert step.branches > 0
+    pyro.param("location").data.fill_(-9.0)  # where every step takes the other branch
+    assert step.holds(None)
 
 
 def test_a_number_read_out_and_a_count_in_python_are_not_recorded() -> None:
@@ -181,6 +182,98 @@ def test_a_number_read_out_and_a_count_in_python_are_not_recorded() -> None:
         assert not step.recorded
         assert step.reason is not None
         step()  # as it stands
+
+
+MASKED = torch.tensor([2.0, -99.0, 4.0, -1.0])
+
+
+def by_counter(y: Tensor, calls: list[int] = [0]) -> None:  # noqa: B006
+    """Warmed up by a number that the model counts."""
+    calls[0] += 1
+    normal(y)
+    pyro.factor("warm", torch.tensor(0.0 if calls[0] < 300 else -1.0))
+
+
+def by_numpy(y: Tensor) -> None:
+    location = float(pyro.param("location").detach().numpy().sum())
+    normal(y + location)
+
+
+def by_buffer(y: Tensor) -> None:
+    buffer = torch.zeros(1)
+    buffer[0] = pyro.param("location").detach()
+    normal(y + buffer.clone())
+
+
+def by_equality(y: Tensor) -> None:
+    x = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+    same = torch.equal(x.detach().sign(), torch.ones(()))
+    pyro.sample("y", dist.Normal(x, 1.0 if same else 9.0), obs=y.sum())
+
+
+def by_mask(y: Tensor) -> None:
+    x = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+    kept = y[y > x.detach()]
+    pyro.sample("y", dist.Normal(x, 1.0).expand(kept.shape).to_event(), obs=kept)
+
+
+def by_seed(y: Tensor) -> None:
+    torch.manual_seed(0)
+    x = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+    pyro.sample("y", dist.Normal(x + torch.randn(()), 1.0), obs=y.sum())
+
+
+@pytest.mark.parametrize("model", [by_counter, by_numpy, by_buffer, by_equality, by_mask, by_seed])
+def test_what_a_recording_would_freeze_is_run_as_it_stands_or_followed(
+    model: Callable[..., Any],
+) -> None:
+    step = step_of(model, normal_guide)
+    step.record(None)
+    if model is not by_buffer:
+        assert not step.recorded
+    step.parameters.assign([torch.full_like(v, 0.9) for v in step.parameters.vectors])
+    eager = Step(step.objective, model, normal_guide, {"y": Y}, step.parameters)
+    for seed in range(5):
+        pyro.set_rng_seed(seed)
+        loss = step()
+        pyro.set_rng_seed(seed)
+        assert eager() == pytest.approx(loss, rel=1e-12)
+
+
+def test_a_constant_mask_and_a_number_of_the_data_are_recorded() -> None:
+    def model(y: Tensor) -> None:
+        normal(MASKED[MASKED != -99.0][: int(y.max())])
+
+    step = step_of(model, normal_guide)
+    step.record(None)
+    assert step.recorded, step.reason
+
+
+def test_a_recording_of_float32_holds() -> None:
+    x = torch.linspace(-1, 1, 3000)
+
+    def model(y: Tensor) -> None:
+        slope = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float32), 10.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(100 * slope * x.float(), 1.0), obs=x.float())
+
+    def guide(y: Tensor) -> None:
+        location = pyro.param("location", torch.tensor(0.5, dtype=torch.float32))
+        pyro.sample("mean", dist.Normal(location, 0.1))
+
+    step = step_of(model, guide)
+    step.record(None)
+    assert step.recorded, step.reason
+    assert all(step.holds(None) for _ in range(20))
+
+
+def test_a_parameter_under_two_names_is_one() -> None:
+    shared = torch.nn.Linear(2, 1)
+    pyro.module("first", shared)
+    pyro.module("second", shared)
+    parameters = stored()
+    assert parameters.count == 3
+    assert all(name.startswith("first") for name in parameters.named)
 
 
 def test_baselines_are_kept_by_the_eager_step() -> None:

@@ -21,6 +21,7 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.elbo import make_objective, marked
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import Problem, make_options
+from elbowroom.inference.stepping import KEEPS
 from elbowroom.inference.svi import RETURNS, UNUSABLE_STEPS, Settings, Trained, run_svi
 
 STILL = 1e-13
@@ -155,7 +156,7 @@ def test_what_a_model_keeps_in_python_is_seen_though_its_steps_are_recorded() ->
 
     found = run(moving, steps=1500, learning_rate=0.05)
     assert location() == pytest.approx(10 + MODE, abs=0.6)
-    assert found.eager == "the model or the guide keeps something in Python between its runs"
+    assert found.eager == KEEPS
 
 
 @nan_is_announced
@@ -210,6 +211,23 @@ def test_no_tensor_is_left_behind_by_a_step(objective: str) -> None:
     chosen = settings(steps=1250, schedule="constant")
     run_svi(normal, normal_guide, DATA, make_objective(objective, 1, space), chosen, None, count)
     assert alive[0] == alive[1]
+
+
+def test_an_interrupt_while_a_step_is_recorded_leaves_a_network_as_it_was() -> None:
+    network = torch.nn.Linear(1, 1).double()
+    calls = iter(range(10**6))
+
+    def model(y: Tensor) -> None:
+        pyro.module("network", network)
+        normal(y)
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    found = run(model, steps=500)
+    assert found.status == "interrupted"
+    storages = {value.untyped_storage().data_ptr() for value in network.parameters()}
+    assert len(storages) == 2
+    assert all(value.grad is None for value in network.parameters())
 
 
 def test_an_interrupt_keeps_what_was_fitted() -> None:
