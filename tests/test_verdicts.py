@@ -170,7 +170,8 @@ def test_a_funnel_drawn_together_is_not_trusted(
 
 
 @pytest.mark.parametrize(
-    ("standardised", "width"), [(False, 1.0), (False, 3.0), (True, 1.5), (True, 3.0)]
+    ("standardised", "width"),
+    [(False, 1.0), (False, 3.0), pytest.param(True, 1.5, marks=pytest.mark.slow), (True, 3.0)],
 )
 def test_auto_mends_the_funnel(
     request: pytest.FixtureRequest, standardised: bool, width: float

@@ -89,13 +89,15 @@ def maximise(joint: Density, sample: Callable[[dict[str, Tensor]], Sample]) -> M
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from elbowroom.guides.space import LatentSpace
+        >>> from elbowroom.inference.isolation import isolated
         >>> def model(y):
         ...     mean = pyro.param("mean", torch.tensor(0.0))
         ...     z = pyro.sample("z", dist.Normal(mean, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         >>> arguments = {"y": torch.tensor(3.0, dtype=torch.float64)}
-        >>> space = LatentSpace.of(model, arguments)
-        >>> joint = Density(model, arguments, space, with_parameters=True)
+        >>> with isolated(0):
+        ...     space = LatentSpace.of(model, arguments)
+        ...     joint = Density(model, arguments, space, with_parameters=True)
         >>> def sample(values):  # the posterior given the mean: exact draws
         ...     centre = (float(values["mean"]) + 3.0) / 2
         ...     points = centre + np.random.default_rng(0).standard_normal((1000, 1)) * 0.5**0.5

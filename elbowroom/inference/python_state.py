@@ -21,9 +21,10 @@ def python_numbers(*functions: Any) -> list[Any]:
     networks, lists, tuples, sets and dicts are followed.
 
     Example:
-        >>> calls = [0]
-        >>> def model():
-        ...     calls[0] += 1
+        >>> def counting():
+        ...     calls = []
+        ...     return lambda: calls.append(1)
+        >>> model = counting()
         >>> before = python_numbers(model)
         >>> model()
         >>> python_numbers(model) == before

@@ -33,6 +33,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes every model of more than three dimensions for too large."""
     for module in (deterministic, fitting, ladder, landscape):
         monkeypatch.setattr(module, "LARGEST", 3)
+    monkeypatch.setattr(ladder, "FLOW", 3)
 
 
 @pytest.fixture(autouse=True)
