@@ -233,7 +233,7 @@ def fit_problem(
     """The same as `fit` with one guide, for a model that is bound to its data already.
 
     `landscape` is where other fits of the problem with the same seed begin, as
-    `elbowroom.inference.landscape.explore` gave it.
+    `elbowroom.deterministic.survey` gave it.
     """
     checked_draws(draws)
     task = Task(problem, settings, checked_seed(seed), draws, keep_local, announce, progress)

@@ -65,6 +65,7 @@ class Replay:
 
     Attributes:
         numbers: That its operations give for each row, of a recording for batches.
+        branches: Whether it may find another branch than the recorded one.
     """
 
     numbers: int
@@ -79,6 +80,7 @@ class Replay:
     ) -> None:
         self.operations, self.constants = operations, constants
         self.entries, self.results, self.batched = entries, results, batched
+        self.branches = any(operation.function is READ for operation in operations)
         self._code: dict[tuple[int, ...] | None, Callable[..., tuple[Tensor, ...]]] = {}
 
     def __call__(self, *inputs: Tensor, outputs: tuple[int, ...] | None = None) -> Any:
@@ -87,11 +89,6 @@ class Replay:
             self._code[outputs] = self._compiled(outputs)
         with torch.no_grad():
             return self._code[outputs](*inputs)
-
-    @property
-    def branches(self) -> bool:
-        """Whether it may find another branch than the recorded one."""
-        return any(operation.function is READ for operation in self.operations)
 
     def needed(self, wanted: list[int]) -> list[Operation]:
         """The operations that the wanted values follow from."""

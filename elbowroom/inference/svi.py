@@ -44,7 +44,7 @@ RETURNS = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a fit: of the stochastic engine, but the last of those of numbers."""
+    """Settings of a fit; `restarts`, `fixed_draws` and `correlated` are not of `svi` alone."""
 
     steps: Annotated[
         int | None, Field(ge=1, description="optimiser steps; by default until the ELBO is flat")
