@@ -86,10 +86,10 @@ SETTINGS: dict[str, Any] = {
         ),
     ],
     "steps": Annotated[
-        int | None, typer.Option(help="Optimiser steps (default: until the ELBO is flat, ≤ 10000).")
+        int | None, typer.Option(help="Most optimiser steps (default: until convergence, ≤ 20000).")
     ],
     "epochs": Annotated[
-        int | None, typer.Option(help="Passes over the rows, instead of --steps (vae: 600).")
+        int | None, typer.Option(help="Most passes over the rows, instead of --steps.")
     ],
     "batch_size": Annotated[
         int | None, typer.Option(help="Rows of a minibatch (default: all rows; vae 128).")
@@ -104,9 +104,23 @@ SETTINGS: dict[str, Any] = {
     "schedule": Annotated[
         str | None,
         typer.Option(
-            help="plateau (a quarter once the ELBO is flat), constant or cosine "
-            "(default: plateau; vae cosine)."
+            help="plateau (cut to a quarter until a cut no longer moves the guide, or raises the "
+            "ELBO of rows held out), constant or cosine (default: plateau)."
         ),
+    ],
+    "tolerance": Annotated[
+        float | None,
+        typer.Option(help="Posterior sds by which a last cut may move the guide (default: 0.1)."),
+    ],
+    "held_out": Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of rows that tell an amortised guide when to stop (default: 0.1)."
+        ),
+    ],
+    "patience": Annotated[
+        int | None,
+        typer.Option(help="Looks at rows held out, without a rise, before a cut (default: 5)."),
     ],
     "clip_norm": Annotated[
         float | None, typer.Option(help="Largest gradient norm (default: any).")

@@ -27,7 +27,8 @@ from elbowroom.fitting import bind_model, resolve_guide
 from elbowroom.guides import Start
 from elbowroom.inference.elbo import make_objective, marked
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings, run_svi
+from elbowroom.inference.settings import Settings
+from elbowroom.inference.svi import run_svi
 
 RATE = 1e-3
 

@@ -13,6 +13,7 @@ from elbowroom.concluding import Fitted, conclude
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
+from elbowroom.guides.auto import cholesky, scales, whitened
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.adaptive import Mixture, sampled, sampled_nested
 from elbowroom.inference.approximations import (
@@ -32,7 +33,8 @@ from elbowroom.inference.isolation import Parameters, isolated, parameter_values
 from elbowroom.inference.landscape import LARGEST, Landscape, density_of, explore
 from elbowroom.inference.point_parameters import Sample, maximise
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings, Trained
+from elbowroom.inference.settings import Settings
+from elbowroom.inference.svi import Trained
 from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import Correction, adapted, reweighted
 from elbowroom.posterior.draws import Draws
@@ -250,7 +252,8 @@ def _as_pyro(
         read_guide(called, problem.arguments, problem.space)
         if found.optimum is not None and guide.name in PARAMETERS:
             store = pyro.get_param_store()
-            for name, value in PARAMETERS[guide.name](problem, found.optimum.parameters).items():
+            parameters = PARAMETERS[guide.name](problem, start, found.optimum.parameters)
+            for name, value in parameters.items():
                 store[name] = _tensor(value, problem).reshape(store[name].shape)
         if landscape.likelihood is not None:
             trace_model(problem.function, problem.arguments)  # makes the model's own parameters
@@ -281,34 +284,45 @@ def _tensor(values: np.ndarray, problem: Problem) -> Tensor:
     return torch.as_tensor(values).to(problem.device, problem.dtype)
 
 
-def _mean_field(problem: Problem, parameters: np.ndarray) -> dict[str, np.ndarray]:
+def _mean_field(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
     """The parameters of the guide of that name in `elbowroom.guides.auto`."""
     offset, log_ratio = map(torch.as_tensor, np.split(parameters, 2))
-    offsets, log_ratios = problem.space.split(offset), problem.space.split(log_ratio)
-    return {
-        f"guide.{site}.{name}": values[site].numpy()
-        for name, values in (("offset", offsets), ("log_ratio", log_ratios))
-        for site in values
-    }
+    free = {"log_ratio": log_ratio}
+    found = {}
+    if whitened(problem.space, start):
+        found["guide.offset"] = _whitened(start, offset).numpy()
+    else:
+        free["offset"] = offset
+    for name, values in free.items():
+        for site, part in problem.space.split(values).items():
+            found[f"guide.{site}.{name}"] = part.numpy()
+    return found
 
 
-def _full_rank(problem: Problem, parameters: np.ndarray) -> dict[str, np.ndarray]:
+def _whitened(start: Start, offset: Tensor) -> Tensor:
+    """An offset in units of the scales at the start, in whitened coordinates."""
+    moved = scales(start).cpu().double() * offset
+    root = cholesky(start).cpu().double()
+    return torch.linalg.solve_triangular(root, moved.unsqueeze(-1), upper=False).squeeze(-1)
+
+
+def _full_rank(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
     size = problem.space.dimension
     factor = np.diag(np.exp(parameters[size : 2 * size]))
     factor[np.tril_indices(size, -1)] = parameters[2 * size :]
     return {"guide.offset": parameters[:size], "guide.factor": factor}
 
 
-def _low_rank(problem: Problem, parameters: np.ndarray) -> dict[str, np.ndarray]:
+def _low_rank(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
     size = problem.space.dimension
     return {
-        "guide.offset": parameters[:size],
+        "guide.offset": _whitened(start, torch.as_tensor(parameters[:size])).numpy(),
         "guide.log_ratio": parameters[size : 2 * size],
         "guide.factor": parameters[2 * size :],
     }
 
 
-PARAMETERS: dict[str, Callable[[Problem, np.ndarray], dict[str, np.ndarray]]] = {
+PARAMETERS: dict[str, Callable[[Problem, Start, np.ndarray], dict[str, np.ndarray]]] = {
     "mean_field": _mean_field,
     "full_rank": _full_rank,
     "low_rank": _low_rank,

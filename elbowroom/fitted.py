@@ -26,7 +26,8 @@ from elbowroom.inference.isolation import (
 )
 from elbowroom.inference.landscape import density_of
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings, Trained
+from elbowroom.inference.settings import Settings
+from elbowroom.inference.svi import Trained
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import adapted, reweighted
 from elbowroom.posterior.draws import Draws, draw

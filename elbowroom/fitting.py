@@ -20,7 +20,7 @@ from elbowroom.inference.problem import (
     resolve_model,
     split_options,
 )
-from elbowroom.inference.svi import Settings
+from elbowroom.inference.settings import Settings
 from elbowroom.ladder import climb_ladder
 from elbowroom.models import Model
 from elbowroom.plan import Plan, Progress, Task
@@ -137,7 +137,7 @@ def fit(
         announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
         report: Called with a line for each rung of the ladder that `auto` climbs.
-        **options: Of the model, and of `elbowroom.inference.svi.Settings`.
+        **options: Of the model, and of `elbowroom.inference.settings.Settings`.
 
     Returns:
         The fit. One that is not to be trusted is a value like any other: read `fit.verdict`.

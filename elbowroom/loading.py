@@ -25,7 +25,8 @@ from elbowroom.inference.problem import (
     option_names,
     resolve_model,
 )
-from elbowroom.inference.svi import Settings, Trained
+from elbowroom.inference.settings import Settings
+from elbowroom.inference.svi import Trained
 from elbowroom.models import get_model
 from elbowroom.posterior import run_folder
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from elbowroom.guides import Guide
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings
+from elbowroom.inference.settings import Settings
 
 Progress = Callable[[int, int, float, float], None]
 """Called with the step, the budget, the smoothed ELBO and the learning rate."""

@@ -29,7 +29,8 @@ from elbowroom.inference.isolation import (
 )
 from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings, run_svi
+from elbowroom.inference.settings import Settings
+from elbowroom.inference.svi import run_svi
 from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import reweighted
 from elbowroom.posterior.draws import Draws, draw
@@ -64,6 +65,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                 make_objective(name, settings.particles, space),
                 settings,
                 space.subsampled,
+                space.local_continuous,
                 task.progress,
             )
             values = parameter_values()

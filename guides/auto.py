@@ -20,6 +20,8 @@ from elbowroom.guides import Start, register
 from elbowroom.guides.pathwise import PathwiseMultivariateNormal, PathwiseNormal
 from elbowroom.guides.space import LatentSpace, Site
 
+WHITENED = 300
+"""The largest dimension in which means are optimised in whitened coordinates."""
 INITIAL_SCALE = 0.1
 """Standard deviation, in unconstrained coordinates, where no curvature is known."""
 
@@ -59,8 +61,17 @@ def sample_normal(site: Site, location: Tensor, scale: Tensor) -> None:
     """
     event_dim, shape = site.transform.domain.event_dim, site.unconstrained_shape
     offset = pyro.param(f"guide.{site.name}.offset", torch.zeros(shape), event_dim=event_dim)
+    sample_spread(site, location + scale * offset, scale)
+
+
+def sample_spread(site: Site, location: Tensor, scale: Tensor) -> None:
+    """Samples a site from a Normal in unconstrained coordinates of which the scale alone is free.
+
+    The parameter is the log ratio of the standard deviation to `scale`.
+    """
+    event_dim, shape = site.transform.domain.event_dim, site.unconstrained_shape
     log_ratio = pyro.param(f"guide.{site.name}.log_ratio", torch.zeros(shape), event_dim=event_dim)
-    fn: Any = PathwiseNormal(location + scale * offset, scale * log_ratio.exp())
+    fn: Any = PathwiseNormal(location, scale * log_ratio.exp())
     fn = fn.to_event(event_dim)
     if not site.real:  # a plain Normal keeps its closed-form divergence
         fn = dist.TransformedDistribution(fn, [site.transform.with_cache()])
@@ -84,22 +95,41 @@ def sample_flat(fn: dist.TorchDistribution) -> Tensor:
     return pyro.sample("guide.unconstrained", fn, infer={"is_auxiliary": True})
 
 
+def whitened(space: LatentSpace, start: Start) -> bool:
+    """Whether a guide's means are optimised in coordinates whitened by the curvature.
+
+    Strong correlations between the sites would make for a long way. Latents of every row have none
+    with those of other rows that a minibatch would hold.
+    """
+    fits = start.precision is not None and space.dimension <= WHITENED
+    return fits and not space.local_continuous
+
+
 def site_guide(
-    space: LatentSpace, start: Start, sample: Callable[[Site, Tensor, Tensor], None]
+    space: LatentSpace,
+    start: Start,
+    centred: Callable[[Site, Tensor, Tensor], None],
+    sample: Callable[[Site, Tensor, Tensor], None],
 ) -> Callable[..., Any]:
     """A guide that treats each site by itself, and so can hold one for every row.
 
-    `sample(site, location, scale)` is called inside the site's plates with the start's location
-    and scale, both of the unconstrained shape.
+    The samplers are called inside the site's plates with a location and the start's scale, both of
+    the unconstrained shape. The location is free in whitened coordinates for `centred`, which is
+    taken where there are some; else it is the start's.
     """
-    locations, widths = space.split(start.location), space.split(scales(start))
+    starts, widths = space.split(start.location), space.split(scales(start))
+    root = cholesky(start) if whitened(space, start) else None
 
     def guide(**arguments: Any) -> None:
-        plates = space.plates(arguments)
+        plates, locations = space.plates(arguments), starts
+        if root is not None:
+            offset = pyro.param("guide.offset", torch.zeros(space.dimension))
+            locations = space.split(start.location + root @ offset)
         for site in space.sites:
             with plates(site.plates):
                 location = _in_plate(site, locations[site.name])
-                sample(site, location, _in_plate(site, widths[site.name]))
+                chosen = sample if root is None else centred
+                chosen(site, location, _in_plate(site, widths[site.name]))
 
     return guide
 
@@ -113,26 +143,30 @@ def _in_plate(site: Site, values: Tensor) -> Tensor:
 def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The mode of the posterior of the sites' values (not of the unconstrained ones)."""
 
+    def centred(site: Site, location: Tensor, scale: Tensor) -> None:
+        pyro.sample(site.name, dist.Delta(site.transform(location), event_dim=site.event_dim))
+
     def sample(site: Site, location: Tensor, scale: Tensor) -> None:
         event_dim = site.transform.domain.event_dim
         zero = torch.zeros(site.unconstrained_shape)
         offset = pyro.param(f"guide.{site.name}.offset", zero, event_dim=event_dim)
-        value = site.transform(location + scale * offset)
-        pyro.sample(site.name, dist.Delta(value, event_dim=site.event_dim))
+        centred(site, location + scale * offset, scale)
 
-    return site_guide(space, start, sample)
+    return site_guide(space, start, centred, sample)
 
 
 BOTH = ("fixed_draws", "svi")
+LANDING = "sticking_the_landing"
+"""The objective of guides that can come near any posterior: its noise is that of what they miss."""
 
 
 @register("mean_field", "independent Normals in unconstrained coordinates", engines=BOTH)
 def mean_field(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
-    return site_guide(space, start, sample_normal)
+    return site_guide(space, start, sample_spread, sample_normal)
 
 
-@register("full_rank", "one Normal with all correlations", dense=True, engines=BOTH)
+@register("full_rank", "one Normal with all correlations", elbo=LANDING, dense=True, engines=BOTH)
 def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
     whitening, size = cholesky(start), space.dimension
@@ -153,7 +187,7 @@ def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     Ong, Nott and Smith, 2018, "Gaussian variational approximation with a factor covariance
     structure".
     """
-    widths, size = scales(start), space.dimension
+    widths, whitening, size = scales(start), cholesky(start), space.dimension
     rank = max(1, round(size**0.5 + 0.499))
 
     def initial_factor() -> Tensor:
@@ -169,7 +203,7 @@ def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
         factor = pyro.param("guide.factor", initial_factor)
         log_ratio = pyro.param("guide.log_ratio", torch.zeros(size))
         fn = dist.LowRankMultivariateNormal(
-            start.location + widths * offset,
+            start.location + whitening @ offset,
             widths.unsqueeze(-1) * factor,
             (widths * log_ratio.exp()).square(),
         )
@@ -224,7 +258,7 @@ def pathfinder(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return _normal(space, start)
 
 
-@register("flow", "a neural spline flow", dense=True)
+@register("flow", "a neural spline flow", elbo=LANDING, dense=True)
 def flow(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Durkan et al., 2019, "Neural spline flows", through zuko; affine in one dimension.
 

@@ -18,6 +18,7 @@ from elbowroom.models.bayesian_regression import PRIOR_SCALE
     "structured",
     "coefficients Normal given the noise, with all correlations",
     model="bayesian_regression",
+    elbo="sticking_the_landing",
 )
 def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
     r"""$q(\tau)\,q(a, b \mid \tau)$: the form of the conjugate posterior, with free parameters.

@@ -163,8 +163,6 @@ register(
         in_units=in_units,
         suggested={
             "learning_rate": 5e-3,
-            "schedule": "cosine",
-            "epochs": 600,
             "batch_size": 128,
             "draws": 200,
             "dtype": "float32",

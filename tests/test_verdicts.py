@@ -603,9 +603,10 @@ def test_log_evidence_is_elbo_plus_divergence_of_a_factorising_guide() -> None:
     assert precision is not None
     width = 1 / np.sqrt(np.diag(precision.numpy()))
     offset, log_ratio = (
-        fit.parameters.values[f"guide.slopes.{name}"].numpy() for name in ("offset", "log_ratio")
+        fit.parameters.values[f"guide.{name}"].numpy() for name in ("offset", "slopes.log_ratio")
     )
-    gap = fit.start.location.numpy() + width * offset - MEAN
+    root = np.linalg.cholesky(np.linalg.inv(precision.numpy()))
+    gap = fit.start.location.numpy() + root @ offset - MEAN
     variance = (width * np.exp(log_ratio)) ** 2
     divergence = 0.5 * (
         np.diag(PRECISION) @ variance + gap @ PRECISION @ gap - 3

@@ -69,13 +69,14 @@ def read_guide(
     # An unmixed Delta has no support to speak of; its site is as continuous as the model's.
     discrete = names & set(space.discrete)
     enumerable = {name for name in discrete if nodes[name]["infer"].get("enumerate") == "parallel"}
-    point = all(_is_delta(node["fn"]) for node in nodes.values())
+    point = all(is_delta(node["fn"]) for node in nodes.values())
     return GuideSites(
         frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable), point
     )
 
 
-def _is_delta(fn: Any) -> bool:
+def is_delta(fn: Any) -> bool:
+    """Whether a distribution is one point."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, dist.Delta)

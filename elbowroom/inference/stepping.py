@@ -159,11 +159,13 @@ class Step:
         """Whether the step is replayed."""
         return self._replay is not None
 
-    def _loss_and_surrogate(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _loss_and_surrogate(
+        self, rows: Tensor | None, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         if rows is None or self.plate is None:
             return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
         with _Rows(self.plate, rows):
-            given = {**self.arguments, "batch_size": self.size}
+            given = {**self.arguments, "batch_size": size or self.size}
             return self.objective.loss_and_surrogate(self.model, self.guide, given)
 
     def _whole(self, *rows: Tensor) -> list[Tensor]:
@@ -248,6 +250,13 @@ class Step:
         if not same:
             self._replay, self.reason = None, KEEPS
         return same
+
+    def loss(self, rows: Tensor | None, seed: int) -> float:
+        """The loss alone, at the noise of a seed."""
+        size = None if rows is None else len(rows)
+        with torch.random.fork_rng(devices=self.parameters.cuda), torch.no_grad():
+            torch.manual_seed(seed)
+            return float(self._loss_and_surrogate(rows, size)[0])
 
     def __call__(self, rows: Tensor | None = None) -> float:
         """The loss; its gradient is put into the parameters'."""

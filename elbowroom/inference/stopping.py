@@ -1,12 +1,22 @@
-"""When a stochastic fit has converged: the ELBO no longer rises by more than its noise."""
+"""When a stochastic fit has converged, and at which rate it goes on until then."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
+
+from elbowroom.inference.iterates import FEWEST, Iterates
+from elbowroom.inference.stepping import FlatParameters
 
 NEGLIGIBLE = 0.01
-"""A rise in nats, over one window, that no user of a posterior would notice."""
+"""A rise in nats that no user of a posterior would notice; of held-out rows, for each of them."""
+CUT = 0.25
+"""What a learning rate is cut to."""
+GROWN = 1.3
+"""How much longer a window of iterates must be for its mean to be looked at again."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +28,8 @@ class Trend:
 
     @property
     def flat(self) -> bool:
-        """Whether the rise is within two standard errors of nothing, or negligible."""
-        return self.rise < 2 * self.standard_error + NEGLIGIBLE
+        """Whether it is known to be negligible."""
+        return abs(self.rise) + 2 * self.standard_error < NEGLIGIBLE
 
 
 def trend(elbo: Sequence[float], window: int) -> Trend | None:
@@ -41,3 +51,302 @@ def trend(elbo: Sequence[float], window: int) -> Trend | None:
     means = values.reshape(2, 10, -1).mean(2)  # (windows, batches)
     variance = means.var(1, ddof=1).sum() / 10
     return Trend(float(means[1].mean() - means[0].mean()), float(variance**0.5))
+
+
+class Rule(Protocol):
+    """What decides on the learning rate, on the end and on the parameters that are kept.
+
+    Attributes:
+        moves: Whether the parameters shall go on from `kept`.
+    """
+
+    moves: bool
+
+    @property
+    def found(self) -> str:
+        """What was seen when the run converged."""
+
+    @property
+    def lacking(self) -> str:
+        """What was not seen in its budget."""
+
+    def factor(self, step: int) -> float:
+        """What the learning rate of a step is multiplied by."""
+
+    def add(self) -> None:
+        """Takes in a step that was made."""
+
+    def look(self, elbo: Sequence[float]) -> str | None:
+        """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
+
+    def end(self, elbo: Sequence[float]) -> str:
+        """The status of a run whose budget ends."""
+
+    def kept(self) -> list[Tensor] | None:
+        """The parameters to keep, where they are not the last ones."""
+
+    def restart(self) -> None:
+        """Forgets the steps since the rate was cut: the parameters were put back."""
+
+    def state(self) -> dict[str, Any]:
+        """All that it holds."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes in what `state` gave."""
+
+
+class Stationary:
+    """The rate is cut when the iterates are stationary, until a cut no longer moves their mean.
+
+    At each rate: steps are made until a window of iterates is stationary, and on until its mean is
+    known, as its halves show. If that lies within the tolerance of the mean at the rate before, the
+    run has converged; else it goes on from that mean at a quarter of the rate (Welandawe, Andersen,
+    Vehtari and Huggins, 2024, "A framework for improving the reliability of black-box variational
+    inference").
+
+    Args:
+        parameters: That are optimised.
+        distance: Of two sets of parameters, as a multiple of a tolerance in posterior standard
+            deviations; see `elbowroom.inference.movement.Movement`.
+        tolerance: Posterior standard deviations that a cut may move a quantity by.
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        distance: Callable[[list[Tensor], list[Tensor], float], float],
+        tolerance: float,
+    ) -> None:
+        self.iterates = Iterates(parameters)
+        self.distance, self.tolerance = distance, tolerance
+        self.moves = False
+        self._factor = 1.0
+        self.before: list[Tensor] | None = None
+        self.moved = math.nan
+        self._looked = self._begun = 0
+
+    @property
+    def found(self) -> str:
+        """What was seen when the run converged."""
+        return "a cut of the learning rate no longer moved the guide"
+
+    @property
+    def lacking(self) -> str:
+        """What was not seen in its budget."""
+        if self.before is None:
+            return "the parameters still moved"
+        return "the learning rate was still cut"
+
+    def factor(self, step: int) -> float:
+        """What the learning rate of a step is multiplied by."""
+        return self._factor
+
+    def add(self) -> None:
+        """Takes in a step that was made."""
+        self.iterates.add()
+
+    def _window(self, elbo: Sequence[float]) -> int | None:
+        """The last blocks that are stationary, or whose ELBO is known not to rise any more."""
+        window = self.iterates.window()
+        steps = len(elbo) - self._begun
+        if window is None and len(self.iterates.means) >= 2 * FEWEST:
+            found = trend(elbo[self._begun :], steps // 4)
+            if found is not None and found.flat:
+                window = len(self.iterates.means) // 4 // 2 * 2
+        return window
+
+    def look(self, elbo: Sequence[float]) -> str | None:
+        """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
+        self.moves = False
+        window = self._window(elbo)
+        if window is None or window * self.iterates.length < GROWN * self._looked:
+            return None
+        self._looked = window * self.iterates.length
+        halves = self.iterates.average(-window, -window // 2), self.iterates.average(-window // 2)
+        # The halves' means lie twice as far apart as the whole one's standard error.
+        if self.distance(*halves, self.tolerance) > 1:
+            return None
+        mean = self.iterates.average(-window)
+        if self.before is not None:
+            self.moved = self.distance(self.before, mean, self.tolerance)
+        converged = self.moved <= 1
+        self.before = mean
+        if converged:
+            return "converged"
+        self._factor, self.moves = self._factor * CUT, True
+        self._begun, self._looked = len(elbo), 0
+        return None
+
+    def end(self, elbo: Sequence[float]) -> str:
+        """The status of a run whose budget ends."""
+        return "budget"
+
+    def kept(self) -> list[Tensor] | None:
+        """The parameters to keep, where they are not the last ones."""
+        if self.moves or self.moved <= 1:
+            return self.before
+        window = self.iterates.window()
+        return self.before if window is None else self.iterates.average(-window)
+
+    def restart(self) -> None:
+        """Forgets the steps since the rate was cut: the parameters were put back."""
+        self.iterates.restart()
+        self._looked = 0
+
+    def state(self) -> dict[str, Any]:
+        """All that it holds."""
+        return {
+            "iterates": self.iterates.state(), "factor": self._factor, "before": self.before,
+            "moved": self.moved, "looked": self._looked, "begun": self._begun,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes in what `state` gave."""
+        self.iterates.restore(state["iterates"])
+        self._factor, self.before, self.moved = state["factor"], state["before"], state["moved"]
+        self._looked, self._begun = state["looked"], state["begun"]
+
+
+class HeldOut:
+    """The rate is cut when the ELBO of rows held out no longer rises, until a cut is of no use.
+
+    The best parameters are kept, and gone on from after a cut (early stopping; Prechelt, 1998,
+    "Early stopping - but when?").
+
+    Args:
+        parameters: That are optimised.
+        evaluate: The ELBO of the rows held out, in nats a row, always at the same noise.
+        patience: Looks without a rise after which the rate is cut.
+    """
+
+    def __init__(
+        self, parameters: FlatParameters, evaluate: Callable[[], float], patience: int
+    ) -> None:
+        self.parameters, self.evaluate, self.patience = parameters, evaluate, patience
+        self.moves = False
+        self._factor = 1.0
+        self.best = -math.inf
+        self.best_before = -math.inf
+        self.since = 0
+        self.values = parameters.copy()
+
+    @property
+    def found(self) -> str:
+        """What was seen when the run converged."""
+        return "the ELBO of the rows held out no longer rose"
+
+    @property
+    def lacking(self) -> str:
+        """What was not seen in its budget."""
+        return "the ELBO of the rows held out may still rise"
+
+    def factor(self, step: int) -> float:
+        """What the learning rate of a step is multiplied by."""
+        return self._factor
+
+    def add(self) -> None:
+        """Takes in a step that was made."""
+
+    def look(self, elbo: Sequence[float]) -> str | None:
+        """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
+        self.moves = False
+        value = self.evaluate()
+        if value > self.best:
+            self.best, self.since, self.values = value, 0, self.parameters.copy()
+            return None
+        self.since += 1
+        if self.since < self.patience:
+            return None
+        if self.best - self.best_before < NEGLIGIBLE:
+            return "converged"
+        self._factor, self.moves = self._factor * CUT, True
+        self.best_before, self.since = self.best, 0
+        return None
+
+    def end(self, elbo: Sequence[float]) -> str:
+        """The status of a run whose budget ends."""
+        return "budget"
+
+    def kept(self) -> list[Tensor] | None:
+        """The parameters to keep, where they are not the last ones."""
+        return self.values if math.isfinite(self.best) else None
+
+    def restart(self) -> None:
+        """Forgets the steps since the rate was cut: the parameters were put back."""
+
+    def state(self) -> dict[str, Any]:
+        """All that it holds."""
+        return {
+            "factor": self._factor, "best": self.best, "best_before": self.best_before,
+            "since": self.since, "values": self.values,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes in what `state` gave."""
+        self._factor, self.best, self.best_before = (
+            state["factor"], state["best"], state["best_before"],
+        )  # fmt: skip
+        self.since, self.values = state["since"], state["values"]
+
+
+class Scheduled:
+    """The rate follows a schedule, and the run ends with its budget.
+
+    Args:
+        parameters: That are optimised.
+        budget: Steps of the run.
+        cosine: Whether the rate falls to nothing as a cosine; else it is constant.
+    """
+
+    moves = False
+
+    def __init__(self, parameters: FlatParameters, budget: int, cosine: bool) -> None:
+        self.iterates = Iterates(parameters)
+        self.budget, self.cosine = budget, cosine
+
+    @property
+    def found(self) -> str:
+        """What was seen when the run converged."""
+        return "the parameters were stationary"
+
+    @property
+    def lacking(self) -> str:
+        """What was not seen in its budget."""
+        return "the parameters still moved"
+
+    def factor(self, step: int) -> float:
+        """What the learning rate of a step is multiplied by."""
+        return 0.5 * (1 + math.cos(math.pi * step / self.budget)) if self.cosine else 1.0
+
+    def add(self) -> None:
+        """Takes in a step that was made."""
+        if not self.cosine:
+            self.iterates.add()
+
+    def look(self, elbo: Sequence[float]) -> str | None:
+        """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
+        return None
+
+    def end(self, elbo: Sequence[float]) -> str:
+        """The status of a run whose budget ends.
+
+        A cosine rate ends flat whatever is left to gain: its end is no sign of convergence.
+        """
+        window = None if self.cosine else self.iterates.window()
+        return "budget" if window is None else "converged"
+
+    def kept(self) -> list[Tensor] | None:
+        """The parameters to keep, where they are not the last ones."""
+        return None
+
+    def restart(self) -> None:
+        """Forgets the steps since the rate was cut: the parameters were put back."""
+        self.iterates.restart()
+
+    def state(self) -> dict[str, Any]:
+        """All that it holds."""
+        return {"iterates": self.iterates.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes in what `state` gave."""
+        self.iterates.restore(state["iterates"])

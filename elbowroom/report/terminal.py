@@ -15,7 +15,7 @@ from rich.text import Text
 from elbowroom.comparing import Comparison
 from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.fitted import Fit
-from elbowroom.inference.svi import length
+from elbowroom.inference.settings import length
 from elbowroom.plan import Plan
 from elbowroom.posterior.run_folder import Run
 from elbowroom.posterior.tree import check_interval, summarise
@@ -110,7 +110,7 @@ def show_plan(plan: Plan) -> None:
     add(rows, "objective", f"{plan.objective[0]}: {plan.objective[1]}")
     plate = problem.space.subsampled
     budget, fixed = length(settings, None if plate is None else plate.size)
-    until = f"{budget} steps" if fixed else f"until the ELBO is flat, at most {budget} steps"
+    until = f"{budget} steps" if fixed else f"until it converges, at most {budget} steps"
     batch = f", batches of {settings.batch_size}" if settings.batch_size else ""
     add(
         rows,

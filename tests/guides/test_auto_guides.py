@@ -96,9 +96,9 @@ def normal_of(name: str, space: LatentSpace, start: Start) -> dist.TorchDistribu
     if name == "laplace":
         return dist.MultivariateNormal(location, precision_matrix=start.precision)
     if name == "mean_field":
-        offsets = torch.cat([parameter(f"{s.name}.offset").reshape(-1) for s in space.sites])
         ratios = torch.cat([parameter(f"{s.name}.log_ratio").reshape(-1) for s in space.sites])
-        return dist.Normal(location + widths * offsets, widths * ratios.exp()).to_event(1)
+        location = location + torch.linalg.cholesky(covariance) @ parameter("offset")
+        return dist.Normal(location, widths * ratios.exp()).to_event(1)
     if name == "full_rank":
         whitening = torch.linalg.cholesky(covariance)
         factor = whitening @ parameter("factor")
@@ -106,7 +106,7 @@ def normal_of(name: str, space: LatentSpace, start: Start) -> dist.TorchDistribu
         return dist.MultivariateNormal(location, factor @ factor.mT)
     factor = widths.unsqueeze(-1) * parameter("factor")
     own = (widths * parameter("log_ratio").exp()).square()
-    location = location + widths * parameter("offset")
+    location = location + torch.linalg.cholesky(covariance) @ parameter("offset")
     return dist.MultivariateNormal(location, factor @ factor.mT + own.diag())
 
 

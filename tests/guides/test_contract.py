@@ -30,7 +30,7 @@ from elbowroom.inference.elbo import (
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.landscape import Landscape, explore
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.svi import Settings
+from elbowroom.inference.settings import Settings
 from elbowroom.models import get_model, model_summaries
 
 STEPS, DRAWS, SEED = 60, 200, 1
