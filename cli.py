@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+OwnModelName = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="A name ('elbowroom models') or FILE.py:FUNCTION."),
+]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A name ('elbowroom models') or FILE.py:FUNCTION.")
 ]
@@ -86,7 +90,7 @@ SETTINGS: dict[str, Any] = {
         ),
     ],
     "steps": Annotated[
-        int | None, typer.Option(help="Most optimiser steps (default: until convergence, ≤ 20000).")
+        int | None, typer.Option(help="Most optimiser steps (default: until convergence, ≤ 50000).")
     ],
     "epochs": Annotated[
         int | None, typer.Option(help="Most passes over the rows, instead of --steps.")
@@ -110,7 +114,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "tolerance": Annotated[
         float | None,
-        typer.Option(help="Posterior sds by which a last cut may move the guide (default: 0.1)."),
+        typer.Option(help="Posterior sds that the guide may be off its optimum (default: 0.1)."),
     ],
     "held_out": Annotated[
         float | None,
@@ -179,20 +183,35 @@ def _folder(output: Path | None, model: str, guide: str) -> Path:
 
 def _save(result: Any, folder: Path, overwrite: bool) -> Path:
     """Saves a result; if its folder cannot be written, in a temporary one, so that it is kept."""
+    from elbowroom.posterior.unfinished import discard
+
     try:
         return result.save(folder, overwrite)
     except RunFolderError as error:
         spare = Path(tempfile.mkdtemp(prefix="elbowroom-")) / folder.name
         result.save(spare)
+        discard(folder)
         raise RunFolderError(f"{error} The results are kept in '{spare}'.") from error
+
+
+def _only_resume(context: typer.Context) -> None:
+    """Sees that nothing is asked of a resumed run that was chosen when it began."""
+    allowed = {"model", "resume", "trust", "steps", "epochs"}
+    for name in sorted(set(context.params) - allowed):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise OptionError(
+                f"--resume: --{name.replace('_', '-')} was chosen when the run began; only --steps "
+                "and --epochs can be changed."
+            )
 
 
 @app.command(context_settings=EXTRA)
 @_with_settings
 def fit(
     context: typer.Context,
-    model: ModelName,
     options: dict[str, Any],
+    model: OwnModelName = None,
     data: Data = None,
     guide: Annotated[
         str,
@@ -215,6 +234,15 @@ def fit(
     ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run that was killed, interrupted or stopped at its budget; --steps "
+            "and --epochs may be changed. MODEL is needed for your own.",
+        ),
+    ] = None,
+    trust: Trust = False,
 ) -> None:
     """Fit a guide to a model's posterior, and write a run folder.
 
@@ -222,27 +250,35 @@ def fit(
     MODEL'.
     """
     from elbowroom.fitting import fit as run_fit
-    from elbowroom.posterior.run_folder import check_target
+    from elbowroom.loading import resume as run_resume
     from elbowroom.report import terminal
 
-    folder = _folder(output, model, guide)
-    check_target(folder, overwrite)
-    with terminal.progress(guide) as report:
-        result = run_fit(
-            model,
-            data,
-            guide,
-            engine=engine,
-            seed=seed,
-            draws=draws,
-            keep_local=keep_local,
-            reference=reference,
-            fallback=fallback,
-            announce=terminal.show_plan,
-            progress=report,
-            report=terminal.show_rung,
-            **options,
-        )
+    if model is None and resume is None:
+        raise OptionError("give a MODEL ('elbowroom models' lists them), or --resume RUN.")
+    folder = resume or _folder(output, model or "", guide)
+    with terminal.progress(guide if resume is None else "resumed") as report:
+        shown: dict[str, Any] = {
+            "announce": terminal.show_plan, "progress": report, "report": terminal.show_rung,
+        }  # fmt: skip
+        if resume is not None:
+            _only_resume(context)
+            result = run_resume(resume, model, trust=trust, **shown, **options)
+        else:
+            result = run_fit(
+                model or "",
+                data,
+                guide,
+                engine=engine,
+                seed=seed,
+                draws=draws,
+                keep_local=keep_local,
+                reference=reference,
+                fallback=fallback,
+                checkpoints=folder,
+                overwrite=overwrite,
+                **shown,
+                **options,
+            )
     terminal.show_fit(result)
     terminal.show_saved(_save(result, folder, overwrite))
     terminal.show_verdict(result.verdict)

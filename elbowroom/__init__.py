@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from elbowroom.data.tables import read_table
     from elbowroom.fitted import Fit
     from elbowroom.fitting import fit
-    from elbowroom.loading import load
+    from elbowroom.loading import load, resume
 
 __version__ = "0.1.0"
 
@@ -32,9 +32,11 @@ _public = {
     "load": "elbowroom.loading",
     "load_dataset": "elbowroom.data.bundled",
     "read_table": "elbowroom.data.tables",
+    "resume": "elbowroom.loading",
 }
 __all__ = [
     "Comparison", "Fit", "compare", "dataset_names", "fit", "load", "load_dataset", "read_table",
+    "resume",
 ]  # fmt: skip
 
 if not (Path(__file__).parent / "models").is_dir():

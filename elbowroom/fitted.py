@@ -57,6 +57,7 @@ class Fit:
         evidence: What the verdict is made of.
         held: The draws that the posterior holds: "raw", the guide's own; "corrected"; "nuts".
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.
+        folder: Where its checkpoints lie; `save` may take its place.
     """
 
     problem: Problem
@@ -75,6 +76,7 @@ class Fit:
     evidence: Evidence
     held: str
     proposal: Proposal | None = None
+    folder: Path | None = None
 
     def __repr__(self) -> str:
         return (
@@ -302,7 +304,7 @@ class Fit:
         Raises:
             RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
         """
-        run_folder.save(self._run(), Path(path), overwrite)
+        run_folder.save(self._run(), Path(path), overwrite or self.folder == Path(path))
         return Path(path)
 
     def _run(self) -> run_folder.Run:

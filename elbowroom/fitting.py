@@ -1,7 +1,8 @@
 """The way through the house, in order: data, model, guide, engine, draws, ArviZ, verdict."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -11,6 +12,7 @@ from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
 from elbowroom.errors import OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
+from elbowroom.inference.checkpoint import Checkpoints
 from elbowroom.inference.isolation import checked_seed, resolve_device, resolve_dtype
 from elbowroom.inference.landscape import LARGEST, Landscape
 from elbowroom.inference.problem import (
@@ -24,6 +26,7 @@ from elbowroom.inference.settings import Settings
 from elbowroom.ladder import climb_ladder
 from elbowroom.models import Model
 from elbowroom.plan import Plan, Progress, Task
+from elbowroom.posterior.unfinished import Request, unfinished
 from elbowroom.referring import add_reference
 from elbowroom.stochastic import fit_stochastic
 
@@ -113,6 +116,8 @@ def fit(
     keep_local: bool = False,
     reference: bool = False,
     fallback: str | None = None,
+    checkpoints: str | Path | None = None,
+    overwrite: bool = False,
     announce: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -134,6 +139,10 @@ def fit(
         reference: Whether to compare the posterior with a run of NUTS; see
             `elbowroom.referring.add_reference`.
         fallback: "nuts", to hold the draws of NUTS where no guide is trusted; by default none.
+        checkpoints: A folder in which the state of a stochastic fit is kept every 30 s, so that
+            `elbowroom.resume` goes on after a crash as if nothing had happened. `Fit.save` to the
+            same path takes its place.
+        overwrite: Whether to replace that folder if it exists.
         announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
         report: Called with a line for each rung of the ladder that `auto` climbs.
@@ -144,6 +153,7 @@ def fit(
 
     Raises:
         DataError, OptionError, ModelError, GuideError: For what cannot be fitted, with the mend.
+        RunFolderError: If the folder for checkpoints cannot be used.
 
     Example:
         >>> formula = "progression ~ bmi + bp"
@@ -156,30 +166,56 @@ def fit(
     problem, settings, suggested_draws = bind_model(model, data, options)
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)
-    if guide == "auto" and chosen_engine(engine, None, problem, settings) == "fixed_draws":
-        checked_draws(draws)
-        task = Task(problem, settings, seed, draws, keep_local, announce, progress)
-        found = climb_ladder(task, report)
-        return _referred(found, reference, fallback)
-    found = fit_problem(
-        problem,
-        resolve_guide(guide, problem),
-        settings,
-        engine=engine,
-        seed=seed,
-        draws=draws,
-        keep_local=keep_local,
-        announce=announce,
-        progress=progress,
-    )
-    return _referred(found, reference, fallback)
+    checked_draws(draws)
+    work = Work(guide, engine, reference, fallback, report)
+    task = Task(problem, settings, seed, draws, keep_local, announce, progress)
+    if checkpoints is None:
+        return work.done(task)
+    asked = {
+        "model": problem.model.name, "registered_model": problem.model_name is not None,
+        "guide": guide if isinstance(guide, str) else None, "engine": engine, "seed": seed,
+        "draws": draws, "keep_local": keep_local, "reference": reference, "fallback": fallback,
+        "options": options,
+    }  # fmt: skip
+    return work.kept(task, Path(checkpoints), Request(asked, problem.data), overwrite)
 
 
-def _referred(fit: Fit, reference: bool, fallback: str | None) -> Fit:
-    """A fit beside NUTS, or with its draws, as it was asked for."""
-    if fallback == "nuts" and not fit.verdict.trusted:
-        return add_reference(fit, take=True)
-    return add_reference(fit) if reference else fit
+@dataclass(frozen=True)
+class Work:
+    """What is left of a fit when the model is bound to its data; see `fit`."""
+
+    guide: Any
+    engine: str
+    reference: bool
+    fallback: str | None
+    report: Callable[[str], None] | None
+
+    def done(self, task: Task) -> Fit:
+        """Does it."""
+        guide, problem = self.guide, task.problem
+        if (
+            isinstance(guide, str)
+            and guide == "auto"
+            and chosen_engine(self.engine, None, problem, task.settings) == "fixed_draws"
+        ):
+            found = climb_ladder(task, self.report)
+        else:
+            found = _fit_task(task, resolve_guide(guide, problem), self.engine)
+        if self.fallback == "nuts" and not found.verdict.trusted:
+            return add_reference(found, take=True)
+        return add_reference(found) if self.reference else found
+
+    def kept(self, task: Task, path: Path, request: Request | None, overwrite: bool = False) -> Fit:
+        """Does it with its state kept in a folder; without a request it goes on from there."""
+        with unfinished(path, request, overwrite) as folder:
+            checkpoints = Checkpoints(folder, say=self.report)
+            with checkpoints.listening():
+                found = self.done(replace(task, checkpoints=checkpoints))
+            if checkpoints.failure is not None:
+                found.remarks.append(
+                    f"the last checkpoint could not be written: {checkpoints.failure}."
+                )
+            return replace(found, folder=path)
 
 
 def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: Settings) -> str:
@@ -237,7 +273,11 @@ def fit_problem(
     """
     checked_draws(draws)
     task = Task(problem, settings, checked_seed(seed), draws, keep_local, announce, progress)
-    if chosen_engine(engine, guide, problem, settings) == "fixed_draws":
+    return _fit_task(task, guide, engine, landscape)
+
+
+def _fit_task(task: Task, guide: Guide, engine: str, landscape: Landscape | None = None) -> Fit:
+    if chosen_engine(engine, guide, task.problem, task.settings) == "fixed_draws":
         return fit_fixed_draws(task, guide, landscape)
     if guide.engines == ("fixed_draws",):
         raise OptionError(f"--engine svi: the guide '{guide.name}' needs --engine fixed_draws.")

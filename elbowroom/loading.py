@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from elbowroom.diagnostics.verdict import Evidence
-from elbowroom.errors import ModelError, RunFolderError
+from elbowroom.errors import ModelError, OptionError, RunFolderError
 from elbowroom.fitted import Fit
-from elbowroom.fitting import resolve_guide
+from elbowroom.fitting import Work, bind_model, resolve_guide
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.adaptive import Proposal
@@ -27,8 +27,10 @@ from elbowroom.inference.problem import (
 )
 from elbowroom.inference.settings import Settings
 from elbowroom.inference.svi import Trained
-from elbowroom.models import get_model
+from elbowroom.models import Model, get_model
+from elbowroom.plan import Plan, Progress, Task
 from elbowroom.posterior import run_folder
+from elbowroom.posterior.unfinished import read_request
 
 
 def load(
@@ -61,18 +63,7 @@ def load(
         )
     else:
         declaration = resolve_model(model)
-    options = None
-    if declaration.options is not None:
-        known = option_names(declaration.options)
-        options = make_options(
-            declaration.options, {k: v for k, v in config["options"].items() if k in known}
-        )
-    code = declaration.code_in(options) if declaration.code_in is not None else None
-    if code is not None and not trust:
-        raise RunFolderError(
-            f"'{path}' holds code, '{code}', which loading would run; if the run is your own, give "
-            "er.load(path, trust=True) or --trust."
-        )
+    options = trusted_options(path, declaration, config["options"], trust)
     settings = make_options(Settings, config["settings"])
     if isinstance(run.data, pd.DataFrame):
         run.data.attrs.update(config["attributes"])
@@ -110,6 +101,93 @@ def load(
         config["engine"], Evidence.read(run.run["evidence"]), run.run["held"],
         _proposal(run.parameters),
     )  # fmt: skip
+
+
+def trusted_options(
+    path: str | Path, declaration: Model, given: Mapping[str, Any], trust: bool
+) -> Any:
+    """The options of a model that a folder holds; other settings among them are left out.
+
+    Raises:
+        RunFolderError: If they hold code, such as a formula with function calls, and `trust` is
+            not given.
+    """
+    if declaration.options is None:
+        return None
+    known = option_names(declaration.options)
+    options = make_options(declaration.options, {k: v for k, v in given.items() if k in known})
+    code = declaration.code_in(options) if declaration.code_in is not None else None
+    if code is not None and not trust:
+        raise RunFolderError(
+            f"'{path}' holds code, '{code}', which loading would run; if the run is your own, give "
+            "er.load(path, trust=True) or --trust."
+        )
+    return options
+
+
+def resume(
+    path: str | Path,
+    model: str | Callable[..., Any] | Model | None = None,
+    guide: Any = None,
+    trust: bool = False,
+    *,
+    announce: Callable[[Plan], None] | None = None,
+    progress: Progress | None = None,
+    report: Callable[[str], None] | None = None,
+    **changes: Any,
+) -> Fit:
+    """Goes on with a run that was killed, interrupted, or stopped at its budget.
+
+    The result is, bit for bit on a CPU, that of the run that was never stopped.
+
+    Args:
+        path: The folder that `fit` kept its checkpoints in, or the run folder that took its place.
+        model: The Pyro function, if the run was of a user's own model.
+        guide: The guide function or AutoGuide class, if it was the user's own.
+        trust: Whether to evaluate options of the run that hold code, such as a formula with
+            function calls.
+        announce: As for `fit`.
+        progress: As for `fit`.
+        report: As for `fit`.
+        **changes: `steps` or `epochs`, if the run shall end elsewhere.
+
+    Raises:
+        RunFolderError: If there is nothing to go on with, or another process does so.
+        ModelError: If the run is of a user's own model or guide, and it is not given.
+    """
+    request = read_request(Path(path))
+    asked = request.asked
+    other = sorted(set(changes) - {"steps", "epochs"})
+    if other:
+        raise OptionError(
+            f"--resume: --{other[0].replace('_', '-')} was chosen when the run began; only --steps "
+            "and --epochs can be changed."
+        )
+    if asked["registered_model"]:
+        declaration = get_model(asked["model"])
+        trusted_options(path, declaration, asked["options"], trust)
+    elif model is None:
+        raise ModelError(
+            f"'{path}' is a run of your own model '{asked['model']}', whose code a run folder does "
+            f"not hold; give it as er.resume(path, model=...) or elbowroom fit FILE.py:FUNCTION "
+            f"--resume {path}."
+        )
+    else:
+        declaration = resolve_model(model)
+    if guide is None and asked["guide"] is None:
+        raise ModelError(
+            f"'{path}' was fitted with your own guide, whose code a run folder does not hold; give "
+            "it as er.resume(path, guide=...)."
+        )
+    options = {**asked["options"], **{k: v for k, v in changes.items() if v is not None}}
+    problem, settings, _ = bind_model(declaration, request.data, options)
+    task = Task(
+        problem, settings, asked["seed"], asked["draws"], asked["keep_local"], announce, progress
+    )
+    work = Work(
+        guide or asked["guide"], asked["engine"], asked["reference"], asked["fallback"], report
+    )
+    return work.kept(task, Path(path), None)
 
 
 def _proposal(saved: Mapping[str, Tensor]) -> Proposal | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from elbowroom.guides import Guide
+from elbowroom.inference.checkpoint import Checkpoints
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.settings import Settings
 
@@ -35,6 +36,7 @@ class Task:
         keep_local: Whether to keep the draws of large latents that each row has.
         announce: Called with the `Plan` before the optimiser begins.
         progress: Called at each step of the optimiser.
+        checkpoints: Where the state of stochastic fits is kept.
     """
 
     problem: Problem
@@ -44,3 +46,4 @@ class Task:
     keep_local: bool = False
     announce: Callable[[Plan], None] | None = None
     progress: Progress | None = None
+    checkpoints: Checkpoints | None = None

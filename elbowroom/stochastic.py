@@ -67,6 +67,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                 space.subsampled,
                 space.local_continuous,
                 task.progress,
+                task.checkpoints,
             )
             values = parameter_values()
         finally:  # a network of the user's is left as it was

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from elbowroom.errors import OptionError, unknown
 from elbowroom.inference.estimators import OBJECTIVES
 
-MAXIMUM_STEPS = 20_000
+MAXIMUM_STEPS = 50_000
 """Where a run gives up, unless `steps` or `epochs` say otherwise; or after so many epochs:"""
 MAXIMUM_EPOCHS = 100
 
@@ -36,7 +36,7 @@ class Settings:
         Field(description="plateau: cut to a quarter until a cut no longer moves the guide"),
     ] = "plateau"
     tolerance: Annotated[
-        float, Field(gt=0, description="posterior sds by which a last cut may move the guide")
+        float, Field(gt=0, description="posterior sds that the guide may be off its optimum")
     ] = 0.1
     held_out: Annotated[
         float,

@@ -248,8 +248,12 @@ class Step:
         with torch.random.fork_rng(devices=self.parameters.cuda):
             same = self._agrees(self._replay, [] if rows is None else [rows])
         if not same:
-            self._replay, self.reason = None, KEEPS
+            self.give_up(KEEPS)
         return same
+
+    def give_up(self, reason: str | None) -> None:
+        """Runs the steps as they stand from now on."""
+        self._replay, self.reason = None, reason
 
     def loss(self, rows: Tensor | None, seed: int) -> float:
         """The loss alone, at the noise of a seed."""

@@ -15,6 +15,12 @@ NEGLIGIBLE = 0.01
 """A rise in nats that no user of a posterior would notice; of held-out rows, for each of them."""
 CUT = 0.25
 """What a learning rate is cut to."""
+NOTICED = 1.0
+"""Nats by which an ELBO is worse than it was."""
+FEW = 50
+"""Steps whose ELBO is no more than an anecdote."""
+WORSE = 3
+"""Looks in a row at which the ELBO is worse than it was, after which the rate is cut."""
 GROWN = 1.3
 """How much longer a window of iterates must be for its mean to be looked at again."""
 
@@ -51,6 +57,14 @@ def trend(elbo: Sequence[float], window: int) -> Trend | None:
     means = values.reshape(2, 10, -1).mean(2)  # (windows, batches)
     variance = means.var(1, ddof=1).sum() / 10
     return Trend(float(means[1].mean() - means[0].mean()), float(variance**0.5))
+
+
+def level(elbo: Sequence[float], window: int) -> tuple[float, float]:
+    """The mean of the last `window` estimates, and its standard error by ten batch means."""
+    values = np.asarray(elbo[-window:], dtype=float)
+    values = values[np.isfinite(values)]
+    means = values[len(values) % 10 :].reshape(10, -1).mean(1)
+    return float(means.mean()), float(means.std(ddof=1) / 10**0.5)
 
 
 class Rule(Protocol):
@@ -98,17 +112,19 @@ class Rule(Protocol):
 class Stationary:
     """The rate is cut when the iterates are stationary, until a cut no longer moves their mean.
 
-    At each rate: steps are made until a window of iterates is stationary, and on until its mean is
-    known, as its halves show. If that lies within the tolerance of the mean at the rate before, the
-    run has converged; else it goes on from that mean at a quarter of the rate (Welandawe, Andersen,
+    At each rate: steps are made until a window of iterates is stationary, and on until the standard
+    error of its mean is half the tolerance, as its halves show. If that mean lies so near to the one
+    at the rate before that further cuts would move it by half the tolerance too, the run has
+    converged; else it goes on from there at a quarter of the rate (Welandawe, Andersen,
     Vehtari and Huggins, 2024, "A framework for improving the reliability of black-box variational
-    inference").
+    inference"). A rate at which the ELBO becomes worse than it was is cut as well, and the run goes
+    back to where it was best.
 
     Args:
         parameters: That are optimised.
         distance: Of two sets of parameters, as a multiple of a tolerance in posterior standard
             deviations; see `elbowroom.inference.movement.Movement`.
-        tolerance: Posterior standard deviations that a cut may move a quantity by.
+        tolerance: Posterior standard deviations that a quantity may be off by.
     """
 
     def __init__(
@@ -122,8 +138,13 @@ class Stationary:
         self.moves = False
         self._factor = 1.0
         self.before: list[Tensor] | None = None
+        self._onwards: list[Tensor] | None = None
         self.moved = math.nan
-        self._looked = self._begun = 0
+        self.best = -math.inf
+        # Where the steps of the best look began, and those since the last one.
+        self.best_values = self._here = parameters.copy()
+        self._parameters = parameters
+        self._looked = self._begun = self._seen = self._worse = 0
 
     @property
     def found(self) -> str:
@@ -158,6 +179,11 @@ class Stationary:
     def look(self, elbo: Sequence[float]) -> str | None:
         """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
         self.moves = False
+        if self._is_worse(elbo):
+            self.before, self.moves = None, True
+            self._onwards = self._here = self.best_values
+            self._cut(elbo)
+            return None
         window = self._window(elbo)
         if window is None or window * self.iterates.length < GROWN * self._looked:
             return None
@@ -169,13 +195,37 @@ class Stationary:
         mean = self.iterates.average(-window)
         if self.before is not None:
             self.moved = self.distance(self.before, mean, self.tolerance)
-        converged = self.moved <= 1
-        self.before = mean
+        converged = self._settled
+        self.before = self._onwards = mean
         if converged:
             return "converged"
-        self._factor, self.moves = self._factor * CUT, True
-        self._begun, self._looked = len(elbo), 0
+        self.moves = True
+        self._cut(elbo)
         return None
+
+    @property
+    def _settled(self) -> bool:
+        """Whether all further cuts together would move the mean by half the tolerance at most.
+
+        The iterates' mean is off by a multiple of the rate.
+        """
+        return self.moved * CUT / (1 - CUT) <= 0.5
+
+    def _cut(self, elbo: Sequence[float]) -> None:
+        self._factor *= CUT
+        self._begun, self._looked, self._worse = len(elbo), 0, 0
+
+    def _is_worse(self, elbo: Sequence[float]) -> bool:
+        """Whether the ELBO since the last look, and at those before, is below what it once was."""
+        steps, self._seen = len(elbo) - self._seen, len(elbo)
+        if steps < FEW:
+            return False
+        mean, error = level(elbo, steps)
+        if mean - 2 * error > self.best:
+            self.best, self.best_values = mean - 2 * error, self._here
+        self._worse = self._worse + 1 if mean + 2 * error + NOTICED < self.best else 0
+        self._here = self._parameters.copy()
+        return self._worse >= WORSE
 
     def end(self, elbo: Sequence[float]) -> str:
         """The status of a run whose budget ends."""
@@ -183,10 +233,10 @@ class Stationary:
 
     def kept(self) -> list[Tensor] | None:
         """The parameters to keep, where they are not the last ones."""
-        if self.moves or self.moved <= 1:
-            return self.before
+        if self.moves or self._settled:
+            return self._onwards
         window = self.iterates.window()
-        return self.before if window is None else self.iterates.average(-window)
+        return self._onwards if window is None else self.iterates.average(-window)
 
     def restart(self) -> None:
         """Forgets the steps since the rate was cut: the parameters were put back."""
@@ -198,6 +248,8 @@ class Stationary:
         return {
             "iterates": self.iterates.state(), "factor": self._factor, "before": self.before,
             "moved": self.moved, "looked": self._looked, "begun": self._begun,
+            "seen": self._seen, "worse": self._worse, "best": self.best,
+            "best_values": self.best_values, "here": self._here, "onwards": self._onwards,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -205,6 +257,9 @@ class Stationary:
         self.iterates.restore(state["iterates"])
         self._factor, self.before, self.moved = state["factor"], state["before"], state["moved"]
         self._looked, self._begun = state["looked"], state["begun"]
+        self._seen, self._worse = state["seen"], state["worse"]
+        self.best, self.best_values = state["best"], state["best_values"]
+        self._here, self._onwards = state["here"], state["onwards"]
 
 
 class HeldOut:

@@ -18,6 +18,12 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError, OptionError, users_code
 from elbowroom.guides.space import Plate
+from elbowroom.inference.checkpoint import (
+    Checkpoints,
+    placed_tensors,
+    random_states,
+    set_random_states,
+)
 from elbowroom.inference.estimators import Objective
 from elbowroom.inference.failure import culprit
 from elbowroom.inference.minibatches import Minibatches, held_out_rows
@@ -34,6 +40,9 @@ UNUSABLE_STEPS = 5
 """Steps in a row with a non-finite ELBO or gradient, after which a run goes back."""
 RETURNS = 4
 """Times that it goes back to parameters that were good, at half the rate, before it ends."""
+COUNTS = ("step", "good_at", "looked_at", "skipped", "in_a_row", "returns")
+BASELINES = "__baseline"
+"""What the names begin with under which Pyro keeps baselines in the parameter store."""
 HELD_OUT_SEED = 0x4E1D_0007
 """Of the noise at which rows held out are looked at."""
 
@@ -71,7 +80,7 @@ class Trained:
 def unconstrained_parameters() -> dict[str, Tensor]:
     """The optimised tensors of the parameter store; Pyro keeps its baselines there too."""
     named = pyro.get_param_store().named_parameters()
-    return {name: value for name, value in named if not name.startswith("__baseline")}
+    return {name: value for name, value in named if not name.startswith(BASELINES)}
 
 
 def make_optimizer(settings: Settings, parameters: FlatParameters) -> torch.optim.Optimizer:
@@ -195,15 +204,21 @@ class Optimisation:
     def _next_rows(self) -> Tensor | None:
         return None if self.batches is None else next(self.batches)
 
-    def run(self, progress: Callable[[int, int, float, float], None] | None = None) -> Trained:
+    def run(
+        self,
+        progress: Callable[[int, int, float, float], None] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Trained:
         """Runs to the end.
 
         Args:
             progress: Called with the step, the budget, the smoothed ELBO and the learning rate.
+            checkpoints: Where the run's state is kept; it goes on from the last one there.
 
         Returns:
             How it went. A run that is interrupted (Ctrl-C) or diverges keeps its parameters.
         """
+        saved = None if checkpoints is None else checkpoints.begin()
         if self.parameters.count == 0:
             return self._trained("exact", "the guide has nothing to optimise.")
         status = cause = ""
@@ -211,11 +226,20 @@ class Optimisation:
             self.optimizer = make_optimizer(self.settings, self.parameters)
             if self.budget >= RECORDED_FROM:
                 self.evaluate.record(None if self.batches is None else self.batches.draw)
+            if saved is not None:
+                self.restore(saved)
+                status = self.rule.end(self.elbo) if self.step >= self.budget else ""
             while not status:
                 status = self._advance(progress)
+                # One more at the end of the budget, from which more steps can go on.
+                wanted = status == "budget" or (not status and checkpoints and checkpoints.due)
+                if checkpoints is not None and wanted:
+                    checkpoints.write(self.step, self.state())
         except KeyboardInterrupt:
             status = "interrupted"
         finally:
+            if checkpoints is not None:
+                checkpoints.end()
             if status == "diverged":
                 with contextlib.suppress(Exception):  # a cause that cannot be found is no failure
                     cause = culprit(self.model, self.guide, self.arguments, self.objective)
@@ -283,8 +307,47 @@ class Optimisation:
         kept = self.rule.kept() if self.rule.moves and not status else None
         if kept is not None:
             self.parameters.assign(kept)
+            self.optimizer = make_optimizer(self.settings, self.parameters)
             self.rule.restart()
         return status or (self.rule.end(self.elbo) if self.step >= self.budget else "")
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as nested dicts and lists."""
+        store = pyro.get_param_store()
+        optimizer = self.optimizer.state_dict()
+        return {
+            "parameters": self.parameters.copy(),
+            "baselines": {k: v for k, v in store.named_parameters() if k.startswith(BASELINES)},
+            "optimizer": {**optimizer, "state": dict(optimizer["state"])},
+            "rule": self.rule.state(),
+            "batches": None if self.batches is None else self.batches.state(),
+            "random": random_states(self.parameters.cuda),
+            "recorded": self.evaluate.recorded, "eager": self.evaluate.reason,
+            "elbo": torch.tensor(self.elbo, dtype=torch.float64),
+            "rates": torch.tensor(self.rates, dtype=torch.float64),
+            "good": self.good, "smoothed": self.smoothed,
+            "counts": {name: getattr(self, name) for name in COUNTS},
+            "seconds": time.perf_counter() - self.began,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes in what `state` gave: the run goes on as it would have."""
+        self.parameters.assign(state["parameters"])
+        for name, value in state["baselines"].items():
+            pyro.get_param_store()[name] = value
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rule.restore(placed_tensors(state["rule"], self.parameters.vectors[0].device))
+        if self.batches is not None:
+            self.batches.restore(state["batches"])
+        if not state["recorded"]:
+            self.evaluate.give_up(state["eager"])
+        self.elbo = array("d", state["elbo"].tolist())
+        self.rates = array("d", state["rates"].tolist())
+        self.good, self.smoothed = state["good"], state["smoothed"]
+        for name, count in state["counts"].items():
+            setattr(self, name, count)
+        self.began = time.perf_counter() - state["seconds"]
+        set_random_states(state["random"], self.parameters.cuda)
 
     def _trained(self, status: str, reason: str) -> Trained:
         return Trained(
@@ -326,7 +389,8 @@ def run_svi(
     plate: Plate | None = None,
     local: bool = False,
     progress: Callable[[int, int, float, float], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Maximises the ELBO by stochastic gradients; see `Optimisation`."""
     run = Optimisation(model, guide, arguments, objective, settings, plate, local)
-    return run.run(progress)
+    return run.run(progress, checkpoints)

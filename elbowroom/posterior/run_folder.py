@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ from torch import Tensor
 from elbowroom.errors import RunFolderError
 
 FORMAT = 1
+REQUEST = "request.json"
+"""What was asked of a run, in the folder of one that has not ended."""
+CHECKPOINTS = "checkpoints"
+"""The folder beside it."""
 PACKAGES = ("elbowroom", "pyro-ppl", "torch", "arviz-base", "numpy", "pandas")
 
 
@@ -73,8 +78,13 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
         RunFolderError: If it exists and `overwrite` is not given, or cannot be written.
     """
     if path.exists() and not overwrite:
+        if (path / REQUEST).exists() and not (path / marker).exists():
+            raise RunFolderError(
+                f"'{path}' holds a run that has not ended; go on with --resume {path}, choose "
+                "another --output, or give --overwrite."
+            )
         raise RunFolderError(f"'{path}' exists; choose another --output, or give --overwrite.")
-    if path.exists() and not (path / marker).exists():
+    if path.exists() and not ((path / marker).exists() or (path / REQUEST).exists()):
         raise RunFolderError(
             f"'{path}' is not a folder that Elbowroom wrote, and is left alone; "
             "choose another --output."
@@ -84,10 +94,11 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
         with tempfile.NamedTemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise RunFolderError(_cause(path, error)) from error
+        raise RunFolderError(cause(path, error)) from error
 
 
-def _cause(path: Path, error: OSError) -> str:
+def cause(path: Path, error: OSError) -> str:
+    """Why a folder cannot be written, and what to do."""
     if error.errno == errno.ENOSPC:
         return (
             f"the disk is full: '{path}' cannot be written; make room, or choose another --output."
@@ -103,6 +114,10 @@ def save(run: Run, path: Path, overwrite: bool = False) -> None:
     """
     with writing(path, overwrite) as folder:
         _write(run, folder)
+        if run.run["status"] in ("interrupted", "budget") and (path / REQUEST).exists():
+            # What it takes to go on with the run.
+            shutil.copy2(path / REQUEST, folder)
+            shutil.copytree(path / CHECKPOINTS, folder / CHECKPOINTS, dirs_exist_ok=True)
 
 
 @contextmanager
@@ -133,7 +148,7 @@ def writing(path: Path, overwrite: bool, marker: str = "config.json") -> Iterato
                     os.replace(before, path)
                 raise
     except OSError as error:
-        raise RunFolderError(_cause(path, error)) from error
+        raise RunFolderError(cause(path, error)) from error
 
 
 def _write(run: Run, folder: Path) -> None:
@@ -142,15 +157,7 @@ def _write(run: Run, folder: Path) -> None:
     parameters = {name: value.clone().contiguous() for name, value in run.parameters.items()}
     (folder / "params.safetensors").write_bytes(serialised(parameters))
     run.history.to_csv(folder / "history.csv", index=False)
-    scalars = {}
-    if isinstance(run.data, pd.DataFrame):
-        _arrow_ready(run.data).to_parquet(folder / "data.parquet", index=False)
-    else:
-        scalars = {
-            k: v for k, v in run.data.items() if v is None or isinstance(v, (str, int, float))
-        }
-        arrays: Any = {k: np.asarray(v) for k, v in run.data.items() if k not in scalars}
-        np.savez_compressed(folder / "data.npz", **arrays)
+    scalars = write_data(run.data, folder)
     _write_json(folder / "config.json", {"format": FORMAT, **run.config, "scalars": scalars})
     _write_json(folder / "diagnostics.json", run.diagnostics)
     hashes = {
@@ -158,6 +165,26 @@ def _write(run: Run, folder: Path) -> None:
         for file in sorted(folder.iterdir())
     }
     _write_json(folder / "run.json", {**run.run, "sha256": hashes})
+
+
+def write_data(data: Any, folder: Path) -> dict[str, Any]:
+    """Writes a table or arrays by name, and gives what is neither: scalars for a JSON file."""
+    if isinstance(data, pd.DataFrame):
+        _arrow_ready(data).to_parquet(folder / "data.parquet", index=False)
+        return {}
+    scalars = {k: v for k, v in data.items() if v is None or isinstance(v, (str, int, float))}
+    arrays: Any = {k: np.asarray(v) for k, v in data.items() if k not in scalars}
+    np.savez_compressed(folder / "data.npz", **arrays)
+    return scalars
+
+
+def read_data(folder: Path, scalars: dict[str, Any]) -> Any:
+    """What `write_data` wrote."""
+    table = folder / "data.parquet"
+    if table.exists():
+        return pd.read_parquet(table)
+    with np.load(folder / "data.npz", allow_pickle=False) as arrays:
+        return {**scalars, **{name: arrays[name] for name in arrays.files}}
 
 
 def _arrow_ready(table: pd.DataFrame) -> pd.DataFrame:
@@ -179,6 +206,11 @@ def load(path: str | Path) -> Run:
         RunFolderError: If it is none, a file is missing or damaged, or its format is newer.
     """
     folder = Path(path)
+    if (folder / REQUEST).is_file() and not (folder / "config.json").is_file():
+        raise RunFolderError(
+            f"'{folder}' holds a run that has not ended; go on with elbowroom fit --resume "
+            f"{folder}."
+        )
     if not (folder / "config.json").is_file():
         raise RunFolderError(f"'{folder}' is no run folder: it has no config.json.")
     try:
@@ -191,13 +223,7 @@ def load(path: str | Path) -> Run:
         for name, digest in run["sha256"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                 raise RunFolderError(f"'{folder / name}' was changed or damaged since the run.")
-        table = folder / "data.parquet"
-        data: pd.DataFrame | dict[str, Any]
-        if table.exists():
-            data = pd.read_parquet(table)
-        else:
-            with np.load(folder / "data.npz", allow_pickle=False) as arrays:
-                data = {**config["scalars"], **{name: arrays[name] for name in arrays.files}}
+        data = read_data(folder, config["scalars"])
         with xarray.open_datatree(folder / "posterior.nc", engine="h5netcdf") as tree:
             posterior = tree.load()
         return Run(

@@ -272,6 +272,26 @@ def test_a_run_that_is_still_on_its_way_is_not_called_converged() -> None:
     assert run.rule.kept() is None
 
 
+def test_a_rate_that_makes_the_elbo_worse_is_cut_and_the_run_goes_back() -> None:
+    """Steps far too long for two hundred correlated parameters: it settles all the same."""
+    size = 200
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+        pyro.factor("data", torch.zeros(()))
+
+    def guide() -> None:
+        location = pyro.param("location", torch.zeros(size))
+        scale = pyro.param("log_scale", torch.zeros(size)).exp()
+        pyro.sample("x", dist.Normal(location, scale).to_event(1))
+
+    found, _ = fitted(guide, model, {}, learning_rate=1.0, steps=6000)
+    rates = np.unique(found.learning_rates)
+    assert rates[0] < 0.1
+    assert float(pyro.param("location").detach().abs().max()) < 0.3
+    assert float(pyro.param("log_scale").detach().abs().max()) < 0.3
+
+
 def test_a_smaller_tolerance_takes_longer() -> None:
     lengths = []
     for tolerance in (0.3, 0.05):

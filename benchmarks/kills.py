@@ -1,0 +1,166 @@
+"""Kills real fits at random moments with SIGKILL, resumes them, and compares every bit.
+
+Run `python benchmarks/kills.py`; about ten minutes on two cores.
+
+A fit is done once without being stopped, in a process of its own. Then again and again, each time
+in a new process that is killed after a random share of that time, and resumed in another one, which
+is itself killed for one in three; the last one ends. Its parameters, its history of ELBOs and
+learning rates and its posterior must then be those of the first fit to the last bit. Checkpoints
+are written every 50 ms instead of every 30 s, so that kills fall before, between and into them.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+import elbowroom as er
+from elbowroom.inference import checkpoint
+from elbowroom.posterior.run_folder import REQUEST, load
+
+SECONDS = 0.05
+
+
+def switches(y: Tensor) -> None:
+    on = pyro.sample("on", dist.Bernoulli(torch.tensor(0.3)))
+    level = pyro.sample("level", dist.Normal(torch.tensor(0.0), 1.0))
+    pyro.sample("y", dist.Normal(level + 3 * on, 1.0), obs=y)
+
+
+def switches_guide(y: Tensor) -> None:
+    logit = pyro.param("logit", torch.zeros(()))
+    baseline: Any = {"baseline": {"use_decaying_avg_baseline": True}}
+    pyro.sample("on", dist.Bernoulli(logits=logit), infer=baseline)
+    mean, spread = pyro.param("mean", torch.zeros(())), pyro.param("spread", torch.zeros(()))
+    pyro.sample("level", dist.Normal(mean, spread.exp()))
+
+
+CASES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
+    "regression, all rows": ("bayesian_regression", None, "full_rank", {"engine": "svi"}),
+    "regression, minibatches": (
+        "bayesian_regression", None, "mean_field", {"steps": 2500, "batch_size": 50},
+    ),
+    "vae, rows held out": (
+        "vae", None, "encoder", {"steps": 600, "hidden": (20,), "draws": 100},
+    ),
+    "discrete, baselines": (
+        switches, {"y": torch.tensor(2.0)}, switches_guide, {"steps": 1200, "draws": 100},
+    ),
+}  # fmt: skip
+
+
+def child(work: Callable[[], None]) -> int:
+    """A process of its own, with all that is imported here."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            checkpoint.Checkpoints.__init__.__defaults__ = (SECONDS, None)  # type: ignore[misc]
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return pid
+
+
+def fit(case: str, folder: Path) -> Callable[[], None]:
+    model, data, guide, options = CASES[case]
+
+    def work() -> None:
+        fitted = er.fit(model, data, guide, seed=1, checkpoints=folder, **options)
+        fitted.save(folder)
+
+    return work
+
+
+def resume(case: str, folder: Path) -> Callable[[], None]:
+    model, _, guide, _ = CASES[case]
+
+    def work() -> None:
+        own = {} if isinstance(model, str) else {"model": model, "guide": guide}
+        er.resume(folder, **own).save(folder)
+
+    return work
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All numbers of a run, as bytes."""
+    run = load(folder)
+    found = {name: value.numpy().tobytes() for name, value in run.parameters.items()}
+    found["history"] = run.history.to_numpy().tobytes()
+    for name, values in run.posterior["posterior"].data_vars.items():
+        found[f"posterior {name}"] = values.to_numpy().tobytes()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kill fits at random moments and resume them.")
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=20, help="runs between two reports")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    chance = random.Random(options.seed)
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        expected, seconds = {}, {}
+        for case in CASES:
+            began = time.perf_counter()
+            _, status = os.waitpid(child(fit(case, root / "whole")), 0)
+            assert status == 0, case
+            seconds[case] = time.perf_counter() - began
+            print(f"{case}: {seconds[case]:.1f} s", flush=True)
+            expected[case] = content(root / "whole")
+            shutil.rmtree(root / "whole")
+        for number in range(options.runs):
+            case = list(CASES)[number % len(CASES)]
+            folder = root / f"run{number}"
+            work, kill = fit(case, folder), True
+            while not (folder / "config.json").exists():
+                pid = child(work)
+                if kill:
+                    time.sleep(chance.random() * seconds[case])
+                    os.kill(pid, signal.SIGKILL)
+                ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                if ended not in (0, -signal.SIGKILL):
+                    break
+                if ended:
+                    there = any(folder.glob("checkpoints/*.safetensors"))
+                    counts["killed with a checkpoint" if there else "killed before one"] += 1
+                # Killed before the folder was there: the command is given again.
+                work = (resume if (folder / REQUEST).exists() else fit)(case, folder)
+                kill = chance.random() < 1 / 3
+            finished = (folder / "config.json").exists()
+            found = content(folder) if finished else {}
+            differ = [name for name, values in expected[case].items() if found.get(name) != values]
+            same = not differ
+            if differ:
+                print(f"run {number}, {case}: {', '.join(differ)} differ", flush=True)
+            counts["same to the last bit" if same else f"NOT THE SAME: {case}"] += 1
+            shutil.rmtree(folder, ignore_errors=True)
+            if (number + 1) % options.every == 0:
+                print(number + 1, dict(counts), flush=True)
+    sys.exit(int(counts["same to the last bit"] != options.runs))
+
+
+if __name__ == "__main__":
+    main()
