@@ -326,6 +326,26 @@ def compare(
         raise typer.Exit(NOT_TRUSTED)
 
 
+@app.command(context_settings=EXTRA)
+@_with_settings
+def check(
+    context: typer.Context,
+    model: ModelName,
+    options: dict[str, Any],
+    data: Data = None,
+    guide: Annotated[str, typer.Option(help="A name ('elbowroom guides MODEL').")] = "auto",
+    seed: Seed = None,
+) -> None:
+    """Check a model, its data and a guide, as every stochastic fit does before it begins."""
+    from elbowroom.fitting import check as run_check
+    from elbowroom.report import terminal
+
+    findings = run_check(model, data, guide, seed=seed, **options)
+    terminal.show_findings(findings)
+    if any(each.level == "error" for each in findings):
+        raise typer.Exit(1)
+
+
 @app.command()
 def reference(
     run: Run,

@@ -9,6 +9,7 @@ import pyro
 from pyro.infer.autoguide import AutoGuide
 
 from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
+from elbowroom.diagnostics.checks import Finding, run_checks
 from elbowroom.errors import OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
@@ -178,6 +179,34 @@ def fit(
         "options": options,
     }  # fmt: skip
     return work.kept(task, Path(checkpoints), Request(asked, problem.data), overwrite)
+
+
+def check(
+    model: str | Callable[..., Any] | Model,
+    data: Any = None,
+    guide: Any = "auto",
+    *,
+    seed: int | None = None,
+    **options: Any,
+) -> list[Finding]:
+    """Checks a model, its data and a guide, as every stochastic fit does before it begins.
+
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        guide: As for `fit`.
+        seed: As for `fit`.
+        **options: As for `fit`.
+
+    Returns:
+        What each check found: "ok", a "warning" or an "error", with the edit that mends it.
+
+    Example:
+        >>> [finding.level for finding in check("bayesian_regression", guide="mean_field", seed=1)]
+        ['ok', 'ok', 'ok', 'ok', 'ok']
+    """
+    problem, settings, _ = bind_model(model, data, options)
+    return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pyro
 import torch
 
 from elbowroom.concluding import Fitted, conclude
+from elbowroom.diagnostics.checks import Subject, before_run
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.space import trace_model
@@ -54,6 +55,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
         called = guide.build(space, start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
+        warnings = before_run(Subject(problem, guide, called, settings))
         if task.announce is not None:
             task.announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
         trace_model(problem.function, arguments)  # makes the model's own parameters
@@ -87,7 +89,8 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                 more = more.followed_by(again)
             random = np.random.default_rng(seed)
             correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
-        return conclude(task, fitted, raw, correction, landscape)
+        found = conclude(task, fitted, raw, correction, landscape)
+    return replace(found, remarks=[*found.remarks, *warnings])
 
 
 def _wasteful(drawn: Draws) -> bool:

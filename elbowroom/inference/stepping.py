@@ -34,7 +34,7 @@ TRIES = 20
 """Seeds at which a recording is tried, until it takes the recorded branch."""
 
 
-class _Rows(Messenger):
+class FixedRows(Messenger):
     """Sets the rows of a minibatch in the subsampling plate of the model and the guide."""
 
     def __init__(self, plate: Plate, rows: Tensor) -> None:
@@ -164,7 +164,7 @@ class Step:
     ) -> tuple[Tensor, Tensor]:
         if rows is None or self.plate is None:
             return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
-        with _Rows(self.plate, rows):
+        with FixedRows(self.plate, rows):
             given = {**self.arguments, "batch_size": size or self.size}
             return self.objective.loss_and_surrogate(self.model, self.guide, given)
 

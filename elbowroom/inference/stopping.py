@@ -113,8 +113,8 @@ class Stationary:
     """The rate is cut when the iterates are stationary, until a cut no longer moves their mean.
 
     At each rate: steps are made until a window of iterates is stationary, and on until the standard
-    error of its mean is half the tolerance, as its halves show. If that mean lies so near to the one
-    at the rate before that further cuts would move it by half the tolerance too, the run has
+    error of its mean is half the tolerance, as its halves show. If that mean lies so near to the
+    one at the rate before that further cuts would move it by half the tolerance too, the run has
     converged; else it goes on from there at a quarter of the rate (Welandawe, Andersen,
     Vehtari and Huggins, 2024, "A framework for improving the reliability of black-box variational
     inference"). A rate at which the ELBO becomes worse than it was is cut as well, and the run goes

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from elbowroom.comparing import Comparison
+from elbowroom.diagnostics.checks import Finding
 from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.fitted import Fit
 from elbowroom.inference.settings import length
@@ -129,6 +130,15 @@ def _pairs(options: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def show_findings(findings: list[Finding]) -> None:
+    """What the checks before a run found."""
+    styles = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    made = table("check", "", "")
+    for each in findings:
+        made.add_row(each.check, Text(each.level, style=styles[each.level]), Text(each.text))
+    console().print(made)
 
 
 def show_rung(line: str) -> None:
