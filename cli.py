@@ -86,8 +86,16 @@ SETTINGS: dict[str, Any] = {
     "elbo": Annotated[
         str | None,
         typer.Option(
-            help="trace, trace_graph, trace_enum, trace_mean_field (default: what suits the pair)."
+            help="trace, trace_mean_field, sticking_the_landing, score_function, trace_graph, "
+            "trace_enum; of several --particles iwae, dreg, renyi (default: what suits the pair)."
         ),
+    ],
+    "alpha": Annotated[
+        float | None, typer.Option(help="Order of the divergence of renyi (default: 0.5).")
+    ],
+    "baseline": Annotated[
+        str | None,
+        typer.Option(help="Of score_function: none, running, decaying, neural (default: decaying)"),
     ],
     "steps": Annotated[
         int | None, typer.Option(help="Most optimiser steps (default: until convergence, ≤ 50000).")
@@ -124,7 +132,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "patience": Annotated[
         int | None,
-        typer.Option(help="Looks at rows held out, without a rise, before a cut (default: 5)."),
+        typer.Option(help="Looks at rows held out, without a rise, before a cut (default: 10)."),
     ],
     "clip_norm": Annotated[
         float | None, typer.Option(help="Largest gradient norm (default: any).")
@@ -344,6 +352,35 @@ def check(
     terminal.show_findings(findings)
     if any(each.level == "error" for each in findings):
         raise typer.Exit(1)
+
+
+@app.command(context_settings=EXTRA)
+@_with_settings
+def estimators(
+    context: typer.Context,
+    model: ModelName,
+    options: dict[str, Any],
+    data: Data = None,
+    guide: Annotated[str, typer.Option(help="A name ('elbowroom guides MODEL').")] = "auto",
+    seed: Seed = None,
+    gradients: Annotated[int, typer.Option(help="Of each estimator at each stage.")] = 300,
+    output: Output = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure bias, noise and cost of every gradient estimator, as a table and a picture."""
+    from elbowroom.fitting import estimators as run_estimators
+    from elbowroom.posterior.run_folder import check_target, writing
+    from elbowroom.report import pictures, terminal
+
+    folder = _folder(output, model, "estimators")
+    marker = "estimators.csv"
+    check_target(folder, overwrite, marker)
+    table = run_estimators(model, data, guide, seed=seed, gradients=gradients, **options)
+    terminal.show_estimators(table)
+    with writing(folder, overwrite, marker) as filled:
+        table.to_csv(filled / marker, index=False)
+        pictures.picture_of_estimators(table, filled / "estimators.png", f"{model}, {guide}")
+    terminal.show_saved(folder)
 
 
 @app.command()

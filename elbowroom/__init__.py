@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from elbowroom.data.bundled import dataset_names, load_dataset
     from elbowroom.data.tables import read_table
     from elbowroom.fitted import Fit
-    from elbowroom.fitting import check, fit
+    from elbowroom.fitting import check, estimators, fit
     from elbowroom.loading import load, resume
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ _public = {
     "check": "elbowroom.fitting",
     "compare": "elbowroom.comparing",
     "dataset_names": "elbowroom.data.bundled",
+    "estimators": "elbowroom.fitting",
     "fit": "elbowroom.fitting",
     "load": "elbowroom.loading",
     "load_dataset": "elbowroom.data.bundled",
@@ -36,8 +37,8 @@ _public = {
     "resume": "elbowroom.loading",
 }
 __all__ = [
-    "Comparison", "Fit", "check", "compare", "dataset_names", "fit", "load", "load_dataset",
-    "read_table", "resume",
+    "Comparison", "Fit", "check", "compare", "dataset_names", "estimators", "fit", "load",
+    "load_dataset", "read_table", "resume",
 ]  # fmt: skip
 
 if not (Path(__file__).parent / "models").is_dir():

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyro
 from pyro.infer.autoguide import AutoGuide
 
 from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
 from elbowroom.diagnostics.checks import Finding, run_checks
+from elbowroom.diagnostics.estimators import GRADIENTS, measure
 from elbowroom.errors import OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
@@ -207,6 +209,35 @@ def check(
     """
     problem, settings, _ = bind_model(model, data, options)
     return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))
+
+
+def estimators(
+    model: str | Callable[..., Any] | Model,
+    data: Any = None,
+    guide: Any = "auto",
+    *,
+    seed: int | None = None,
+    gradients: int = GRADIENTS,
+    **options: Any,
+) -> pd.DataFrame:
+    """Measures bias, noise and cost of every gradient estimator that a model and a guide can have.
+
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        guide: As for `fit`.
+        seed: As for `fit`.
+        gradients: Of each estimator at the start, the middle and the end of a fit.
+        **options: As for `fit`.
+
+    Returns:
+        The table of `elbowroom.diagnostics.estimators.measure`.
+    """
+    if gradients < 50:
+        raise OptionError(f"--gradients {gradients}: give at least 50.")
+    problem, settings, _ = bind_model(model, data, options)
+    seed = checked_seed(seed)
+    return measure(problem, resolve_guide(guide, problem), settings, seed, gradients)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
             trained = run_svi(
                 *marked(name, problem.function, called),
                 arguments,
-                make_objective(name, settings.particles, space),
+                make_objective(name, settings.particles, space, settings.alpha, settings.baseline),
                 settings,
                 space.subsampled,
                 space.local_continuous,

@@ -297,6 +297,38 @@ class OpenPlates:
             yield
 
 
+class FixedRows(Messenger):
+    """Sets the rows of a minibatch in the subsampling plates of the model and the guide.
+
+    Args:
+        rows: By the plate's name.
+    """
+
+    def __init__(self, rows: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.rows and isinstance(msg["fn"], _Subsample):
+            msg["value"] = self.rows[msg["name"]]
+
+
+class SeenRows(Messenger):
+    """Remembers the rows that plates have drawn.
+
+    Attributes:
+        rows: By the plate's name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.rows[msg["name"]] = msg["value"]
+
+
 def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
     distribution, value = node["fn"], node["value"]
     transform, shape = _transform(name, distribution.support, value.shape)

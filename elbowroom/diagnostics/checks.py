@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elbowroom.errors import ElbowroomError, GuideError, ModelError, users_code
 from elbowroom.guides import Guide
-from elbowroom.guides.space import sample_sites, takes_batches, trace_model
+from elbowroom.guides.space import FixedRows, sample_sites, takes_batches, trace_model
 from elbowroom.inference.elbo import (
     check_enumerable,
     choose_objective,
@@ -26,7 +26,6 @@ from elbowroom.inference.landscape import explore
 from elbowroom.inference.minibatches import Minibatches
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.settings import Settings
-from elbowroom.inference.stepping import FixedRows
 
 RUNS = 40
 """Runs in which minibatches are compared with all rows, and draws with supports."""
@@ -76,14 +75,10 @@ def _sites(subject: Subject) -> list[str]:
     sites = read_guide(subject.called, problem.arguments, problem.space)
     choose_objective(subject.settings.elbo, subject.guide.elbo, problem.space, sites)
     check_enumerable(problem.function, problem.arguments, problem.space, sites)
-    if sites.point:
-        return []
-    trace = poutine.trace(subject.called).get_trace(**problem.arguments)
     return [
-        f"site '{name}': {type(node['fn']).__name__} cannot be reparameterised, so that its "
-        "gradients are score functions, and noisy; give it a distribution that can."
-        for name, node in sample_sites(trace)
-        if name not in sites.discrete and not (node["fn"].has_rsample or is_delta(node["fn"]))
+        f"site '{name}': its distribution in the guide cannot be reparameterised, so that its "
+        "gradients are score functions, and noisy; give it one that can."
+        for name in sorted(sites.rough)
     ]
 
 
@@ -168,8 +163,8 @@ def _minibatches(subject: Subject) -> list[str]:
         with users_code(
             f"the model or the guide cannot be run on minibatches of {size} rows", ModelError
         ):
-            some = _terms(subject, run, FixedRows(plate, next(batches)), size)
-            every = _terms(subject, run, FixedRows(plate, torch.arange(plate.size)), None)
+            some = _terms(subject, run, FixedRows({plate.name: next(batches)}), size)
+            every = _terms(subject, run, FixedRows({plate.name: torch.arange(plate.size)}), None)
         for name, value in every.items():
             differences.setdefault(name, []).append(some[name] - value)
             whole.setdefault(name, []).append(value)

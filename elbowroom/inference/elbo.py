@@ -10,7 +10,33 @@ from pyro.infer import config_enumerate
 
 from elbowroom.errors import GuideError, ModelError, OptionError, users_code
 from elbowroom.guides.space import LatentSpace, sample_sites, trace_model
-from elbowroom.inference.estimators import OBJECTIVES, Objective
+from elbowroom.inference.estimators import (
+    Analytic,
+    DoublyReparameterised,
+    Graph,
+    ImportanceWeighted,
+    Landing,
+    Objective,
+    Renyi,
+    Sampled,
+    Summed,
+)
+from elbowroom.inference.score_function import ScoreFunction
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "trace": Sampled,
+    "trace_graph": Graph,
+    "trace_enum": Summed,
+    "trace_mean_field": Analytic,
+    "sticking_the_landing": Landing,
+    "score_function": ScoreFunction,
+    "iwae": ImportanceWeighted,
+    "dreg": DoublyReparameterised,
+    "renyi": Renyi,
+}
+"""Every objective by its name."""
+PATHWISE = ("trace_mean_field", "sticking_the_landing", "iwae", "dreg", "renyi")
+"""Those that need draws that can be differentiated by the guide's parameters."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +48,7 @@ class GuideSites:
         auxiliary: Sites that the model does not have, and is not meant to.
         discrete: Those of `names` with a discrete distribution.
         enumerable: Those of `discrete` that the guide marks for enumeration.
+        rough: Continuous sites, auxiliary ones too, that cannot be reparameterised.
         point: Whether nothing is drawn: every site is a Delta, so that the guide has no density.
     """
 
@@ -29,6 +56,7 @@ class GuideSites:
     auxiliary: frozenset[str]
     discrete: frozenset[str]
     enumerable: frozenset[str]
+    rough: frozenset[str] = frozenset()
     point: bool = False
 
 
@@ -69,10 +97,16 @@ def read_guide(
     # An unmixed Delta has no support to speak of; its site is as continuous as the model's.
     discrete = names & set(space.discrete)
     enumerable = {name for name in discrete if nodes[name]["infer"].get("enumerate") == "parallel"}
+    rough = {
+        name
+        for name, node in nodes.items()
+        if name not in discrete and not (node["fn"].has_rsample or is_delta(node["fn"]))
+    }
     point = all(is_delta(node["fn"]) for node in nodes.values())
     return GuideSites(
-        frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable), point
-    )
+        frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable),
+        frozenset(rough), point,
+    )  # fmt: skip
 
 
 def is_delta(fn: Any) -> bool:
@@ -106,10 +140,19 @@ def choose_objective(
         raise OptionError(
             "--elbo trace_enum: there is no discrete site to enumerate; leave it out."
         )
-    if requested == "trace_mean_field" and sites.discrete:
+    if requested in PATHWISE and sites.discrete:
         raise OptionError(
-            f"--elbo trace_mean_field needs reparameterised sites, and '{min(sites.discrete)}' is "
+            f"--elbo {requested} needs reparameterised sites, and '{min(sites.discrete)}' is "
             "discrete; give --elbo trace_graph."
+        )
+    if requested in PATHWISE and sites.rough:
+        raise OptionError(
+            f"--elbo {requested} needs reparameterised sites, and '{min(sites.rough)}' has a "
+            "distribution that cannot be; give --elbo trace_graph, or another distribution."
+        )
+    if requested == "score_function" and sites.point:
+        raise OptionError(
+            "--elbo score_function: the guide is a point, which has no score; leave it out."
         )
     if requested == "trace_mean_field" and sites.auxiliary:
         raise OptionError(
@@ -129,9 +172,23 @@ def choose_objective(
     return "trace", "every site is reparameterised"
 
 
-def make_objective(name: str, particles: int, space: LatentSpace) -> Objective:
-    """The objective, with `particles` draws for each estimate."""
-    return OBJECTIVES[name](particles, space.max_plate_nesting)
+def make_objective(
+    name: str, particles: int, space: LatentSpace, alpha: float = 0.5, baseline: str = "decaying"
+) -> Objective:
+    """The objective.
+
+    Args:
+        name: Of `OBJECTIVES`.
+        particles: Draws for each estimate.
+        space: The model's latent space.
+        alpha: The order of `renyi`.
+        baseline: Of `score_function`.
+    """
+    rows = space.subsampled
+    latents = {site.name for site in space.sites} | set(space.discrete)
+    if latents != set(space.local) or any(rows not in p for p in space.observed_plates.values()):
+        rows = None
+    return OBJECTIVES[name](particles, space.max_plate_nesting, rows, alpha, baseline)
 
 
 def marked(

@@ -5,7 +5,9 @@ loss's. Both are tensors, and nothing is read out of one, so that a whole step c
 numbers and gradients are those of Pyro's objectives of the same name.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from pyro.infer.util import MultiFrameTensor, get_plate_stacks, is_identically_z
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from elbowroom.guides.space import FixedRows, Plate, SeenRows
+
 Estimate = tuple[Any, Any]
 """An ELBO and its surrogate."""
 
@@ -26,16 +30,29 @@ class Objective:
 
     Attributes:
         recordable: Whether a step can be recorded: not where it keeps numbers of its own.
+        several: Whether it takes several draws together.
 
     Args:
         particles: How many draws.
         nesting: The number of dims that plates take.
+        rows: The plate of the rows, where all latents are theirs.
+        alpha: The order of a Renyi divergence.
+        baseline: Of score functions; see `elbowroom.inference.score_function`.
     """
 
     recordable = True
+    several = False
 
-    def __init__(self, particles: int, nesting: int) -> None:
+    def __init__(
+        self,
+        particles: int,
+        nesting: int,
+        rows: Plate | None = None,
+        alpha: float = 0.5,
+        baseline: str = "none",
+    ) -> None:
         self.particles, self.nesting = particles, nesting
+        self.rows, self.alpha, self.baseline = rows, alpha, baseline
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -69,10 +86,15 @@ class Objective:
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> Iterator[Estimate]:
         """One for each draw."""
+        for traces in self.traces(model, guide, arguments):
+            yield self.estimate(*traces)
+
+    def traces(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
+        """The traces of the model and the guide at each draw."""
         for _ in range(self.particles):
-            yield self.estimate(
-                *get_importance_trace("flat", self.nesting, model, guide, (), arguments)
-            )
+            yield get_importance_trace("flat", self.nesting, model, guide, (), arguments)
 
     def estimate(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Estimate:
         """Of one draw."""
@@ -105,12 +127,12 @@ class Sampled(Objective):
             if not is_identically_zero(entropy):
                 surrogate = surrogate - entropy.sum()
             if not is_identically_zero(score):
-                reward = _reward(model_trace, guide_trace) if reward is None else reward
+                reward = reward_by_plates(model_trace, guide_trace) if reward is None else reward
                 surrogate = surrogate + (reward.sum_to(site["cond_indep_stack"]) * score).sum()
         return elbo, surrogate
 
 
-def _reward(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> MultiFrameTensor:
+def reward_by_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> MultiFrameTensor:
     """The terms of the ELBO by the plates that they lie in."""
     reward, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)
     for name, site in _samples(model_trace):
@@ -160,16 +182,23 @@ class Landing(Objective):
     ) -> Iterator[Estimate]:
         """One for each draw."""
         for _ in range(self.particles):
-            model_trace, guide_trace = get_importance_trace(
-                "flat", self.nesting, model, guide, (), arguments
-            )
-            elbo, log_q = model_trace.log_prob_sum(), guide_trace.log_prob_sum()
-            still = guide_trace.copy()
-            for name, node in _samples(still):
-                still.nodes[name] = {**node, "value": node["value"].detach()}
-            again = poutine.trace(poutine.replay(guide, trace=still)).get_trace(**arguments)
-            # The same number, whose gradient is the score.
-            yield elbo - log_q, elbo - log_q + again.log_prob_sum()
+            with SeenRows() as seen:
+                model_trace, guide_trace = get_importance_trace(
+                    "flat", self.nesting, model, guide, (), arguments
+                )
+            elbo = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+            with FixedRows(seen.rows):
+                again = poutine.trace(poutine.replay(guide, trace=still(guide_trace)))
+                score = again.get_trace(**arguments).log_prob_sum()
+            yield elbo, elbo + score  # the same number, whose gradient is the score
+
+
+def still(trace: poutine.Trace) -> poutine.Trace:
+    """A trace whose values no longer depend on the parameters."""
+    found = trace.copy()
+    for name, node in _samples(trace):
+        found.nodes[name] = {**node, "value": node["value"].detach()}
+    return found
 
 
 class Summed(Objective):
@@ -195,22 +224,128 @@ class Graph(Objective):
 
     recordable = False
 
-    def __init__(self, particles: int, nesting: int) -> None:
-        super().__init__(particles, nesting)
-        self.pyros = TraceGraph_ELBO(num_particles=particles, max_plate_nesting=nesting)
-
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, (), and what to differentiate for its gradient, ()."""
-        elbo, surrogate = self.pyros._loss_and_surrogate_loss(model, guide, (), arguments)
+        pyros = TraceGraph_ELBO(num_particles=self.particles, max_plate_nesting=self.nesting)
+        elbo, surrogate = pyros._loss_and_surrogate_loss(model, guide, (), arguments)
         return torch.as_tensor(-elbo).detach(), torch.as_tensor(surrogate)
 
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "trace": Sampled,
-    "trace_graph": Graph,
-    "trace_enum": Summed,
-    "trace_mean_field": Analytic,
-    "sticking_the_landing": Landing,
-}
+class Weighted(Objective):
+    """Several draws together, by their importance weights.
+
+    Where every latent belongs to a row, each row has weights of its own; else the draws have them.
+    """
+
+    several = True
+
+    def loss_and_surrogate(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Minus the bound, (), and what to differentiate for its gradient, ()."""
+        first, others = copy(self), copy(self)
+        first.particles, others.particles = 1, self.particles - 1
+        with SeenRows() as seen:
+            traces = list(first.traces(model, guide, arguments))
+        with FixedRows(seen.rows):  # all draws are for one minibatch
+            traces += others.traces(model, guide, arguments)
+            log_p = [self._log_density(model_trace) for model_trace, _ in traces]
+            log_q = [self._log_density(guide_trace) for _, guide_trace in traces]
+            weights = torch.stack(log_p) - torch.stack(log_q)  # (particles,), or with (rows,)
+            bound = self.combined(weights)
+            surrogate = self.surrogate(weights, bound, traces, model, guide, arguments)
+        return -self._total(bound).detach(), -self._total(surrogate)
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """The bound from log weights, with a leading dim for the draws."""
+        raise NotImplementedError
+
+    def surrogate(
+        self,
+        weights: Tensor,
+        bound: Tensor,
+        traces: list[tuple[poutine.Trace, poutine.Trace]],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        arguments: dict[str, Any],
+    ) -> Tensor:
+        """What to differentiate, of the shape of the bound."""
+        return bound
+
+    def _log_density(self, trace: poutine.Trace) -> Tensor:
+        """Of a trace: () or, by row, (rows,), without the scale of a minibatch."""
+        if self.rows is None:
+            return torch.as_tensor(trace.log_prob_sum())
+        trace.compute_log_prob()
+        total: Any = 0.0
+        for _, node in _samples(trace):
+            frames = {frame.name: frame for frame in node["cond_indep_stack"]}
+            if self.rows.name not in frames:
+                continue  # the plate's own site; all others are the rows'
+            frame = frames[self.rows.name]
+            self._scale = self.rows.size / frame.size
+            term = node["log_prob"] / self._scale
+            term = term.movedim(self.rows.dim, -1)
+            total = total + term.reshape(-1, term.shape[-1]).sum(0)
+        return total
+
+    def _total(self, bound: Tensor) -> Tensor:
+        return bound if self.rows is None else self._scale * bound.sum()
+
+
+class ImportanceWeighted(Weighted):
+    """The log of the mean importance weight: `iwae`.
+
+    Burda, Grosse and Salakhutdinov, 2016, "Importance weighted autoencoders". It rises with the
+    number of draws to the log evidence.
+    """
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """The bound from log weights, with a leading dim for the draws."""
+        return weights.logsumexp(0) - math.log(len(weights))
+
+
+class DoublyReparameterised(ImportanceWeighted):
+    """The bound of `iwae`, whose gradient's noise does not drown it with many draws: `dreg`.
+
+    Tucker, Lawson, Gu and Maddison, 2019, "Doubly reparameterized gradient estimators for Monte
+    Carlo objectives".
+    """
+
+    def surrogate(
+        self,
+        weights: Tensor,
+        bound: Tensor,
+        traces: list[tuple[poutine.Trace, poutine.Trace]],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        arguments: dict[str, Any],
+    ) -> Tensor:
+        """What to differentiate, of the shape of the bound."""
+        scores, models = [], []
+        for _, guide_trace in traces:
+            values = still(guide_trace)
+            again = poutine.trace(poutine.replay(guide, trace=values)).get_trace(**arguments)
+            scores.append(self._log_density(again))
+            replayed = poutine.trace(poutine.replay(model, trace=values)).get_trace(**arguments)
+            models.append(self._log_density(replayed))
+        shares = weights.detach().softmax(0)
+        squared = shares.square()
+        # Along the paths with squared shares; the model's own parameters with the shares.
+        path = squared * (weights + torch.stack(scores))
+        return (path + (shares - squared) * torch.stack(models)).sum(0)
+
+
+class Renyi(Weighted):
+    """The bound of a Renyi divergence of order `alpha`: `renyi`.
+
+    Li and Turner, 2016, "Renyi divergence variational inference". Orders below one cover more of
+    the posterior, above one less; at nought it is `iwae`.
+    """
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """The bound from log weights, with a leading dim for the draws."""
+        power = 1 - self.alpha
+        return ((power * weights).logsumexp(0) - math.log(len(weights))) / power

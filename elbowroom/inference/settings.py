@@ -7,7 +7,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from elbowroom.errors import OptionError, unknown
-from elbowroom.inference.estimators import OBJECTIVES
+from elbowroom.inference.elbo import OBJECTIVES
+from elbowroom.inference.score_function import BASELINES
 
 MAXIMUM_STEPS = 50_000
 """Where a run gives up, unless `steps` or `epochs` say otherwise; or after so many epochs:"""
@@ -44,14 +45,20 @@ class Settings:
     ] = 0.1
     patience: Annotated[
         int, Field(ge=1, description="looks at rows held out, without a rise, before a cut")
-    ] = 5
+    ] = 10
     clip_norm: Annotated[
         float | None, Field(gt=0, description="largest norm of the gradient; by default any")
     ] = None
     particles: Annotated[int, Field(ge=1, description="draws in each estimate of the ELBO")] = 1
     elbo: Annotated[
-        str | None, Field(description="trace, trace_graph, trace_enum or trace_mean_field")
+        str | None, Field(description="an objective; by default what suits model and guide")
     ] = None
+    alpha: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="order of the divergence of renyi")
+    ] = 0.5
+    baseline: Annotated[
+        str, Field(description="of score_function: none, running, decaying or neural")
+    ] = "decaying"
     restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 8
     fixed_draws: Annotated[
         int | None, Field(ge=4, description="draws of the ELBO of the engine of that name")
@@ -69,6 +76,12 @@ class Settings:
         optimizer_class(self.optimizer)
         if self.elbo is not None and self.elbo not in OBJECTIVES:
             raise unknown("objective", self.elbo, OBJECTIVES)
+        if self.elbo is not None and OBJECTIVES[self.elbo].several and self.particles < 2:
+            raise OptionError(f"--elbo {self.elbo} takes several draws together; give --particles.")
+        if self.alpha == 1:
+            raise OptionError("--alpha 1 is the ELBO itself; give --elbo trace.")
+        if self.baseline not in BASELINES:
+            raise unknown("baseline", self.baseline, BASELINES)
 
 
 def optimizer_class(name: str) -> Any:

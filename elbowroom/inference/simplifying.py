@@ -208,7 +208,7 @@ class Simplifier:
         if isinstance(leaf, Slot) and leaf.index in self.constants:
             value = self.constants[leaf.index]
             if value.numel() and bool((value == value.reshape(-1)[0]).all()):
-                return float(value.reshape(-1)[0])
+                return float(value.detach().reshape(-1)[0])
         return None
 
     def _shape_stays(self, operation: Operation, leaf: Any) -> bool:

@@ -12,11 +12,9 @@ from unittest import mock
 
 import torch
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from elbowroom.guides.space import Plate
+from elbowroom.guides.space import FixedRows, Plate
 from elbowroom.inference.estimators import Objective
 from elbowroom.inference.python_state import python_numbers
 from elbowroom.inference.recording import record_step
@@ -32,18 +30,6 @@ ELEMENTWISE = (
 KEEPS = "the model or the guide keeps numbers between its runs outside of tensors"
 TRIES = 20
 """Seeds at which a recording is tried, until it takes the recorded branch."""
-
-
-class FixedRows(Messenger):
-    """Sets the rows of a minibatch in the subsampling plate of the model and the guide."""
-
-    def __init__(self, plate: Plate, rows: Tensor) -> None:
-        super().__init__()
-        self.plate, self.rows = plate, rows
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.plate.name and isinstance(msg["fn"], _Subsample):
-            msg["value"] = self.rows
 
 
 class FlatParameters:
@@ -164,7 +150,7 @@ class Step:
     ) -> tuple[Tensor, Tensor]:
         if rows is None or self.plate is None:
             return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
-        with FixedRows(self.plate, rows):
+        with FixedRows({self.plate.name: rows}):
             given = {**self.arguments, "batch_size": size or self.size}
             return self.objective.loss_and_surrogate(self.model, self.guide, given)
 

@@ -33,9 +33,9 @@ class Trend:
     standard_error: float
 
     @property
-    def flat(self) -> bool:
-        """Whether it is known to be negligible."""
-        return abs(self.rise) + 2 * self.standard_error < NEGLIGIBLE
+    def level(self) -> bool:
+        """Whether the rise is within two standard errors of nothing, or negligible."""
+        return self.rise < 2 * self.standard_error + NEGLIGIBLE
 
 
 def trend(elbo: Sequence[float], window: int) -> Trend | None:
@@ -166,15 +166,20 @@ class Stationary:
         """Takes in a step that was made."""
         self.iterates.add()
 
-    def _window(self, elbo: Sequence[float]) -> int | None:
-        """The last blocks that are stationary, or whose ELBO is known not to rise any more."""
+    def _window(self, elbo: Sequence[float]) -> tuple[int, float]:
+        """The last blocks that are stationary, and how far apart their halves' means may be.
+
+        Parameters whose guide no longer changes, such as the logits of a certain event, may drift
+        for ever: where the ELBO does not rise, the guide itself is looked at more closely.
+        """
         window = self.iterates.window()
-        steps = len(elbo) - self._begun
-        if window is None and len(self.iterates.means) >= 2 * FEWEST:
-            found = trend(elbo[self._begun :], steps // 4)
-            if found is not None and found.flat:
-                window = len(self.iterates.means) // 4 // 2 * 2
-        return window
+        if window is not None:
+            return window, 1.0
+        blocks = len(self.iterates.means) // 4 * 2
+        if blocks < FEWEST:
+            return 0, 0.0
+        found = trend(elbo[self._begun :], blocks * self.iterates.length // 2)
+        return (blocks, 0.5) if found is not None and found.level else (0, 0.0)
 
     def look(self, elbo: Sequence[float]) -> str | None:
         """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
@@ -184,13 +189,13 @@ class Stationary:
             self._onwards = self._here = self.best_values
             self._cut(elbo)
             return None
-        window = self._window(elbo)
-        if window is None or window * self.iterates.length < GROWN * self._looked:
+        window, limit = self._window(elbo)
+        if window == 0 or window * self.iterates.length < GROWN * self._looked:
             return None
         self._looked = window * self.iterates.length
         halves = self.iterates.average(-window, -window // 2), self.iterates.average(-window // 2)
         # The halves' means lie twice as far apart as the whole one's standard error.
-        if self.distance(*halves, self.tolerance) > 1:
+        if self.distance(*halves, self.tolerance) > limit:
             return None
         mean = self.iterates.average(-window)
         if self.before is not None:

@@ -141,6 +141,37 @@ def show_findings(findings: list[Finding]) -> None:
     console().print(made)
 
 
+def show_estimators(measured: pd.DataFrame) -> None:
+    """Bias, noise and cost of gradient estimators at each stage of a fit."""
+    out = console()
+    right = ("noise", "bias", "ms", "cost")
+    for stage, rows in measured.groupby("stage", sort=False):
+        signal = _number(float(rows["signal"].max()), 3)
+        out.print()
+        out.print(
+            Text(f"{stage}, step {rows['step'].iloc[0]:,}: a gradient of {signal}", style="bold")
+        )
+        made = table("estimator", "noise", "bias", "ms", "cost", right=right)
+        for row in rows.sort_values("cost").to_dict("records"):
+            bias = "-" if math.isnan(row["bias"]) else f"{row['bias']:.1f}"
+            add(
+                made,
+                row["estimator"],
+                _number(row["noise"], 3),
+                bias + (" !" if row["biased"] else ""),
+                f"{row['ms']:.2f}" + ("" if row["recorded"] else " e"),
+                f"{row['cost']:.3g}",
+            )
+        out.print(made)
+    out.print(
+        "noise: the root of the gradients' total variance; bias: how far their mean is from the "
+        "exact gradient of the ELBO, as a multiple of its own error (about 1 by chance; ! more "
+        "than that; - another bound than the ELBO); ms: of a step (e: run as it stands, not "
+        "recorded); cost: the time to the same precision, as a multiple of the lowest.",
+        style="dim",
+    )
+
+
 def show_rung(line: str) -> None:
     """A rung of the ladder that `auto` climbs."""
     console().print(Text(line, style="dim"))

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from elbowroom.inference.estimators import OBJECTIVES
+from elbowroom.inference.elbo import OBJECTIVES
 from elbowroom.inference.isolation import isolated
 
 Y = torch.tensor([2.0, 3.0, 4.0, -1.0], dtype=torch.float64)

@@ -13,8 +13,13 @@ from torch import Tensor
 from elbowroom.fitting import bind_model
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace, Plate
-from elbowroom.inference.elbo import choose_objective, make_objective, marked, read_guide
-from elbowroom.inference.estimators import OBJECTIVES
+from elbowroom.inference.elbo import (
+    OBJECTIVES,
+    choose_objective,
+    make_objective,
+    marked,
+    read_guide,
+)
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.stepping import FlatParameters, Step
 

@@ -43,12 +43,12 @@ def test_the_standard_error_is_that_of_the_difference_of_means() -> None:
     assert abs(found.rise) < 4 * (2 / 10_000) ** 0.5
 
 
-def test_noise_that_could_hide_a_rise_is_not_flat() -> None:
+def test_a_rise_within_its_noise_is_level_and_one_beyond_it_is_not() -> None:
     noise = np.random.default_rng(3).normal(size=2 * WINDOW)
-    for scale, flat in ((1e-3, True), (1.0, False)):
-        found = trend((scale * noise).tolist(), WINDOW)
+    for rise, level in ((0.0, True), (0.5, False)):
+        found = trend((noise + rise * (np.arange(2 * WINDOW) >= WINDOW)).tolist(), WINDOW)
         assert found is not None
-        assert found.flat is flat
+        assert found.level is level
 
 
 def test_a_rise_that_nobody_would_notice_is_flat() -> None:
@@ -57,9 +57,9 @@ def test_a_rise_that_nobody_would_notice_is_flat() -> None:
 
     small, large = trend(step(NEGLIGIBLE / 2), WINDOW), trend(step(NEGLIGIBLE * 2), WINDOW)
     assert small is not None
-    assert small.flat
+    assert small.level
     assert large is not None
-    assert not large.flat
+    assert not large.level
 
 
 def test_only_the_last_two_windows_count() -> None:
@@ -261,6 +261,23 @@ def test_a_run_that_converges_is_where_it_should_be(seed: int) -> None:
     assert float(pyro.param("location").detach()) == pytest.approx(10.0, abs=0.15)
     assert float(pyro.param("scale").detach()) == pytest.approx(1.0, rel=0.15)
     assert len(np.unique(found.learning_rates)) >= 2
+
+
+def test_parameters_that_drift_for_ever_do_not_keep_a_run_from_its_end() -> None:
+    """Logits of what is certain: they grow without an end, and the guide stays as it is."""
+
+    def model() -> None:
+        with pyro.plate("rows", 5):
+            on = pyro.sample("on", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.factor("data", 200 * on)
+
+    def guide() -> None:
+        with pyro.plate("rows", 5):
+            pyro.sample("on", dist.Bernoulli(logits=pyro.param("logits", torch.ones(5))))
+
+    found, _ = fitted(guide, model, {}, learning_rate=0.1)
+    assert found.status == "converged"
+    assert float(pyro.param("logits").detach().min()) > 5
 
 
 def test_a_run_that_is_still_on_its_way_is_not_called_converged() -> None:
