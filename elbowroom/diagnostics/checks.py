@@ -264,7 +264,8 @@ def before_run(subject: Subject) -> list[str]:
 
 def _undisturbed(check: Callable[[Subject], list[str]], subject: Subject) -> list[str]:
     """A check that leaves the random numbers as they were."""
-    with torch.random.fork_rng(devices=[]):
+    failed = "the model or the guide cannot be run again"
+    with torch.random.fork_rng(devices=[]), users_code(failed, GuideError):
         return check(subject)
 
 

@@ -115,7 +115,7 @@ def test_guides_of_both_engines_are_compared() -> None:
         result.fits["mean_field"].model_parameters
         == result.fits["linear_response"].model_parameters
     )
-    result = er.compare(spread, DATA, ["linear_response", "map"], seed=0)
+    result = er.compare(spread, DATA, ["linear_response", "map"], seed=0, steps=300)
     assert [fit.engine for fit in result.fits.values()] == ["fixed_draws", "svi"]
 
 
