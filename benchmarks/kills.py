@@ -31,7 +31,7 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.inference import checkpoint
-from elbowroom.posterior.run_folder import REQUEST, load
+from elbowroom.posterior.run_folder import holds_unfinished, load
 
 SECONDS = 0.05
 
@@ -144,10 +144,10 @@ def main() -> None:
                 if ended not in (0, -signal.SIGKILL):
                     break
                 if ended:
-                    there = any(folder.glob("checkpoints/*.safetensors"))
+                    there = any(folder.glob("unfinished/checkpoints/*.safetensors"))
                     counts["killed with a checkpoint" if there else "killed before one"] += 1
                 # Killed before the folder was there: the command is given again.
-                work = (resume if (folder / REQUEST).exists() else fit)(case, folder)
+                work = (resume if holds_unfinished(folder) else fit)(case, folder)
                 kill = chance.random() < 1 / 3
             finished = (folder / "config.json").exists()
             found = content(folder) if finished else {}

@@ -304,7 +304,8 @@ class Fit:
         Raises:
             RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
         """
-        run_folder.save(self._run(), Path(path), overwrite or self.folder == Path(path))
+        own = self.folder == Path(path)
+        run_folder.save(self._run(), Path(path), overwrite or own, keep=own)
         return Path(path)
 
     def _run(self) -> run_folder.Run:

@@ -179,7 +179,10 @@ def resume(
             f"'{path}' was fitted with your own guide, whose code a run folder does not hold; give "
             "it as er.resume(path, guide=...)."
         )
-    options = {**asked["options"], **{k: v for k, v in changes.items() if v is not None}}
+    options = dict(asked["options"])
+    if any(value is not None for value in changes.values()):
+        options = {k: v for k, v in options.items() if k not in ("steps", "epochs")}
+        options.update((k, v) for k, v in changes.items() if v is not None)
     problem, settings, _ = bind_model(declaration, request.data, options)
     task = Task(
         problem, settings, asked["seed"], asked["draws"], asked["keep_local"], announce, progress

@@ -257,6 +257,53 @@ def test_own_model_from_a_file(
     assert len(out.splitlines()) == 9
 
 
+BROKEN = """
+import pyro, torch
+import pyro.distributions as dist
+
+def model(x, y):
+    scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(1.0)))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(1e5 * x, scale), obs=y)
+"""
+
+
+def test_check_says_what_is_wrong_before_anything_is_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call("check", "bayesian_regression", "--seed", "1", capsys=capsys)
+    assert (code, err) == (0, "")
+    checks = [line.split()[:2] for line in out.splitlines()[1:] if line.strip()]
+    assert checks == [[n, "ok"] for n in ("sites", "supports", "start", "minibatches", "columns")]
+    (tmp_path / "broken.py").write_text(BROKEN)
+    x = np.linspace(0, 1, 20)
+    pd.DataFrame({"x": x, "y": 1e6 * x}).to_csv(tmp_path / "t.csv", index=False)
+    model = f"{tmp_path / 'broken.py'}:model"
+    code, out, err = call("check", model, "--data", str(tmp_path / "t.csv"), capsys=capsys)
+    assert code == 0  # warnings
+    assert "warning" in out
+    assert "standardise them" in " ".join(out.split())
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_estimators_writes_a_table_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "measured"
+    arguments = [
+        "estimators", "bayesian_regression", "--formula", "progression ~ bmi", "--guide",
+        "full_rank", "--steps", "20", "--gradients", "50", "--seed", "1", "--output", str(folder),
+    ]  # fmt: skip
+    code, out, err = call(*arguments, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert "sticking_the_landing" in out
+    assert len(pd.read_csv(folder / "estimators.csv")) == 27
+    assert (folder / "estimators.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = call(*arguments, capsys=capsys)
+    assert code == 1
+    assert "--overwrite" in err
+
+
 def _spawned(*arguments: str, folder: Path, **options: object) -> subprocess.Popen[bytes]:
     root = Path(er.__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TERM": "xterm"}

@@ -25,10 +25,12 @@ from torch import Tensor
 from elbowroom.errors import RunFolderError
 
 FORMAT = 1
+UNFINISHED = "unfinished"
+"""What it takes to go on with a run, a folder in the run's own."""
 REQUEST = "request.json"
-"""What was asked of a run, in the folder of one that has not ended."""
-CHECKPOINTS = "checkpoints"
-"""The folder beside it."""
+"""What was asked of it, in that folder."""
+LOCK = "lock"
+"""The file there that a process holds while it runs."""
 PACKAGES = ("elbowroom", "pyro-ppl", "torch", "arviz-base", "numpy", "pandas")
 
 
@@ -78,13 +80,13 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
         RunFolderError: If it exists and `overwrite` is not given, or cannot be written.
     """
     if path.exists() and not overwrite:
-        if (path / REQUEST).exists() and not (path / marker).exists():
+        if holds_unfinished(path) and not (path / marker).exists():
             raise RunFolderError(
                 f"'{path}' holds a run that has not ended; go on with --resume {path}, choose "
                 "another --output, or give --overwrite."
             )
         raise RunFolderError(f"'{path}' exists; choose another --output, or give --overwrite.")
-    if path.exists() and not ((path / marker).exists() or (path / REQUEST).exists()):
+    if path.exists() and not ((path / marker).exists() or holds_unfinished(path)):
         raise RunFolderError(
             f"'{path}' is not a folder that Elbowroom wrote, and is left alone; "
             "choose another --output."
@@ -97,6 +99,11 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
         raise RunFolderError(cause(path, error)) from error
 
 
+def holds_unfinished(path: Path) -> bool:
+    """Whether a folder holds a run that can go on."""
+    return (path / UNFINISHED / REQUEST).is_file()
+
+
 def cause(path: Path, error: OSError) -> str:
     """Why a folder cannot be written, and what to do."""
     if error.errno == errno.ENOSPC:
@@ -106,18 +113,23 @@ def cause(path: Path, error: OSError) -> str:
     return f"'{path}' cannot be written: {error.strerror or error}; choose another --output."
 
 
-def save(run: Run, path: Path, overwrite: bool = False) -> None:
+def save(run: Run, path: Path, overwrite: bool = False, keep: bool = False) -> None:
     """Writes a run folder: whole, or not at all.
+
+    Args:
+        run: What it shall hold.
+        path: The folder.
+        overwrite: Whether to replace one that is there.
+        keep: Whether to keep what it takes to go on with a run that did not converge.
 
     Raises:
         RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
     """
     with writing(path, overwrite) as folder:
         _write(run, folder)
-        if run.run["status"] in ("interrupted", "budget") and (path / REQUEST).exists():
-            # What it takes to go on with the run.
-            shutil.copy2(path / REQUEST, folder)
-            shutil.copytree(path / CHECKPOINTS, folder / CHECKPOINTS, dirs_exist_ok=True)
+        if keep and run.run["status"] in ("interrupted", "budget") and holds_unfinished(path):
+            unlocked = shutil.ignore_patterns(LOCK)
+            shutil.copytree(path / UNFINISHED, folder / UNFINISHED, ignore=unlocked)
 
 
 @contextmanager
@@ -206,7 +218,7 @@ def load(path: str | Path) -> Run:
         RunFolderError: If it is none, a file is missing or damaged, or its format is newer.
     """
     folder = Path(path)
-    if (folder / REQUEST).is_file() and not (folder / "config.json").is_file():
+    if holds_unfinished(folder) and not (folder / "config.json").is_file():
         raise RunFolderError(
             f"'{folder}' holds a run that has not ended; go on with elbowroom fit --resume "
             f"{folder}."

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,18 @@ from filelock import FileLock, Timeout
 from elbowroom.errors import RunFolderError
 from elbowroom.inference.checkpoint import atomically
 from elbowroom.posterior.run_folder import (
-    CHECKPOINTS,
     FORMAT,
+    LOCK,
     REQUEST,
+    UNFINISHED,
     cause,
     check_target,
+    holds_unfinished,
     read_data,
     write_data,
 )
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,16 @@ class Request:
 
 @contextmanager
 def unfinished(path: Path, request: Request | None, overwrite: bool = False) -> Iterator[Path]:
-    """A folder for a run, locked while the block runs, so that two runs cannot write into one.
+    """A place in a run's folder for what it takes to go on, locked while the block runs.
 
-    The lock goes with the process that holds it. A block that raises before there is a checkpoint
-    leaves no folder behind.
+    The lock keeps two runs out of one folder, and goes with the process that holds it. What else
+    the folder holds stays as it is. A block that raises before there is a checkpoint leaves nothing
+    behind.
 
     Args:
-        path: The folder.
+        path: The run's folder.
         request: What is asked; None goes on with what the folder holds.
-        overwrite: Whether to replace what is there.
+        overwrite: Whether the folder's results are to be replaced, when there are new ones.
 
     Yields:
         Where checkpoints belong.
@@ -56,35 +61,37 @@ def unfinished(path: Path, request: Request | None, overwrite: bool = False) -> 
         RunFolderError: If another run writes into it, it exists and `overwrite` is not given, or it
             cannot be written.
     """
-    if path.is_dir():
+    inner = path / UNFINISHED
+    if inner.is_dir():
         with _locked(path):  # another run's folder is not looked at
             pass
     if request is not None:
         check_target(path, overwrite)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        inner.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
     with _locked(path):
         if request is not None:
             _begin(path, request)
         try:
-            yield path / CHECKPOINTS
+            yield inner / CHECKPOINTS
         except Exception:
-            if request is not None and not any((path / CHECKPOINTS).glob("*.safetensors")):
+            if request is not None and not any((inner / CHECKPOINTS).glob("*.safetensors")):
                 discard(path)
             raise
 
 
 def discard(path: Path) -> None:
-    """Removes a folder that holds no results, but what it takes to go on with a run."""
-    if (path / REQUEST).exists() and not (path / "config.json").exists():
-        shutil.rmtree(path, ignore_errors=True)
+    """Removes what it takes to go on with a run, and its folder if that is all."""
+    shutil.rmtree(path / UNFINISHED, ignore_errors=True)
+    with suppress(OSError):  # it holds results
+        path.rmdir()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path / "lock")
+    lock = FileLock(path / UNFINISHED / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -102,15 +109,16 @@ def _locked(path: Path) -> Iterator[None]:
 def _begin(path: Path, request: Request) -> None:
     """Writes what was asked; the JSON file last, which says that all is there."""
     try:
-        for each in path.iterdir():
-            if each.name != "lock":
+        inner = path / UNFINISHED
+        for each in inner.iterdir():
+            if each.name != LOCK:
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
-        scalars = write_data(request.data, path)
+        scalars = write_data(request.data, inner)
         content = {
             "format": FORMAT, **request.asked, "scalars": scalars,
             "attributes": getattr(request.data, "attrs", {}),
         }  # fmt: skip
-        atomically(path / REQUEST, json.dumps(content, indent=1, default=str).encode())
+        atomically(inner / REQUEST, json.dumps(content, indent=1, default=str).encode())
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
 
@@ -121,16 +129,16 @@ def read_request(path: Path) -> Request:
     Raises:
         RunFolderError: If it holds no run that could go on.
     """
-    if not (path / REQUEST).is_file():
+    if not holds_unfinished(path):
         ended = " ended; see elbowroom summary" if (path / "config.json").is_file() else " is none"
         raise RunFolderError(f"--resume {path}: the run{ended}. There is nothing to go on with.")
     try:
-        asked = json.loads((path / REQUEST).read_text(encoding="utf-8"))
+        asked = json.loads((path / UNFINISHED / REQUEST).read_text(encoding="utf-8"))
         if asked.pop("format") > FORMAT:
             raise RunFolderError(
                 f"'{path}' was written by a newer Elbowroom: pip install --upgrade elbowroom."
             )
-        data = read_data(path, asked.pop("scalars"))
+        data = read_data(path / UNFINISHED, asked.pop("scalars"))
         attributes = asked.pop("attributes")
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(f"'{path}' cannot be read: {error}") from error

@@ -20,7 +20,7 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.errors import ElbowroomError, ModelError, OptionError, RunFolderError
 from elbowroom.inference.checkpoint import Checkpoints
-from elbowroom.posterior.run_folder import REQUEST, load
+from elbowroom.posterior.run_folder import REQUEST, UNFINISHED, load
 from elbowroom.posterior.unfinished import Request, read_request, unfinished
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0, np.pi], "group": ["a", "b", "a"]})
@@ -119,10 +119,41 @@ def test_a_folder_that_is_there_is_not_taken(tmp_path: Path) -> None:
         er.fit("bayesian_regression", checkpoints=tmp_path / "other", overwrite=True)
 
 
+def test_results_stay_until_there_are_new_ones(tmp_path: Path) -> None:
+    """A run that is to replace another's results, and fails or is killed, leaves them."""
+    path = tmp_path / "run"
+    old = er.fit("bayesian_regression", guide="laplace", seed=1, draws=200)
+    old.save(path)
+    before = numbers(path)
+    with pytest.raises(ElbowroomError, match="no guide"):
+        er.fit("bayesian_regression", None, "laplac", checkpoints=path, overwrite=True)
+    assert sorted(each.name for each in path.iterdir()) == sorted(
+        ["config.json", "data.parquet", "diagnostics.json", "history.csv", "params.safetensors",
+         "posterior.nc", "run.json"]
+    )  # fmt: skip
+    left_behind(path, overwrite=True)
+    assert numbers(path) == before
+    new = er.resume(path)
+    new.save(path)
+    np.testing.assert_array_equal(er.load(path).elbo_history, new.elbo_history)
+
+
+def test_a_strangers_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError):
+            er.fit(
+                "bayesian_regression", guide="laplace", seed=1, checkpoints=tmp_path / "mine",
+                overwrite=overwrite,
+            )  # fmt: skip
+    assert [each.name for each in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
 def test_a_resumed_fit_is_the_fit_that_was_not_stopped(tmp_path: Path) -> None:
     options: dict[str, Any] = {"formula": "progression ~ bmi", "batch_size": 50}
     left_behind(tmp_path / "run", **options)
-    assert (tmp_path / "run" / REQUEST).exists()
+    assert (tmp_path / "run" / UNFINISHED / REQUEST).exists()
     fit = er.resume(tmp_path / "run")
     whole = er.fit(
         "bayesian_regression", guide="mean_field", engine="svi", seed=1, steps=600, **options
@@ -153,11 +184,13 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
     left_behind(tmp_path / "run")
     with pytest.raises(OptionError, match="--seed was chosen when the run began"):
         er.resume(tmp_path / "run", seed=3)
-    content = (tmp_path / "run" / REQUEST).read_text()
-    (tmp_path / "run" / REQUEST).write_text(content.replace('"format": 1', '"format": 9'))
+    content = (tmp_path / "run" / UNFINISHED / REQUEST).read_text()
+    (tmp_path / "run" / UNFINISHED / REQUEST).write_text(
+        content.replace('"format": 1', '"format": 9')
+    )
     with pytest.raises(RunFolderError, match="newer Elbowroom"):
         er.resume(tmp_path / "run")
-    (tmp_path / "run" / REQUEST).write_text(content[:50])
+    (tmp_path / "run" / UNFINISHED / REQUEST).write_text(content[:50])
     with pytest.raises(RunFolderError, match="cannot be read"):
         er.resume(tmp_path / "run")
 
@@ -213,7 +246,10 @@ def numbers(folder: Path) -> dict[str, bytes]:
 
 def wait_for_checkpoint(folder: Path) -> None:
     deadline = time.monotonic() + 60
-    while not list(folder.glob("checkpoints/*.safetensors")) and time.monotonic() < deadline:
+    while (
+        not list(folder.glob("unfinished/checkpoints/*.safetensors"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
 
 
