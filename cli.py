@@ -78,10 +78,14 @@ def _model_options(arguments: list[str]) -> dict[str, Any]:
                 raise OptionError(f"--{name} needs a value.")
             value = queue.pop(0)
         key = name.replace("-", "_")
+        if key in RESERVED:
+            raise OptionError(f"there is no option '--{name}'.")
         found[key] = value if key not in found else f"{found[key]},{value}"
     return found
 
 
+RESERVED = ("announce", "checkpoints", "progress", "report")
+"""Arguments of the Python functions that are no options of the command line."""
 SETTINGS: dict[str, Any] = {
     "elbo": Annotated[
         str | None,
@@ -198,7 +202,8 @@ def _save(result: Any, folder: Path, overwrite: bool) -> Path:
     except RunFolderError as error:
         spare = Path(tempfile.mkdtemp(prefix="elbowroom-")) / folder.name
         result.save(spare)
-        discard(folder)
+        if getattr(result, "converged", True):
+            discard(folder)
         raise RunFolderError(f"{error} The results are kept in '{spare}'.") from error
 
 

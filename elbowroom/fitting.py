@@ -29,7 +29,7 @@ from elbowroom.inference.settings import Settings
 from elbowroom.ladder import climb_ladder
 from elbowroom.models import Model
 from elbowroom.plan import Plan, Progress, Task
-from elbowroom.posterior.unfinished import Request, unfinished
+from elbowroom.posterior.unfinished import Request, change_request, unfinished
 from elbowroom.referring import add_reference
 from elbowroom.stochastic import fit_stochastic
 
@@ -261,13 +261,24 @@ class Work:
             found = climb_ladder(task, self.report)
         else:
             found = _fit_task(task, resolve_guide(guide, problem), self.engine)
+        if found.trained.status == "interrupted":
+            return found
         if self.fallback == "nuts" and not found.verdict.trusted:
             return add_reference(found, take=True)
         return add_reference(found) if self.reference else found
 
-    def kept(self, task: Task, path: Path, request: Request | None, overwrite: bool = False) -> Fit:
+    def kept(
+        self,
+        task: Task,
+        path: Path,
+        request: Request | None,
+        overwrite: bool = False,
+        changes: dict[str, Any] | None = None,
+    ) -> Fit:
         """Does it with its state kept in a folder; without a request it goes on from there."""
         with unfinished(path, request, overwrite) as folder:
+            if changes:
+                change_request(path, changes)
             checkpoints = Checkpoints(folder, say=self.report)
             with checkpoints.listening():
                 found = self.done(replace(task, checkpoints=checkpoints))

@@ -180,9 +180,9 @@ def resume(
             "it as er.resume(path, guide=...)."
         )
     options = dict(asked["options"])
-    if any(value is not None for value in changes.values()):
-        options = {k: v for k, v in options.items() if k not in ("steps", "epochs")}
-        options.update((k, v) for k, v in changes.items() if v is not None)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        options = {k: v for k, v in options.items() if k not in ("steps", "epochs")} | changes
     problem, settings, _ = bind_model(declaration, request.data, options)
     task = Task(
         problem, settings, asked["seed"], asked["draws"], asked["keep_local"], announce, progress
@@ -190,7 +190,7 @@ def resume(
     work = Work(
         guide or asked["guide"], asked["engine"], asked["reference"], asked["fallback"], report
     )
-    return work.kept(task, Path(path), None)
+    return work.kept(task, Path(path), None, changes=changes)
 
 
 def _proposal(saved: Mapping[str, Tensor]) -> Proposal | None:

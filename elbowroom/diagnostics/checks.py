@@ -157,51 +157,73 @@ def _minibatches(subject: Subject) -> list[str]:
     if size >= plate.size:
         return []
     batches = Minibatches(plate.size, size)
-    differences: dict[str, list[float]] = {}
-    whole: dict[str, list[float]] = {}
+    some, every = [], []
     for run in range(RUNS):
         with users_code(
             f"the model or the guide cannot be run on minibatches of {size} rows", ModelError
         ):
-            some = _terms(subject, run, FixedRows({plate.name: next(batches)}), size)
-            every = _terms(subject, run, FixedRows({plate.name: torch.arange(plate.size)}), None)
-        for name, value in every.items():
-            differences.setdefault(name, []).append(some[name] - value)
-            whole.setdefault(name, []).append(value)
-    for name, values in differences.items():
-        found, full = torch.tensor(values).double(), torch.tensor(whole[name]).double()
-        mean, error = float(found.mean()), float(found.std()) / RUNS**0.5
-        expected = float(full.mean())
-        if abs(mean) > ERRORS * error + 1e-4 * max(1.0, abs(expected)):
+            some.append(_terms(subject, run, next(batches), size))
+            every.append(_terms(subject, run, torch.arange(plate.size), None))
+    warnings = []
+    for name, first in every[0].items():
+        ratio = some[0][name].scale / (first.scale * plate.size / size)
+        if first.of_rows and abs(ratio - 1) > 1e-6:
             raise ModelError(
-                f"{name}: its mean log density is {expected + mean:.4g} in minibatches of {size} "
-                f"rows and {expected:.4g} in all {plate.size}. A site of the rows belongs into the "
-                f"plate '{plate.name}' with subsample_size=batch_size, which scales it; one that "
-                "all rows share belongs outside."
+                f"{name}: a row of a minibatch of {size} weighs {some[0][name].scale:.4g} times "
+                f"one of all {plate.size}, which weigh {first.scale:.4g}: it must be "
+                f"{first.scale * plate.size / size:.4g} times. The plate '{plate.name}' with "
+                "subsample_size=batch_size sees to that; take any other scale of the rows away."
             )
-    return []
+        whole = torch.tensor([terms[name].value for terms in every]).double()
+        found = torch.tensor([terms[name].value for terms in some]).double() - whole
+        mean, error = float(found.mean()), float(found.std()) / RUNS**0.5
+        expected = float(whole.mean())
+        if abs(mean) <= ERRORS * error + 1e-4 * max(1.0, abs(expected)):
+            continue
+        text = (
+            f"{name}: its mean log density is {expected + mean:.4g} in minibatches of {size} rows "
+            f"and {expected:.4g} in all {plate.size}"
+        )
+        if not first.of_rows:
+            raise ModelError(
+                f"{text}. What is a sum over rows belongs into the plate '{plate.name}' with "
+                "subsample_size=batch_size, which scales it."
+            )
+        warnings.append(f"{text}: a few rows weigh more than all others together.")
+    return warnings
 
 
-def _terms(subject: Subject, seed: int, rows: FixedRows, size: int | None) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Term:
+    """A term of the ELBO: its value, and whether and how much it is scaled in the rows' plate."""
+
+    value: float
+    of_rows: bool
+    scale: float
+
+
+def _terms(subject: Subject, seed: int, rows: Tensor, size: int | None) -> dict[str, _Term]:
     """The terms of the ELBO by site, at the noise of a seed."""
+    plate = subject.problem.space.subsampled
+    assert plate is not None
     arguments = dict(subject.problem.arguments)
     if size is not None:
         arguments["batch_size"] = size
     torch.manual_seed(seed)
-    with torch.no_grad(), rows:
+    found = {}
+    with torch.no_grad(), FixedRows({plate.name: rows}):
         guide_trace = poutine.trace(subject.called).get_trace(**arguments)
         model = poutine.replay(subject.problem.function, guide_trace)
         model_trace = poutine.trace(model).get_trace(**arguments)
-        guide_trace.compute_log_prob()
-        model_trace.compute_log_prob()
-    found = {
-        f"the model's site '{n}'": float(node["log_prob_sum"])
-        for n, node in sample_sites(model_trace)
-    }
-    return found | {
-        f"the guide's site '{n}'": float(node["log_prob_sum"])
-        for n, node in sample_sites(guide_trace)
-    }
+        for whose, trace in (("model", model_trace), ("guide", guide_trace)):
+            trace.compute_log_prob()
+            for name, node in sample_sites(trace):
+                frames = {frame.name for frame in node["cond_indep_stack"]}
+                scale = float(torch.as_tensor(node["scale"]).double().mean())
+                found[f"the {whose}'s site '{name}'"] = _Term(
+                    float(node["log_prob_sum"]), plate.name in frames, scale
+                )
+    return found
 
 
 def _columns(subject: Subject) -> list[str]:

@@ -159,6 +159,8 @@ def measure(
             raise OptionError(f"the guide '{guide.name}' is a point: its gradients have no noise.")
         name, _ = choose_objective(settings.elbo, guide.elbo, problem.space, sites)
         trace_model(problem.function, problem.arguments)
+        if settings.baseline == "neural":  # whose parameters are none of the guide's
+            settings = replace(settings, baseline="decaying")
         run = Optimisation(
             *marked(name, problem.function, called), problem.arguments,
             make_objective(
@@ -200,8 +202,9 @@ def _gradients(
         return None if batches is None else batches.draw()
 
     torch.manual_seed(seed)
-    with torch.no_grad():
-        objective.loss(*pair, **problem.arguments)  # makes the baselines' parameters
+    batch = {} if size is None else {"batch_size": size}
+    # Makes the baselines' parameters.
+    objective.loss_and_surrogate(*pair, {**problem.arguments, **batch})
     named = unconstrained_parameters()
     parameters = FlatParameters({k: v for k, v in named.items() if not k.startswith(OWN)})
     own = [value for name, value in named.items() if name.startswith(OWN)]

@@ -139,8 +139,11 @@ class Checkpoints:
         return self.latest(self._run)
 
     def end(self) -> None:
-        """To be called when a run of the optimiser ends."""
+        """To be called when a run of the optimiser ends; obeys a signal that came at its end."""
         self._optimising = False
+        asked, self._signal = self._signal, None
+        if asked is not None:
+            _obey(asked)
 
     @property
     def due(self) -> bool:
@@ -203,7 +206,8 @@ class Checkpoints:
             return
 
         def heard(number: int, frame: FrameType | None) -> None:
-            if self._signal == number or not self._optimising:
+            again, self._signal = self._signal == number, None
+            if again or not self._optimising:
                 _obey(number)
             self._signal = number
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 
@@ -37,6 +38,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
 """Every objective by its name."""
 PATHWISE = ("trace_mean_field", "sticking_the_landing", "iwae", "dreg", "renyi")
 """Those that need draws that can be differentiated by the guide's parameters."""
+SCORED = ("sticking_the_landing", "dreg")
+"""Those that leave the score of the guide out."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class GuideSites:
         discrete: Those of `names` with a discrete distribution.
         enumerable: Those of `discrete` that the guide marks for enumeration.
         rough: Continuous sites, auxiliary ones too, that cannot be reparameterised.
+        moved: Deltas whose value depends on the parameters when what is drawn does not.
+        weighed: Deltas whose log density does.
         point: Whether nothing is drawn: every site is a Delta, so that the guide has no density.
     """
 
@@ -57,6 +62,8 @@ class GuideSites:
     discrete: frozenset[str]
     enumerable: frozenset[str]
     rough: frozenset[str] = frozenset()
+    moved: frozenset[str] = frozenset()
+    weighed: frozenset[str] = frozenset()
     point: bool = False
 
 
@@ -105,8 +112,31 @@ def read_guide(
     point = all(is_delta(node["fn"]) for node in nodes.values())
     return GuideSites(
         frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable),
-        frozenset(rough), point,
+        frozenset(rough), *_deltas(guide, arguments, trace), point,
     )  # fmt: skip
+
+
+def _deltas(
+    guide: Callable[..., Any], arguments: Mapping[str, Any], trace: Any
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The Deltas whose values, and whose log densities, follow from parameters by themselves."""
+    held = trace.copy()
+    for name, node in list(trace.nodes.items()):
+        if node["type"] != "sample" or node["is_observed"]:
+            continue
+        if is_delta(node["fn"]):
+            held.remove_node(name)
+        else:
+            held.nodes[name] = {**node, "value": node["value"].detach()}
+    again = poutine.trace(poutine.replay(guide, trace=held)).get_trace(**arguments)
+    deltas = {n: d for n, d in sample_sites(again) if is_delta(d["fn"]) and not d["is_observed"]}
+    moved = {name for name, node in deltas.items() if node["value"].requires_grad}
+    weighed = {
+        name
+        for name, node in deltas.items()
+        if torch.as_tensor(node["fn"].log_prob(node["value"].detach())).requires_grad
+    }
+    return frozenset(moved), frozenset(weighed)
 
 
 def is_delta(fn: Any) -> bool:
@@ -149,6 +179,12 @@ def choose_objective(
         raise OptionError(
             f"--elbo {requested} needs reparameterised sites, and '{min(sites.rough)}' has a "
             "distribution that cannot be; give --elbo trace_graph, or another distribution."
+        )
+    still = sites.moved | sites.weighed if requested == "score_function" else sites.weighed
+    if still and not sites.point and requested in ("score_function", *SCORED):
+        raise OptionError(
+            f"--elbo {requested} takes the guide's densities apart, and '{min(still)}' is a Delta "
+            "that depends on a parameter; give --elbo trace."
         )
     if requested == "score_function" and sites.point:
         raise OptionError(

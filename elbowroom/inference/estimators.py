@@ -140,6 +140,10 @@ def reward_by_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
         if not site["is_observed"]:
             term = term - guide_trace.nodes[name]["log_prob"]
         reward.add((stacks[name], term.detach()))
+    stacks = get_plate_stacks(guide_trace)
+    for name, site in _samples(guide_trace):
+        if name not in model_trace.nodes:  # auxiliary
+            reward.add((stacks[name], -site["log_prob"].detach()))
     return reward
 
 
@@ -249,6 +253,8 @@ class Weighted(Objective):
         first.particles, others.particles = 1, self.particles - 1
         with SeenRows() as seen:
             traces = list(first.traces(model, guide, arguments))
+        if not all(self._is_of_a_row(node) for _, node in _samples(traces[0][1])):
+            self.rows = None
         with FixedRows(seen.rows):  # all draws are for one minibatch
             traces += others.traces(model, guide, arguments)
             log_p = [self._log_density(model_trace) for model_trace, _ in traces]
@@ -256,7 +262,8 @@ class Weighted(Objective):
             weights = torch.stack(log_p) - torch.stack(log_q)  # (particles,), or with (rows,)
             bound = self.combined(weights)
             surrogate = self.surrogate(weights, bound, traces, model, guide, arguments)
-        return -self._total(bound).detach(), -self._total(surrogate)
+            rest = sum(self._rest(model_trace) for model_trace, _ in traces) / len(traces)
+        return -(self._total(bound) + rest).detach(), -self._total(surrogate) - rest
 
     def combined(self, weights: Tensor) -> Tensor:
         """The bound from log weights, with a leading dim for the draws."""
@@ -281,15 +288,25 @@ class Weighted(Objective):
         trace.compute_log_prob()
         total: Any = 0.0
         for _, node in _samples(trace):
+            if not self._is_of_a_row(node):
+                continue  # see `_rest`
             frames = {frame.name: frame for frame in node["cond_indep_stack"]}
-            if self.rows.name not in frames:
-                continue  # the plate's own site; all others are the rows'
-            frame = frames[self.rows.name]
-            self._scale = self.rows.size / frame.size
+            self._scale = self.rows.size / frames[self.rows.name].size
             term = node["log_prob"] / self._scale
             term = term.movedim(self.rows.dim, -1)
             total = total + term.reshape(-1, term.shape[-1]).sum(0)
         return total
+
+    def _is_of_a_row(self, node: Any) -> bool:
+        frames = {frame.name for frame in node["cond_indep_stack"]}
+        return self.rows is not None and self.rows.name in frames
+
+    def _rest(self, trace: poutine.Trace) -> Any:
+        """What a model adds outside of the rows, such as a penalty of its parameters."""
+        if self.rows is None:
+            return 0.0
+        nodes = [node for _, node in _samples(trace) if not self._is_of_a_row(node)]
+        return sum(node["log_prob_sum"] for node in nodes)
 
     def _total(self, bound: Tensor) -> Tensor:
         return bound if self.rows is None else self._scale * bound.sum()

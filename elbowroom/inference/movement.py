@@ -69,6 +69,25 @@ class Movement:
             parameters.assign(before)
         return distance
 
+    def rises_beyond(self, one: list[Tensor], two: list[Tensor]) -> bool:
+        """Whether the ELBO rises where the way from one set of parameters to the other leads.
+
+        The way is gone on for ten, a hundred and a thousand times its length: what drifts slowly,
+        for a learning rate that is too small, has far to go.
+        """
+        parameters = self.step.parameters
+        before = parameters.copy()
+        try:
+            with torch.random.fork_rng(devices=parameters.cuda), torch.no_grad():
+                for times in (10, 100, 1000):
+                    far = [b + times * (b - a) for a, b in zip(one, two, strict=True)]
+                    rise, error = self._rise(two, far)
+                    if rise > NEGLIGIBLE + 3 * error:
+                        return True
+        finally:
+            parameters.assign(before)
+        return False
+
     def _of_guide(self, one: list[Tensor], two: list[Tensor]) -> tuple[float, bool]:
         """The distance of the guides; and whether it speaks for every parameter."""
         self.step.parameters.assign(one)
@@ -124,6 +143,11 @@ class Movement:
         return ratios, moved
 
     def _of_elbo(self, one: list[Tensor], two: list[Tensor]) -> float:
+        rise, error = self._rise(one, two)
+        return abs(rise) / (NEGLIGIBLE + 2 * error)
+
+    def _rise(self, one: list[Tensor], two: list[Tensor]) -> tuple[float, float]:
+        """Of the ELBO from one set of parameters to another, and its standard error."""
         torch.manual_seed(SEED)
         chosen = [self.rows() for _ in range(EVALUATIONS)]
         losses = []
@@ -133,8 +157,7 @@ class Movement:
                 torch.tensor([self.step.loss(rows, SEED + i) for i, rows in enumerate(chosen)])
             )
         difference = losses[0] - losses[1]
-        error = float(difference.std()) / EVALUATIONS**0.5
-        return abs(float(difference.mean())) / (NEGLIGIBLE + 2 * error)
+        return float(difference.mean()), float(difference.std()) / EVALUATIONS**0.5
 
 
 def _largest(values: Tensor) -> float:

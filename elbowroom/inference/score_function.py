@@ -87,8 +87,13 @@ class ScoreFunction(Objective):
         """The average of a site's weights before this one, which it takes in."""
         frames = site["cond_indep_stack"]
         batch = any(f.full_size is not None and f.full_size != f.size for f in frames)
-        seen = weight.mean() if batch else weight
+        # A network tells the rows apart by itself.
+        seen = weight.mean() if batch or self.baseline == "neural" else weight
         mean = pyro.param(f"__baseline_mean_{name}", torch.zeros_like(seen))
+        if mean.shape != seen.shape:  # all rows before, a minibatch now
+            store = pyro.get_param_store()
+            store[f"__baseline_mean_{name}"] = mean.detach().mean().expand_as(seen).clone()
+            mean = store[f"__baseline_mean_{name}"]
         count = pyro.param(f"__baseline_count_{name}", torch.zeros(()))
         before = mean.detach().clone()
         with torch.no_grad():
@@ -116,7 +121,7 @@ def _network(
         shape = [1] * weight.dim()
         shape[frame.dim] = len(values)
         return values.reshape(shape).expand(weight.shape)
-    return pyro.param(f"baseline.{name}.level", torch.zeros_like(weight)).expand(weight.shape)
+    return pyro.param(f"baseline.{name}.level", torch.zeros(()).to(weight)).expand(weight.shape)
 
 
 def _features(frame: Any, rows: Tensor | None, arguments: dict[str, Any]) -> Tensor | None:

@@ -109,6 +109,16 @@ class Rule(Protocol):
         """Takes in what `state` gave."""
 
 
+class Distance(Protocol):
+    """See `elbowroom.inference.movement.Movement`."""
+
+    def __call__(self, one: list[Tensor], two: list[Tensor], tolerance: float) -> float:
+        """The distance of two sets of parameters as a multiple of the tolerance."""
+
+    def rises_beyond(self, one: list[Tensor], two: list[Tensor]) -> bool:
+        """Whether the ELBO rises where the way from one to the other leads."""
+
+
 class Stationary:
     """The rate is cut when the iterates are stationary, until a cut no longer moves their mean.
 
@@ -130,7 +140,7 @@ class Stationary:
     def __init__(
         self,
         parameters: FlatParameters,
-        distance: Callable[[list[Tensor], list[Tensor], float], float],
+        distance: Distance,
         tolerance: float,
     ) -> None:
         self.iterates = Iterates(parameters)
@@ -196,6 +206,8 @@ class Stationary:
         halves = self.iterates.average(-window, -window // 2), self.iterates.average(-window // 2)
         # The halves' means lie twice as far apart as the whole one's standard error.
         if self.distance(*halves, self.tolerance) > limit:
+            return None
+        if limit < 1 and self.distance.rises_beyond(*halves):
             return None
         mean = self.iterates.average(-window)
         if self.before is not None:

@@ -180,7 +180,8 @@ class Optimisation:
             pyro.validation_enabled(True),
             torch.random.fork_rng(devices=[]),
         ):
-            self.objective.loss(self.model, self.guide, **self.arguments, **extra)
+            # With gradients, of which baselines make parameters.
+            self.objective.loss_and_surrogate(self.model, self.guide, {**self.arguments, **extra})
 
     def _rule(self, held: Tensor | None) -> Rule:
         settings, parameters = self.settings, self.parameters
@@ -220,6 +221,8 @@ class Optimisation:
         """
         saved = None if checkpoints is None else checkpoints.begin()
         if self.parameters.count == 0:
+            if checkpoints is not None:
+                checkpoints.end()
             return self._trained("exact", "the guide has nothing to optimise.")
         status = cause = ""
         try:
@@ -235,11 +238,11 @@ class Optimisation:
                 wanted = status == "budget" or (not status and checkpoints and checkpoints.due)
                 if checkpoints is not None and wanted:
                     checkpoints.write(self.step, self.state())
+            if checkpoints is not None:
+                checkpoints.end()
         except KeyboardInterrupt:
             status = "interrupted"
         finally:
-            if checkpoints is not None:
-                checkpoints.end()
             if status == "diverged":
                 with contextlib.suppress(Exception):  # a cause that cannot be found is no failure
                     cause = culprit(self.model, self.guide, self.arguments, self.objective)
@@ -339,7 +342,7 @@ class Optimisation:
         self.rule.restore(placed_tensors(state["rule"], self.parameters.vectors[0].device))
         if self.batches is not None:
             self.batches.restore(state["batches"])
-        if not state["recorded"]:
+        if state["eager"] is not None:
             self.evaluate.give_up(state["eager"])
         self.elbo = array("d", state["elbo"].tolist())
         self.rates = array("d", state["rates"].tolist())

@@ -86,7 +86,8 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
                 "another --output, or give --overwrite."
             )
         raise RunFolderError(f"'{path}' exists; choose another --output, or give --overwrite.")
-    if path.exists() and not ((path / marker).exists() or holds_unfinished(path)):
+    ours = (path / marker).exists() or (path / UNFINISHED / LOCK).exists()
+    if path.exists() and not ours:
         raise RunFolderError(
             f"'{path}' is not a folder that Elbowroom wrote, and is left alone; "
             "choose another --output."

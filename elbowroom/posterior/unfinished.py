@@ -72,9 +72,9 @@ def unfinished(path: Path, request: Request | None, overwrite: bool = False) -> 
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
     with _locked(path):
-        if request is not None:
-            _begin(path, request)
         try:
+            if request is not None:
+                _begin(path, request)
             yield inner / CHECKPOINTS
         except Exception:
             if request is not None and not any((inner / CHECKPOINTS).glob("*.safetensors")):
@@ -121,6 +121,15 @@ def _begin(path: Path, request: Request) -> None:
         atomically(inner / REQUEST, json.dumps(content, indent=1, default=str).encode())
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
+
+
+def change_request(path: Path, changes: dict[str, Any]) -> None:
+    """Changes the options of what was asked of the run in a folder, whose lock is held."""
+    file = path / UNFINISHED / REQUEST
+    content = json.loads(file.read_text(encoding="utf-8"))
+    kept = {k: v for k, v in content["options"].items() if k not in ("steps", "epochs")}
+    content["options"] = {**kept, **changes}
+    atomically(file, json.dumps(content, indent=1, default=str).encode())
 
 
 def read_request(path: Path) -> Request:

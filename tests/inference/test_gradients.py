@@ -19,6 +19,7 @@ from elbowroom.inference.estimators import Objective
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import make_options
 from elbowroom.inference.settings import Settings
+from elbowroom.inference.svi import run_svi
 
 SIGMAS = 4.5
 """Standard errors by which a mean may be off; one of 150 comparisons in a thousand runs is."""
@@ -275,6 +276,97 @@ def test_score_functions_of_discrete_sites_are_exact_in_the_mean(
     arguments = {"y": ROWS, **({} if size is None else {"batch_size": size})}
     found = gradients(objective, switches, switches_guide, arguments, ("logits",), 1500)
     check_mean(found, exact_switches())
+
+
+def moving_delta(y: Tensor) -> None:
+    pyro.sample("z", dist.Delta(pyro.param("point", torch.tensor(0.3))))
+    pyro.sample("w", dist.Normal(pyro.param("location", torch.zeros(())), 1.0))
+
+
+def weighed_delta(y: Tensor) -> None:
+    """A Normal written by hand: its density is the Delta's."""
+    scale = pyro.param("log_scale", torch.zeros(())).exp()
+    noise = pyro.sample("noise", dist.Normal(torch.zeros(()), 1.0), infer={"is_auxiliary": True})
+    fn = dist.Delta(0.5 + scale * noise, log_density=-scale.log())
+    pyro.sample("z", fn)
+    pyro.sample("w", dist.Normal(pyro.param("location", torch.zeros(())), 1.0))
+
+
+def two(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+    w = pyro.sample("w", dist.Normal(torch.zeros(()), 1.0))
+    pyro.sample("y", dist.Normal(z + w, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("guide", "name", "refused"),
+    [
+        (moving_delta, "score_function", True), (weighed_delta, "score_function", True),
+        (weighed_delta, "sticking_the_landing", True), (weighed_delta, "dreg", True),
+        (moving_delta, "sticking_the_landing", False), (weighed_delta, "trace", False),
+    ],
+)  # fmt: skip
+def test_a_density_that_cannot_be_taken_apart_is_refused(
+    guide: Callable[..., Any], name: str, refused: bool
+) -> None:
+    options: dict[str, Any] = {"particles": 2, "steps": 9, "draws": 100, "seed": 1}
+    if not refused:
+        er.fit(two, {"y": Y}, guide, elbo=name, **options)
+        return
+    with pytest.raises(OptionError, match=f"--elbo {name} takes the guide's densities apart"):
+        er.fit(two, {"y": Y}, guide, elbo=name, **options)
+
+
+@pytest.mark.parametrize("baseline", ["none", "decaying"])
+def test_score_functions_weigh_what_a_guide_draws_for_itself(baseline: str) -> None:
+    """The entropy of an auxiliary site counts: the gradient is that of the same plain guide."""
+
+    def guide(y: Tensor) -> None:
+        location = pyro.param("location", torch.tensor(START["location"]))
+        log_scale = pyro.param("log_scale", torch.tensor(START["log_scale"]))
+        fn = dist.Normal(location, log_scale.exp())
+        drawn = pyro.sample("own", fn, infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(drawn))
+
+    objective = make_objective(
+        "score_function", 2, LatentSpace.of(line, {"y": Y}), baseline=baseline
+    )
+    found = gradients(objective, line, guide, {"y": Y}, tuple(START), 3000)
+    check_mean(found, exact_bound("trace"))
+
+
+@pytest.mark.parametrize("name", ["iwae", "dreg"])
+def test_terms_outside_the_rows_are_in_the_bound_of_rows(name: str) -> None:
+    def penalised(y: Tensor, batch_size: int | None = None) -> None:
+        local(y, batch_size)
+        pyro.factor("penalty", -3 * pyro.param("slope").square() - 100)
+
+    losses, slopes = [], []
+    for model in (local, penalised):
+        pyro.clear_param_store()
+        local(ROWS)
+        objective = make_objective(name, 3, LatentSpace.of(model, {"y": ROWS}))
+        assert objective.rows is not None
+        torch.manual_seed(0)
+        loss, surrogate = objective.loss_and_surrogate(model, local_guide, {"y": ROWS})
+        losses.append(float(loss))
+        slopes.append(float(torch.autograd.grad(surrogate, parameters()["slope"])[0]))
+    assert losses[1] - losses[0] == pytest.approx(100 + 3 * 0.8**2, rel=1e-9)
+    assert slopes[1] - slopes[0] == pytest.approx(2 * 3 * 0.8, rel=1e-9)
+
+
+def test_a_neural_baseline_is_fitted_by_the_run() -> None:
+    y = torch.linspace(-4, 4, 30, dtype=torch.float64)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            pyro.sample("on", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(30))))
+
+    space = LatentSpace.of(switches, {"y": y})
+    objective = make_objective("score_function", 1, space, baseline="neural")
+    chosen = make_options(Settings, {"steps": 200, "schedule": "constant"})
+    run_svi(switches, guide, {"y": y}, objective, chosen)
+    assert float(parameters()["baseline.on.second"].detach().abs().max()) > 0.1
 
 
 def test_a_neural_baseline_learns_what_the_rows_tell() -> None:

@@ -309,6 +309,24 @@ def test_a_rate_that_makes_the_elbo_worse_is_cut_and_the_run_goes_back() -> None
     assert float(pyro.param("log_scale").detach().abs().max()) < 0.3
 
 
+@pytest.mark.parametrize("rate", [1e-4, 1e-6])
+def test_a_learning_rate_that_is_far_too_small_is_not_called_converged(rate: float) -> None:
+    """The guide stands nearly still, and the ELBO is level within its noise: it has far to go."""
+    y = 2 + torch.randn(1000)
+
+    def model(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        location, scale = pyro.param("m", torch.zeros(())), pyro.param("s", torch.tensor(-3.0))
+        pyro.sample("mean", dist.Normal(location, scale.exp()))
+
+    found, _ = fitted(guide, model, {"y": y}, learning_rate=rate, steps=5000)
+    assert found.status == "budget"
+
+
 def test_a_smaller_tolerance_takes_longer() -> None:
     lengths = []
     for tolerance in (0.3, 0.02):
