@@ -81,7 +81,10 @@ class Movement:
             with torch.random.fork_rng(devices=parameters.cuda), torch.no_grad():
                 for times in (10, 100, 1000):
                     far = [b + times * (b - a) for a, b in zip(one, two, strict=True)]
-                    rise, error = self._rise(two, far)
+                    try:
+                        rise, error = self._rise(two, far)
+                    except (ArithmeticError, RuntimeError, ValueError):
+                        break  # there is no ELBO so far away
                     if rise > NEGLIGIBLE + 3 * error:
                         return True
         finally:

@@ -228,6 +228,19 @@ def test_parameters_of_the_model_are_compared_by_their_elbo() -> None:
     assert between(normal_guide, [0, 0, 0, 0, 0.1], model=model) > 10
 
 
+def test_where_the_way_leads_to_no_density_nothing_rises() -> None:
+    def model() -> None:
+        size = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1)).abs().max()
+        if size > 30:
+            raise RuntimeError("not positive definite")
+        pyro.factor("x_", -size)
+
+    found = movement(lambda: normal_guide(), model=model)
+    one = found.step.parameters.copy()
+    two = [vector + 0.1 for vector in one]
+    assert not found.rises_beyond(one, two)
+
+
 def fitted(
     guide: Callable[..., Any], model: Callable[..., Any], arguments: dict[str, Any], **given: Any
 ) -> tuple[Trained, Optimisation]:
