@@ -39,6 +39,7 @@ Data = Annotated[
         "by default the model's own dataset."
     ),
 ]
+GuideName = Annotated[str, typer.Option(help="A name ('elbowroom guides MODEL').")]
 Engine = Annotated[
     str,
     typer.Option(
@@ -346,7 +347,7 @@ def check(
     model: ModelName,
     options: dict[str, Any],
     data: Data = None,
-    guide: Annotated[str, typer.Option(help="A name ('elbowroom guides MODEL').")] = "auto",
+    guide: GuideName = "auto",
     seed: Seed = None,
 ) -> None:
     """Check a model, its data and a guide, as every stochastic fit does before it begins."""
@@ -366,7 +367,7 @@ def estimators(
     model: ModelName,
     options: dict[str, Any],
     data: Data = None,
-    guide: Annotated[str, typer.Option(help="A name ('elbowroom guides MODEL').")] = "auto",
+    guide: GuideName = "auto",
     seed: Seed = None,
     gradients: Annotated[int, typer.Option(help="Of each estimator at each stage.")] = 300,
     output: Output = None,

@@ -39,7 +39,6 @@ WARM = 300
 """Evaluations before those that count, in which baselines are learnt."""
 UNLIKELY = 3.5
 """Errors of a mean gradient from the exact one at which it is called biased."""
-STAGES = ("start", "middle", "end")
 OWN = "baseline."
 """What the names of a baseline's own parameters begin with."""
 
@@ -55,15 +54,11 @@ class Estimator:
     @property
     def name(self) -> str:
         """As it is shown."""
+        kind = ""
         if self.objective == "score_function":
-            return (
-                f"score_function, {self.baseline} baseline"
-                if self.baseline != "none"
-                else ("score_function, no baseline")
-            )
-        return (
-            self.objective if self.particles == 1 else f"{self.objective}, {self.particles} draws"
-        )
+            kind = f", {'no' if self.baseline == 'none' else self.baseline} baseline"
+        several = f", {self.particles} draws" if self.particles > 1 else ""
+        return f"{self.objective}{kind}{several}"
 
     @property
     def of_the_elbo(self) -> bool:
@@ -112,21 +107,13 @@ class _Stages:
     def chosen(self) -> dict[str, tuple[int, list[torch.Tensor]]]:
         steps = len(self.run.elbo)
         middle = min(self.kept, key=lambda step: abs(step - steps / 2))
-        values = dict(self.run.parameters.named)
-        end = [
-            torch.cat([values[name].detach().reshape(-1) for name in names])
-            for names in self._names()
-        ]
+        groups = self.run.parameters.groups
+        end = [torch.cat([value.detach().reshape(-1) for value in group]) for group in groups]
         return {
             "start": (0, self.kept[0]),
             "middle": (middle, self.kept[middle]),
             "end": (steps, end),
         }
-
-    def _names(self) -> Iterator[list[str]]:
-        by_tensor = {id(value): name for name, value in self.run.parameters.named.items()}
-        for group in self.run.parameters.groups:
-            yield [by_tensor[id(value)] for value in group]
 
 
 def measure(

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 SECONDS = 30.0
@@ -87,21 +87,18 @@ def packed(state: Any) -> bytes:
 
 def unpacked(content: bytes) -> Any:
     """What `packed` was given, lists in the place of tuples, tensors on the CPU."""
-    # safetensors reads the header of a file alone.
-    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        file.write(content)
-        file.flush()
-        with safe_open(file.name, "pt") as opened:
-            structure = json.loads(opened.metadata()["state"])
+    header = int.from_bytes(content[:8], "little")  # its length, as the format has it
+    structure = json.loads(json.loads(content[8 : 8 + header])["__metadata__"]["state"])
+    tensors = load(content)
 
-            def read(value: Any) -> Any:
-                if isinstance(value, dict):
-                    if "tensor" in value:
-                        return opened.get_tensor(value["tensor"])
-                    return {key: read(each) for key, each in value["dict"]}
-                return [read(each) for each in value] if isinstance(value, list) else value
+    def read(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "tensor" in value:
+                return tensors[value["tensor"]]
+            return {key: read(each) for key, each in value["dict"]}
+        return [read(each) for each in value] if isinstance(value, list) else value
 
-            return read(structure)
+    return read(structure)
 
 
 class Checkpoints:

@@ -139,8 +139,9 @@ def read_request(path: Path) -> Request:
         RunFolderError: If it holds no run that could go on.
     """
     if not holds_unfinished(path):
-        ended = " ended; see elbowroom summary" if (path / "config.json").is_file() else " is none"
-        raise RunFolderError(f"--resume {path}: the run{ended}. There is nothing to go on with.")
+        ended = (path / "config.json").is_file()
+        why = "the run has ended; see elbowroom summary" if ended else "no run lies there"
+        raise RunFolderError(f"--resume {path}: {why}. There is nothing to go on with.")
     try:
         asked = json.loads((path / UNFINISHED / REQUEST).read_text(encoding="utf-8"))
         if asked.pop("format") > FORMAT:
