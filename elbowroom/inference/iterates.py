@@ -19,6 +19,9 @@ DRIFTING = 1.7
 """R-hat of one parameter above which it is not; what moves at constant speed has 2.6."""
 WATCHED = 4096
 """Parameters whose spread is kept; of more, as many evenly spaced ones."""
+MANY = 100_000
+"""Parameters from which not each step is taken in, but one in two, or in up to five of more: it has
+nearly the mean of all, which follow each other closely."""
 
 
 class Iterates:
@@ -44,6 +47,7 @@ class Iterates:
         self._watched = [
             slice(None, None, spaced) if spaced > 1 else slice(None) for _ in parameters.vectors
         ]
+        self._every = min(5, 1 + parameters.count // MANY)
         self.restart()
 
     def restart(self) -> None:
@@ -56,13 +60,12 @@ class Iterates:
     def _begin(self) -> None:
         self._count = 0
         vectors = [vector.detach() for vector in self._parameters.vectors]
+        self._means = [vector.clone() for vector in vectors]
         # Deviations from where the block begins, whose squares lose no digits.
-        self._origin = [vector.clone() for vector in vectors]
-        self._sums = [torch.zeros_like(vector) for vector in vectors]
-        self._squares = [
-            torch.zeros_like(vector[part])
-            for vector, part in zip(vectors, self._watched, strict=True)
+        self._origin = [
+            vector[part].clone() for vector, part in zip(vectors, self._watched, strict=True)
         ]
+        self._squares = [torch.zeros_like(origin) for origin in self._origin]
 
     @property
     def steps(self) -> int:
@@ -71,26 +74,30 @@ class Iterates:
 
     def add(self) -> None:
         """Takes in the parameters as they are now."""
-        for vector, origin, total, squares, part in zip(
-            self._parameters.vectors, self._origin, self._sums, self._squares, self._watched,
-            strict=True,
-        ):  # fmt: skip
-            deviation = vector.detach() - origin
-            total.add_(deviation)
-            watched = deviation[part]
-            squares.addcmul_(watched, watched)
         self._count += 1
+        if self._count % self._every == 0:
+            self._take_in(self._count // self._every)
         if self._count == self.length:
             self._close()
 
+    def _take_in(self, count: int) -> None:
+        for vector, mean, origin, squares, part in zip(
+            self._parameters.vectors, self._means, self._origin, self._squares, self._watched,
+            strict=True,
+        ):  # fmt: skip
+            mean.lerp_(vector.detach(), 1 / count)
+            deviation = vector.detach()[part] - origin
+            squares.addcmul_(deviation, deviation)
+
     def _close(self) -> None:
-        count = self._count
-        shifts = [total / count for total in self._sums]
-        self.means.append([o + shift for o, shift in zip(self._origin, shifts, strict=True)])
+        count = self._count // self._every
+        self.means.append(self._means)
         self.variances.append(
             [
-                squares / count - shift[part].square()
-                for squares, shift, part in zip(self._squares, shifts, self._watched, strict=True)
+                squares / count - (mean[part] - origin).square()
+                for squares, mean, origin, part in zip(
+                    self._squares, self._means, self._origin, self._watched, strict=True
+                )
             ]
         )
         if len(self.means) == BLOCKS:
@@ -145,7 +152,7 @@ class Iterates:
         """All that it holds."""
         return {
             "means": self.means, "variances": self.variances, "length": self.length,
-            "count": self._count, "origin": self._origin, "sums": self._sums,
+            "count": self._count, "origin": self._origin, "latest": self._means,
             "squares": self._squares,
         }  # fmt: skip
 
@@ -153,7 +160,7 @@ class Iterates:
         """Takes in what `state` gave."""
         self.means, self.variances = state["means"], state["variances"]
         self.length, self._count = state["length"], state["count"]
-        self._origin, self._sums = state["origin"], state["sums"]
+        self._origin, self._means = state["origin"], state["latest"]
         self._squares = state["squares"]
 
 

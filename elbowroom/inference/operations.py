@@ -12,6 +12,8 @@ READ = torch.ops.aten._local_scalar_dense.default
 """Takes a number out of a tensor, to where no recording follows it."""
 DETACH = torch.ops.aten.detach.default
 """Gives what it takes, where no gradient is followed."""
+TURN = torch.ops.aten.t.default
+"""Transposes a matrix."""
 
 
 @dataclass(frozen=True)

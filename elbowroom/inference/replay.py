@@ -10,6 +10,7 @@ from elbowroom.inference.operations import (
     CHECK,
     DETACH,
     READ,
+    TURN,
     Affine,
     Operation,
     Slot,
@@ -36,6 +37,8 @@ BINDINGS: dict[str, Any] = {
     )
 }  # fmt: skip
 """Torch's own functions for operators, which are called faster than these are."""
+FILLING = ("addmm.default", "mm.default", "mul.Tensor", "sum.dim_IntList")
+"""Of these, those that can fill a tensor that is there."""
 
 
 def _callable(operation: Operation) -> Any:
@@ -82,6 +85,29 @@ class Replay:
         self.entries, self.results, self.batched = entries, results, batched
         self.branches = any(operation.function is READ for operation in operations)
         self._code: dict[tuple[int, ...] | None, Callable[..., tuple[Tensor, ...]]] = {}
+        self._places: dict[int, Tensor] = {}
+
+    def place(self, places: dict[int, Tensor]) -> set[int]:
+        """Has results, by their numbers, put where they are wanted; those for which that can be.
+
+        Each call then gives the same tensors, filled anew.
+        """
+        made = {each.outputs[0]: each for each in self.operations if len(each.outputs) == 1}
+        placed = set()
+        self._places = {}
+        for number, place in places.items():
+            slot = self.results[number]
+            if self.results.count(slot) > 1:
+                continue
+            while (
+                slot in made and made[slot].function is TURN
+            ):  # what is turned is put there turned back
+                slot, place = made[slot].arguments[0].index, place.t()
+            if slot in made and name_of(made[slot]) in FILLING and not made[slot].keywords:
+                self._places[slot] = place
+                placed.add(number)
+        self._code.clear()
+        return placed
 
     def __call__(self, *inputs: Tensor, outputs: tuple[int, ...] | None = None) -> Any:
         """The outputs for a batch (n, D), or for all inputs, or those of the numbers given."""
@@ -149,6 +175,9 @@ class Replay:
                 continue
             arguments = [written(value) for value in operation.arguments]
             arguments += [f"{key}={written(value)}" for key, value in operation.keywords.items()]
+            if set(operation.outputs) & set(self._places):
+                names[f"p{line}"] = self._places[operation.outputs[0]]
+                arguments.append(f"out=p{line}")
             call = f"{function}({', '.join(arguments)})"
             returns = operation.function._schema.returns
             many = len(returns) > 1 or (returns and "List" in str(returns[0].type))

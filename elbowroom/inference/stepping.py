@@ -28,6 +28,8 @@ ELEMENTWISE = (
 
 
 KEEPS = "the model or the guide keeps numbers between its runs outside of tensors"
+LARGE = 10_000
+"""Numbers of a parameter from which its gradient is computed in its place."""
 TRIES = 20
 """Seeds at which a recording is tried, until it takes the recorded branch."""
 
@@ -37,7 +39,8 @@ class FlatParameters:
 
     Attributes:
         named: Each parameter, a view of a vector; by its first name, if it has several.
-        vectors: (P,), each with its gradient, of which those of the parameters are views.
+        vectors: (P,), each with its gradient.
+        parts: The gradient of each parameter, in the order of `groups`, views of those.
     """
 
     def __init__(self, named: dict[str, Tensor]) -> None:
@@ -49,6 +52,7 @@ class FlatParameters:
         }
         self.groups: list[list[Tensor]] = []
         self.vectors: list[torch.nn.Parameter] = []
+        self.parts: list[Tensor] = []
         kinds = {(value.dtype, value.device) for value in self.named.values()}
         for kind in sorted(kinds, key=str):
             group = [each for each in self.named.values() if (each.dtype, each.device) == kind]
@@ -60,6 +64,7 @@ class FlatParameters:
                 part = slice(begin, begin + value.numel())
                 value.data = whole[part].view(value.shape)
                 value.grad = vector.grad[part].view(value.shape)
+                self.parts.append(value.grad)
                 begin += value.numel()
             self.groups.append(group)
             self.vectors.append(vector)
@@ -135,9 +140,11 @@ class Step:
         self.objective, self.model, self.guide = objective, model, guide
         self.arguments, self.parameters = arguments, parameters
         self.plate, self.size = plate, size
+        self._tensors = [value for group in parameters.groups for value in group]
         self.reason: str | None = None
         self._replay: Replay | None = None
         self.branches = 0
+        self._placed: set[int] = set()
         self._seed = 0x5EED_0000
 
     @property
@@ -157,8 +164,7 @@ class Step:
     def _whole(self, *rows: Tensor) -> list[Tensor]:
         """The loss and the gradient of each parameter."""
         loss, surrogate = self._loss_and_surrogate(rows[0] if rows else None)
-        tensors = [value for group in self.parameters.groups for value in group]
-        return [loss, *torch.autograd.grad(surrogate, tensors, materialize_grads=True)]
+        return [loss, *torch.autograd.grad(surrogate, self._tensors, materialize_grads=True)]
 
     def _random_states(self) -> list[tuple[Callable[[Tensor], None], Tensor]]:
         states: list[tuple[Callable[[Tensor], None], Tensor]] = [
@@ -169,8 +175,18 @@ class Step:
             states.append((put, torch.cuda.get_rng_state(device)))
         return states
 
+    def _place(self, replay: Replay) -> None:
+        """Has large gradients computed where they are wanted, which saves a pass over them."""
+        parts = enumerate(self.parameters.parts, start=1)
+        self._placed = replay.place({i: part for i, part in parts if part.numel() >= LARGE})
+
     def _put(self, found: list[Tensor]) -> None:
         """Fills the gradients of the vectors by those of the parameters."""
+        if self._placed:
+            pairs = enumerate(zip(self.parameters.parts, found, strict=True), start=1)
+            for part, each in (pair for i, pair in pairs if i not in self._placed):
+                part.copy_(each)
+            return
         begin = 0
         for group, gradient in zip(self.parameters.groups, self.parameters.gradients, strict=True):
             parts = [each.reshape(-1) for each in found[begin : begin + len(group)]]
@@ -200,6 +216,7 @@ class Step:
                     self.reason = KEEPS
                 elif self._agrees(replay, inputs[2]):
                     self._replay = replay
+                    self._place(replay)
                 else:
                     self.reason = "a recording of them gives other numbers"
             # A step fails to be recorded in as many ways as there are models, which then are run.
