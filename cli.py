@@ -161,6 +161,14 @@ SETTINGS: dict[str, Any] = {
             "2,000 latent numbers (default: those that all groups share)."
         ),
     ],
+    "compile": Annotated[
+        bool | None,
+        typer.Option(
+            "--compile",
+            help="Steps by torch.compile, dozens in one call: for long runs, since it takes half a "
+            "minute to begin, and a C++ compiler.",
+        ),
+    ],
     "device": Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")],
     "dtype": Annotated[
         str | None, typer.Option(help="float64 or float32 (default: float64; vae 32).")

@@ -55,6 +55,9 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "regression, minibatches": (
         "bayesian_regression", None, "mean_field", {"steps": 2500, "batch_size": 50},
     ),
+    "regression, compiled": (
+        "bayesian_regression", None, "mean_field", {"steps": 20_000, "compile": True},
+    ),
     "vae, rows held out": (
         "vae", None, "encoder", {"steps": 600, "hidden": (20,), "draws": 100},
     ),

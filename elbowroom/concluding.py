@@ -102,6 +102,8 @@ def conclude(
     notes = []
     if trained.eager is not None:
         notes.append(f"the steps were run as they stand, which is slower: {trained.eager}.")
+    if trained.uncompiled is not None:
+        notes.append(f"the steps were not compiled: {trained.uncompiled}.")
     if fitted.engine == "svi" and landscape.agreement is not None:
         notes.append(landscape.agreement)
     if landscape.likelihood is not None:

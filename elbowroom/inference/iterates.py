@@ -80,6 +80,28 @@ class Iterates:
         if self._count == self.length:
             self._close()
 
+    @property
+    def room(self) -> int:
+        """The steps that are left of a block."""
+        return self.length - self._count
+
+    def add_steps(self, count: int, start: Tensor, total: Tensor, squares: Tensor) -> None:
+        """Takes in some steps at once, no more than there is room for, of one vector.
+
+        Args:
+            count: How many.
+            start: Some point, (P,).
+            total: The sum of their deviations from it, (P,).
+            squares: The sum of the squares of those, (P,).
+        """
+        part = self._watched[0]
+        self._count += count
+        self._means[0].lerp_(start + total / count, count / self._count)
+        shift = start[part] - self._origin[0]
+        self._squares[0] += squares[part] + 2 * shift * total[part] + count * shift.square()
+        if self._count == self.length:
+            self._close()
+
     def _take_in(self, count: int) -> None:
         for vector, mean, origin, squares, part in zip(
             self._parameters.vectors, self._means, self._origin, self._squares, self._watched,

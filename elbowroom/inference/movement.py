@@ -95,16 +95,17 @@ class Movement:
         """The distance of the guides; and whether it speaks for every parameter."""
         self.step.parameters.assign(one)
         trace = poutine.trace(self.step.guide).get_trace(**self.step.arguments)
+        trace.compute_log_prob()
         sites = {name: node for name, node in sample_sites(trace) if not node["is_observed"]}
         random = {name for name, node in sites.items() if not is_delta(node["fn"])}
         used = {name for name, node in trace.nodes.items() if node["type"] == "param"}
         pointless = bool(random) and set(self.step.parameters.named) <= used
         if not random:
             return 0.0, False
-        ratios, moved = self._differences(one, two, set(sites), random)
-        back, _ = self._differences(two, one, set(sites), random)
+        ratios, moved = self._differences(one, two, sites, random)
+        back, _ = self._differences(two, one, sites, random)
         distance = 0.0
-        for name in random:
+        for name in ratios.keys() & back.keys():
             size = max(1, prod(sites[name]["fn"].event_shape))
             spread = (ratios[name].var(0) + back[name].var(0)) / 2 / size
             distance = max(distance, _largest(spread.sqrt()))
@@ -117,11 +118,12 @@ class Movement:
         return distance, pointless
 
     def _differences(
-        self, own: list[Tensor], others: list[Tensor], sites: set[str], random: set[str]
+        self, own: list[Tensor], others: list[Tensor], sites: dict[str, Any], random: set[str]
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
         """The log ratios of the random sites' densities to the other guide's, at draws of its own.
 
-        And of the sites that follow from these, how far they move, with their values.
+        And of the sites that follow from these, how far they move, with their values. What only
+        some runs of the guide sample, an auxiliary site, is left out.
         """
         guide, arguments = self.step.guide, self.step.arguments
 
@@ -129,18 +131,26 @@ class Movement:
             with _Given({name: given[name] for name in random if name in given}):
                 trace = poutine.trace(guide).get_trace(**arguments)
             trace.compute_log_prob()
-            found = {name: trace.nodes[name]["value"] for name in sites}
-            return found | {f" {name}": trace.nodes[name]["log_prob"] for name in random}
+            found = {}
+            for name, site in sites.items():
+                node, there = trace.nodes.get(name, site), name in trace.nodes
+                found[name], found[f"{name} there"] = node["value"], torch.tensor(float(there))
+                if name in random:
+                    found[f" {name}"] = node["log_prob"]
+            return found
 
         torch.manual_seed(SEED)
         self.step.parameters.assign(own)
         first = map_draws(run, {" index": torch.zeros(DRAWS)}, DRAWS)
         self.step.parameters.assign(others)
         second = map_draws(run, {name: first[name] for name in sites}, DRAWS)
-        ratios = {name: first[f" {name}"] - second[f" {name}"] for name in random}
+        whole = {
+            name for name in sites if all(each[f"{name} there"].all() for each in (first, second))
+        }
+        ratios = {name: first[f" {name}"] - second[f" {name}"] for name in random & whole}
         moved = {
             name: (second[name] - first[name], first[name])
-            for name in sites - random
+            for name in whole - random
             if first[name].is_floating_point()
         }
         return ratios, moved

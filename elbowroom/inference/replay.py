@@ -128,7 +128,15 @@ class Replay:
                 needed.append(operation)
         return needed[::-1]
 
-    def _compiled(self, wanted: tuple[int, ...] | None) -> Callable[..., tuple[Tensor, ...]]:
+    def function(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The code itself, in calls that `torch.compile` follows."""
+        return self._compiled(None, lambda operation: operation.function)
+
+    def _compiled(
+        self,
+        wanted: tuple[int, ...] | None,
+        called: Callable[[Operation], Any] = _callable,
+    ) -> Callable[..., tuple[Tensor, ...]]:
         results = self.results if wanted is None else [self.results[i] for i in wanted]
         operations = self.needed(results)
         last: dict[int, int] = {}  # where each value is used for the last time
@@ -159,7 +167,7 @@ class Replay:
 
         for line, operation in enumerate(operations):
             function = f"f{line}"
-            names[function] = _callable(operation)
+            names[function] = called(operation)
             if operation.function is READ:
                 names["BranchError"] = BranchError
                 taken, answer = operation.arguments

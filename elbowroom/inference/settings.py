@@ -67,6 +67,9 @@ class Settings:
         str | None,
         Field(description="sites, by commas, whose covariance a model of over 2,000 latents gets"),
     ] = None
+    compile: Annotated[
+        bool, Field(description="steps by torch.compile, dozens in one call; for long runs")
+    ] = False
     device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[Literal["float64", "float32"], Field(description="of all numbers")] = "float64"
 

@@ -114,6 +114,7 @@ class Step:
 
     Attributes:
         recorded: Whether it is.
+        replay: The recording, if it is.
         reason: Why it is not.
         branches: Steps that took another branch than the recorded one, and were run as they stand.
 
@@ -142,7 +143,7 @@ class Step:
         self.plate, self.size = plate, size
         self._tensors = [value for group in parameters.groups for value in group]
         self.reason: str | None = None
-        self._replay: Replay | None = None
+        self.replay: Replay | None = None
         self.branches = 0
         self._placed: set[int] = set()
         self._seed = 0x5EED_0000
@@ -150,7 +151,7 @@ class Step:
     @property
     def recorded(self) -> bool:
         """Whether the step is replayed."""
-        return self._replay is not None
+        return self.replay is not None
 
     def _loss_and_surrogate(
         self, rows: Tensor | None, size: int | None = None
@@ -215,7 +216,7 @@ class Step:
                 if python_numbers(self.model, self.guide) != numbers:
                     self.reason = KEEPS
                 elif self._agrees(replay, inputs[2]):
-                    self._replay = replay
+                    self.replay = replay
                     self._place(replay)
                 else:
                     self.reason = "a recording of them gives other numbers"
@@ -237,7 +238,7 @@ class Step:
             after = torch.random.get_rng_state()
             torch.manual_seed(self._seed)
             expected = self._whole(*inputs)
-            close = all(_close(one, two) for one, two in zip(found, expected, strict=True))
+            close = all(alike(one, two) for one, two in zip(found, expected, strict=True))
             return close and torch.equal(after, torch.random.get_rng_state())
         return True  # every step takes another branch, and is run as it stands
 
@@ -246,17 +247,17 @@ class Step:
 
         What a model keeps outside of tensors between its runs, no recording sees.
         """
-        if self._replay is None:
+        if self.replay is None:
             return True
         with torch.random.fork_rng(devices=self.parameters.cuda):
-            same = self._agrees(self._replay, [] if rows is None else [rows])
+            same = self._agrees(self.replay, [] if rows is None else [rows])
         if not same:
             self.give_up(KEEPS)
         return same
 
     def give_up(self, reason: str | None) -> None:
         """Runs the steps as they stand from now on."""
-        self._replay, self.reason = None, reason
+        self.replay, self.reason = None, reason
 
     def loss(self, rows: Tensor | None, seed: int) -> float:
         """The loss alone, at the noise of a seed."""
@@ -267,10 +268,10 @@ class Step:
 
     def __call__(self, rows: Tensor | None = None) -> float:
         """The loss; its gradient is put into the parameters'."""
-        if self._replay is not None:
-            states = self._random_states() if self._replay.branches else []
+        if self.replay is not None:
+            states = self._random_states() if self.replay.branches else []
             try:
-                loss, *found = self._replay(*([] if rows is None else [rows]))
+                loss, *found = self.replay(*([] if rows is None else [rows]))
             except BranchError:  # this step is run as it stands, with the same noise
                 self.branches += 1
                 for restore, state in states:
@@ -286,7 +287,7 @@ class Step:
         return float(loss)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def alike(found: Tensor, expected: Tensor) -> bool:
     """Whether two tensors are the same but for rounding, relative to the largest number."""
     expected = expected.detach()
     finite = expected[torch.isfinite(expected)].abs()

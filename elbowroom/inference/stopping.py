@@ -77,6 +77,10 @@ class Rule(Protocol):
     moves: bool
 
     @property
+    def iterates(self) -> Iterates | None:
+        """What it looks at, which takes in each step."""
+
+    @property
     def found(self) -> str:
         """What was seen when the run converged."""
 
@@ -86,9 +90,6 @@ class Rule(Protocol):
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""
-
-    def add(self) -> None:
-        """Takes in a step that was made."""
 
     def look(self, elbo: Sequence[float]) -> str | None:
         """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
@@ -171,10 +172,6 @@ class Stationary:
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""
         return self._factor
-
-    def add(self) -> None:
-        """Takes in a step that was made."""
-        self.iterates.add()
 
     def _window(self, elbo: Sequence[float]) -> tuple[int, float]:
         """The last blocks that are stationary, and how far apart their halves' means may be.
@@ -295,6 +292,7 @@ class HeldOut:
         self, parameters: FlatParameters, evaluate: Callable[[], float], patience: int
     ) -> None:
         self.parameters, self.evaluate, self.patience = parameters, evaluate, patience
+        self.iterates: Iterates | None = None
         self.moves = False
         self._factor = 1.0
         self.best = -math.inf
@@ -315,9 +313,6 @@ class HeldOut:
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""
         return self._factor
-
-    def add(self) -> None:
-        """Takes in a step that was made."""
 
     def look(self, elbo: Sequence[float]) -> str | None:
         """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
@@ -373,7 +368,7 @@ class Scheduled:
     moves = False
 
     def __init__(self, parameters: FlatParameters, budget: int, cosine: bool) -> None:
-        self.iterates = Iterates(parameters)
+        self.iterates = None if cosine else Iterates(parameters)
         self.budget, self.cosine = budget, cosine
 
     @property
@@ -390,11 +385,6 @@ class Scheduled:
         """What the learning rate of a step is multiplied by."""
         return 0.5 * (1 + math.cos(math.pi * step / self.budget)) if self.cosine else 1.0
 
-    def add(self) -> None:
-        """Takes in a step that was made."""
-        if not self.cosine:
-            self.iterates.add()
-
     def look(self, elbo: Sequence[float]) -> str | None:
         """Looks at the run so far, of which it is told the ELBO; a status if it shall end."""
         return None
@@ -404,7 +394,7 @@ class Scheduled:
 
         A cosine rate ends flat whatever is left to gain: its end is no sign of convergence.
         """
-        window = None if self.cosine else self.iterates.window()
+        window = None if self.iterates is None else self.iterates.window()
         return "budget" if window is None else "converged"
 
     def kept(self) -> list[Tensor] | None:
@@ -413,12 +403,14 @@ class Scheduled:
 
     def restart(self) -> None:
         """Forgets the steps since the rate was cut: the parameters were put back."""
-        self.iterates.restart()
+        if self.iterates is not None:
+            self.iterates.restart()
 
     def state(self) -> dict[str, Any]:
         """All that it holds."""
-        return {"iterates": self.iterates.state()}
+        return {} if self.iterates is None else {"iterates": self.iterates.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes in what `state` gave."""
-        self.iterates.restore(state["iterates"])
+        if self.iterates is not None:
+            self.iterates.restore(state["iterates"])

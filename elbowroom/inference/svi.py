@@ -1,13 +1,15 @@
 """The shared SVI runner: any model, guide and objective; it never loses what it has fitted."""
 
 import contextlib
+import logging
 import math
 import time
+import warnings
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
@@ -32,6 +34,9 @@ from elbowroom.inference.settings import Settings, length, optimizer_class
 from elbowroom.inference.stepping import ELEMENTWISE, FlatParameters, Step
 from elbowroom.inference.stopping import HeldOut, Rule, Scheduled, Stationary
 
+if TYPE_CHECKING:
+    from elbowroom.inference.compiled import Compiled
+
 RECORDED_FROM = 100
 """Steps from which it is worth while to record one."""
 LOOKS = 200
@@ -40,7 +45,9 @@ UNUSABLE_STEPS = 5
 """Steps in a row with a non-finite ELBO or gradient, after which a run goes back."""
 RETURNS = 4
 """Times that it goes back to parameters that were good, at half the rate, before it ends."""
-COUNTS = ("step", "good_at", "looked_at", "skipped", "in_a_row", "returns")
+UNMADE = 5
+"""Compiled calls in a row that could not be made, after which there are no more."""
+COUNTS = ("step", "good_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
 BASELINES = "__baseline"
 """What the names begin with under which Pyro keeps baselines in the parameter store."""
 HELD_OUT_SEED = 0x4E1D_0007
@@ -60,6 +67,7 @@ class Trained:
         seconds: Wall time.
         parameters: The number of optimised numbers.
         eager: Why the steps were run as they stand, if they were not recorded.
+        uncompiled: Why they were not compiled, if they were meant to be.
     """
 
     status: str
@@ -70,6 +78,7 @@ class Trained:
     seconds: float
     parameters: int
     eager: str | None = None
+    uncompiled: str | None = None
 
     @property
     def converged(self) -> bool:
@@ -110,6 +119,19 @@ def _clipped(gradients: list[Tensor], largest: float | None) -> float:
         for gradient in gradients:
             gradient.mul_(largest / norm)
     return norm
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What torch.compile says of its own ways is of no use to who fits a model."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class Optimisation:
@@ -168,7 +190,9 @@ class Optimisation:
         self.rule = self._rule(held)
         self.elbo, self.rates = array("d"), array("d")
         self.step = self.good_at = self.looked_at = 0
-        self.skipped = self.in_a_row = self.returns = 0
+        self.skipped = self.in_a_row = self.returns = self.unmade = 0
+        self.compiled: Compiled | None = None
+        self.uncompiled: str | None = None
         self.smoothed = math.nan
         self.good = self.parameters.copy()
 
@@ -229,11 +253,14 @@ class Optimisation:
             self.optimizer = make_optimizer(self.settings, self.parameters)
             if self.budget >= RECORDED_FROM:
                 self.evaluate.record(None if self.batches is None else self.batches.draw)
+            if self.settings.compile:
+                self._compile()
             if saved is not None:
                 self.restore(saved)
                 status = self.rule.end(self.elbo) if self.step >= self.budget else ""
             while not status:
-                status = self._advance(progress)
+                several = self.compiled is not None
+                status = self._call(progress) if several else self._advance(progress)
                 # One more at the end of the budget, from which more steps can go on.
                 wanted = status == "budget" or (not status and checkpoints and checkpoints.due)
                 if checkpoints is not None and wanted:
@@ -254,33 +281,107 @@ class Optimisation:
             self.parameters.release()
         return self._trained(status, f"{self._reason(status)} {cause}".strip())
 
-    def _advance(self, progress: Callable[[int, int, float, float], None] | None) -> str:
+    def _compile(self) -> None:
+        # Here, since it loads as much as all the rest.
+        from elbowroom.inference.compiled import Compiled, Given, NotCompilableError
+
+        replay = self.evaluate.replay
+        if replay is None:
+            self.uncompiled = "they could not be recorded"
+            return
+        rows = self._draw_rows()
+        example = [] if rows is None else [rows]
+        tensors = [value for group in self.parameters.groups for value in group]
+        with torch.random.fork_rng(devices=self.parameters.cuda), _silent():
+            try:
+                self.compiled = Compiled(
+                    Given(replay, tensors, example),
+                    self.parameters, self.optimizer, self.settings.clip_norm,
+                )  # fmt: skip
+            except NotCompilableError as error:
+                self.uncompiled = str(error)
+            # It fails in as many ways as there are compilers, and the steps are run without.
+            except Exception as error:
+                self.uncompiled = f"torch.compile failed ({type(error).__name__})"
+
+    def _rate(self, step: int) -> float:
+        return self.settings.learning_rate * self.rule.factor(step) * 0.5**self.returns
+
+    def _call(self, progress: Callable[[int, int, float, float], None] | None) -> str:
+        """One call of compiled steps, up to the next look; one by one where it cannot be made."""
+        assert self.compiled is not None
+        iterates = self.rule.iterates
+        count = min(
+            self.compiled.longest, self.budget - self.step,
+            self.looked_at + self.window - self.step,
+            self.compiled.longest if iterates is None else iterates.room,
+        )  # fmt: skip
+        rows = [self._next_rows() for _ in range(count)]
+        rates = [self._rate(self.step + i) for i in range(count)]
+        taken = [[] if each is None else [each] for each in rows]
+        with users_code(f"step {self.step + 1} of the optimiser failed", ModelError):
+            made = self.compiled(taken, rates, self.optimizer)
+        if made is None:
+            self.unmade += 1
+            if self.unmade >= UNMADE:
+                self._uncompile("too many of them took another branch, or were not finite")
+            return next(filter(None, (self._advance(progress, each) for each in rows)), "")
+        self.unmade = 0
+        if iterates is not None:
+            if made.sums:
+                iterates.add_steps(count, made.start, *made.sums)
+            else:
+                iterates.add()
+        return self._made(made.losses, rates, progress)
+
+    def _uncompile(self, reason: str) -> None:
+        self.compiled, self.uncompiled = None, reason
+
+    def _advance(
+        self,
+        progress: Callable[[int, int, float, float], None] | None,
+        rows: Tensor | None = None,
+    ) -> str:
         """One step, and a look at the run where it is due; the status if it ends."""
-        rate = self.settings.learning_rate * self.rule.factor(self.step) * 0.5**self.returns
+        rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with users_code(f"step {self.step + 1} of the optimiser failed", ModelError):
-            loss = self.evaluate(self._next_rows())
+            loss = self.evaluate(self._next_rows() if rows is None else rows)
         norm = _clipped(self.parameters.gradients, self.settings.clip_norm)
-        self.step += 1
-        self.elbo.append(-loss)
-        self.rates.append(rate)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return self._leave_out()
-        self.in_a_row = 0
+            return self._leave_out(loss, rate)
         self.optimizer.step()
-        self.rule.add()
-        self.smoothed = (
-            -loss if math.isnan(self.smoothed) else self.smoothed + 0.02 * (-loss - self.smoothed)
-        )
+        if self.rule.iterates is not None:
+            self.rule.iterates.add()
+        return self._made([loss], [rate], progress)
+
+    def _made(
+        self,
+        losses: list[float],
+        rates: list[float],
+        progress: Callable[[int, int, float, float], None] | None,
+    ) -> str:
+        """Keeps account of steps that were made, and looks at the run where it is due."""
+        self.in_a_row = 0
+        self.step += len(losses)
+        self.rates.extend(rates)
+        for loss in losses:
+            self.elbo.append(-loss)
+            self.smoothed += 0.02 * (-loss - self.smoothed)
+            if math.isnan(self.smoothed):
+                self.smoothed = -loss
         if progress is not None:
-            progress(self.step, self.budget, self.smoothed, rate)
+            progress(self.step, self.budget, self.smoothed, rates[-1])
         if self.step - self.looked_at >= self.window or self.step >= self.budget:
             return self._look()
         return ""
 
-    def _leave_out(self) -> str:
+    def _leave_out(self, loss: float, rate: float) -> str:
         """A step that is not finite is left out; after some, the run goes back, or ends."""
+        self.step += 1
+        self.elbo.append(-loss)
+        self.rates.append(rate)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= UNUSABLE_STEPS:
             if self.returns >= RETURNS:
@@ -300,6 +401,8 @@ class Optimisation:
         with users_code(f"step {self.step} of the optimiser failed", ModelError):
             holds = self.evaluate.holds(self._draw_rows())
         if not holds:  # what was done since is done again, as it stands
+            if self.compiled is not None:
+                self._uncompile("they could not be recorded")
             self._put_back()
             self.step = self.looked_at = self.good_at
             del self.elbo[self.good_at :], self.rates[self.good_at :]
@@ -326,6 +429,7 @@ class Optimisation:
             "batches": None if self.batches is None else self.batches.state(),
             "random": random_states(self.parameters.cuda),
             "recorded": self.evaluate.recorded, "eager": self.evaluate.reason,
+            "uncompiled": self.uncompiled,
             "elbo": torch.tensor(self.elbo, dtype=torch.float64),
             "rates": torch.tensor(self.rates, dtype=torch.float64),
             "good": self.good, "smoothed": self.smoothed,
@@ -344,6 +448,8 @@ class Optimisation:
             self.batches.restore(state["batches"])
         if state["eager"] is not None:
             self.evaluate.give_up(state["eager"])
+        if state["uncompiled"] is not None:
+            self._uncompile(state["uncompiled"])
         self.elbo = array("d", state["elbo"].tolist())
         self.rates = array("d", state["rates"].tolist())
         self.good, self.smoothed = state["good"], state["smoothed"]
@@ -362,6 +468,7 @@ class Optimisation:
             time.perf_counter() - self.began,
             self.parameters.count,
             self.evaluate.reason,
+            self.uncompiled,
         )
 
     def _reason(self, status: str) -> str:

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference import checkpoint
 from elbowroom.inference.checkpoint import KEPT, Checkpoints, packed, unpacked
+from elbowroom.inference.compiled import Compiled, _repeat
 from elbowroom.inference.elbo import make_objective
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import make_options
@@ -111,6 +113,9 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any], s
         bits, bits_guide, {"y": torch.tensor(2.0, dtype=torch.float64)}, "trace_graph",
         {"steps": 500},
     ),
+    "compiled": (
+        regression, branching_guide, ROWS, "trace", {"steps": 3000, "compile": True},
+    ),
     "rows held out": (
         factor, factor_guide, {"x": ROWS["x"]}, "trace", {"steps": 900, "batch_size": 6},
     ),
@@ -131,9 +136,15 @@ def run(case: str, checkpoints: Checkpoints | None = None) -> tuple[Trained, dic
 whole_run = functools.cache(run)
 
 
-@pytest.mark.parametrize("at", [1, 173, 431])
+@pytest.mark.parametrize("at", [1, 23, 431])
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_goes_on_bit_for_bit(case: str, at: int, tmp_path: Path) -> None:
+def test_a_run_goes_on_bit_for_bit(
+    case: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The loops of compiled steps as they stand: to compile them takes long.
+    as_it_stands = partial(Compiled._loop, repeat=_repeat)
+    monkeypatch.setattr("torch.compile", lambda steps, **_: partial(as_it_stands, steps.__self__))
+    at = 1 + at % 29 if case == "compiled" else at
     whole, expected = whole_run(case)
     with pytest.raises(Stopped):
         run(case, StoppingAt(tmp_path, at))

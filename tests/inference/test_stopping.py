@@ -192,6 +192,16 @@ def test_a_guide_that_did_not_move_is_at_no_distance() -> None:
     assert between(normal_guide, 0.0) == 0.0
 
 
+def test_sites_that_only_some_runs_sample_are_left_out() -> None:
+    def guide() -> None:
+        normal_guide()
+        if torch.rand(()) < 0.3:
+            pyro.sample("more", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+
+    pyro.set_rng_seed(0)
+    assert between(guide, [0.05, 0, 0, 0]) == pytest.approx(0.1, rel=SAMPLED)
+
+
 def test_draws_that_follow_from_noise_without_parameters_are_compared_themselves() -> None:
     def guide() -> None:
         noise = pyro.sample("noise", dist.Normal(torch.zeros(()), 1.0))
