@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # The models of the tests are small: one thread for each of two workers.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench-peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/elbowroom demo
@@ -16,6 +16,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+
+bench-peers: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(BIN)/python benchmarks/steps.py --compile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

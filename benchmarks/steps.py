@@ -2,20 +2,24 @@
 
 Each case is one model with one guide: the shared runner as users run it, Pyro's `SVI.step` on the
 same model and guide, and the loop that one would write by hand in torch for this model alone, with
-its log density simplified on paper and torch's fused Adam. All are timed in turn in one process on
-one thread; what is shown are medians.
+its log density simplified on paper and torch's fused Adam; with `--compile`, the runner's compiled
+steps too; and NumPyro and PyMC where they are installed. All are timed in turn in one process on
+one core; what is shown are medians, and the runner's ratios to the loop by hand.
 
-    python benchmarks/steps.py [--rounds 5]
+    python benchmarks/steps.py [--rounds 5] [--compile]
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
+import peers
 import pyro
 import pyro.distributions as dist
 import torch
@@ -31,6 +35,8 @@ from elbowroom.inference.settings import Settings
 from elbowroom.inference.svi import run_svi
 
 RATE = 1e-3
+BEFORE = 1000
+"""Steps of a run that are not timed: in the first of them it is looked at more often."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Case:
         guide: The guide.
         objective: The name of its ELBO.
         size: Rows of a minibatch.
+        others: By library, what makes a run of it.
     """
 
     name: str
@@ -54,6 +61,7 @@ class Case:
     guide: Any
     objective: str = "trace"
     size: int | None = None
+    others: dict[str, Callable[[], peers.Run]] = field(default_factory=dict)
 
 
 def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -282,17 +290,29 @@ def cases() -> list[Case]:
     }
     model, guide = vae()
     own = bind_model(model, vae_data(), {"dtype": "float32"})[0]
+
+    def both(kind: str, data: dict[str, Tensor], option: Any) -> dict[str, Any]:
+        return {
+            library: partial(getattr(peers, f"{library.lower()}_{kind}"), data, RATE, option)
+            for library in ("NumPyro", "PyMC")
+        }
+
     return [
         Case("regression 434 x 4, mean_field", 1000, mean_field_by_hand,
-             bound["regression"], "mean_field"),
+             bound["regression"], "mean_field",
+             others=both("regression", regression_data(), "mean_field")),
         Case("regression 434 x 4, full_rank", 1000, full_rank_by_hand,
-             bound["regression"], "full_rank"),
-        Case("mixture 10,000 x 4, mean_field", 60, mixture_by_hand,
-             bound["mixture"], "mean_field", "trace_enum"),
+             bound["regression"], "full_rank",
+             others=both("regression", regression_data(), "full_rank")),
+        Case("mixture 10,000 x 4, mean_field", 100, mixture_by_hand,
+             bound["mixture"], "mean_field", "trace_enum",
+             others=both("mixture", mixture_data(), COMPONENTS)),
         Case("network 8-50-1, 1,000 rows, mean_field", 300, network_by_hand,
-             bound["network"], "mean_field", "trace_mean_field"),
-        Case("VAE 784-400-50, batch of 256", IMAGES // BATCH, vae_by_hand,
-             own, guide, "trace_mean_field", BATCH),
+             bound["network"], "mean_field", "trace_mean_field",
+             others=both("network", network_data(), HIDDEN)),
+        Case("VAE 784-400-50, batch of 256", 2 * (IMAGES // BATCH), vae_by_hand,
+             own, guide, "trace_mean_field", BATCH,
+             {"NumPyro": partial(peers.numpyro_vae, vae_data(), RATE, (UNITS, LATENTS), BATCH)}),
     ]  # fmt: skip
 
 
@@ -337,37 +357,74 @@ def by_pyro(case: Case) -> float:
         return seconds(lambda: [step() for _ in range(case.steps)]) / case.steps
 
 
-def by_runner(case: Case) -> float:
+def by_runner(case: Case, compiled: bool = False) -> float:
     """Seconds for each step of the shared runner, whatever it does once for a run left out."""
-    problem = case.problem
-    settings = Settings(learning_rate=RATE, schedule="constant", batch_size=case.size)
+    problem, times = case.problem, {}
 
-    def run(steps: int) -> float:
-        with problem.session(0):
-            pair = pair_of(case)
-            objective = make_objective(case.objective, 1, problem.space)
-            chosen, plate = replace(settings, steps=steps), problem.space.subsampled
-            return seconds(lambda: run_svi(*pair, problem.arguments, objective, chosen, plate))
+    def seen(step: int, *_: Any) -> None:
+        times[step] = time.perf_counter()
 
-    return (run(100 + case.steps) - run(100)) / case.steps
+    # The run is looked at every 200 steps, which is a part of them.
+    steps = 200 * max(1, case.steps // 200) * (10 if compiled and case.size is None else 1)
+    settings = Settings(
+        learning_rate=RATE, schedule="constant", batch_size=case.size, steps=BEFORE + steps,
+        compile=compiled,
+    )  # fmt: skip
+    with problem.session(0):
+        pair = pair_of(case)
+        objective = make_objective(case.objective, 1, problem.space)
+        plate = problem.space.subsampled
+        trained = run_svi(*pair, problem.arguments, objective, settings, plate, progress=seen)
+    assert trained.uncompiled is None, trained.uncompiled
+    first = min(step for step in times if step >= BEFORE)
+    return (times[BEFORE + steps] - times[first]) / (BEFORE + steps - first)
+
+
+def by_peer(library: str) -> Callable[[Case], float]:
+    """Seconds for each step of another library; compiled once for all rounds."""
+    runs: dict[str, peers.Run] = {}
+
+    def timed(case: Case) -> float:
+        if library not in case.others:
+            return float("nan")
+        steps = case.steps if case.size is not None else max(case.steps, 10 * peers.CHUNK)
+        if case.name not in runs:
+            runs[case.name] = case.others[library]()
+            runs[case.name](case.steps)
+        return seconds(lambda: runs[case.name](steps)) / steps
+
+    return timed
 
 
 def main() -> None:
     """Times all cases in turn and prints the table."""
     parser = argparse.ArgumentParser(description="Times a step.")
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--compile", action="store_true", help="compiled steps too")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    ways = {"by hand": by_hand, "Pyro": by_pyro, "runner": by_runner}
-    print(f"{'ms a step':40s}" + "".join(f"{way:>10s}" for way in ways) + f"{'ratio':>8s}")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    ways: dict[str, Callable[[Case], float]] = {
+        "by hand": by_hand, "Pyro": by_pyro, "runner": by_runner,
+    }  # fmt: skip
+    if options.compile:
+        ways["compiled"] = partial(by_runner, compiled=True)
+    for library in ("NumPyro", "PyMC"):
+        if peers.installed(library.lower()):
+            ways[library] = by_peer(library)
+    ratios = [way for way in ("runner", "compiled") if way in ways]
+    print(f"{'ms a step':40s}" + "".join(f"{way:>10s}" for way in [*ways, *ratios]))
     for case in cases():
         found: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             for way, timed in ways.items():
                 found[way].append(1e3 * timed(case))
-        ratio = median(a / b for a, b in zip(found["runner"], found["by hand"], strict=True))
-        line = "".join(f"{median(times):10.3f}" for times in found.values())
-        print(f"{case.name:40s}{line}{ratio:8.2f}", flush=True)
+        line = "".join(f"{median(times):10.4f}" for times in found.values())
+        for way in ratios:
+            each = (a / b for a, b in zip(found[way], found["by hand"], strict=True))
+            line += f"{f'x {median(each):.2f}':>10s}"
+        print(f"{case.name:40s}{line}", flush=True)
 
 
 if __name__ == "__main__":

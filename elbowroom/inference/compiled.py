@@ -283,7 +283,8 @@ class Compiled:
         inputs = self._inputs(rows, [1e-3] * count, 0)
         found = []
         for function in (self._steps, plain):
-            state = [torch.zeros_like(self.vector) for _ in self.update.names]
+            # Not from zeros, where Adam makes a whole step of the rounding of a small gradient.
+            state = [torch.ones_like(self.vector) for _ in self.update.names]
             vector = self.vector.detach().clone()
             with torch.no_grad():
                 _, losses, *_ = function(*inputs, vector, state)

@@ -35,27 +35,33 @@ class Minibatches:
     """
 
     def __init__(self, rows: int, size: int | None, held: Tensor | None = None) -> None:
-        kept = torch.ones(rows, dtype=torch.bool)
+        self.count, self.rows = rows, None
         if held is not None:
+            kept = torch.ones(rows, dtype=torch.bool)
             kept[held] = False
-        self.rows = kept.nonzero()[:, 0]
-        self.size = len(self.rows) if size is None else min(size, len(self.rows))
-        self._order, self._next = self.rows, len(self)
+            self.rows = kept.nonzero()[:, 0]
+            self.count = len(self.rows)
+        self.size = self.count if size is None else min(size, self.count)
+        self._order, self._next = torch.zeros(0, dtype=torch.int64), len(self)
+
+    def _chosen(self, numbers: Tensor) -> Tensor:
+        """The rows of some numbers, counted without those held out."""
+        return numbers if self.rows is None else self.rows[numbers]
 
     def __len__(self) -> int:
         """The minibatches of an epoch."""
-        return len(self.rows) // self.size
+        return self.count // self.size
 
     def __next__(self) -> Tensor:
         """The rows of the next one."""
         if self._next == len(self):
-            self._order, self._next = self.rows[torch.randperm(len(self.rows))], 0
+            self._order, self._next = self._chosen(torch.randperm(self.count)), 0
         self._next += 1
         return self._order[(self._next - 1) * self.size : self._next * self.size]
 
     def draw(self) -> Tensor:
         """The rows of one that is of no epoch, and may hold a row twice."""
-        return self.rows[torch.randint(len(self.rows), (self.size,))]
+        return self._chosen(torch.randint(self.count, (self.size,)))
 
     def state(self) -> dict[str, Any]:
         """Where it is."""

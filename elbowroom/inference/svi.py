@@ -47,7 +47,9 @@ RETURNS = 4
 """Times that it goes back to parameters that were good, at half the rate, before it ends."""
 UNMADE = 5
 """Compiled calls in a row that could not be made, after which there are no more."""
-COUNTS = ("step", "good_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
+GROWN = 1.2
+"""How much longer a run must be for its recorded step to be compared again."""
+COUNTS = ("step", "held_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
 BASELINES = "__baseline"
 """What the names begin with under which Pyro keeps baselines in the parameter store."""
 HELD_OUT_SEED = 0x4E1D_0007
@@ -189,12 +191,12 @@ class Optimisation:
         self.evaluate = Step(objective, model, guide, arguments, self.parameters, plate, size)
         self.rule = self._rule(held)
         self.elbo, self.rates = array("d"), array("d")
-        self.step = self.good_at = self.looked_at = 0
+        self.step = self.held_at = self.looked_at = 0
         self.skipped = self.in_a_row = self.returns = self.unmade = 0
         self.compiled: Compiled | None = None
         self.uncompiled: str | None = None
         self.smoothed = math.nan
-        self.good = self.parameters.copy()
+        self.good = self.held = self.parameters.copy()
 
     def _evaluate_first(self, size: int | None) -> None:
         """Evaluates the ELBO once with every check on, which also makes the parameters."""
@@ -386,28 +388,30 @@ class Optimisation:
         if self.in_a_row >= UNUSABLE_STEPS:
             if self.returns >= RETURNS:
                 return "diverged"
-            self._put_back()
+            self._put_back(self.good)
             self.returns, self.in_a_row = self.returns + 1, 0
         return self.rule.end(self.elbo) if self.step >= self.budget else ""
 
-    def _put_back(self) -> None:
-        self.parameters.assign(self.good)
+    def _put_back(self, values: list[Tensor]) -> None:
+        self.parameters.assign(values)
         self.optimizer = make_optimizer(self.settings, self.parameters)
         self.rule.restart()
 
     def _look(self) -> str:
         """Sees whether the recorded step still holds, and what the rule makes of the run."""
         self.looked_at = self.step
-        with users_code(f"step {self.step} of the optimiser failed", ModelError):
-            holds = self.evaluate.holds(self._draw_rows())
-        if not holds:  # what was done since is done again, as it stands
-            if self.compiled is not None:
-                self._uncompile("they could not be recorded")
-            self._put_back()
-            self.step = self.looked_at = self.good_at
-            del self.elbo[self.good_at :], self.rates[self.good_at :]
-            return ""
-        self.good, self.good_at = self.parameters.copy(), self.step
+        if self.step >= GROWN * self.held_at:
+            with users_code(f"step {self.step} of the optimiser failed", ModelError):
+                holds = self.evaluate.holds(self._draw_rows())
+            if not holds:  # what was done since is done again, as it stands
+                if self.compiled is not None:
+                    self._uncompile("they could not be recorded")
+                self._put_back(self.held)
+                self.step = self.looked_at = self.held_at
+                del self.elbo[self.step :], self.rates[self.step :]
+                return ""
+            self.held, self.held_at = self.parameters.copy(), self.step
+        self.good = self.parameters.copy()
         with users_code(f"step {self.step} of the optimiser failed", ModelError):
             status = self.rule.look(self.elbo)
         kept = self.rule.kept() if self.rule.moves and not status else None
@@ -432,7 +436,7 @@ class Optimisation:
             "uncompiled": self.uncompiled,
             "elbo": torch.tensor(self.elbo, dtype=torch.float64),
             "rates": torch.tensor(self.rates, dtype=torch.float64),
-            "good": self.good, "smoothed": self.smoothed,
+            "good": self.good, "held": self.held, "smoothed": self.smoothed,
             "counts": {name: getattr(self, name) for name in COUNTS},
             "seconds": time.perf_counter() - self.began,
         }  # fmt: skip
@@ -452,7 +456,8 @@ class Optimisation:
             self._uncompile(state["uncompiled"])
         self.elbo = array("d", state["elbo"].tolist())
         self.rates = array("d", state["rates"].tolist())
-        self.good, self.smoothed = state["good"], state["smoothed"]
+        self.good, self.held = state["good"], state["held"]
+        self.smoothed = state["smoothed"]
         for name, count in state["counts"].items():
             setattr(self, name, count)
         self.began = time.perf_counter() - state["seconds"]
