@@ -169,6 +169,10 @@ SETTINGS: dict[str, Any] = {
             "minute to begin, and a C++ compiler.",
         ),
     ],
+    "autocast": Annotated[
+        bool | None,
+        typer.Option("--autocast", help="Layers of networks in bfloat16, all else as it is."),
+    ],
     "device": Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")],
     "dtype": Annotated[
         str | None, typer.Option(help="float64 or float32 (default: float64; vae 32).")

@@ -261,7 +261,10 @@ class Compiled:
         self.longest = LONGEST if parameters.count < LARGE else 1
         steps = self._loop if self.longest > 1 else self._single
         plain = partial(self._loop, repeat=_repeat) if self.longest > 1 else self._single
-        options: Any = {"cpp_wrapper": self.vector.device.type == "cpu"}
+        options: Any = {
+            "cpp_wrapper": self.vector.device.type == "cpu",
+            "emulate_precision_casts": True,
+        }
         self._steps: Callable[..., Any] = torch.compile(
             _anew(steps), fullgraph=True, dynamic=False, options=options
         )

@@ -70,6 +70,9 @@ class Settings:
     compile: Annotated[
         bool, Field(description="steps by torch.compile, dozens in one call; for long runs")
     ] = False
+    autocast: Annotated[
+        bool, Field(description="layers of networks in bfloat16, all else as it is")
+    ] = False
     device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[Literal["float64", "float32"], Field(description="of all numbers")] = "float64"
 

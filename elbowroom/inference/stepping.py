@@ -5,7 +5,7 @@ clipping and the bookkeeping see one tensor.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -13,6 +13,8 @@ from unittest import mock
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from elbowroom.guides.space import FixedRows, Plate
 from elbowroom.inference.estimators import Objective
@@ -106,6 +108,44 @@ class FlatParameters:
             value.data, value.grad = value.data.clone(), None
 
 
+LAYERS = {
+    getattr(functional, name)
+    for name in (
+        "linear", "conv1d", "conv2d", "conv3d",
+        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    )
+}  # fmt: skip
+
+
+class BFloat16Layers(TorchFunctionMode):
+    """Has the layers of networks multiply in bfloat16, and all else in its own precision.
+
+    Unlike under `torch.autocast`, what a layer gives is of single precision again: densities, and
+    draws by their means and scales, have all their digits.
+
+    Example:
+        >>> weight, x = torch.ones(1, 2), torch.tensor([[1.0, 1e-3]])
+        >>> with BFloat16Layers():
+        ...     functional.linear(x, weight).item(), (x @ weight.T).item()
+        (1.0, 1.0010000467300415)
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function not in LAYERS:
+            return function(*args, **kwargs)
+        whole = args[0].dtype
+
+        def cut(each: Any) -> Any:
+            floating = isinstance(each, Tensor) and each.is_floating_point()
+            return each.bfloat16() if floating else each
+
+        found = function(*map(cut, args), **{name: cut(each) for name, each in kwargs.items()})
+        return found.to(whole)
+
+
 class Step:
     """The loss and its gradient at fresh noise, for some rows.
 
@@ -126,6 +166,7 @@ class Step:
         parameters: That are optimised.
         plate: The plate that minibatches subsample.
         size: Rows of a minibatch; all of them by default.
+        autocast: Whether the layers of networks are taken in bfloat16.
     """
 
     def __init__(
@@ -137,7 +178,9 @@ class Step:
         parameters: FlatParameters,
         plate: Plate | None = None,
         size: int | None = None,
+        autocast: bool = False,
     ) -> None:
+        self.autocast = autocast
         self.objective, self.model, self.guide = objective, model, guide
         self.arguments, self.parameters = arguments, parameters
         self.plate, self.size = plate, size
@@ -156,11 +199,12 @@ class Step:
     def _loss_and_surrogate(
         self, rows: Tensor | None, size: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        if rows is None or self.plate is None:
-            return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
-        with FixedRows({self.plate.name: rows}):
-            given = {**self.arguments, "batch_size": size or self.size}
-            return self.objective.loss_and_surrogate(self.model, self.guide, given)
+        with BFloat16Layers() if self.autocast else nullcontext():
+            if rows is None or self.plate is None:
+                return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
+            with FixedRows({self.plate.name: rows}):
+                given = {**self.arguments, "batch_size": size or self.size}
+                return self.objective.loss_and_surrogate(self.model, self.guide, given)
 
     def _whole(self, *rows: Tensor) -> list[Tensor]:
         """The loss and the gradient of each parameter."""

@@ -188,7 +188,9 @@ class Optimisation:
             self.batches = Minibatches(plate.size, size, held)
             size = self.batches.size
         self.window = max(LOOKS, len(self.batches) if self.batches else 0)
-        self.evaluate = Step(objective, model, guide, arguments, self.parameters, plate, size)
+        self.evaluate = Step(
+            objective, model, guide, arguments, self.parameters, plate, size, settings.autocast
+        )
         self.rule = self._rule(held)
         self.elbo, self.rates = array("d"), array("d")
         self.step = self.held_at = self.looked_at = 0

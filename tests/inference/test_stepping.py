@@ -310,3 +310,36 @@ def test_flat_parameters_are_the_store_s_own_until_they_are_released() -> None:
     parameters.release()
     parameters.assign([torch.full_like(vector, 3.0) for vector in parameters.vectors])
     assert (pyro.param("a") == 2.0).all()
+
+
+def test_layers_in_bfloat16_leave_densities_their_digits() -> None:
+    """The loss of a network is off by its layers' rounding; of what is no layer, by nothing."""
+    network = torch.nn.Linear(3, 1, dtype=torch.float32)
+    x = torch.randn(200, 3, dtype=torch.float32)
+
+    def model(layer: bool) -> None:
+        pyro.module("network", network)
+        weight = pyro.sample("weight", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+        mean = (network(x) if layer else x @ network.weight.T)[:, 0] + x @ weight
+        with pyro.plate("rows", 200):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=x.new_zeros(200))
+
+    def guide(layer: bool) -> None:
+        location = pyro.param("location", x.new_zeros(3))
+        pyro.sample("weight", dist.Normal(location, 0.1).to_event(1))
+
+    for layer in (True, False):
+        with isolated(0):
+            objective = make_objective("trace", 1, LatentSpace((), {}, ()))
+            objective.loss(model, guide, layer=layer)
+            losses = []
+            for autocast in (True, False):
+                arguments = {"layer": layer}
+                step = Step(objective, model, guide, arguments, stored(), autocast=autocast)
+                step.record(None)
+                assert step.recorded, step.reason
+                torch.manual_seed(0)
+                losses.append(step())
+                assert all(each.dtype == torch.float32 for each in step.parameters.gradients)
+            difference = abs(losses[0] / losses[1] - 1)
+            assert 1e-7 < difference < 0.01 if layer else difference == 0
