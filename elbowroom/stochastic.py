@@ -48,7 +48,8 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
     """Fits a guide by stochastic gradients; see `elbowroom.fitting.fit`."""
     problem, settings, seed = task.problem, task.settings, task.seed
     _rehearse(problem, guide, settings, seed)
-    landscape = landscape or explore(problem, settings.restarts, seed)
+    sampled = settings.batch_size is not None
+    landscape = landscape or explore(problem, settings.restarts, seed, sampled=sampled)
     space, arguments = problem.space, problem.arguments
     with problem.session(seed) as state:
         start = landscape.start()

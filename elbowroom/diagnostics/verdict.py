@@ -215,7 +215,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
     if not evidence.converged and not agrees:
         reasons.append(evidence.status[:1].upper() + evidence.status[1:])
         advice.append(
-            "give more --steps, or a smaller --learning-rate."
+            "give more --steps, or a smaller --learning-rate; of minibatches, larger ones."
             if evidence.stochastic
             else "fit with --guide auto, or write the model with a non-centred parameterisation."
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, tensor
 
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference import modes
+from elbowroom.inference import landscape, modes
 from elbowroom.inference.curvature import Curvature, structure_of
 from elbowroom.inference.density import Density
 from elbowroom.inference.isolation import isolated
@@ -37,9 +37,11 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def explored(model: Model, restarts: int = 8, seed: int = 0, **arguments: Any) -> Landscape:
+def explored(
+    model: Model, restarts: int = 8, seed: int = 0, sampled: bool = False, **arguments: Any
+) -> Landscape:
     problem = bind(own_model(model), arguments, None, torch.float64, torch.device("cpu"))
-    return explore(problem, restarts, seed)
+    return explore(problem, restarts, seed, sampled=sampled)
 
 
 def density_of(model: Model, **arguments: Any) -> Density:
@@ -494,3 +496,25 @@ def test_ends_of_different_widths_at_one_place_are_told_apart_by_their_divergenc
     assert count(end(0.0, 1.0), end(0.0, 3.0)) == 1
     assert count(end(0.0, 1.0), end(0.0, 4.5)) == 2
     assert count(end(0.0, 1e6), end(0.9e-3, 1e6)) == 1
+
+
+def test_minibatches_of_very_many_rows_begin_at_the_mode_of_some() -> None:
+    """Its precision is that of all rows; it is off as the mean of the rows drawn is."""
+    rows, some = 200_000, landscape.ENOUGH_ROWS
+
+    def model(y: Tensor, batch_size: int | None = None) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+        with pyro.plate("rows", len(y), subsample_size=batch_size):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=pyro.subsample(y, event_dim=0))
+
+    y = 3 + torch.randn(rows, dtype=torch.float64)
+    found = explored(model, restarts=2, sampled=True, y=y)
+    assert found.best is not None
+    assert found.best.precision is not None
+    assert found.best.precision[0, 0] == pytest.approx(rows + 1 / 100, rel=1e-3)
+    off = abs(found.best.location[0] - float(y.mean()))
+    assert 1e-6 < off < 4 / some**0.5
+    assert found.agreement == "2 of 2 starts reached the best mode of 20,000 rows drawn at random."
+    whole = explored(model, restarts=2, y=y)
+    assert whole.best is not None
+    assert whole.best.location[0] == pytest.approx(float(y.mean()), abs=1e-5)

@@ -387,6 +387,7 @@ def test_rows_held_out_stop_an_amortised_guide_and_the_best_parameters_are_kept(
     plate = run.evaluate.plate
     assert isinstance(plate, Plate)
     assert run.batches is not None
+    assert run.batches.rows is not None
     held = torch.tensor(sorted(set(range(200)) - set(run.batches.rows.tolist())))
     assert len(held) == 20
     rule: Any = run.rule
