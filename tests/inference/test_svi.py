@@ -2,6 +2,7 @@
 
 import gc
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -338,3 +339,36 @@ def test_an_elbo_that_cannot_be_evaluated_is_an_error_before_the_run() -> None:
 
     with pytest.raises(ModelError, match=r"cannot be evaluated at the start"):
         run(model, steps=10)
+
+
+def test_a_seed_gives_a_fit_whatever_ran_before_and_beside_it() -> None:
+    """Other fits, other random states, other numbers of threads, and threads that load data."""
+    options: dict[str, Any] = {"steps": 200, "batch_size": 20, "seed": 3, "response": "y"}
+
+    def numbers() -> list[np.ndarray]:
+        fit = er.fit("bayesian_regression", regression_table(), "mean_field", **options)
+        found = fit.posterior["posterior"].data_vars.values()
+        return [fit.trained.elbo_history, *(values.to_numpy() for values in found)]
+
+    expected = numbers()
+    ended = threading.Event()
+
+    def load() -> None:
+        while not ended.is_set():
+            regression_table(2000).to_csv().splitlines()
+
+    threads = torch.get_num_threads()
+    loaders = [threading.Thread(target=load) for _ in range(3)]
+    try:
+        for loader in loaders:
+            loader.start()
+        torch.set_num_threads(2)
+        torch.manual_seed(99)
+        er.fit("bayesian_regression", regression_table(30), "map", steps=150, response="y")
+        for one, two in zip(numbers(), expected, strict=True):
+            np.testing.assert_array_equal(one, two)
+    finally:
+        ended.set()
+        torch.set_num_threads(threads)
+        for loader in loaders:
+            loader.join()
