@@ -5,7 +5,10 @@ the optimiser into a loop (`torch.while_loop`) that `torch.compile` turns into o
 is entered once for some dozens of steps.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -31,6 +34,19 @@ LARGE = 50_000
 
 class NotCompilableError(Exception):
     """A run cannot be compiled; why not."""
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What torch.compile says of its own ways is of no use to who fits a model."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _Drawn(TorchDispatchMode):
@@ -123,6 +139,36 @@ class Given:
         count = len(found) - len(self.answers)
         right = [taken == answer for taken, answer in zip(found[count:], self.answers, strict=True)]
         return found[:count], right
+
+
+def compile_steps(
+    replay: Replay | None,
+    parameters: FlatParameters,
+    example: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+) -> tuple["Compiled | None", str | None]:
+    """The steps of a run compiled, or why they are not; see `Compiled`.
+
+    Args:
+        replay: The recording, if there is one.
+        parameters: That are optimised.
+        example: The rows of a minibatch, if there are any.
+        optimizer: Of torch, over the parameters' vector.
+        clip_norm: The largest norm of a gradient.
+    """
+    if replay is None:
+        return None, "they could not be recorded"
+    tensors = [value for group in parameters.groups for value in group]
+    try:
+        with _silent():
+            given = Given(replay, tensors, example)
+            return Compiled(given, parameters, optimizer, clip_norm), None
+    except NotCompilableError as error:
+        return None, str(error)
+    # It fails in as many ways as there are compilers, and the steps are run without.
+    except Exception as error:
+        return None, f"torch.compile failed ({type(error).__name__})"
 
 
 def _anew(method: Any) -> Any:

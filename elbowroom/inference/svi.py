@@ -1,12 +1,10 @@
 """The shared SVI runner: any model, guide and objective; it never loses what it has fitted."""
 
 import contextlib
-import logging
 import math
 import time
-import warnings
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import field
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -121,19 +119,6 @@ def _clipped(gradients: list[Tensor], largest: float | None) -> float:
         for gradient in gradients:
             gradient.mul_(largest / norm)
     return norm
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """What torch.compile says of its own ways is of no use to who fits a model."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 class Optimisation:
@@ -287,26 +272,14 @@ class Optimisation:
 
     def _compile(self) -> None:
         # Here, since it loads as much as all the rest.
-        from elbowroom.inference.compiled import Compiled, Given, NotCompilableError
+        from elbowroom.inference.compiled import compile_steps
 
-        replay = self.evaluate.replay
-        if replay is None:
-            self.uncompiled = "they could not be recorded"
-            return
         rows = self._draw_rows()
-        example = [] if rows is None else [rows]
-        tensors = [value for group in self.parameters.groups for value in group]
-        with torch.random.fork_rng(devices=self.parameters.cuda), _silent():
-            try:
-                self.compiled = Compiled(
-                    Given(replay, tensors, example),
-                    self.parameters, self.optimizer, self.settings.clip_norm,
-                )  # fmt: skip
-            except NotCompilableError as error:
-                self.uncompiled = str(error)
-            # It fails in as many ways as there are compilers, and the steps are run without.
-            except Exception as error:
-                self.uncompiled = f"torch.compile failed ({type(error).__name__})"
+        with torch.random.fork_rng(devices=self.parameters.cuda):
+            self.compiled, self.uncompiled = compile_steps(
+                self.evaluate.replay, self.parameters, [] if rows is None else [rows],
+                self.optimizer, self.settings.clip_norm,
+            )  # fmt: skip
 
     def _rate(self, step: int) -> float:
         return self.settings.learning_rate * self.rule.factor(step) * 0.5**self.returns

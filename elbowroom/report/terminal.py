@@ -117,9 +117,10 @@ def show_plan(plan: Plan) -> None:
         rows,
         "optimiser",
         f"{settings.optimizer}, rate {settings.learning_rate:g} ({settings.schedule}), "
-        f"{until}{batch}",
+        f"{until}{batch}{', compiled first' if settings.compile else ''}",
     )
-    add(rows, "numbers", f"{settings.dtype} on {problem.device.type}, seed {plan.seed}")
+    layers = ", layers in bfloat16" if settings.autocast else ""
+    add(rows, "numbers", f"{settings.dtype}{layers} on {problem.device.type}, seed {plan.seed}")
     rows.show_header = False
     console().print(rows)
 
