@@ -55,14 +55,14 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "regression, minibatches": (
         "bayesian_regression", None, "mean_field", {"steps": 2500, "batch_size": 50},
     ),
-    "regression, compiled": (
-        "bayesian_regression", None, "mean_field", {"steps": 20_000, "compile": True},
-    ),
     "vae, rows held out": (
         "vae", None, "encoder", {"steps": 600, "hidden": (20,), "draws": 100},
     ),
     "discrete, baselines": (
         switches, {"y": torch.tensor(2.0)}, switches_guide, {"steps": 1200, "draws": 100},
+    ),
+    "regression, compiled": (
+        "bayesian_regression", None, "mean_field", {"steps": 20_000, "compile": True},
     ),
 }  # fmt: skip
 
@@ -135,7 +135,9 @@ def main() -> None:
             expected[case] = content(root / "whole")
             shutil.rmtree(root / "whole")
         for number in range(options.runs):
-            case = list(CASES)[number % len(CASES)]
+            # Of the last one, whose compiler takes long, one in twenty.
+            cases = list(CASES)
+            case = cases[-1] if number % 20 == 19 else cases[number % (len(cases) - 1)]
             folder = root / f"run{number}"
             work, kill = fit(case, folder), True
             while not (folder / "config.json").exists():

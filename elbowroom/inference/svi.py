@@ -15,6 +15,7 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.optim.adam import adam
 
 from elbowroom.errors import ModelError, OptionError, users_code
 from elbowroom.guides.space import Plate
@@ -114,11 +115,30 @@ def make_optimizer(settings: Settings, parameters: FlatParameters) -> torch.opti
 
 def _clipped(gradients: list[Tensor], largest: float | None) -> float:
     """The norm of the gradient, which is cut to the largest."""
-    norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+    norms = [float(gradient.norm()) for gradient in gradients]
+    norm = norms[0] if len(norms) == 1 else math.hypot(*norms)
     if largest is not None and norm > largest:
         for gradient in gradients:
             gradient.mul_(largest / norm)
     return norm
+
+
+def _move(optimizer: torch.optim.Optimizer) -> None:
+    """A step of the optimiser; of fused Adam without what `step` does beside, half of its time."""
+    (group, *others), state = optimizer.param_groups, optimizer.state
+    if others or not state or type(optimizer) is not torch.optim.Adam or not group["fused"]:
+        optimizer.step()
+        return
+    parameters = [each for each in group["params"] if each.grad is not None]
+    states = [state[each] for each in parameters]
+    with torch.no_grad():
+        adam(
+            parameters, [each.grad for each in parameters],
+            [each["exp_avg"] for each in states], [each["exp_avg_sq"] for each in states],
+            [], [each["step"] for each in states],
+            fused=True, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
+            lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,
+        )  # fmt: skip
 
 
 class Optimisation:
@@ -328,7 +348,7 @@ class Optimisation:
         norm = _clipped(self.parameters.gradients, self.settings.clip_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self._leave_out(loss, rate)
-        self.optimizer.step()
+        _move(self.optimizer)
         if self.rule.iterates is not None:
             self.rule.iterates.add()
         return self._made([loss], [rate], progress)
