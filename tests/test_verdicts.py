@@ -158,7 +158,10 @@ def funnel(width: float) -> Model:
     return neal
 
 
-@pytest.mark.parametrize(("engine", "width"), [("fixed_draws", 3.0), ("svi", 1.5), ("svi", 3.0)])
+@pytest.mark.parametrize(
+    ("engine", "width"),
+    [("fixed_draws", 3.0), pytest.param("svi", 1.5, marks=pytest.mark.slow), ("svi", 3.0)],
+)
 def test_a_funnel_drawn_together_is_not_trusted(
     request: pytest.FixtureRequest, engine: str, width: float
 ) -> None:

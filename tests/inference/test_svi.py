@@ -343,7 +343,13 @@ def test_an_elbo_that_cannot_be_evaluated_is_an_error_before_the_run() -> None:
 
 def test_a_seed_gives_a_fit_whatever_ran_before_and_beside_it() -> None:
     """Other fits, other random states, other numbers of threads, and threads that load data."""
-    options: dict[str, Any] = {"steps": 200, "batch_size": 20, "seed": 3, "response": "y"}
+    options: dict[str, Any] = {
+        "steps": 200,
+        "batch_size": 20,
+        "seed": 3,
+        "response": "y",
+        "draws": 100,
+    }
 
     def numbers() -> list[np.ndarray]:
         fit = er.fit("bayesian_regression", regression_table(), "mean_field", **options)
@@ -358,7 +364,7 @@ def test_a_seed_gives_a_fit_whatever_ran_before_and_beside_it() -> None:
             regression_table(2000).to_csv().splitlines()
 
     threads = torch.get_num_threads()
-    loaders = [threading.Thread(target=load) for _ in range(3)]
+    loaders = [threading.Thread(target=load) for _ in range(2)]
     try:
         for loader in loaders:
             loader.start()
