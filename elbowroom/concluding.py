@@ -143,7 +143,8 @@ def _evidence(
     slope = 0.0 if landscape.density is None else landscape.density.slope_error
     if best is not None:
         starts = (best.starts, landscape.tried)
-    if best is not None and correction is not None:
+    # The evidence of some of the rows is none of all of them.
+    if best is not None and correction is not None and landscape.rows is None:
         missing = best.log_evidence - correction.log_evidence[0]
         higher = max(mode.promise for mode in landscape.modes) - correction.log_evidence[0]
         if missing < -SPIKE:  # a narrow spike, which holds none of the mass

@@ -233,3 +233,18 @@ def test_values_are_in_the_store_only_while_a_block_runs() -> None:
     weight = fit.point_parameters["decoder$$$weight"]
     np.testing.assert_array_equal(weight, fit.parameters.values["decoder$$$weight"].numpy())
     assert not np.array_equal(weight, started.detach().numpy())
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_start_from_some_of_the_rows_says_nothing_of_the_evidence_of_all(seed: int) -> None:
+    """The evidence of 20,000 of 40,000 rows is hundreds of nats off, either way."""
+    rows = 40_000
+
+    def model(y: Tensor, batch_size: int | None = None) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))
+        with pyro.plate("rows", len(y), subsample_size=batch_size):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=pyro.subsample(y, event_dim=0))
+
+    y = 3 + torch.randn(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    fit = er.fit(model, {"y": y}, "mean_field", seed=seed, batch_size=1000, steps=600, draws=400)
+    assert "evidence" not in str(fit.verdict)

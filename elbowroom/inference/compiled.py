@@ -258,14 +258,18 @@ class Steps:
     """What some steps in one call gave.
 
     Attributes:
-        losses: Of each step.
+        losses: Of each step that was made.
         start: (P,): the parameters before the first of them.
         sums: (P,) each, of a loop: the sums of their deviations from it, and of the squares.
+        stopped: The random numbers of the first step that could not be made, if there is one: it is
+            not finite, or takes another branch. It must be made with these, as it stands: with
+            others, what is rare would be rarer.
     """
 
     losses: list[float]
     start: Tensor
     sums: tuple[Tensor, ...]
+    stopped: list[Tensor] | None
 
 
 class Compiled:
@@ -373,20 +377,20 @@ class Compiled:
         uniforms: Tensor, vector: Tensor, state: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """One step in place, which does nothing where it cannot be made."""
-        right, loss, new, states = self._step(
+        fine, loss, new, states = self._step(
             [each[0] for each in numbers], [each[0] for each in rows], normals[0], uniforms[0],
             vector, state,
         )  # fmt: skip
         for old, value in zip([vector, *state], [new, *states], strict=True):
-            old.copy_(torch.where(right, value, old))
-        return right, loss.reshape(1)
+            old.copy_(torch.where(fine, value, old))
+        return fine.to(torch.int64), loss.reshape(1)
 
     def _loop(
         self, count: Tensor, numbers: Sequence[Tensor], rows: Sequence[Tensor], normals: Tensor,
         uniforms: Tensor, vector: Tensor, state: Sequence[Tensor], *,
         repeat: Callable[..., Any] = while_loop,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """Several steps, from the first on that cannot be made without an effect."""
+        """Steps up to the first that cannot be made; how many were."""
         start = vector.clone()
         positions = torch.arange(self.longest, device=start.device)
 
@@ -401,27 +405,29 @@ class Compiled:
             numbers_now, rows_now = (
                 [each.index_select(0, at)[0] for each in group] for group in (numbers, rows)
             )
-            fine, loss, vector, state = self._step(
+            fine, loss, new, states = self._step(
                 numbers_now, rows_now, normals.index_select(0, at)[0],
                 uniforms.index_select(0, at)[0], vector, state,
             )  # fmt: skip
-            deviation = vector - start
+            deviation = torch.where(fine, new - start, 0.0)
             return (
-                position + 1, right & fine, torch.where(positions == position, loss, losses),
-                total + deviation, squares + deviation * deviation, vector, state,
+                position + fine, fine, torch.where(positions == position, loss, losses),
+                total + deviation, squares + deviation * deviation,
+                torch.where(fine, new, vector),
+                tuple(torch.where(fine, a, b) for a, b in zip(states, state, strict=True)),
             )  # fmt: skip
 
         zeros = torch.zeros(self.longest, dtype=start.dtype, device=start.device)
         right = torch.ones((), dtype=torch.bool, device=start.device)
         begin = torch.zeros((), dtype=torch.int64, device=start.device)
-        _, right, losses, total, squares, after, states = repeat(
+        made, _, losses, total, squares, after, states = repeat(
             going, step,
             (begin, right, zeros, torch.zeros_like(start), torch.zeros_like(start), start.clone(),
              tuple(each.clone() for each in state)),
         )  # fmt: skip
         for old, value in zip([vector, *state], [after, *states], strict=True):
-            old.copy_(torch.where(right, value, old))
-        return right, losses, total, squares
+            old.copy_(value)
+        return made, losses, total, squares
 
     def _inputs(
         self, rows: Sequence[Sequence[Tensor]], rates: Sequence[float], begun: int
@@ -457,29 +463,29 @@ class Compiled:
         rows: Sequence[Sequence[Tensor]],
         rates: Sequence[float],
         optimizer: torch.optim.Optimizer,
-    ) -> Steps | None:
-        """Makes some steps.
+    ) -> Steps:
+        """Makes some steps, up to the first that cannot be made.
 
         Args:
             rows: Of each step, if it takes some.
             rates: The learning rate of each.
             optimizer: Whose state is used, and kept up.
-
-        Returns:
-            What they gave; None where one of them cannot be made, and none of them was.
         """
         kept = optimizer.state[self.vector]
-        if not kept:
-            kept["step"] = torch.tensor(0.0)
+        if self.update.names and not kept:
+            kept["step"] = torch.tensor(0.0, dtype=torch.float32, device=self.vector.device)
             kept.update({name: torch.zeros_like(self.vector) for name in self.update.names})
         vector = self.vector.detach()
         start = vector.clone() if self.longest > 1 else vector
-        inputs = self._inputs(rows, rates, int(kept["step"]))
+        inputs = self._inputs(rows, rates, int(kept["step"]) if kept else 0)
         with torch.no_grad():
-            right, losses, *sums = self._steps(
+            found, losses, *sums = self._steps(
                 *inputs, vector, [kept[name] for name in self.update.names]
             )
-        if not right:
-            return None
-        kept["step"] += len(rates)
-        return Steps(losses[: len(rates)].tolist(), start, tuple(sums))
+        made, stopped = int(found), None
+        if made < len(rates):
+            normals, uniforms = inputs[-2:]
+            stopped = self._noise(normals[made], uniforms[made])
+        if kept:
+            kept["step"] += made
+        return Steps(losses[:made].tolist(), start, tuple(sums), stopped)

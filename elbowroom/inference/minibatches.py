@@ -43,6 +43,7 @@ class Minibatches:
             self.count = len(self.rows)
         self.size = self.count if size is None else min(size, self.count)
         self._order, self._next = torch.zeros(0, dtype=torch.int64), len(self)
+        self._given_back: list[Tensor] = []
 
     def _chosen(self, numbers: Tensor) -> Tensor:
         """The rows of some numbers, counted without those held out."""
@@ -54,10 +55,16 @@ class Minibatches:
 
     def __next__(self) -> Tensor:
         """The rows of the next one."""
+        if self._given_back:
+            return self._given_back.pop(0)
         if self._next == len(self):
             self._order, self._next = self._chosen(torch.randperm(self.count)), 0
         self._next += 1
         return self._order[(self._next - 1) * self.size : self._next * self.size]
+
+    def give_back(self, batches: list[Tensor]) -> None:
+        """Puts the last ones back, to be the next ones again."""
+        self._given_back = [*batches, *self._given_back]
 
     def draw(self) -> Tensor:
         """The rows of one that is of no epoch, and may hold a row twice."""
@@ -65,8 +72,9 @@ class Minibatches:
 
     def state(self) -> dict[str, Any]:
         """Where it is."""
-        return {"order": self._order, "next": self._next}
+        return {"order": self._order, "next": self._next, "given_back": self._given_back}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes in what `state` gave."""
         self._order, self._next = state["order"], state["next"]
+        self._given_back = state["given_back"]

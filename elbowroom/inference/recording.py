@@ -86,6 +86,35 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
+class Handed(TorchDispatchMode):
+    """Hands out random numbers that were drawn before, in order, as long as they fit.
+
+    Args:
+        numbers: Of each operation that draws some.
+
+    Example:
+        >>> with Handed([torch.tensor([1.0, 2.0])]):
+        ...     torch.randn(2), torch.rand(1) < 1
+        (tensor([1., 2.]), tensor([True]))
+    """
+
+    def __init__(self, numbers: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.numbers = list(numbers)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in function.tags and self.numbers:
+            number = self.numbers.pop(0)
+            if number.shape == found.shape:
+                found.copy_(number)
+            else:  # another branch, with other numbers
+                self.numbers.clear()
+        return found
+
+
 def _run(
     function: Callable[[Tensor], Sequence[Tensor]], batch: Tensor
 ) -> tuple[_Recorder, int, list[int]]:

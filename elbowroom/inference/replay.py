@@ -31,9 +31,9 @@ BINDINGS: dict[str, Any] = {
         "expm1.default", "gather.default", "gt.Scalar", "index_select.default", "le.Scalar",
         "lgamma.default", "log.default", "log1p.default", "logsumexp.default", "lt.Scalar",
         "mm.default", "mul.Scalar", "mul.Tensor", "mv.default", "neg.default", "pow.Tensor_Scalar",
-        "reciprocal.default", "rsqrt.default", "sigmoid.default", "sqrt.default", "squeeze.dim",
-        "sub.Scalar", "sub.Tensor", "sum.default", "sum.dim_IntList", "t.default", "tanh.default",
-        "transpose.int", "unsqueeze.default", "where.self",
+        "reciprocal.default", "reshape.default", "rsqrt.default", "sigmoid.default",
+        "sqrt.default", "squeeze.dim", "sub.Scalar", "sub.Tensor", "sum.default", "sum.dim_IntList",
+        "t.default", "tanh.default", "transpose.int", "unsqueeze.default", "where.self",
     )
 }  # fmt: skip
 """Torch's own functions for operators, which are called faster than these are."""
@@ -103,7 +103,9 @@ class Replay:
                 slot in made and made[slot].function is TURN
             ):  # what is turned is put there turned back
                 slot, place = made[slot].arguments[0].index, place.t()
-            if slot in made and name_of(made[slot]) in FILLING and not made[slot].keywords:
+            taken = slot in self._places  # by the same numbers, turned
+            fills = slot in made and name_of(made[slot]) in FILLING and not made[slot].keywords
+            if fills and not taken:
                 self._places[slot] = place
                 placed.add(number)
         self._code.clear()

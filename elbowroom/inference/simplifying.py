@@ -1,9 +1,10 @@
 """Recorded operations that give nothing new, left out.
 
 A value is followed as a sum of products of what was computed before, plus a number, broadcast to a
-shape. Factors are powers of two with a sign, by which numbers are scaled without rounding, so that
-what is multiplied by them, negated or squared costs nothing until another operation wants it; the
-numbers added are the constants of log densities, which no gradient sees. What is the same for many
+shape. Factors are powers of two with a sign, by which numbers are scaled without rounding (or how
+often a number was summed), so that what is multiplied by them, negated or squared costs nothing
+until another operation wants it; the numbers added are the constants of log densities, which no
+gradient sees. What is the same for many
 rows is computed for one of them. What was computed before is not computed again.
 
 Where a large value is a product with something smaller, broadcast to it, the product waits to be
@@ -35,6 +36,7 @@ LARGE = 4096
 MOST_TERMS = 6
 """Of a sum that waits."""
 SAME_SHAPE = ("view.default", "expand.default", "_unsafe_view.default", "reshape.default")
+VIEWS = ("view.default", "_unsafe_view.default")
 MOVING = ("permute.default", "squeeze.dim", "t.default", "transpose.int", "unsqueeze.default")
 """Operations that give the same numbers in another shape."""
 UNARY = (
@@ -153,6 +155,9 @@ class Simplifier:
     ) -> tuple[list[Operation], list[int]]:
         """The operations that are left, and the slots of the results."""
         for operation in operations:
+            if name_of(operation) in VIEWS and not self._touches_mutated(operation):
+                # What it takes may be held for one of many rows, which no view can be of.
+                operation = replace(operation, function=RESHAPE)
             unlike = is_random(operation) or operation.function is READ
             if unlike or self._touches_mutated(operation):
                 self.kept.append(self._written(operation))
@@ -418,7 +423,7 @@ class Simplifier:
     def _total(self, operation: Operation) -> _Value | None:
         taken, *more = operation.arguments
         value, whole = self._of(taken), self.values[taken.index].shape
-        if operation.keywords:
+        if operation.keywords or 0 in whole:
             return None
         if not whole:
             return value

@@ -107,7 +107,7 @@ class Rule(Protocol):
         """All that it holds."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes in what `state` gave."""
+        """Takes in what `state` gave; without its iterates, if they shall be begun anew."""
 
 
 class Distance(Protocol):
@@ -268,7 +268,8 @@ class Stationary:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes in what `state` gave."""
-        self.iterates.restore(state["iterates"])
+        if "iterates" in state:
+            self.iterates.restore(state["iterates"])
         self._factor, self.before, self.moved = state["factor"], state["before"], state["moved"]
         self._looked, self._begun = state["looked"], state["begun"]
         self._seen, self._worse = state["seen"], state["worse"]
@@ -412,5 +413,5 @@ class Scheduled:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes in what `state` gave."""
-        if self.iterates is not None:
+        if self.iterates is not None and "iterates" in state:
             self.iterates.restore(state["iterates"])

@@ -29,6 +29,7 @@ from elbowroom.inference.estimators import Objective
 from elbowroom.inference.failure import culprit
 from elbowroom.inference.minibatches import Minibatches, held_out_rows
 from elbowroom.inference.movement import Movement
+from elbowroom.inference.recording import Handed
 from elbowroom.inference.settings import Settings, length, optimizer_class
 from elbowroom.inference.stepping import ELEMENTWISE, FlatParameters, Step
 from elbowroom.inference.stopping import HeldOut, Rule, Scheduled, Stationary
@@ -45,7 +46,7 @@ UNUSABLE_STEPS = 5
 RETURNS = 4
 """Times that it goes back to parameters that were good, at half the rate, before it ends."""
 UNMADE = 5
-"""Compiled calls in a row that could not be made, after which there are no more."""
+"""Compiled calls in a row that ended before their last step, after which there are no more."""
 GROWN = 1.2
 """How much longer a run must be for its recorded step to be compared again."""
 COUNTS = ("step", "held_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
@@ -204,6 +205,7 @@ class Optimisation:
         self.uncompiled: str | None = None
         self.smoothed = math.nan
         self.good = self.held = self.parameters.copy()
+        self.held_rule = self._rule_state()
 
     def _evaluate_first(self, size: int | None) -> None:
         """Evaluates the ELBO once with every check on, which also makes the parameters."""
@@ -262,8 +264,10 @@ class Optimisation:
             self.optimizer = make_optimizer(self.settings, self.parameters)
             if self.budget >= RECORDED_FROM:
                 self.evaluate.record(None if self.batches is None else self.batches.draw)
-            if self.settings.compile:
-                self._compile()
+                if self.settings.compile:
+                    self._compile()
+            elif self.settings.compile:
+                self.uncompiled = f"fewer than {RECORDED_FROM} steps are not worth it"
             if saved is not None:
                 self.restore(saved)
                 status = self.rule.end(self.elbo) if self.step >= self.budget else ""
@@ -305,7 +309,7 @@ class Optimisation:
         return self.settings.learning_rate * self.rule.factor(step) * 0.5**self.returns
 
     def _call(self, progress: Callable[[int, int, float, float], None] | None) -> str:
-        """One call of compiled steps, up to the next look; one by one where it cannot be made."""
+        """One call of compiled steps, up to the next look or a step that it cannot make."""
         assert self.compiled is not None
         iterates = self.rule.iterates
         count = min(
@@ -313,23 +317,29 @@ class Optimisation:
             self.looked_at + self.window - self.step,
             self.compiled.longest if iterates is None else iterates.room,
         )  # fmt: skip
+        if count < 1:  # a look is overdue
+            return self._advance(progress)
         rows = [self._next_rows() for _ in range(count)]
         rates = [self._rate(self.step + i) for i in range(count)]
         taken = [[] if each is None else [each] for each in rows]
         with users_code(f"step {self.step + 1} of the optimiser failed", ModelError):
             made = self.compiled(taken, rates, self.optimizer)
-        if made is None:
-            self.unmade += 1
-            if self.unmade >= UNMADE:
-                self._uncompile("too many of them took another branch, or were not finite")
-            return next(filter(None, (self._advance(progress, each) for each in rows)), "")
-        self.unmade = 0
-        if iterates is not None:
-            if made.sums:
-                iterates.add_steps(count, made.start, *made.sums)
-            else:
+        done, status = len(made.losses), ""
+        if done:
+            if iterates is not None and made.sums:
+                iterates.add_steps(done, made.start, *made.sums)
+            elif iterates is not None:
                 iterates.add()
-        return self._made(made.losses, rates, progress)
+            status = self._made(made.losses, rates[:done], progress)
+        if made.stopped is None:
+            self.unmade = 0
+            return status
+        if self.batches is not None:
+            self.batches.give_back([each for each in rows[done + 1 :] if each is not None])
+        self.unmade += 1
+        if self.unmade >= UNMADE:
+            self._uncompile("too many of them took another branch, or were not finite")
+        return self._advance(progress, rows[done], made.stopped)
 
     def _uncompile(self, reason: str) -> None:
         self.compiled, self.uncompiled = None, reason
@@ -338,13 +348,22 @@ class Optimisation:
         self,
         progress: Callable[[int, int, float, float], None] | None,
         rows: Tensor | None = None,
+        noise: list[Tensor] | None = None,
     ) -> str:
-        """One step, and a look at the run where it is due; the status if it ends."""
+        """One step, and a look at the run where it is due; the status if it ends.
+
+        With random numbers that were drawn before, it is made as it stands.
+        """
         rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with users_code(f"step {self.step + 1} of the optimiser failed", ModelError):
-            loss = self.evaluate(self._next_rows() if rows is None else rows)
+            rows = self._next_rows() if rows is None else rows
+            if noise is None:
+                loss = self.evaluate(rows)
+            else:
+                with Handed(noise):
+                    loss = self.evaluate.as_it_stands(rows)
         norm = _clipped(self.parameters.gradients, self.settings.clip_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self._leave_out(loss, rate)
@@ -395,26 +414,44 @@ class Optimisation:
     def _look(self) -> str:
         """Sees whether the recorded step still holds, and what the rule makes of the run."""
         self.looked_at = self.step
-        if self.step >= GROWN * self.held_at:
-            with users_code(f"step {self.step} of the optimiser failed", ModelError):
-                holds = self.evaluate.holds(self._draw_rows())
-            if not holds:  # what was done since is done again, as it stands
-                if self.compiled is not None:
-                    self._uncompile("they could not be recorded")
-                self._put_back(self.held)
-                self.step = self.looked_at = self.held_at
-                del self.elbo[self.step :], self.rates[self.step :]
-                return ""
-            self.held, self.held_at = self.parameters.copy(), self.step
+        due = self.step >= min(GROWN * self.held_at, self.budget)
+        if due and not self._holds():
+            return ""
         self.good = self.parameters.copy()
         with users_code(f"step {self.step} of the optimiser failed", ModelError):
             status = self.rule.look(self.elbo)
+        if status and not (due or self._holds()):
+            return ""
         kept = self.rule.kept() if self.rule.moves and not status else None
         if kept is not None:
             self.parameters.assign(kept)
             self.optimizer = make_optimizer(self.settings, self.parameters)
             self.rule.restart()
         return status or (self.rule.end(self.elbo) if self.step >= self.budget else "")
+
+    def _holds(self) -> bool:
+        """Compares the recorded step with the step; what was done since is done again if it must.
+
+        Without the recording, that is, from the parameters and what the rule had seen.
+        """
+        with users_code(f"step {self.step} of the optimiser failed", ModelError):
+            holds = self.evaluate.holds(self._draw_rows())
+        if holds:
+            self.held, self.held_at = self.parameters.copy(), self.step
+            self.held_rule = self._rule_state()
+            return True
+        if self.compiled is not None:
+            self._uncompile("they could not be recorded")
+        self.rule.restore(self.held_rule)
+        self._put_back(self.held)
+        self.good = self.held
+        self.step = self.looked_at = self.held_at
+        del self.elbo[self.step :], self.rates[self.step :]
+        return False
+
+    def _rule_state(self) -> dict[str, Any]:
+        """What the rule holds beside its iterates, which begin anew where a run goes back."""
+        return {name: value for name, value in self.rule.state().items() if name != "iterates"}
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as nested dicts and lists."""
@@ -431,7 +468,8 @@ class Optimisation:
             "uncompiled": self.uncompiled,
             "elbo": torch.tensor(self.elbo, dtype=torch.float64),
             "rates": torch.tensor(self.rates, dtype=torch.float64),
-            "good": self.good, "held": self.held, "smoothed": self.smoothed,
+            "good": self.good, "held": self.held,
+            "held_rule": self.held_rule, "smoothed": self.smoothed,
             "counts": {name: getattr(self, name) for name in COUNTS},
             "seconds": time.perf_counter() - self.began,
         }  # fmt: skip
@@ -452,6 +490,7 @@ class Optimisation:
         self.elbo = array("d", state["elbo"].tolist())
         self.rates = array("d", state["rates"].tolist())
         self.good, self.held = state["good"], state["held"]
+        self.held_rule = placed_tensors(state["held_rule"], self.parameters.vectors[0].device)
         self.smoothed = state["smoothed"]
         for name, count in state["counts"].items():
             setattr(self, name, count)

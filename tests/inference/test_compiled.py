@@ -175,32 +175,56 @@ def test_steps_taken_in_at_once_are_those_taken_in_one_by_one(cuts: tuple[int, .
     torch.testing.assert_close(one["squares"], two["squares"], rtol=1e-9, atol=1e-9)
 
 
-def branching_guide(x: Tensor, y: Tensor, batch_size: int | None = None) -> None:
-    guide(x, y, batch_size)
-    chance = pyro.param("chance", torch.tensor(0.002, dtype=torch.float64), event_dim=0)
-    if torch.rand((), dtype=torch.float64) < chance.detach():
-        pyro.sample("more", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+@uncompiled
+@pytest.mark.parametrize("large", [math.inf, 0])
+def test_what_is_rare_is_as_rare_as_without_calls(
+    large: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step in 100 takes a branch, whether in a loop or alone; four standard deviations."""
+    steps, chance = 4000, 0.01
+    taken = []
+    monkeypatch.setattr(compiled, "LARGE", large)
+
+    def rare(x: Tensor, y: Tensor, batch_size: int | None = None) -> None:
+        guide(x, y, batch_size)
+        if torch.rand((), dtype=torch.float64) < chance:
+            pyro.sample("more", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+
+    made = optimisation(called=rare, steps=steps, learning_rate=0.003, batch_size=8)
+    alone = made.evaluate.as_it_stands
+    made.evaluate.as_it_stands = lambda rows: taken.append(rows) or alone(rows)  # type: ignore
+    trained = made.run()
+    assert trained.uncompiled is None
+    assert len(trained.elbo_history) == steps
+    spread = (steps * chance * (1 - chance)) ** 0.5
+    assert len(taken) == pytest.approx(steps * chance, abs=4 * spread)
+    check_fit(0.12)
 
 
 @uncompiled
-def test_a_call_in_which_a_branch_is_another_is_made_step_by_step() -> None:
-    """One in 500 steps takes it, so about one call in six; it is as if there were no calls."""
-    made = optimisation(called=branching_guide, steps=3000, learning_rate=0.003)
-    calls: list[bool] = []
+def test_rows_that_a_call_did_not_come_to_are_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each epoch has every row once, though calls end early."""
+    seen: list[Tensor] = []
     whole = Compiled.__call__
 
-    def counted(*args: Any) -> Any:
-        found = whole(*args)
-        calls.append(found is None)
-        return found
+    def noted(self: Compiled, rows: Any, *rest: Any) -> Any:
+        made = whole(self, rows, *rest)
+        seen.extend(each for (each,) in rows[: len(made.losses) + (made.stopped is not None)])
+        return made
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Compiled, "__call__", counted)
-        trained = made.run()
+    def rare(x: Tensor, y: Tensor, batch_size: int | None = None) -> None:
+        guide(x, y, batch_size)
+        if torch.rand((), dtype=torch.float64) < 0.03:
+            pyro.sample("more", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+
+    monkeypatch.setattr(Compiled, "__call__", noted)
+    trained = run(regression, rare, steps=1000, batch_size=8)
     assert trained.uncompiled is None
-    assert len(trained.elbo_history) == 3000
-    assert 1 <= sum(calls) < len(calls) / 2
-    check_fit(0.05)
+    epochs = torch.stack(seen).reshape(-1, 40)
+    assert len(epochs) == 200
+    assert all(epoch.sort().values.equal(torch.arange(40)) for epoch in epochs)
 
 
 @uncompiled
@@ -232,6 +256,7 @@ def test_steps_that_are_not_finite_are_left_out_as_without_calls() -> None:
         pyro.sample("slopes", dist.Normal(location, 1.2).to_event(1))
 
     trained = run(rough, wide, steps=2000, learning_rate=0.01)
+    assert trained.uncompiled is None or "not finite" in trained.uncompiled
     assert trained.skipped > 0
     assert int(np.isnan(trained.elbo_history).sum()) == trained.skipped
     assert len(trained.elbo_history) == 2000
@@ -258,6 +283,42 @@ def test_a_run_that_cannot_be_compiled_says_why(
     assert trained.uncompiled is not None
     assert why in trained.uncompiled
     assert len(trained.elbo_history) == 120
+
+
+def test_a_short_run_is_not_compiled() -> None:
+    assert run(steps=50).uncompiled == "fewer than 100 steps are not worth it"
+
+
+@uncompiled
+def test_a_look_that_a_step_left_out_has_passed_is_taken_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last step before a look is not finite: the next call would have no steps."""
+
+    def rough(x: Tensor, y: Tensor) -> None:
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(2).to(x), 1.0).to_event(1))
+        pyro.factor("rough", 0.02 * (slopes[0] + 1).log())
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(x @ slopes, 1.0), obs=y)
+
+    def narrow(x: Tensor, y: Tensor) -> None:
+        pyro.param("log_scale", torch.full((2,), -1.0).to(x))
+        location = pyro.param("location", torch.zeros(2).to(x))
+        pyro.sample("slopes", dist.Normal(location, 0.5).to_event(1))
+
+    overdue = []
+    advance = Optimisation._advance
+
+    def noted(self: Optimisation, progress: Any, *given: Any) -> str:
+        overdue.append(not given)
+        return advance(self, progress, *given)
+
+    monkeypatch.setattr(Optimisation, "_advance", noted)
+    made = optimisation(rough, narrow, steps=600, learning_rate=1e-9)
+    made.window = 7
+    trained = made.run()
+    assert any(overdue)
+    assert len(trained.elbo_history) == 600
 
 
 def test_without_a_compiler_a_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,15 @@ class Sizes(TorchDispatchMode):
         return found
 
 
+def test_what_is_held_for_one_row_can_be_viewed_in_another_shape() -> None:
+    def step(row: Tensor) -> list[Tensor]:
+        return [row.expand(1000, 3).exp().reshape(-1), row.expand(0, 3).sum(0)]
+
+    replay = record_step(step, [torch.rand(3)], [torch.rand(3)])
+    for found, wanted in zip(replay(ROW.float()), step(ROW.float()), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_numbers_that_round_are_not_moved() -> None:
     """Tenths are no powers of two: bit for bit the same as the function."""
 

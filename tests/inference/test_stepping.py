@@ -21,7 +21,7 @@ from elbowroom.inference.elbo import (
     read_guide,
 )
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.stepping import FlatParameters, Step
+from elbowroom.inference.stepping import BFloat16Layers, FlatParameters, Step
 
 Y = torch.tensor([2.0, 3.0, 4.0, -1.0], dtype=torch.float64)
 
@@ -343,3 +343,38 @@ def test_layers_in_bfloat16_leave_densities_their_digits() -> None:
                 assert all(each.dtype == torch.float32 for each in step.parameters.gradients)
             difference = abs(losses[0] / losses[1] - 1)
             assert 1e-7 < difference < 0.01 if layer else difference == 0
+
+
+def test_layers_called_by_keywords_are_layers_too() -> None:
+    x, weight = torch.tensor([[1.0, 1e-3]]), torch.ones(1, 2)
+    with BFloat16Layers():
+        found = torch.nn.functional.linear(input=x, weight=weight)
+    assert (found.dtype, found.item()) == (x.dtype, 1.0)
+
+
+def test_a_gradient_and_its_transpose_both_have_their_place() -> None:
+    """They are one result of the recording, which can be computed in one place alone."""
+    size = 100
+    x, y = torch.randn(50, size), torch.randn(50, size)
+
+    def model() -> None:
+        a, b = (pyro.param(name, torch.zeros(size, size)) for name in "ab")
+        scale = pyro.sample("scale", dist.Normal(0.0, 1.0))
+        mean = x @ (a + b.t()) + scale
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(2), obs=y)
+
+    def guide() -> None:
+        pyro.sample("scale", dist.Normal(pyro.param("location", torch.tensor(0.0)), 1.0))
+
+    objective = make_objective("trace", 1, LatentSpace((), {}, ()))
+    objective.loss(model, guide)
+    step = Step(objective, model, guide, {}, stored())
+    step.record(None)
+    assert step.recorded, step.reason
+    torch.manual_seed(0)
+    step()
+    found = [gradient.clone() for gradient in step.parameters.gradients]
+    torch.manual_seed(0)
+    step.as_it_stands()
+    for one, two in zip(found, step.parameters.gradients, strict=True):
+        torch.testing.assert_close(one, two)

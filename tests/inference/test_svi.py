@@ -161,6 +161,22 @@ def test_what_a_model_keeps_in_python_is_seen_though_its_steps_are_recorded() ->
     assert found.eager == KEEPS
 
 
+def test_what_changes_near_the_end_of_a_run_is_seen_at_its_end() -> None:
+    """The steps since the last comparison are made again, from the parameters of that."""
+    far = [0.0]
+
+    def moving(y: Tensor) -> None:
+        normal(y + far[0])
+
+    def change(step: int, *_: object) -> None:
+        far[0] = 10.0 if step >= 1450 else far[0]
+
+    found = run(moving, change, steps=1500, learning_rate=0.1)
+    assert found.eager == KEEPS
+    assert len(found.elbo_history) == 1500
+    assert location() == pytest.approx(10 + MODE, abs=0.6)
+
+
 @nan_is_announced
 def test_a_run_that_is_never_finite_ends_diverged_with_its_first_parameters() -> None:
     found = run(occasionally_nan(1), steps=500)
