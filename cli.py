@@ -54,12 +54,15 @@ Draws = Annotated[
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder (default: runs/MODEL-GUIDE-TIME).")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace the output folder.")
+]
 Function = Annotated[
     str | None, typer.Option("--model", help="FILE.py:FUNCTION, for a run of your own model.")
 ]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the code in the run's formula: it is your own.")
+    bool,
+    typer.Option("--trust", metavar="", help="Run the code in the run's formula: it is your own."),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Interval = Annotated[float, typer.Option(help="Probability of the intervals.")]
@@ -165,13 +168,16 @@ SETTINGS: dict[str, Any] = {
         bool | None,
         typer.Option(
             "--compile",
+            metavar="",
             help="Steps by torch.compile, dozens in one call: for long runs, since it takes half a "
             "minute to begin, and a C++ compiler.",
         ),
     ],
     "autocast": Annotated[
         bool | None,
-        typer.Option("--autocast", help="Layers of networks in bfloat16, all else as it is."),
+        typer.Option(
+            "--autocast", metavar="", help="Layers of networks in bfloat16, all else as it is."
+        ),
     ],
     "device": Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")],
     "dtype": Annotated[
@@ -250,10 +256,13 @@ def fit(
     seed: Seed = None,
     draws: Draws = None,
     keep_local: Annotated[
-        bool, typer.Option("--keep-local", help="Keep the draws of latents that each row has.")
+        bool,
+        typer.Option(
+            "--keep-local", metavar="", help="Keep the draws of latents that each row has."
+        ),
     ] = False,
     reference: Annotated[
-        bool, typer.Option("--reference", help="Compare the posterior with NUTS, too.")
+        bool, typer.Option("--reference", metavar="", help="Compare the posterior with NUTS, too.")
     ] = False,
     fallback: Annotated[
         str | None, typer.Option(help="nuts: its draws, where no guide is trusted.")
