@@ -1,6 +1,6 @@
 """How often a stochastic fit stops too early, and how often it never says that it is done.
 
-Run `python benchmarks/stopping.py`; about fifteen minutes on one core.
+Run `python benchmarks/stopping.py`; about half an hour on one core.
 
 Each model and guide is fitted with the defaults from several seeds. Where it should have ended is
 known from outside the runner:

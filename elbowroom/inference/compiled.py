@@ -69,8 +69,6 @@ class Given:
     """A recorded step as a function of the parameters, the rows and its random numbers.
 
     Attributes:
-        function: Of the parameters, the rows if it takes some, and the random numbers, to the loss,
-            the gradients, and for each branch whether it is the recorded one.
         drawn: The random numbers of one step.
         normal: Which of them are Normal; the others are uniform.
 
@@ -306,6 +304,9 @@ class Compiled:
                for each in given.drawn):  # fmt: skip
             raise NotCompilableError("random numbers have another dtype than the parameters")
         self.given, self.clip_norm = given, clip_norm
+        kinds = list(zip(given.normal, given.drawn, strict=True))
+        self.normals = sum(each.numel() for normal, each in kinds if normal)
+        self.uniforms = sum(each.numel() for normal, each in kinds if not normal)
         self.shapes = [value.shape for group in parameters.groups for value in group]
         self.update = RULES[kind](optimizer.param_groups[0])
         self.longest = LONGEST if parameters.count < LARGE else 1
@@ -441,21 +442,13 @@ class Compiled:
             return torch.cat([values, rest]) if len(rest) else values
 
         numbers = self.update.numbers(torch.tensor(rates, dtype=torch.float64), times)
-        sizes = {
-            kind: sum(
-                each.numel()
-                for each, normal in zip(self.given.drawn, self.given.normal, strict=True)
-                if normal == kind
-            )
-            for kind in (True, False)
-        }
         made: dict[str, Any] = {"dtype": vector.dtype, "device": vector.device}
         return [
             torch.tensor(count, device=vector.device),
             [filled(each).to(**made) for each in numbers],
             [filled(torch.stack(each)) for each in zip(*rows, strict=True)],
-            filled(torch.randn(count, sizes[True], **made)),
-            filled(torch.rand(count, sizes[False], **made)),
+            filled(torch.randn(count, self.normals, **made)),
+            filled(torch.rand(count, self.uniforms, **made)),
         ]
 
     def __call__(

@@ -125,7 +125,7 @@ def _clipped(gradients: list[Tensor], largest: float | None) -> float:
 
 
 def _move(optimizer: torch.optim.Optimizer) -> None:
-    """A step of the optimiser; of fused Adam without what `step` does beside, half of its time."""
+    """A step of the optimiser; of fused Adam without what `step` does beside."""
     (group, *others), state = optimizer.param_groups, optimizer.state
     if others or not state or type(optimizer) is not torch.optim.Adam or not group["fused"]:
         optimizer.step()
