@@ -17,6 +17,7 @@ from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
+from elbowroom.inference import baselines
 from elbowroom.inference.adaptive import AdaptiveImportance, Proposal
 from elbowroom.inference.isolation import (
     Parameters,
@@ -312,7 +313,7 @@ class Fit:
         parameters = {
             f"parameter.{name}": value.cpu()
             for name, value in self.parameters.values.items()
-            if not name.startswith("__baseline")
+            if not name.startswith(baselines.PREFIX)
         }
         parameters |= {
             f"start.{name}": value.cpu()

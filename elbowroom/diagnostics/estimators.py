@@ -13,6 +13,7 @@ import torch
 from elbowroom.errors import OptionError
 from elbowroom.guides import Guide
 from elbowroom.guides.space import trace_model
+from elbowroom.inference import baselines
 from elbowroom.inference.elbo import (
     OBJECTIVES,
     GuideSites,
@@ -213,7 +214,7 @@ def _gradients(
     finally:
         parameters.release()
         for name in list(pyro.get_param_store().keys()):
-            if name.startswith((OWN, "__baseline")):
+            if name.startswith((OWN, baselines.PREFIX)):
                 del pyro.get_param_store()[name]
     return _Sampled(torch.stack(found).numpy(), 1e3 * float(np.median(times)), step.recorded)
 

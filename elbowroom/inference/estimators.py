@@ -29,7 +29,6 @@ class Objective:
     """The ELBO of a model and a guide, estimated by some draws.
 
     Attributes:
-        recordable: Whether a step can be recorded: not where it keeps numbers of its own.
         several: Whether it takes several draws together.
 
     Args:
@@ -40,7 +39,6 @@ class Objective:
         baseline: Of score functions; see `elbowroom.inference.score_function`.
     """
 
-    recordable = True
     several = False
 
     def __init__(
@@ -222,17 +220,16 @@ class Summed(Objective):
 class Graph(Objective):
     """Score functions with the terms downstream of a site, and its baselines: `trace_graph`.
 
-    Pyro's (Schulman et al., 2015, "Gradient estimation using stochastic computation graphs"). The
-    baselines are kept in the parameter store, so that no step is like another.
+    Pyro's (Schulman et al., 2015, "Gradient estimation using stochastic computation graphs").
     """
-
-    recordable = False
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Minus the ELBO, (), and what to differentiate for its gradient, ()."""
         pyros = TraceGraph_ELBO(num_particles=self.particles, max_plate_nesting=self.nesting)
+        if not torch.is_grad_enabled():  # a look at other rows, of which baselines learn nothing
+            return (torch.as_tensor(pyros.loss(model, guide, **arguments)),) * 2
         elbo, surrogate = pyros._loss_and_surrogate_loss(model, guide, (), arguments)
         return torch.as_tensor(-elbo).detach(), torch.as_tensor(surrogate)
 

@@ -41,7 +41,9 @@ class Movement:
     number of a site, the largest of all sites and their elements: for Normals that differ in
     their means alone, these means' distance in standard deviations. The divergence is taken to
     second order, as the variance of the log ratio of the densities, whose relative error does not
-    depend on how small it is. Of points, and of the model's own parameters, which have no
+    depend on how small it is. Of a site with few values, such as the assignment of a row, it is
+    how far their probabilities lie apart in all, which is 0.1 where one of two is off by 0.05. Of
+    points, and of the model's own parameters, which have no
     density, it is the difference of their ELBOs at the same noise.
 
     Args:
@@ -102,9 +104,9 @@ class Movement:
         pointless = bool(random) and set(self.step.parameters.named) <= used
         if not random:
             return 0.0, False
-        ratios, moved = self._differences(one, two, sites, random)
-        back, _ = self._differences(two, one, sites, random)
-        distance = 0.0
+        ratios, moved, apart = self._differences(one, two, sites, random)
+        back, *_ = self._differences(two, one, sites, random)
+        distance = max(map(_largest, apart), default=0.0)
         for name in ratios.keys() & back.keys():
             size = max(1, prod(sites[name]["fn"].event_shape))
             spread = (ratios[name].var(0) + back[name].var(0)) / 2 / size
@@ -119,13 +121,15 @@ class Movement:
 
     def _differences(
         self, own: list[Tensor], others: list[Tensor], sites: dict[str, Any], random: set[str]
-    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
         """The log ratios of the random sites' densities to the other guide's, at draws of its own.
 
-        And of the sites that follow from these, how far they move, with their values. What only
-        some runs of the guide sample, an auxiliary site, is left out.
+        And of the sites that follow from these, how far they move, with their values; and how far
+        the probabilities of sites with few values lie apart. What only some runs of the guide
+        sample, an auxiliary site, is left out.
         """
         guide, arguments = self.step.guide, self.step.arguments
+        few = {name for name in random if sites[name]["fn"].has_enumerate_support}
 
         def run(given: dict[str, Tensor]) -> dict[str, Any]:
             with _Given({name: given[name] for name in random if name in given}):
@@ -137,6 +141,9 @@ class Movement:
                 found[name], found[f"{name} there"] = node["value"], torch.tensor(float(there))
                 if name in random:
                     found[f" {name}"] = node["log_prob"]
+                if name in few and there:
+                    values = node["fn"].enumerate_support(expand=False)
+                    found[f"{name} probabilities"] = node["fn"].log_prob(values).exp()
             return found
 
         torch.manual_seed(SEED)
@@ -147,13 +154,17 @@ class Movement:
         whole = {
             name for name in sites if all(each[f"{name} there"].all() for each in (first, second))
         }
-        ratios = {name: first[f" {name}"] - second[f" {name}"] for name in random & whole}
+        ratios = {name: first[f" {name}"] - second[f" {name}"] for name in (random - few) & whole}
+        apart = [
+            (first[each] - second[each]).abs().mean(0).sum(0)
+            for each in (f"{name} probabilities" for name in few & whole)
+        ]
         moved = {
             name: (second[name] - first[name], first[name])
             for name in whole - random
             if first[name].is_floating_point()
         }
-        return ratios, moved
+        return ratios, moved, apart
 
     def _of_elbo(self, one: list[Tensor], two: list[Tensor]) -> float:
         rise, error = self._rise(one, two)

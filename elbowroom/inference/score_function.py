@@ -1,6 +1,7 @@
 """The score-function estimate of the ELBO's gradient, with baselines that lower its noise."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyro
@@ -9,6 +10,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from elbowroom.guides.space import SeenRows, sample_sites
+from elbowroom.inference import baselines
 from elbowroom.inference.estimators import Estimate, Objective, reward_by_plates
 
 BASELINES = ("none", "running", "decaying", "neural")
@@ -37,11 +39,6 @@ class ScoreFunction(Objective):
     is fitted to what it leaves (Mnih and Gregor, 2014, "Neural variational inference and learning
     in belief networks").
     """
-
-    @property
-    def recordable(self) -> bool:  # type: ignore[override]
-        """Whether a step can be recorded: not where a baseline is kept from step to step."""
-        return self.baseline == "none"
 
     def estimates(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -89,18 +86,15 @@ class ScoreFunction(Objective):
         batch = any(f.full_size is not None and f.full_size != f.size for f in frames)
         # A network tells the rows apart by itself.
         seen = weight.mean() if batch or self.baseline == "neural" else weight
-        mean = pyro.param(f"__baseline_mean_{name}", torch.zeros_like(seen))
-        if mean.shape != seen.shape:  # all rows before, a minibatch now
-            store = pyro.get_param_store()
-            store[f"__baseline_mean_{name}"] = mean.detach().mean().expand_as(seen).clone()
-            mean = store[f"__baseline_mean_{name}"]
-        count = pyro.param(f"__baseline_count_{name}", torch.zeros(()))
-        before = mean.detach().clone()
-        with torch.no_grad():
-            count += 1
-            keep = 1 - 1 / float(count)
-            keep = keep if self.baseline == "running" else min(DECAY, keep)
-            mean.mul_(keep).add_((1 - keep) * seen)
+        memory = f"{baselines.PREFIX}_mean_{name}", f"{baselines.PREFIX}_count_{name}"
+        kept = baselines.kept()
+        before = kept.get(memory[0], torch.zeros_like(seen))
+        if before.shape != seen.shape:  # all rows before, a minibatch now
+            before = before.mean().expand_as(seen)
+        count = kept.get(memory[1], torch.zeros_like(seen.mean())) + 1
+        share = 1 / count if self.baseline == "running" else (1 / count).clamp(min=1 - DECAY)
+        after = before + share * (seen - before)
+        baselines.keep(dict(zip(memory, (after, count), strict=True)))
         return before
 
 
@@ -113,15 +107,17 @@ def _network(
         if inputs is None:
             continue
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
-        first = pyro.param(
-            f"baseline.{name}.first", 0.5 * torch.randn(inputs.shape[1], HIDDEN).to(inputs)
-        )
+        first = pyro.param(f"baseline.{name}.first", partial(_initial, inputs))
         second = pyro.param(f"baseline.{name}.second", torch.zeros(HIDDEN + 1).to(inputs))
         values = torch.tanh(inputs @ first) @ second[:-1] + second[-1]  # (rows,)
         shape = [1] * weight.dim()
         shape[frame.dim] = len(values)
         return values.reshape(shape).expand(weight.shape)
     return pyro.param(f"baseline.{name}.level", torch.zeros(()).to(weight)).expand(weight.shape)
+
+
+def _initial(inputs: Tensor) -> Tensor:
+    return 0.5 * torch.randn(inputs.shape[1], HIDDEN).to(inputs)
 
 
 def _features(frame: Any, rows: Tensor | None, arguments: dict[str, Any]) -> Tensor | None:

@@ -4,6 +4,8 @@ All parameters are views of one flat vector, and so are their gradients, so that
 clipping and the bookkeeping see one tensor.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from elbowroom.guides.space import FixedRows, Plate
+from elbowroom.inference import baselines
 from elbowroom.inference.estimators import Objective
 from elbowroom.inference.python_state import python_numbers
 from elbowroom.inference.recording import record_step
@@ -157,6 +160,7 @@ class Step:
         replay: The recording, if it is.
         reason: Why it is not.
         branches: Steps that took another branch than the recorded one, and were run as they stand.
+        memory: Names of what baselines keep from one recorded step to the next.
 
     Args:
         objective: The estimate of the ELBO.
@@ -188,6 +192,7 @@ class Step:
         self.reason: str | None = None
         self.replay: Replay | None = None
         self.branches = 0
+        self.memory: tuple[str, ...] = ()
         self._placed: set[int] = set()
         self._seed = 0x5EED_0000
 
@@ -206,10 +211,19 @@ class Step:
                 given = {**self.arguments, "batch_size": size or self.size}
                 return self.objective.loss_and_surrogate(self.model, self.guide, given)
 
-    def _whole(self, *rows: Tensor) -> list[Tensor]:
-        """The loss and the gradient of each parameter."""
-        loss, surrogate = self._loss_and_surrogate(rows[0] if rows else None)
-        return [loss, *torch.autograd.grad(surrogate, self._tensors, materialize_grads=True)]
+    def _inputs(self, rows: Tensor | None) -> list[Tensor]:
+        """What a step takes: its rows, if there are any, and what the baselines keep."""
+        memory = baselines.kept() if self.memory else {}
+        return [*([] if rows is None else [rows]), *(memory[name] for name in self.memory)]
+
+    def _whole(self, *inputs: Tensor) -> list[Tensor]:
+        """The loss, the gradient of each parameter, and what the baselines keep then."""
+        count = len(inputs) - len(self.memory)
+        baselines.keep(dict(zip(self.memory, inputs[count:], strict=True)))
+        loss, surrogate = self._loss_and_surrogate(inputs[0] if count else None)
+        gradients = torch.autograd.grad(surrogate, self._tensors, materialize_grads=True)
+        after = baselines.kept() if self.memory else {}
+        return [loss, *gradients, *(after[name] for name in self.memory)]
 
     def _random_states(self) -> list[tuple[Callable[[Tensor], None], Tensor]]:
         states: list[tuple[Callable[[Tensor], None], Tensor]] = [
@@ -240,14 +254,12 @@ class Step:
 
     def record(self, rows: Callable[[], Tensor] | None) -> None:
         """Records the step, for rows as `rows` draws them, and compares it with itself."""
-        if not self.objective.recordable:
-            self.reason = "the objective keeps numbers of its own"
-            return
         if is_validation_enabled():
             self.reason = "validation is on"
             return
-        inputs = [[] if rows is None else [rows()] for _ in range(3)]
-        values = self.parameters.copy()
+        self.memory = tuple(baselines.kept())
+        inputs = [self._inputs(None if rows is None else rows()) for _ in range(3)]
+        values, memory = self.parameters.copy(), baselines.kept()
         numbers = python_numbers(self.model, self.guide)
         with torch.random.fork_rng(devices=self.parameters.cuda):
             try:
@@ -270,6 +282,7 @@ class Step:
                 self.reason = f"they cannot be recorded ({type(error).__name__})"
             finally:
                 self.parameters.assign(values)
+                baselines.keep(memory)
 
     def _agrees(self, replay: Replay, inputs: list[Tensor]) -> bool:
         """Compares a replay and the step, at seeds that no model sets itself, for one branch."""
@@ -283,8 +296,9 @@ class Step:
             after = torch.random.get_rng_state()
             torch.manual_seed(self._seed)
             expected = self._whole(*inputs)
-            self._put(found[1:])  # what the optimiser reads is compared
-            given = [found[0], *self.parameters.parts]
+            count = len(self._tensors)
+            self._put(found[1 : count + 1])  # what the optimiser reads is compared
+            given = [found[0], *self.parameters.parts, *found[count + 1 :]]
             close = all(alike(one, two) for one, two in zip(given, expected, strict=True))
             return close and torch.equal(after, torch.random.get_rng_state())
         return True  # every step takes another branch, and is run as it stands
@@ -296,8 +310,10 @@ class Step:
         """
         if self.replay is None:
             return True
+        memory = baselines.kept()
         with torch.random.fork_rng(devices=self.parameters.cuda):
-            same = self._agrees(self.replay, [] if rows is None else [rows])
+            same = self._agrees(self.replay, self._inputs(rows))
+        baselines.keep(memory)
         if not same:
             self.give_up(KEEPS)
         return same
@@ -309,7 +325,8 @@ class Step:
     def loss(self, rows: Tensor | None, seed: int) -> float:
         """The loss alone, at the noise of a seed."""
         size = None if rows is None else len(rows)
-        with torch.random.fork_rng(devices=self.parameters.cuda), torch.no_grad():
+        fork = torch.random.fork_rng(devices=self.parameters.cuda)
+        with _unwarned(), fork, torch.no_grad():
             torch.manual_seed(seed)
             return float(self._loss_and_surrogate(rows, size)[0])
 
@@ -318,24 +335,33 @@ class Step:
         if self.replay is not None:
             states = self._random_states() if self.replay.branches else []
             try:
-                loss, *found = self.replay(*([] if rows is None else [rows]))
+                loss, *found = self.replay(*self._inputs(rows))
             except BranchError:  # this step is run as it stands, with the same noise
                 self.branches += 1
                 for restore, state in states:
                     restore(state)
             else:
-                self._put(found)
-                return loss.item()
+                count = len(self._tensors)
+                self._put(found[:count])
+                value = loss.item()
+                if self.memory and math.isfinite(value):
+                    baselines.keep(dict(zip(self.memory, found[count:], strict=True)))
+                return value
         return self.as_it_stands(rows)
 
     def as_it_stands(self, rows: Tensor | None = None) -> float:
         """The same without the recording."""
         for gradient in self.parameters.gradients:
             gradient.zero_()
-        loss, surrogate = self._loss_and_surrogate(rows)
-        if surrogate.requires_grad:
-            surrogate.backward()
-        return float(loss)
+        memory = baselines.kept()
+        with _unwarned():
+            loss, surrogate = self._loss_and_surrogate(rows)
+            if surrogate.requires_grad:
+                surrogate.backward()
+        value = float(loss)
+        if not math.isfinite(value):  # it would never be again
+            baselines.keep(memory)
+        return value
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:
@@ -345,6 +371,14 @@ def alike(found: Tensor, expected: Tensor) -> bool:
     largest = float(finite.max()) if finite.numel() else 0.0
     relative = torch.finfo(expected.dtype).eps ** 0.5
     return torch.allclose(found, expected, rtol=relative, atol=relative * largest, equal_nan=True)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Pyro warns of what is not a number; a run counts it, and goes on without it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)
+        yield
 
 
 @contextmanager

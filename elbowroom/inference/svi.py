@@ -19,6 +19,7 @@ from torch.optim.adam import adam
 
 from elbowroom.errors import ModelError, OptionError, users_code
 from elbowroom.guides.space import Plate
+from elbowroom.inference import baselines
 from elbowroom.inference.checkpoint import (
     Checkpoints,
     placed_tensors,
@@ -50,8 +51,6 @@ UNMADE = 5
 GROWN = 1.2
 """How much longer a run must be for its recorded step to be compared again."""
 COUNTS = ("step", "held_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
-BASELINES = "__baseline"
-"""What the names begin with under which Pyro keeps baselines in the parameter store."""
 HELD_OUT_SEED = 0x4E1D_0007
 """Of the noise at which rows held out are looked at."""
 
@@ -91,7 +90,7 @@ class Trained:
 def unconstrained_parameters() -> dict[str, Tensor]:
     """The optimised tensors of the parameter store; Pyro keeps its baselines there too."""
     named = pyro.get_param_store().named_parameters()
-    return {name: value for name, value in named if not name.startswith(BASELINES)}
+    return {name: value for name, value in named if not name.startswith(baselines.PREFIX)}
 
 
 def make_optimizer(settings: Settings, parameters: FlatParameters) -> torch.optim.Optimizer:
@@ -298,6 +297,9 @@ class Optimisation:
         # Here, since it loads as much as all the rest.
         from elbowroom.inference.compiled import compile_steps
 
+        if self.evaluate.memory:
+            self.uncompiled = "baselines keep numbers from step to step"
+            return
         rows = self._draw_rows()
         with torch.random.fork_rng(devices=self.parameters.cuda):
             self.compiled, self.uncompiled = compile_steps(
@@ -455,11 +457,10 @@ class Optimisation:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as nested dicts and lists."""
-        store = pyro.get_param_store()
         optimizer = self.optimizer.state_dict()
         return {
             "parameters": self.parameters.copy(),
-            "baselines": {k: v for k, v in store.named_parameters() if k.startswith(BASELINES)},
+            "baselines": baselines.kept(),
             "optimizer": {**optimizer, "state": dict(optimizer["state"])},
             "rule": self.rule.state(),
             "batches": None if self.batches is None else self.batches.state(),
@@ -477,8 +478,7 @@ class Optimisation:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes in what `state` gave: the run goes on as it would have."""
         self.parameters.assign(state["parameters"])
-        for name, value in state["baselines"].items():
-            pyro.get_param_store()[name] = value
+        baselines.keep(state["baselines"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rule.restore(placed_tensors(state["rule"], self.parameters.vectors[0].device))
         if self.batches is not None:

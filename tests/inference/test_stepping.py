@@ -13,6 +13,7 @@ from torch import Tensor
 from elbowroom.fitting import bind_model
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace, Plate
+from elbowroom.inference import baselines
 from elbowroom.inference.elbo import (
     OBJECTIVES,
     choose_objective,
@@ -22,6 +23,7 @@ from elbowroom.inference.elbo import (
 )
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.stepping import BFloat16Layers, FlatParameters, Step
+from elbowroom.inference.svi import unconstrained_parameters
 
 Y = torch.tensor([2.0, 3.0, 4.0, -1.0], dtype=torch.float64)
 
@@ -281,10 +283,77 @@ def test_a_parameter_under_two_names_is_one() -> None:
     assert all(name.startswith("first") for name in parameters.named)
 
 
-def test_baselines_are_kept_by_the_eager_step() -> None:
-    step = step_of(normal, normal_guide, "trace_graph")
-    step.record(None)
-    assert step.reason == "the objective keeps numbers of its own"
+def switches(y: Tensor, batch_size: int | None = None) -> None:
+    with pyro.plate("rows", len(y), subsample_size=batch_size):
+        batch = pyro.subsample(y, event_dim=0)
+        on = pyro.sample("on", dist.Bernoulli(torch.tensor(0.3)))
+        pyro.sample("y", dist.Normal(2 * on, 1.0), obs=batch)
+
+
+def switches_guide(y: Tensor, batch_size: int | None = None) -> None:
+    logits = pyro.param("logits", torch.tensor([0.5, -0.2, 0.1, 0.0]))
+    with pyro.plate("rows", len(y), subsample_size=batch_size):
+        baseline = {"use_decaying_avg_baseline": True}
+        own = pyro.subsample(logits, event_dim=0)
+        pyro.sample("on", dist.Bernoulli(logits=own), infer={"baseline": baseline})
+
+
+LEARNING = [
+    ("trace_graph", "none"), ("score_function", "running"), ("score_function", "decaying"),
+    ("score_function", "neural"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "baseline"), LEARNING)
+@pytest.mark.parametrize("size", [None, 2])
+def test_baselines_learn_the_same_from_recorded_steps(
+    name: str, baseline: str, size: int | None
+) -> None:
+    def runs(recorded: bool) -> tuple[Step, list[Tensor]]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        objective = make_objective(name, 1, LatentSpace.of(switches, {"y": Y}), baseline=baseline)
+        extra = {} if size is None else {"batch_size": size}
+        objective.loss_and_surrogate(switches, switches_guide, {"y": Y, **extra})
+        parameters = FlatParameters(unconstrained_parameters())
+        plate = Plate("rows", -1, len(Y))
+        step = Step(objective, switches, switches_guide, {"y": Y}, parameters, plate, size)
+        draw = None if size is None else lambda: torch.randperm(len(Y))[:size]
+        if recorded:
+            step.record(draw)
+            assert step.recorded, step.reason
+        pyro.set_rng_seed(1)
+        for _ in range(20):
+            step(None if draw is None else draw())
+            (vector,), (gradient,) = parameters.vectors, parameters.gradients
+            with torch.no_grad():
+                vector.sub_(0.05 * gradient)
+        assert step.holds(None if draw is None else draw())
+        return step, [vector.detach(), *baselines.kept().values()]
+
+    (step, one), (_, two) = runs(recorded=True), runs(recorded=False)
+    assert step.memory
+    torch.testing.assert_close(one, two)
+    assert all(each.abs().max() > 0.1 for each in two)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_step_that_is_not_finite_teaches_a_baseline_nothing(recorded: bool) -> None:
+    y = Y.clone()
+    step = step_of(switches, switches_guide, "trace_graph", {"y": y})
+    step.objective.loss_and_surrogate(switches, switches_guide, {"y": y})
+    step.parameters = FlatParameters(unconstrained_parameters())
+    if recorded:
+        step.record(None)
+        assert step.recorded, step.reason
+    before = baselines.kept()
+    y[0] = torch.nan
+    assert not np.isfinite(step())
+    torch.testing.assert_close(baselines.kept(), before)
+    y[0] = 2.0
+    assert np.isfinite(step())
+    assert not torch.equal(*(each["__baseline_avg_downstream_cost_on"]
+                             for each in (before, baselines.kept())))  # fmt: skip
 
 
 def test_recording_leaves_the_random_state_and_the_parameters() -> None:

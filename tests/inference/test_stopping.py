@@ -211,12 +211,17 @@ def test_draws_that_follow_from_noise_without_parameters_are_compared_themselves
     assert between(guide, 0.3) == pytest.approx(0.1, rel=SAMPLED)
 
 
-def test_probabilities_of_a_discrete_site_have_a_distance() -> None:
-    def guide() -> None:
-        pyro.sample("x", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(()))))
+@pytest.mark.parametrize(("begin", "by"), [(0.0, 0.2), (-3.0, 1.0), (8.0, 4.0)])
+def test_the_distance_of_discrete_sites_is_that_of_their_probabilities(
+    begin: float, by: float
+) -> None:
+    """Logits of what is certain may move as far as they like."""
 
-    # Fisher information of a logit: p (1 - p).
-    assert between(guide, 0.2) == pytest.approx(0.2 * 0.5, rel=SAMPLED)
+    def guide() -> None:
+        pyro.sample("x", dist.Bernoulli(logits=pyro.param("logits", torch.tensor(begin))))
+
+    before, after = 1 / (1 + np.exp(-begin)), 1 / (1 + np.exp(-begin - by))
+    assert between(guide, by) == pytest.approx(2 * (after - before), rel=1e-5)
 
 
 def test_points_are_compared_by_their_elbo() -> None:
