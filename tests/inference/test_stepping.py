@@ -293,9 +293,9 @@ def switches(y: Tensor, batch_size: int | None = None) -> None:
 def switches_guide(y: Tensor, batch_size: int | None = None) -> None:
     logits = pyro.param("logits", torch.tensor([0.5, -0.2, 0.1, 0.0]))
     with pyro.plate("rows", len(y), subsample_size=batch_size):
-        baseline = {"use_decaying_avg_baseline": True}
+        infer: Any = {"baseline": {"use_decaying_avg_baseline": True}}
         own = pyro.subsample(logits, event_dim=0)
-        pyro.sample("on", dist.Bernoulli(logits=own), infer={"baseline": baseline})
+        pyro.sample("on", dist.Bernoulli(logits=own), infer=infer)
 
 
 LEARNING = [
