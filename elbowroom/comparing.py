@@ -100,8 +100,8 @@ def compare(
     Args:
         model: As `elbowroom.fit` takes it.
         data: As `elbowroom.fit` takes it.
-        guides: Names, `GUIDE:OBJECTIVE` (such as "local:trace_graph"), guide functions or AutoGuide
-            classes; by default every guide that fits the model.
+        guides: Names, `auto` too, `GUIDE:OBJECTIVE` (such as "local:trace_graph"), guide functions
+            or AutoGuide classes; by default every guide that fits the model.
         engine: As `elbowroom.fit` takes it; each guide has its own where it is "auto".
         seed: Of every fit; drawn and recorded by default.
         draws: Posterior draws of each fit.
@@ -148,11 +148,10 @@ def compare(
     for name, (guide, objective) in zip(names, parts, strict=True):
         report = progress(name) if progress is not None else None
         chosen = settings if objective is None else replace(settings, elbo=objective)
-        resolved = resolve_guide(guide, problem)
         try:
-            taken = chosen_engine(engine, resolved, problem, chosen)
+            taken = chosen_engine(engine, resolve_guide(guide, problem), problem, chosen)
             fit = fit_problem(
-                problem, resolved, chosen, engine=engine, seed=seed, draws=count, progress=report,
+                problem, guide, chosen, engine=engine, seed=seed, draws=count, progress=report,
                 landscape=landscape(taken if problem.space.parameters.size else ""),
             )  # fmt: skip
         except ElbowroomError as error:

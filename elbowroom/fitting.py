@@ -252,15 +252,7 @@ class Work:
 
     def done(self, task: Task) -> Fit:
         """Does it."""
-        guide, problem = self.guide, task.problem
-        if (
-            isinstance(guide, str)
-            and guide == "auto"
-            and chosen_engine(self.engine, None, problem, task.settings) == "fixed_draws"
-        ):
-            found = climb_ladder(task, self.report)
-        else:
-            found = _fit_task(task, resolve_guide(guide, problem), self.engine)
+        found = _fit_task(task, self.guide, self.engine, report=self.report)
         if found.trained.status == "interrupted":
             return found
         if self.fallback == "nuts" and not found.verdict.trusted:
@@ -326,7 +318,7 @@ def checked_draws(draws: int | None) -> None:
 
 def fit_problem(
     problem: Problem,
-    guide: Guide,
+    guide: Any,
     settings: Settings,
     *,
     engine: str = "auto",
@@ -347,7 +339,18 @@ def fit_problem(
     return _fit_task(task, guide, engine, landscape)
 
 
-def _fit_task(task: Task, guide: Guide, engine: str, landscape: Landscape | None = None) -> Fit:
+def _fit_task(
+    task: Task,
+    guide: Any,
+    engine: str,
+    landscape: Landscape | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Fit:
+    automatic = isinstance(guide, str) and guide == "auto"
+    asked = (engine, None, task.problem, task.settings)
+    if automatic and chosen_engine(*asked) == "fixed_draws":
+        return climb_ladder(task, report)
+    guide = resolve_guide(guide, task.problem)
     if chosen_engine(engine, guide, task.problem, task.settings) == "fixed_draws":
         return fit_fixed_draws(task, guide, landscape)
     if guide.engines == ("fixed_draws",):

@@ -108,3 +108,10 @@ def test_a_table_of_failures_alone_has_no_best() -> None:
     table = comparison_table([Row("a", {}, None, "no"), Row("b", {}, None, "neither")])
     assert not table["best"].any()
     assert posterior_differences([Row("a", {}, None, "no")], "").empty
+
+
+def test_auto_is_the_guide_that_a_fit_by_it_takes() -> None:
+    found = er.compare(normal_mean, {"y": Y}, ["auto", "mean_field"], seed=1)
+    alone = er.fit(normal_mean, {"y": Y}, seed=1)
+    assert found.fits["auto"].guide.name == alone.guide.name == "linear_response"
+    assert found.fits["auto"].verdict == alone.verdict
