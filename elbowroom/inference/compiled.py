@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from operator import itemgetter
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ NORMAL = ("normal_.default", "randn.default", "randn_like.default")
 UNIFORM = ("rand.default", "rand_like.default", "uniform_.default")
 LONGEST = 100
 """Steps of a loop."""
+FEW = 10
+"""Steps of a call where each is compiled alone."""
 LARGE = 50_000
 """Parameters from which a step takes much longer than to enter Python, and is made in place."""
 
@@ -161,7 +164,8 @@ def compile_steps(
     try:
         with _silent():
             given = Given(replay, tensors, example)
-            return Compiled(given, parameters, optimizer, clip_norm), None
+            kind = Looped if parameters.count < LARGE else InPlace
+            return kind(given, parameters, optimizer, clip_norm), None
     except NotCompilableError as error:
         return None, str(error)
     # It fails in as many ways as there are compilers, and the steps are run without.
@@ -172,8 +176,8 @@ def compile_steps(
 def _anew(method: Any) -> Any:
     """A method as code of its own: `torch.compile` keeps no more than a few versions of one."""
     own = method.__func__
-    function = FunctionType(own.__code__.replace(), own.__globals__, own.__name__)
-    function.__kwdefaults__ = own.__kwdefaults__
+    code, defaults = own.__code__.replace(), own.__defaults__
+    function = FunctionType(code, own.__globals__, own.__name__, defaults)
     return MethodType(function, method.__self__)
 
 
@@ -251,27 +255,49 @@ RULES: dict[str, Any] = {"Adam": Adam, "AdamW": Adam, "SGD": GradientDescent}
 """The optimisers that there are compiled."""
 
 
+class Inputs(NamedTuple):
+    """What a step takes, or each of several, with a leading dim for these.
+
+    Attributes:
+        numbers: Of the optimiser.
+        rows: Of the minibatch.
+        normals: All Normal random numbers, in a row.
+        uniforms: All uniform ones.
+    """
+
+    numbers: list[Tensor]
+    rows: list[Tensor]
+    normals: Tensor
+    uniforms: Tensor
+
+    def each(self, changed: Callable[[Tensor], Tensor]) -> "Inputs":
+        """Every tensor changed."""
+        return Inputs(
+            [changed(each) for each in self.numbers], [changed(each) for each in self.rows],
+            changed(self.normals), changed(self.uniforms),
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Steps:
     """What some steps in one call gave.
 
     Attributes:
         losses: Of each step that was made.
-        start: (P,): the parameters before the first of them.
-        sums: (P,) each, of a loop: the sums of their deviations from it, and of the squares.
+        seen: Of a loop, (P,) each: the parameters before the first of them, the sum of the
+            deviations from these, and that of the squares.
         stopped: The random numbers of the first step that could not be made, if there is one: it is
             not finite, or takes another branch. It must be made with these, as it stands: with
             others, what is rare would be rarer.
     """
 
     losses: list[float]
-    start: Tensor
-    sums: tuple[Tensor, ...]
+    seen: tuple[Tensor, ...]
     stopped: list[Tensor] | None
 
 
 class Compiled:
-    """The steps of a recorded run, compiled: those of a small one in a loop.
+    """The steps of a recorded run, compiled.
 
     Args:
         given: The recorded step.
@@ -286,6 +312,8 @@ class Compiled:
         NotCompilableError: If there are several vectors, the optimiser is none of `RULES`, or the
             compiled steps give other numbers.
     """
+
+    longest: int
 
     def __init__(
         self,
@@ -308,41 +336,54 @@ class Compiled:
         self.normals = sum(each.numel() for normal, each in kinds if normal)
         self.uniforms = sum(each.numel() for normal, each in kinds if not normal)
         self.shapes = [value.shape for group in parameters.groups for value in group]
+        self.sizes = [prod(shape) for shape in self.shapes]
         self.update = RULES[kind](optimizer.param_groups[0])
-        self.longest = LONGEST if parameters.count < LARGE else 1
-        steps = self._loop if self.longest > 1 else self._single
-        plain = partial(self._loop, repeat=_repeat) if self.longest > 1 else self._single
         options: Any = {
             "cpp_wrapper": self.vector.device.type == "cpu",
             "emulate_precision_casts": True,
         }
         self._steps: Callable[..., Any] = torch.compile(
-            _anew(steps), fullgraph=True, dynamic=False, options=options
+            _anew(self.steps), fullgraph=True, dynamic=False, options=options
         )
-        self._compare(plain)
+        self._compare()
 
-    def _compare(self, plain: Callable[..., Any]) -> None:
+    steps: Callable[..., Any]
+    """What is compiled; with `repeat`, the same as it stands."""
+
+    def make(
+        self,
+        steps: Callable[..., Any],
+        inputs: Inputs,
+        whole: list[Tensor],
+        after: Callable[[], None],
+    ) -> tuple[list[float], tuple[Tensor, ...]]:
+        """Makes steps of one call, by a function, on the parameters and the optimiser's state.
+
+        Returns:
+            The loss of each that was made, and what `Steps` holds of the parameters on the way.
+        """
+        raise NotImplementedError
+
+    def _compare(self) -> None:
         """Compares steps with the recording, and compiled steps with the same as they stand."""
         torch.manual_seed(0)
         noise = self.given.noise()
         torch.manual_seed(0)
         wanted = self.given.replay(*self.given.example)
-        parts = self.vector.detach().split([prod(shape) for shape in self.shapes])
+        parts = self.vector.detach().split(self.sizes)
         values = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         same, _ = self.given(values, self.given.example, noise)
         if not all(map(alike, same, wanted)):
             raise NotCompilableError("they give other numbers from the same random ones")
-        count = min(3, self.longest)
-        rows = [list(self.given.example)] * count
-        inputs = self._inputs(rows, [1e-3] * count, 0)
+        inputs = self._inputs([list(self.given.example)] * 3, [1e-3] * 3, 0)
         found = []
-        for function in (self._steps, plain):
+        for steps in (self._steps, partial(self.steps, repeat=_repeat)):
             # Not from zeros, where Adam makes a whole step of the rounding of a small gradient.
             state = [torch.ones_like(self.vector) for _ in self.update.names]
-            vector = self.vector.detach().clone()
+            whole = [self.vector.detach().clone(), *state]
             with torch.no_grad():
-                _, losses, *_ = function(*inputs, vector, state)
-            found.append([losses, vector, *state])
+                losses, _ = self.make(steps, inputs, whole, lambda: None)
+            found.append([torch.tensor(losses), *whole])
         if not all(alike(one, two) for one, two in zip(*found, strict=True)):
             raise NotCompilableError("compiled, they give other numbers")
 
@@ -355,44 +396,101 @@ class Compiled:
             rest[normal] = rest[normal][each.numel() :]
         return pieces
 
-    def _step(
-        self, numbers: Sequence[Tensor], rows: Sequence[Tensor], normals: Tensor,
-        uniforms: Tensor, vector: Tensor, state: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]:  # fmt: skip
-        """Whether a step can be made, its loss, and the parameters and the state after it."""
-        parts = vector.split([prod(shape) for shape in self.shapes])
+    def gradient(
+        self, inputs: Inputs, parts: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Whether a step can be made, its loss, and the gradients, flat as the parts are."""
         values = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        (loss, *gradients), answers = self.given(values, rows, self._noise(normals, uniforms))
-        gradient = torch.cat([each.reshape(-1) for each in gradients])
-        norm = torch.linalg.vector_norm(gradient)
+        noise = self._noise(inputs.normals, inputs.uniforms)
+        (loss, *found), answers = self.given(values, inputs.rows, noise)
+        gradients = [each.reshape(-1) for each in found]
+        norms = torch.stack([torch.linalg.vector_norm(each) for each in gradients])
+        norm = torch.linalg.vector_norm(norms)
         right = torch.isfinite(loss) & torch.isfinite(norm)
         for answer in answers:
             right = right & answer
         if self.clip_norm is not None:
-            gradient = gradient * (self.clip_norm / norm).clamp(max=1.0)
-        vector, state = self.update(vector, gradient, state, numbers)
-        return right, loss.to(vector.dtype), vector, state
+            share = (self.clip_norm / norm).clamp(max=1.0)
+            gradients = [each * share for each in gradients]
+        return right, loss.to(parts[0].dtype), gradients
 
-    def _single(
-        self, count: Tensor, numbers: Sequence[Tensor], rows: Sequence[Tensor], normals: Tensor,
-        uniforms: Tensor, vector: Tensor, state: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        """One step in place, which does nothing where it cannot be made."""
-        fine, loss, new, states = self._step(
-            [each[0] for each in numbers], [each[0] for each in rows], normals[0], uniforms[0],
-            vector, state,
-        )  # fmt: skip
-        for old, value in zip([vector, *state], [new, *states], strict=True):
-            old.copy_(torch.where(fine, value, old))
-        return fine.to(torch.int64), loss.reshape(1)
+    def _inputs(
+        self, rows: Sequence[Sequence[Tensor]], rates: Sequence[float], begun: int
+    ) -> Inputs:
+        """What the steps of a call take."""
+        count, vector = len(rates), self.vector
+        times = 1.0 + begun + torch.arange(count, dtype=torch.float64)
+        numbers = self.update.numbers(torch.tensor(rates, dtype=torch.float64), times)
+        made: dict[str, Any] = {"dtype": vector.dtype, "device": vector.device}
+        return Inputs(
+            [each.to(**made) for each in numbers],
+            [torch.stack(each) for each in zip(*rows, strict=True)],
+            torch.randn(count, self.normals, **made),
+            torch.rand(count, self.uniforms, **made),
+        )
 
-    def _loop(
-        self, count: Tensor, numbers: Sequence[Tensor], rows: Sequence[Tensor], normals: Tensor,
-        uniforms: Tensor, vector: Tensor, state: Sequence[Tensor], *,
+    def __call__(
+        self,
+        rows: Sequence[Sequence[Tensor]],
+        rates: Sequence[float],
+        optimizer: torch.optim.Optimizer,
+        after: Callable[[], None] = lambda: None,
+    ) -> Steps:
+        """Makes some steps, up to the first that cannot be made.
+
+        Args:
+            rows: Of each step, if it takes some.
+            rates: The learning rate of each.
+            optimizer: Whose state is used, and kept up.
+            after: Called after each step, unless what `Steps` holds tells of all of them.
+        """
+        kept = optimizer.state[self.vector]
+        if self.update.names and not kept:
+            kept["step"] = torch.tensor(0.0, dtype=torch.float32, device=self.vector.device)
+            kept.update({name: torch.zeros_like(self.vector) for name in self.update.names})
+        inputs = self._inputs(rows, rates, int(kept["step"]) if kept else 0)
+        whole = [self.vector.detach(), *(kept[name] for name in self.update.names)]
+        with torch.no_grad():
+            losses, seen = self.make(self._steps, inputs, whole, after)
+        made, stopped = len(losses), None
+        if made < len(rates):
+            stopped = self._noise(inputs.normals[made], inputs.uniforms[made])
+        if kept:
+            kept["step"] += made
+        return Steps(losses, seen, stopped)
+
+
+class Looped(Compiled):
+    """A loop of small steps, in one call; see `Compiled`."""
+
+    longest = LONGEST
+
+    def make(
+        self,
+        steps: Callable[..., Any],
+        inputs: Inputs,
+        whole: list[Tensor],
+        after: Callable[[], None],
+    ) -> tuple[list[float], tuple[Tensor, ...]]:
+        """Makes steps of one call, by a function, on the parameters and the optimiser's state."""
+        count = len(inputs.normals)
+
+        def filled(values: Tensor) -> Tensor:
+            rest = values[:1].expand(self.longest - count, *values.shape[1:])
+            return torch.cat([values, rest]) if len(rest) else values
+
+        start = whole[0].clone()
+        made, losses, *sums = steps(
+            torch.tensor(count, device=start.device), inputs.each(filled), whole
+        )
+        return losses[: int(made)].tolist(), (start, *sums)
+
+    def steps(
+        self, count: Tensor, inputs: Inputs, whole: Sequence[Tensor],
         repeat: Callable[..., Any] = while_loop,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Steps up to the first that cannot be made; how many were."""
-        start = vector.clone()
+        start = whole[0].clone()
         positions = torch.arange(self.longest, device=start.device)
 
         def going(position: Tensor, right: Tensor, *carried: Any) -> Tensor:
@@ -403,13 +501,9 @@ class Compiled:
             vector: Tensor, state: Sequence[Tensor],
         ) -> Any:  # fmt: skip
             at = position.reshape(1)
-            numbers_now, rows_now = (
-                [each.index_select(0, at)[0] for each in group] for group in (numbers, rows)
-            )
-            fine, loss, new, states = self._step(
-                numbers_now, rows_now, normals.index_select(0, at)[0],
-                uniforms.index_select(0, at)[0], vector, state,
-            )  # fmt: skip
+            now = inputs.each(lambda values: values.index_select(0, at)[0])
+            fine, loss, gradients = self.gradient(now, vector.split(self.sizes))
+            new, states = self.update(vector, torch.cat(gradients), state, now.numbers)
             deviation = torch.where(fine, new - start, 0.0)
             return (
                 position + fine, fine, torch.where(positions == position, loss, losses),
@@ -424,61 +518,44 @@ class Compiled:
         made, _, losses, total, squares, after, states = repeat(
             going, step,
             (begin, right, zeros, torch.zeros_like(start), torch.zeros_like(start), start.clone(),
-             tuple(each.clone() for each in state)),
+             tuple(each.clone() for each in whole[1:])),
         )  # fmt: skip
-        for old, value in zip([vector, *state], [after, *states], strict=True):
+        for old, value in zip(whole, [after, *states], strict=True):
             old.copy_(value)
         return made, losses, total, squares
 
-    def _inputs(
-        self, rows: Sequence[Sequence[Tensor]], rates: Sequence[float], begun: int
-    ) -> list[Any]:
-        """What steps are called with, filled up to the longest call."""
-        count, vector = len(rates), self.vector
-        times = 1.0 + begun + torch.arange(count, dtype=torch.float64)
 
-        def filled(values: Tensor) -> Tensor:
-            rest = values[:1].expand(self.longest - count, *values.shape[1:])
-            return torch.cat([values, rest]) if len(rest) else values
+class InPlace(Compiled):
+    """Large steps, each alone and its parameters part by part; see `Compiled`."""
 
-        numbers = self.update.numbers(torch.tensor(rates, dtype=torch.float64), times)
-        made: dict[str, Any] = {"dtype": vector.dtype, "device": vector.device}
-        return [
-            torch.tensor(count, device=vector.device),
-            [filled(each).to(**made) for each in numbers],
-            [filled(torch.stack(each)) for each in zip(*rows, strict=True)],
-            filled(torch.randn(count, self.normals, **made)),
-            filled(torch.rand(count, self.uniforms, **made)),
-        ]
+    longest = FEW
 
-    def __call__(
+    def make(
         self,
-        rows: Sequence[Sequence[Tensor]],
-        rates: Sequence[float],
-        optimizer: torch.optim.Optimizer,
-    ) -> Steps:
-        """Makes some steps, up to the first that cannot be made.
+        steps: Callable[..., Any],
+        inputs: Inputs,
+        whole: list[Tensor],
+        after: Callable[[], None],
+    ) -> tuple[list[float], tuple[Tensor, ...]]:
+        """Makes steps of one call, by a function, on the parameters and the optimiser's state."""
+        parts = [each.split(self.sizes) for each in whole]
+        losses: list[float] = []
+        for i in range(len(inputs.normals)):
+            fine, loss = steps(inputs.each(itemgetter(i)), parts)
+            if not fine:
+                break
+            losses.append(loss.item())
+            after()
+        return losses, ()
 
-        Args:
-            rows: Of each step, if it takes some.
-            rates: The learning rate of each.
-            optimizer: Whose state is used, and kept up.
-        """
-        kept = optimizer.state[self.vector]
-        if self.update.names and not kept:
-            kept["step"] = torch.tensor(0.0, dtype=torch.float32, device=self.vector.device)
-            kept.update({name: torch.zeros_like(self.vector) for name in self.update.names})
-        vector = self.vector.detach()
-        start = vector.clone() if self.longest > 1 else vector
-        inputs = self._inputs(rows, rates, int(kept["step"]) if kept else 0)
-        with torch.no_grad():
-            found, losses, *sums = self._steps(
-                *inputs, vector, [kept[name] for name in self.update.names]
-            )
-        made, stopped = int(found), None
-        if made < len(rates):
-            normals, uniforms = inputs[-2:]
-            stopped = self._noise(normals[made], uniforms[made])
-        if kept:
-            kept["step"] += made
-        return Steps(losses[:made].tolist(), start, tuple(sums), stopped)
+    def steps(
+        self, inputs: Inputs, parts: Sequence[Sequence[Tensor]],
+        repeat: Callable[..., Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """One step, which does nothing where it cannot be made."""
+        fine, loss, gradients = self.gradient(inputs, parts[0])
+        for gradient, part, *state in zip(gradients, *parts, strict=True):
+            new, states = self.update(part, gradient, state, inputs.numbers)
+            for old, value in zip([part, *state], [new, *states], strict=True):
+                old.copy_(torch.where(fine, value, old))
+        return fine, loss

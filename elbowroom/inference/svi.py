@@ -325,13 +325,12 @@ class Optimisation:
         rates = [self._rate(self.step + i) for i in range(count)]
         taken = [[] if each is None else [each] for each in rows]
         with users_code(f"step {self.step + 1} of the optimiser failed", ModelError):
-            made = self.compiled(taken, rates, self.optimizer)
+            add = (lambda: None) if iterates is None else iterates.add
+            made = self.compiled(taken, rates, self.optimizer, add)
         done, status = len(made.losses), ""
         if done:
-            if iterates is not None and made.sums:
-                iterates.add_steps(done, made.start, *made.sums)
-            elif iterates is not None:
-                iterates.add()
+            if iterates is not None and made.seen:
+                iterates.add_steps(done, *made.seen)
             status = self._made(made.losses, rates[:done], progress)
         if made.stopped is None:
             self.unmade = 0

@@ -22,7 +22,7 @@ from torch import Tensor
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference import checkpoint
 from elbowroom.inference.checkpoint import KEPT, Checkpoints, packed, unpacked
-from elbowroom.inference.compiled import Compiled, _repeat
+from elbowroom.inference.compiled import _repeat
 from elbowroom.inference.elbo import make_objective
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import make_options
@@ -142,8 +142,7 @@ def test_a_run_goes_on_bit_for_bit(
     case: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The loops of compiled steps as they stand: to compile them takes long.
-    as_it_stands = partial(Compiled._loop, repeat=_repeat)
-    monkeypatch.setattr("torch.compile", lambda steps, **_: partial(as_it_stands, steps.__self__))
+    monkeypatch.setattr("torch.compile", lambda steps, **_: partial(steps, repeat=_repeat))
     at = 1 + at % 29 if case == "compiled" else at
     whole, expected = whole_run(case)
     with pytest.raises(Stopped):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference import compiled
-from elbowroom.inference.compiled import RULES, Compiled
+from elbowroom.inference.compiled import RULES, Compiled, InPlace, Looped
 from elbowroom.inference.elbo import make_objective
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.iterates import Iterates
@@ -39,9 +39,7 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops of compiled steps without a compiler, which takes long."""
     monkeypatch.setattr(
         "torch.compile",
-        lambda steps, **_: (
-            partial(steps, repeat=compiled._repeat) if steps.__name__ == "_loop" else steps
-        ),
+        lambda steps, **_: partial(steps, repeat=compiled._repeat),
     )
 
 
@@ -103,7 +101,7 @@ def test_steps_in_place_are_the_steps_of_a_loop(monkeypatch: pytest.MonkeyPatch)
     found = []
     for large in (math.inf, 0):
         monkeypatch.setattr(compiled, "LARGE", large)
-        monkeypatch.setattr(compiled, "LONGEST", 1 if large else 100)
+        monkeypatch.setattr(Looped, "longest", InPlace.longest)
         with isolated(2):
             trained = run(steps=250, batch_size=8)
             found.append(trained.elbo_history)
