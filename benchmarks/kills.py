@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.inference import checkpoint
+from elbowroom.inference.stochastic import checkpoint
 from elbowroom.posterior.run_folder import holds_unfinished, load
 
 SECONDS = 0.05

@@ -43,9 +43,9 @@ from torch import Tensor
 # The checkout that the benchmark lies in, whether or not it is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import elbowroom as er
+from elbowroom.inference.densities.landscape import density_of
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.landscape import density_of
-from elbowroom.inference.nuts import sample_nuts
+from elbowroom.inference.sampling.nuts import sample_nuts
 
 CHAINS, DRAWS, TUNE = 4, 1000, 800
 METHODS = ("auto", "mean_field", "full_rank")

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from elbowroom.fitting import bind_model, resolve_guide
 from elbowroom.guides import Start
-from elbowroom.inference.elbo import make_objective, marked
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
-from elbowroom.inference.svi import run_svi
+from elbowroom.inference.stochastic.elbo import make_objective, marked
+from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.svi import run_svi
 
 COLUMNS = 20
 RATE = 1e-3

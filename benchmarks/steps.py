@@ -29,10 +29,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from elbowroom.fitting import bind_model, resolve_guide
 from elbowroom.guides import Start
-from elbowroom.inference.elbo import make_objective, marked
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
-from elbowroom.inference.svi import run_svi
+from elbowroom.inference.stochastic.elbo import make_objective, marked
+from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.svi import run_svi
 
 RATE = 1e-3
 BEFORE = 1000

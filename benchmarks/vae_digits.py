@@ -48,7 +48,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import elbowroom as er
 from elbowroom.inference.problem import resolve_model
-from elbowroom.inference.settings import Settings
+from elbowroom.inference.stochastic.settings import Settings
 
 TRAINING_ROWS = 1437
 HIDDEN = 200

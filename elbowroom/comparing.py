@@ -19,9 +19,9 @@ from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.fitted import Fit
 from elbowroom.fitting import bind_model, chosen_engine, fit_problem, resolve_guide
 from elbowroom.guides import guides_for
-from elbowroom.inference.elbo import OBJECTIVES
+from elbowroom.inference.densities.landscape import Landscape, explore
 from elbowroom.inference.isolation import checked_seed
-from elbowroom.inference.landscape import Landscape, explore
+from elbowroom.inference.stochastic.elbo import OBJECTIVES
 from elbowroom.plan import Progress
 from elbowroom.posterior.run_folder import writing
 

@@ -14,9 +14,9 @@ from elbowroom.diagnostics.predictive import predictive_checks
 from elbowroom.diagnostics.verdict import Evidence, judge, unresolved_quantities
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.guides import Guide, Start
+from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.isolation import Parameters
-from elbowroom.inference.landscape import Landscape
-from elbowroom.inference.svi import Trained
+from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.plan import Task
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import Correction

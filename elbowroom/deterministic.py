@@ -15,8 +15,10 @@ from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.auto import cholesky, scales, whitened
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.adaptive import Mixture, sampled, sampled_nested
-from elbowroom.inference.approximations import (
+from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.landscape import LARGEST, Landscape, density_of, explore
+from elbowroom.inference.densities.point_parameters import Sample, maximise
+from elbowroom.inference.deterministic.approximations import (
     METHODS,
     SINGLE,
     WIDE,
@@ -25,16 +27,14 @@ from elbowroom.inference.approximations import (
     responses,
     wide,
 )
-from elbowroom.inference.density import Density
-from elbowroom.inference.elbo import read_guide
-from elbowroom.inference.fixed_draws import Draws as FixedDraws
-from elbowroom.inference.fixed_draws import Optimum
+from elbowroom.inference.deterministic.fixed_draws import Draws as FixedDraws
+from elbowroom.inference.deterministic.fixed_draws import Optimum
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
-from elbowroom.inference.landscape import LARGEST, Landscape, density_of, explore
-from elbowroom.inference.point_parameters import Sample, maximise
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
-from elbowroom.inference.svi import Trained
+from elbowroom.inference.sampling.adaptive import Mixture, sampled, sampled_nested
+from elbowroom.inference.stochastic.elbo import read_guide
+from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import Correction, adapted, reweighted
 from elbowroom.posterior.draws import Draws

@@ -17,18 +17,18 @@ from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
-from elbowroom.inference import baselines
-from elbowroom.inference.adaptive import AdaptiveImportance, Proposal
+from elbowroom.inference.densities.landscape import density_of
 from elbowroom.inference.isolation import (
     Parameters,
     checked_seed,
     constrained_values,
     isolated,
 )
-from elbowroom.inference.landscape import density_of
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
-from elbowroom.inference.svi import Trained
+from elbowroom.inference.sampling.adaptive import AdaptiveImportance, Proposal
+from elbowroom.inference.stochastic import baselines
+from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import adapted, reweighted
 from elbowroom.posterior.draws import Draws, draw

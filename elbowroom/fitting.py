@@ -15,9 +15,8 @@ from elbowroom.diagnostics.estimators import GRADIENTS, measure
 from elbowroom.errors import OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
-from elbowroom.inference.checkpoint import Checkpoints
+from elbowroom.inference.densities.landscape import LARGEST, Landscape
 from elbowroom.inference.isolation import checked_seed, resolve_device, resolve_dtype
-from elbowroom.inference.landscape import LARGEST, Landscape
 from elbowroom.inference.problem import (
     Problem,
     bind,
@@ -25,7 +24,8 @@ from elbowroom.inference.problem import (
     resolve_model,
     split_options,
 )
-from elbowroom.inference.settings import Settings
+from elbowroom.inference.stochastic.checkpoint import Checkpoints
+from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.ladder import climb_ladder
 from elbowroom.models import Model
 from elbowroom.plan import Plan, Progress, Task
@@ -149,7 +149,7 @@ def fit(
         announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
         report: Called with a line for each rung of the ladder that `auto` climbs.
-        **options: Of the model, and of `elbowroom.inference.settings.Settings`.
+        **options: Of the model, and of `elbowroom.inference.stochastic.settings.Settings`.
 
     Returns:
         The fit. One that is not to be trusted is a value like any other: read `fit.verdict`.

@@ -8,8 +8,8 @@ from elbowroom.deterministic import fit_fixed_draws, survey
 from elbowroom.errors import GuideError
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
-from elbowroom.inference.importance import ERRORS, k_hat_threshold
-from elbowroom.inference.landscape import LARGEST, Landscape
+from elbowroom.inference.densities.importance import ERRORS, k_hat_threshold
+from elbowroom.inference.densities.landscape import LARGEST, Landscape
 from elbowroom.inference.problem import Problem
 from elbowroom.plan import Task
 from elbowroom.stochastic import fit_stochastic

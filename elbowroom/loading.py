@@ -15,8 +15,6 @@ from elbowroom.fitted import Fit
 from elbowroom.fitting import Work, bind_model, resolve_guide
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.adaptive import Proposal
-from elbowroom.inference.elbo import read_guide
 from elbowroom.inference.isolation import Parameters, resolve_dtype
 from elbowroom.inference.problem import (
     Problem,
@@ -25,8 +23,10 @@ from elbowroom.inference.problem import (
     option_names,
     resolve_model,
 )
-from elbowroom.inference.settings import Settings
-from elbowroom.inference.svi import Trained
+from elbowroom.inference.sampling.adaptive import Proposal
+from elbowroom.inference.stochastic.elbo import read_guide
+from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.models import Model, get_model
 from elbowroom.plan import Plan, Progress, Task
 from elbowroom.posterior import run_folder

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from elbowroom.guides import Guide
-from elbowroom.inference.checkpoint import Checkpoints
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
+from elbowroom.inference.stochastic.checkpoint import Checkpoints
+from elbowroom.inference.stochastic.settings import Settings
 
 Progress = Callable[[int, int, float, float], None]
 """Called with the step, the budget, the smoothed ELBO and the learning rate."""

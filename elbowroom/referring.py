@@ -13,9 +13,9 @@ from elbowroom.deterministic import why_not
 from elbowroom.diagnostics.reference import compare_with_reference, how_well, reference_sentence
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit, canonical_sites
+from elbowroom.inference.densities.landscape import density_of
 from elbowroom.inference.isolation import checked_seed, constrained_values, isolated
-from elbowroom.inference.landscape import density_of
-from elbowroom.inference.nuts import NutsDraws, sample_nuts
+from elbowroom.inference.sampling.nuts import NutsDraws, sample_nuts
 from elbowroom.posterior.groups import posterior_tree, reported_quantities
 from elbowroom.posterior.tree import Names, build_tree, in_chains
 
@@ -40,7 +40,7 @@ def add_reference(
         draws: Of each of four chains, after tuning.
         seed: Of the sampler; the fit's own by default.
         take: Whether the posterior is to hold the draws of NUTS, if its chains have mixed.
-        progress: As `elbowroom.inference.nuts.sample_nuts` takes it.
+        progress: As `elbowroom.inference.sampling.nuts.sample_nuts` takes it.
 
     Returns:
         The fit with the group `reference_posterior` (chain, draw) in its tree; a table `reference`

@@ -11,27 +11,27 @@ from elbowroom.diagnostics.checks import Subject, before_run
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.elbo import (
+from elbowroom.inference.densities.importance import (
+    effective_sample_size,
+    k_hat_threshold,
+    pareto_k_hat,
+)
+from elbowroom.inference.densities.landscape import Landscape, explore
+from elbowroom.inference.isolation import (
+    Parameters,
+    parameter_values,
+    set_parameter_values,
+)
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.stochastic.elbo import (
     check_enumerable,
     choose_objective,
     make_objective,
     marked,
     read_guide,
 )
-from elbowroom.inference.importance import (
-    effective_sample_size,
-    k_hat_threshold,
-    pareto_k_hat,
-)
-from elbowroom.inference.isolation import (
-    Parameters,
-    parameter_values,
-    set_parameter_values,
-)
-from elbowroom.inference.landscape import Landscape, explore
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
-from elbowroom.inference.svi import run_svi
+from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.svi import run_svi
 from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import reweighted
 from elbowroom.posterior.draws import Draws, draw

@@ -13,7 +13,9 @@ from torch import Tensor
 from elbowroom.errors import ElbowroomError, GuideError, ModelError, users_code
 from elbowroom.guides import Guide
 from elbowroom.guides.space import FixedRows, sample_sites, takes_batches, trace_model
-from elbowroom.inference.elbo import (
+from elbowroom.inference.densities.landscape import explore
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.stochastic.elbo import (
     check_enumerable,
     choose_objective,
     is_delta,
@@ -21,11 +23,9 @@ from elbowroom.inference.elbo import (
     marked,
     read_guide,
 )
-from elbowroom.inference.failure import culprit
-from elbowroom.inference.landscape import explore
-from elbowroom.inference.minibatches import Minibatches
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
+from elbowroom.inference.stochastic.failure import culprit
+from elbowroom.inference.stochastic.minibatches import Minibatches
+from elbowroom.inference.stochastic.settings import Settings
 
 RUNS = 40
 """Runs in which minibatches are compared with all rows, and draws with supports."""

@@ -13,8 +13,10 @@ import torch
 from elbowroom.errors import OptionError
 from elbowroom.guides import Guide
 from elbowroom.guides.space import trace_model
-from elbowroom.inference import baselines
-from elbowroom.inference.elbo import (
+from elbowroom.inference.densities.landscape import explore
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.stochastic import baselines
+from elbowroom.inference.stochastic.elbo import (
     OBJECTIVES,
     GuideSites,
     choose_objective,
@@ -22,13 +24,11 @@ from elbowroom.inference.elbo import (
     marked,
     read_guide,
 )
-from elbowroom.inference.landscape import explore
-from elbowroom.inference.minibatches import Minibatches
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.score_function import BASELINES
-from elbowroom.inference.settings import Settings
-from elbowroom.inference.stepping import FlatParameters, Step
-from elbowroom.inference.svi import Optimisation, unconstrained_parameters
+from elbowroom.inference.stochastic.minibatches import Minibatches
+from elbowroom.inference.stochastic.score_function import BASELINES
+from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.stepping import FlatParameters, Step
+from elbowroom.inference.stochastic.svi import Optimisation, unconstrained_parameters
 
 GRADIENTS = 300
 """Gradients of each estimator at each stage."""

@@ -7,7 +7,7 @@ import arviz_stats
 import numpy as np
 import xarray
 
-from elbowroom.inference.importance import (
+from elbowroom.inference.densities.importance import (
     effective_sample_size,
     k_hat_threshold,
     pareto_k_hat,

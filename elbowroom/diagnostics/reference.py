@@ -8,7 +8,7 @@ from scipy.stats import wasserstein_distance
 
 from elbowroom.diagnostics.compare import labelled_scalars
 from elbowroom.errors import DataError
-from elbowroom.inference.nuts import FEWEST_EFFECTIVE, R_HAT_LIMIT, NutsDraws, mixing
+from elbowroom.inference.sampling.nuts import FEWEST_EFFECTIVE, R_HAT_LIMIT, NutsDraws, mixing
 
 USABLE = 0.3
 """The distance of means, in the reference's sds, and the log ratio of sds, up to which a posterior

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from arviz_stats.base import array_stats
 
-from elbowroom.inference.importance import (
+from elbowroom.inference.densities.importance import (
     ERRORS,
     k_hat_interval,
     k_hat_threshold,

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbowroom.inference.adaptive import AdaptiveImportance, Proposal
-from elbowroom.inference.importance import (
+from elbowroom.inference.densities.importance import (
     effective_sample_size,
     k_hat_threshold,
     log_mean_exp,
@@ -16,6 +15,7 @@ from elbowroom.inference.importance import (
     smoothed,
     standard_errors,
 )
+from elbowroom.inference.sampling.adaptive import AdaptiveImportance, Proposal
 
 FEWEST_EFFECTIVE = 100.0
 """Effective draws below which corrected draws are worth less than the guide's own."""

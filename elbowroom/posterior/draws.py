@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace, sample_sites
-from elbowroom.inference.score import map_draws, score
+from elbowroom.inference.densities.score import map_draws, score
 
 VALUES_AT_ONCE = 20_000_000
 """Numbers that one batched evaluation may hold, for the memory's sake."""

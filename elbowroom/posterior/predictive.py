@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace, sample_sites
-from elbowroom.inference.score import Score, assignment_probabilities, map_draws, score
+from elbowroom.inference.densities.score import Score, assignment_probabilities, map_draws, score
 from elbowroom.posterior.draws import chunk_size
 
 Sites = Mapping[str, Tensor]
@@ -81,8 +81,8 @@ def evaluate(
 ) -> Score:
     """The model's log joint density, pointwise log likelihood and deterministic sites, at draws.
 
-    Each value has the draws as its leading dim; see `elbowroom.inference.score.Score`. The
-    likelihood of every row is large, and can be left out.
+    Each value has the draws as its leading dim; see `elbowroom.inference.densities.score.Score`.
+    The likelihood of every row is large, and can be left out.
     """
 
     def at(values: dict[str, Tensor]) -> dict[Any, Tensor]:

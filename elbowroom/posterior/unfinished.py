@@ -12,7 +12,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from elbowroom.errors import RunFolderError
-from elbowroom.inference.checkpoint import atomically
+from elbowroom.inference.stochastic.checkpoint import atomically
 from elbowroom.posterior.run_folder import (
     FORMAT,
     LOCK,

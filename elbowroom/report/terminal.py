@@ -16,7 +16,7 @@ from elbowroom.comparing import Comparison
 from elbowroom.diagnostics.checks import Finding
 from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.fitted import Fit
-from elbowroom.inference.settings import length
+from elbowroom.inference.stochastic.settings import length
 from elbowroom.plan import Plan
 from elbowroom.posterior.run_folder import Run
 from elbowroom.posterior.tree import check_interval, summarise

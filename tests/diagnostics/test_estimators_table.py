@@ -13,7 +13,7 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.errors import OptionError
-from elbowroom.inference import estimators
+from elbowroom.inference.stochastic import estimators
 from elbowroom.report.pictures import picture_of_estimators
 
 X = torch.linspace(-1, 1, 40, dtype=torch.float64)

@@ -14,7 +14,7 @@ from elbowroom.diagnostics.reference import (
     reference_sentence,
 )
 from elbowroom.errors import DataError
-from elbowroom.inference.nuts import NutsDraws
+from elbowroom.inference.sampling.nuts import NutsDraws
 
 DRAWS = 4000
 EFFECTIVE = 600

@@ -21,7 +21,7 @@ from elbowroom.diagnostics.verdict import (
     judge,
     unresolved_quantities,
 )
-from elbowroom.inference.importance import k_hat_threshold
+from elbowroom.inference.densities.importance import k_hat_threshold
 
 GOOD = Evidence(
     converged=True,

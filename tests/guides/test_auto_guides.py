@@ -18,12 +18,12 @@ import elbowroom as er
 from elbowroom.errors import ElbowroomError, GuideError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.curvature import Curvature
-from elbowroom.inference.density import Density
-from elbowroom.inference.elbo import read_guide
+from elbowroom.inference.densities.curvature import Curvature
+from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.modes import find_modes
+from elbowroom.inference.densities.score import map_draws
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.modes import find_modes
-from elbowroom.inference.score import map_draws
+from elbowroom.inference.stochastic.elbo import read_guide
 from elbowroom.posterior.draws import draw
 
 EXACT: Any = {"rtol": 1e-8, "atol": 1e-8}

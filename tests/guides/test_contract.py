@@ -20,17 +20,17 @@ from elbowroom.errors import ElbowroomError
 from elbowroom.fitted import Fit
 from elbowroom.fitting import bind_model, fit_problem
 from elbowroom.guides import Guide, guides_for
-from elbowroom.inference.elbo import (
+from elbowroom.inference.densities.landscape import Landscape, explore
+from elbowroom.inference.isolation import isolated
+from elbowroom.inference.problem import Problem
+from elbowroom.inference.stochastic.elbo import (
     OBJECTIVES,
     choose_objective,
     make_objective,
     marked,
     read_guide,
 )
-from elbowroom.inference.isolation import isolated
-from elbowroom.inference.landscape import Landscape, explore
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.settings import Settings
+from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.models import get_model, model_summaries
 
 STEPS, DRAWS, SEED = 60, 200, 1

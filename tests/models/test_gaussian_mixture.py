@@ -12,9 +12,9 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.errors import OptionError
 from elbowroom.fitting import bind_model
+from elbowroom.inference.densities.score import score
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.score import score
 from elbowroom.models.gaussian_mixture import canonical, starts
 
 SHAPES = ("full", "diagonal", "spherical")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.errors import ElbowroomError, ModelError, OptionError, RunFolderError
-from elbowroom.inference.checkpoint import Checkpoints
+from elbowroom.inference.stochastic.checkpoint import Checkpoints
 from elbowroom.posterior.run_folder import REQUEST, UNFINISHED, load
 from elbowroom.posterior.unfinished import Request, read_request, unfinished
 
@@ -222,7 +222,7 @@ def test_a_users_own_functions_must_be_given_again(tmp_path: Path) -> None:
 def spawned(*arguments: str, folder: Path) -> "subprocess.Popen[bytes]":
     root = Path(er.__file__).resolve().parents[1]
     code = (
-        "import sys; from elbowroom.inference import checkpoint as c; "
+        "import sys; from elbowroom.inference.stochastic import checkpoint as c; "
         "c.Checkpoints.__init__.__defaults__ = (0.05, None); "
         "from elbowroom.cli import main; sys.argv = ['elbowroom', *sys.argv[1:]]; main()"
     )

@@ -1,0 +1,1 @@
+"""A model's log density: recorded, its curvature, modes and importance weights."""

@@ -1,0 +1,234 @@
+"""The lie of a problem's log density: where several starts climb to, before any guide is fitted."""
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from elbowroom.guides import Start
+from elbowroom.guides.space import FixedRows
+from elbowroom.inference.densities.conditional import MOST_TOGETHER, Conditional, Split
+from elbowroom.inference.densities.curvature import Curvature
+from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.modes import EXPENSIVE, Mode, distinct, find_modes
+from elbowroom.inference.densities.point_parameters import MaximumLikelihood
+from elbowroom.inference.isolation import isolated, placed
+from elbowroom.inference.problem import Problem
+
+HOPELESS = 1e5
+"""Nats below the first start from which a climb is not begun."""
+LARGEST = 2000
+"""The dimension up to which covariances are held whole, and modes sought with them."""
+WIDE_STARTS = 2
+"""Starts beyond."""
+ENOUGH_ROWS = 20_000
+"""From which a fit by minibatches finds where to begin."""
+MOST_STARTS = 4
+"""Times the starts asked for, where only one of them reaches the best mode."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What was found of a problem's log density.
+
+    Attributes:
+        density: Recorded; None where modes say nothing of the posterior: the model has point
+            parameters, or continuous latents for each row.
+        curvature: Of it.
+        modes: The distinct modes, best Laplace evidence first; ends that are no mode last.
+        tried: How many starts there were.
+        first: The first start, (D,).
+        seconds: Wall time.
+        starts: Where guides begin, (n, D), if the dimension is too large for modes.
+        likelihood: The point parameters of the model that it is the landscape of, if it has any.
+        rows: How many rows it is of, where these are not all.
+    """
+
+    density: Density | None
+    curvature: Curvature | None
+    modes: list[Mode]
+    tried: int
+    first: np.ndarray
+    seconds: float
+    starts: np.ndarray | None = None
+    likelihood: MaximumLikelihood | None = None
+    rows: int | None = None
+
+    @property
+    def best(self) -> Mode | None:
+        """The mode with the highest Laplace evidence, if there is one."""
+        proper = [mode for mode in self.modes if mode.reached and mode.precision is not None]
+        return proper[0] if proper else None
+
+    @property
+    def flat(self) -> bool:
+        """Whether the gradient vanishes where some direction has no curvature, and nowhere else."""
+        return self.best is None and any(mode.reached for mode in self.modes)
+
+    @property
+    def agreement(self) -> str | None:
+        """How many starts reached the best mode, as a sentence."""
+        if self.best is None or self.tried < 2:
+            return None
+        where = "" if self.rows is None else f" of {self.rows:,} rows drawn at random"
+        return f"{self.best.starts} of {self.tried} starts reached the best mode{where}."
+
+    def start(self) -> Start:
+        """Where a guide begins, in the default dtype.
+
+        Without a proper mode the climb may have run off to a boundary: it begins where that began.
+        """
+        dtype = torch.get_default_dtype()
+        if self.best is None:
+            return Start(torch.as_tensor(self.first).to(dtype))
+        precision = torch.as_tensor(self.best.precision).to(dtype)
+        return Start(torch.as_tensor(self.best.location).to(dtype), precision)
+
+
+def density_of(
+    problem: Problem,
+    parameters: Mapping[str, Tensor] | None = None,
+    with_parameters: bool = False,
+    rows: int | None = None,
+) -> Density:
+    """The log density of a problem, in float64 on the CPU; to be called in such a session.
+
+    Args:
+        problem: The model bound to its data.
+        parameters: Values of the model's point parameters, if it has any.
+        with_parameters: Whether they are coordinates too; see `Density`.
+        rows: Of how many rows, drawn at random and weighed for all; of all by default.
+    """
+    arguments = placed(problem.arguments, torch.float64, torch.device("cpu"))
+    function, plate = problem.function, problem.space.subsampled
+    if rows is not None and plate is not None:
+        chosen = {plate.name: torch.randperm(plate.size)[:rows].sort().values}
+
+        def function(**given: Any) -> Any:
+            with FixedRows(chosen):
+                return problem.function(**given, batch_size=rows)
+
+    return Density(function, arguments, problem.space, parameters, with_parameters)
+
+
+def explore(
+    problem: Problem,
+    restarts: int,
+    seed: int,
+    parameters: Mapping[str, Tensor] | None = None,
+    sampled: bool = False,
+) -> Landscape:
+    """Climbs from several starts: the model's own, the origin, prior draws and random points.
+
+    Models with latents for each row, or point parameters of no known value, begin near the origin
+    of the unconstrained space instead: their mode is no guide to their posterior. They begin at
+    small random values, since at equal ones a decoder has nothing to tell rows apart by.
+
+    If only one start reaches the best mode, more are tried, up to four times as many. Where
+    evaluations are dear, three starts have to do.
+
+    Args:
+        problem: The model bound to its data.
+        restarts: How many starts.
+        seed: Of the starts.
+        parameters: Values of the model's point parameters.
+        sampled: Whether some of very many rows are enough, where a fit by minibatches begins: their
+            mode is off by a few standard deviations.
+    """
+    began, space = time.perf_counter(), problem.space
+    unknown = space.parameters.size > 0 and parameters is None
+    if unknown or space.local_continuous or not space.sites:
+        with problem.session(seed):
+            near = 0.1 * torch.randn(space.dimension)
+        seconds = time.perf_counter() - began
+        return Landscape(None, None, [], 0, near.double().cpu().numpy(), seconds)
+    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        many = space.subsampled is not None and space.subsampled.size > ENOUGH_ROWS
+        rows = ENOUGH_ROWS if sampled and many else None
+        density = density_of(problem, parameters, rows=rows)
+        curvature = Curvature(density)
+        starts = _starts(problem, density, restarts, seed)
+        first = next(starts)
+        restarts = min(restarts, 3) if density.width > EXPENSIVE else restarts
+        wide = density.dimension > LARGEST
+        restarts = min(restarts, WIDE_STARTS) if wide else restarts
+        batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
+        batch = _brought_in(density, first, batch)
+        batch = _settled(curvature, batch)
+        if wide:
+            seconds = time.perf_counter() - began
+            return Landscape(density, curvature, [], 0, first, seconds, batch, rows=rows)
+        modes, tried = find_modes(density, curvature, batch), restarts
+        while restarts > 1 and modes and modes[0].starts == 1:
+            # A density without a mode has none for more starts either.
+            if tried >= (MOST_STARTS if modes[0].reached else 2) * restarts:
+                break
+            more = np.stack([next(starts) for _ in range(restarts)])
+            more = _settled(curvature, _brought_in(density, first, more))
+            modes = distinct([*modes, *find_modes(density, curvature, more)], space)
+            tried += restarts
+    seconds = time.perf_counter() - began
+    return Landscape(density, curvature, modes, tried, first, seconds, rows=rows)
+
+
+def _starts(problem: Problem, density: Density, count: int, seed: int) -> Iterator[np.ndarray]:
+    """The model's own starts; else the origin, then prior draws and random points in turn."""
+    random = np.random.default_rng(seed)
+    if problem.model.starts is not None:
+        for values in problem.model.starts(problem.arguments, count, seed):
+            unconstrained = problem.space.unconstrain(
+                {name: value.double().cpu() for name, value in values.items()}
+            )
+            yield unconstrained.numpy()
+    else:
+        yield np.zeros(density.dimension)
+    while True:
+        drawn = _prior_draw(density)
+        if drawn is not None:
+            yield drawn
+        yield random.uniform(-2, 2, density.dimension)
+
+
+def _brought_in(density: Density, first: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Starts drawn towards the first one as far as their density is hopeless, or none."""
+    shares = 0.5 ** np.arange(16)
+    points = first + shares[:, None, None] * (starts - first)  # (shares, starts, D)
+    values, gradients = density.value_and_gradient(points.reshape(-1, len(first)))
+    values = np.where(np.isfinite(gradients).all(1), values, -np.inf).reshape(len(shares), -1)
+    (there,) = density.value(first[None])
+    enough = values >= there - HOPELESS if np.isfinite(there) else np.isfinite(values)
+    return points[enough.argmax(0), np.arange(len(starts))]
+
+
+def _settled(curvature: Curvature, starts: np.ndarray) -> np.ndarray:
+    """Starts whose groups are at their mode given the parameters that they share.
+
+    Groups that begin alike, though the data tell them apart, draw their spread to zero, from where
+    no climb comes back.
+    """
+    density, structure = curvature.density, curvature.structure
+    if not 0 < structure.together.shape[1] <= MOST_TOGETHER:
+        return starts
+    conditional = Conditional(density, Split(structure.apart, structure.together), starts[0])
+    return conditional.settled(starts)[0]
+
+
+def _prior_draw(density: Density) -> np.ndarray | None:
+    """A draw of the latent sites from the model, unconstrained; None if a prior has no sampler."""
+    space = density.space
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a draw that no one asked for
+            trace = poutine.trace(density.model).get_trace(**density.arguments)
+            values: Any = {site.name: trace.nodes[site.name]["value"] for site in space.sites}
+            drawn = space.unconstrain(values).double().numpy()
+    # An improper prior, or a model that cannot be run at an unlikely draw of its own.
+    except (NotImplementedError, ValueError, RuntimeError, KeyError):
+        return None
+    return drawn if np.isfinite(drawn).all() else None

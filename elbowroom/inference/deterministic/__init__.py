@@ -1,0 +1,1 @@
+"""Variational inference over fixed draws, without noise: linear response, Laplace, pathfinder."""

@@ -1,0 +1,1 @@
+"""Functions of tensors recorded once, and replayed without the Python around them."""

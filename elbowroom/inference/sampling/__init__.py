@@ -1,0 +1,1 @@
+"""Draws of a posterior itself: adaptive importance sampling, and NUTS."""

@@ -1,0 +1,596 @@
+"""Importance sampling from proposals that adapt to what was drawn."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.cluster.vq import kmeans2
+from scipy.linalg import solve_triangular
+from scipy.special import gammaln, logsumexp
+from scipy.stats import f
+
+from elbowroom.inference.densities.conditional import Conditional, Split, split_of
+from elbowroom.inference.densities.curvature import Curvature
+from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.importance import (
+    ERRORS,
+    effective_sample_size,
+    k_hat_interval,
+    k_hat_threshold,
+    log_mean_exp,
+    normalised,
+    resampled,
+    smoothed,
+    standard_errors,
+)
+from elbowroom.inference.deterministic.wide import Response
+
+FEWEST_DRAWS = 1000
+"""Of the first round of adaptive importance sampling."""
+FULL_ROUND = 4000
+"""Of a later round."""
+NESTED_ROUND = 2_000_000_000
+"""Numbers that a round may take where some coordinates are drawn given the others; some seconds."""
+LARGEST_ROUND = 20_000_000
+"""Numbers that its draws may hold."""
+ENOUGH = 2500.0
+"""The effective sample size at which adaptive importance sampling ends."""
+PLENTY = 10_000.0
+"""The same at which it ends though k-hat is not small."""
+PRECISE = 0.03
+"""The Monte Carlo error of every mean and sd, in sds, at which it ends."""
+EFFICIENT = 0.3
+"""Effective draws for each draw at which a proposal is not adapted any more."""
+FREEDOM = 7.0
+"""The fewest degrees of freedom of a proposal."""
+DEFENSIVE, REACH, FEW = 0.1, 100.0, 20
+"""The share of draws with Cauchy tails, where these end, in scales, and the most coordinates.
+
+They bound the weights where the target's tails are heavier than the others' (Hesterberg, 1995,
+"Weighted average importance sampling and defensive mixture distributions"), and reach so far that
+the draws tell whether a quantity has a variance. In many dimensions they would all miss the target.
+"""
+COMFORTABLE = 0.25
+"""The k-hat above which moments may be a few in a hundred off with weights that can be used."""
+PARTS = 6
+"""Components of a proposal for one mode that is not elliptic."""
+MOST_APART = 20
+"""The most coordinates that they are tried in."""
+HEAVY_PARTS, THIN = 2, 0.1
+"""Components where the proposals before were too thin, and their share."""
+REFINEMENTS = 3
+CLUSTERED = 2000
+"""Draws that they are made of."""
+ADAPTATIONS = 5
+ROUNDS = 6
+UNSURE = 5
+"""Rounds that are drawn where k-hat is not small, though weights and errors are good."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of multivariate t distributions over unconstrained coordinates.
+
+    Attributes:
+        shares: Of the components, (K,), summing to one.
+        means: (K, D).
+        factors: Lower Cholesky factors of the scale matrices, (K, D, D).
+        freedom: Degrees of freedom.
+    """
+
+    shares: np.ndarray
+    means: np.ndarray
+    factors: np.ndarray
+    freedom: float
+
+    def marginal(self, coordinates: np.ndarray) -> "Mixture":
+        """The mixture of some coordinates, (S,), with tails that suit their number."""
+        rows = self.factors[:, coordinates]
+        covariances = rows @ np.swapaxes(rows, 1, 2)
+        return Mixture.of(self.shares, self.means[:, coordinates], covariances)
+
+    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Draws, (count, D); each component gives its share of them as nearly as can be."""
+        ends = np.floor(np.cumsum(self.shares) * count + 0.5).astype(int)
+        ends[-1] = count
+        size = self.means.shape[1]
+        normal = random.standard_normal((count, size))
+        radius = np.sqrt(random.chisquare(self.freedom, count) / self.freedom)
+        standard = normal / radius[:, None]
+        far = random.permutation(count) < DEFENSIVE * count * (size <= FEW)
+        # A ratio of chi-squares has an F distribution; its share within reach, inverted.
+        ratio = f.ppf(random.uniform(size=far.sum()) * f.cdf(REACH**2, size, 1), size, 1)
+        lengths = np.linalg.norm(normal[far], axis=1)
+        standard[far] = normal[far] * (np.sqrt(size * ratio) / lengths)[:, None]
+        parts, begin = [], 0
+        for mean, factor, end in zip(self.means, self.factors, ends, strict=True):
+            parts.append(mean + standard[begin:end] @ factor.T)
+            begin = end
+        return np.concatenate(parts)
+
+    def log_densities(self, points: np.ndarray) -> np.ndarray:
+        """Log share plus log density of each component, (n, K)."""
+        size, columns = points.shape[1], []
+        for share, mean, factor in zip(self.shares, self.means, self.factors, strict=True):
+            standard = solve_triangular(factor, (points - mean).T, lower=True, check_finite=False)
+            distance = np.square(standard).sum(0)
+            log_density = _log_t(distance, size, self.freedom)
+            if size <= FEW:
+                log_density = np.logaddexp(
+                    np.log1p(-DEFENSIVE) + log_density, np.log(DEFENSIVE) + _log_far(distance, size)
+                )
+            log_determinant = np.log(np.diag(factor)).sum()
+            columns.append(np.log(share) + log_density - log_determinant)
+        return np.stack(columns, axis=1)
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        """Of the mixture, (n,)."""
+        return logsumexp(self.log_densities(points), axis=1)
+
+    @classmethod
+    def of(cls, shares: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> "Mixture":
+        """A mixture with tails that suit the dimension.
+
+        Against a Normal target a t with half as many degrees of freedom as dimensions keeps three
+        quarters of its draws; fewer in high dimensions would waste most of them.
+        """
+        freedom = max(FREEDOM, means.shape[1] / 2)
+        return cls(shares / shares.sum(), means, np.linalg.cholesky(covariances), freedom)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What draws of the whole unconstrained vector are made from.
+
+    Attributes:
+        mixture: Of all coordinates, or of those that are drawn first.
+        blocks: Indices of the others, (blocks, k); None if there are none.
+        mean: Where the search for the blocks' conditional mode begins, (D,); see `Conditional`.
+        slope: How that place moves, (blocks · k, S).
+    """
+
+    mixture: Mixture
+    blocks: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    slope: np.ndarray | None = None
+
+    def conditional(self, density: Density) -> Conditional | None:
+        """The blocks given the other coordinates, if they are drawn so."""
+        if self.blocks is None or self.mean is None:
+            return None
+        shared = np.setdiff1d(np.arange(len(self.mean)), self.blocks)
+        return Conditional(density, Split(shared, self.blocks), self.mean, self.slope)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The proposal as named arrays."""
+        found = {**vars(self.mixture), **vars(self)}
+        return {
+            name: np.asarray(value)
+            for name, value in found.items()
+            if name != "mixture" and value is not None
+        }
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Proposal":
+        """The proposal of named arrays."""
+        mixture = Mixture(
+            arrays["shares"], arrays["means"], arrays["factors"], float(arrays["freedom"])
+        )
+        return cls(mixture, *(arrays.get(name) for name in ("blocks", "mean", "slope")))
+
+    @property
+    def description(self) -> str | None:
+        """How the coordinates were drawn, where it was not all of them together."""
+        if self.blocks is None or self.mean is None:
+            return None
+        return (
+            f"{self.blocks.size} of the {len(self.mean)} coordinates were drawn given the others, "
+            "from their conditional distributions."
+        )
+
+
+def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:
+    """Log density of a standard multivariate t distribution at squared distances."""
+    constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
+    constant -= size / 2 * np.log(freedom * np.pi)
+    return constant - (freedom + size) / 2 * np.log1p(distance / freedom)
+
+
+def _log_far(distance: np.ndarray, size: int) -> np.ndarray:
+    """Log density of a standard multivariate Cauchy distribution that ends at `REACH`."""
+    within = _log_t(distance, size, 1.0) - np.log(f.cdf(REACH**2, size, 1))
+    return np.where(distance <= size * REACH**2, within, -np.inf)
+
+
+class AdaptiveImportance:
+    """Adaptive multiple importance sampling.
+
+    Each round draws from a mixture of t distributions; all draws so far are weighted by the mixture
+    of all rounds' proposals (Cornuet, Marin, Mira and Robert, 2012, "Adaptive multiple importance
+    sampling"), and the next proposal's shares, means and covariances are those of the weighted
+    draws, component by component (Cappé et al., 2008, "Adaptive importance sampling in general
+    mixture classes").
+
+    Attributes:
+        points: All draws, (draws, D).
+        log_p: Log density of the target at each, up to its evidence.
+        log_q: Log density of the mixture of all proposals at each.
+        log_weights: Of each, not smoothed.
+        k_hat: Of the weights.
+        adapted: The latest proposal before the draws were begun anew.
+
+    Args:
+        density: The log density of the target.
+        first: The first proposal.
+        random: Of the draws.
+        modes: The number of the mode that each of its components belongs to; one each by default.
+        conditional: Of the coordinates that are drawn given those of the proposals; by default the
+            proposals are of all coordinates.
+    """
+
+    def __init__(
+        self,
+        density: Density,
+        first: Mixture,
+        random: np.random.Generator,
+        modes: np.ndarray | None = None,
+        conditional: Conditional | None = None,
+    ) -> None:
+        self.density, self.random, self.conditional = density, random, conditional
+        self.modes = np.arange(len(first.shares)) if modes is None else modes
+        self.adapted = first
+        self._begin(first)
+
+    def _begin(self, first: Mixture) -> None:
+        self.proposals = [first]
+        self.counts: list[int] = []
+        self.points = np.zeros((0, self.density.dimension))
+        self.log_p = np.zeros(0)
+        self._log_q = np.zeros((0, 0))  # (draws, proposals), without the blocks
+        self._log_blocks = np.zeros(0)
+
+    @property
+    def rounds(self) -> int:
+        """How many proposals there were draws from."""
+        return len(self.counts)
+
+    def round(self, count: int) -> None:
+        """Draws from the latest proposal, and weighs all draws anew."""
+        proposal = self.proposals[-1]
+        if len(self.counts) < len(self.proposals):  # the first time
+            latest = proposal.log_density(self._outer(self.points))
+            self._log_q = np.concatenate([self._log_q, latest[:, None]], axis=1)
+            self.counts.append(0)
+        new, log_blocks = proposal.draw(count, self.random), np.zeros(count)
+        if self.conditional is not None:
+            new, log_blocks = self.conditional.complete(new, self.random)
+        self.counts[-1] += count
+        self._add(new, self.density.value(new), log_blocks)
+
+    def _add(self, points: np.ndarray, log_p: np.ndarray, log_blocks: np.ndarray) -> None:
+        outer = self._outer(points)
+        log_q = [proposal.log_density(outer) for proposal in self.proposals]
+        self.points = np.concatenate([self.points, points])
+        self.log_p = np.concatenate([self.log_p, log_p])
+        self._log_q = np.concatenate([self._log_q, np.stack(log_q, axis=1)])
+        self._log_blocks = np.concatenate([self._log_blocks, log_blocks])
+        shares = np.array(self.counts) / sum(self.counts)
+        self.log_q = logsumexp(self._log_q, axis=1, b=shares) + self._log_blocks
+        self.log_weights = self.log_p - self.log_q
+        self.log_smoothed, self.k_hat = smoothed(self.log_weights)
+
+    def _outer(self, points: np.ndarray) -> np.ndarray:
+        """The coordinates that are drawn from the mixtures."""
+        return points if self.conditional is None else points[:, self.conditional.split.shared]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Pareto-smoothed, summing to one, (draws,)."""
+        return normalised(self.log_smoothed)
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Of the smoothed weights."""
+        return effective_sample_size(self.log_smoothed)
+
+    def adapt(self) -> None:
+        """Makes the next proposal of the weighted draws.
+
+        A covariance is drawn towards the one before as far as the effective draws are few.
+        """
+        latest, weights = self.proposals[-1], self.weights
+        points = self._outer(self.points)
+        size = points.shape[1]
+        log_parts = latest.log_densities(points)
+        parts = np.exp(log_parts - logsumexp(log_parts, axis=1, keepdims=True)) * weights[:, None]
+        means, factors, shares = latest.means.copy(), latest.factors.copy(), parts.sum(0)
+        for k, part in enumerate(parts.T):
+            total = part.sum()
+            if not total > 0:
+                continue
+            part = part / total
+            effective = 1 / np.square(part).sum()
+            keep = effective / (effective + 2 * size)
+            mean = part @ points
+            centred = points - mean
+            covariance = keep * (centred * part[:, None]).T @ centred
+            covariance += (1 - keep) * factors[k] @ factors[k].T
+            try:
+                factors[k] = np.linalg.cholesky(covariance)
+            except np.linalg.LinAlgError:
+                continue
+            means[k] = keep * mean + (1 - keep) * means[k]
+        shares = np.maximum(shares if np.isfinite(shares).all() else latest.shares, 0.02)
+        shares = shares / shares.sum()
+        self.proposals.append(replace(latest, shares=shares, means=means, factors=factors))
+
+    @property
+    def counting(self) -> np.ndarray:
+        """The draws, (draws, D), with the heaviest one in the place of those without any weight.
+
+        Far out a value may overflow.
+        """
+        weights = self.weights
+        return np.where(weights[:, None] > 0, self.points, self.points[np.argmax(weights)])
+
+    def quantities(self) -> np.ndarray:
+        """Every scalar of the sites' values at each draw that counts, (draws, quantities)."""
+        found = self.density.constrained(self.counting).values()
+        return np.concatenate([v.numpy().reshape(len(self.points), -1) for v in found], axis=1)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the weights are good, and every mean and sd has a small Monte Carlo error.
+
+        The weights are good if k-hat's interval lies below its threshold, with enough effective
+        draws.
+        """
+        draws = len(self.log_weights)
+        upper = k_hat_interval(self.k_hat, draws)[1]
+        if not (upper < k_hat_threshold(draws) and self.effective_sample_size >= ENOUGH):
+            return False
+        errors = standard_errors(self.weights, self.quantities())
+        return all(np.nanmax(error, initial=0.0) <= PRECISE for error in errors)
+
+    @property
+    def efficient(self) -> bool:
+        """Whether the latest proposal is good enough to draw from without adapting it."""
+        draws = len(self.log_weights)
+        upper = k_hat_interval(self.k_hat, draws)[1]
+        return upper < k_hat_threshold(draws) and self.effective_sample_size > EFFICIENT * draws
+
+    def freeze(self) -> None:
+        """Begins anew with the mixture of all proposals so far.
+
+        The weights of draws that a proposal was adapted to are too even, and their evidence too
+        low: what is handed out are fresh draws.
+        """
+        self.adapted = self.proposals[-1]
+        self._begin(self.whole)
+
+    @property
+    def proposal(self) -> Proposal:
+        """What the latest draws were drawn from."""
+        if self.conditional is None:
+            return Proposal(self.proposals[-1])
+        begin = self.conditional
+        return Proposal(self.proposals[-1], begin.split.blocks, begin.mean, begin.slope)
+
+    @property
+    def whole(self) -> Mixture:
+        """What all draws so far were drawn from."""
+        return _mixed(self.proposals, self.counts)
+
+    def of_one_mode(self, first: Mixture) -> "AdaptiveImportance":
+        """Sampling of the same density anew, by components that all belong to one mode."""
+        modes = np.zeros(len(first.shares), dtype=int)
+        return AdaptiveImportance(self.density, first, self.random, modes, self.conditional)
+
+    def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
+        """Both samples of one mode as one, from the mixture of both proposals.
+
+        What one of them has seen of a tail, the other one's luck does not hide.
+        """
+        counts = [len(self.points), len(other.points)]
+        pooled = self.of_one_mode(_mixed([self.whole, other.whole], counts))
+        pooled.counts, pooled._log_q = [sum(counts)], np.zeros((0, 1))
+        pooled._add(
+            np.concatenate([self.points, other.points]),
+            np.concatenate([self.log_p, other.log_p]),
+            np.concatenate([self._log_blocks, other._log_blocks]),
+        )
+        return pooled
+
+    def _affordable(self, draws: int) -> int:
+        if self.conditional is None:
+            return self.density.affordable(draws, FEWEST_DRAWS)
+        cost = self.conditional.split.cost * self.density.work
+        most = min(NESTED_ROUND // cost, LARGEST_ROUND // self.density.dimension)
+        return min(draws, max(FEWEST_DRAWS, most))
+
+    def run(self) -> None:
+        """Adapts the proposal where it needs it; then draws until the weights are good.
+
+        They may not get so: `settled` tells.
+        """
+        few = self._affordable(max(FEWEST_DRAWS, 10 * self.adapted.means.shape[1]))
+        full = self._affordable(FULL_ROUND)
+        self.round(few)
+        for _ in range(ADAPTATIONS):
+            if self.efficient:
+                break
+            self.adapt()
+            self.round(full)
+        if self.rounds > 1:
+            self.freeze()
+        self.finish()
+
+    def finish(self) -> None:
+        """Draws until the weights are good, and for longer where they might be so by luck."""
+        full = self._affordable(FULL_ROUND)
+        for count in range(ROUNDS):
+            if self.rounds and (self.comfortable or self.plenty):
+                return
+            if count >= UNSURE and self.settled:
+                return
+            self.round(full)
+
+    @property
+    def comfortable(self) -> bool:
+        """Whether the weights are so even that another way of drawing has nothing to gain."""
+        return self.k_hat < COMFORTABLE and self.settled
+
+    @property
+    def plenty(self) -> bool:
+        """Whether there are so many effective draws that a k-hat within its limit will do."""
+        return self.effective_sample_size >= PLENTY and self.settled
+
+    @property
+    def discomfort(self) -> tuple[bool, bool, float]:
+        """What is less is better: of two that are settled the tail, else the number of draws."""
+        if self.settled:
+            return False, False, self.k_hat
+        poor = not self.k_hat <= k_hat_threshold(len(self.log_weights))
+        return True, poor, -self.effective_sample_size
+
+    def lacks(self, other: "AdaptiveImportance") -> bool:
+        """Whether another sample of the same density has found more evidence than by chance."""
+        own, error = log_mean_exp(self.log_weights)
+        value, its_error = log_mean_exp(other.log_weights)
+        return bool(value - own > ERRORS * np.hypot(error, its_error))
+
+    def shares(self) -> tuple[float, ...]:
+        """The posterior mass of each mode that sampling began with, largest first."""
+        parts = self.proposals[-1].log_densities(self._outer(self.points))
+        parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
+        # Every round's proposal has the components of the first, in the same order.
+        masses = parts.sum(0).reshape(-1, len(self.modes)).sum(0)
+        return tuple(sorted(map(float, np.bincount(self.modes, weights=masses)), reverse=True))
+
+    def apart(self) -> Mixture:
+        """A proposal of several components for one mode, which follows its bends and skew.
+
+        Each begins at a cluster of the draws, or of those with the largest weights, where the
+        proposals are too thin (Hoogerheide, Kaashoek and van Dijk, 2007, "On the shape of posterior
+        densities and credible sets in instrumental variable regression models"); as wide as half of
+        it and half of the whole.
+        """
+        points = self._outer(self.points)
+        size = points.shape[1]
+        main = self.adapted.factors[np.argmax(self.adapted.shares)]
+        keep = self.effective_sample_size / (self.effective_sample_size + 2 * size)
+        centred = points - self.weights @ points
+        whole = keep * (centred * self.weights[:, None]).T @ centred + (1 - keep) * main @ main.T
+        drawn = points[resampled(self.weights, CLUSTERED, self.random)]
+        heavy = points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
+        scales = np.sqrt(np.diag(whole))
+        shares, means, covariances = [], [], []
+        for chosen, most, mass in ((drawn, PARTS, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
+            distinct = np.unique(chosen / scales, axis=0)
+            start = self.random.choice(distinct, min(most, len(distinct)), replace=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a cluster that is left without draws
+                _, labels = kmeans2(chosen / scales, start, minit="matrix")
+            for label in np.unique(labels):
+                part = chosen[labels == label]
+                shares.append(mass * len(part) / len(chosen))
+                means.append(part.mean(0))
+                own = np.cov(part, rowvar=False).reshape(size, size) if len(part) > 1 else whole
+                covariances.append((own + whole) / 2)
+        factors = np.linalg.cholesky(np.stack(covariances))
+        return replace(
+            self.adapted, shares=np.array(shares), means=np.stack(means), factors=factors
+        )
+
+
+def sampled_nested(
+    density: Density, curvature: Curvature, response: Response, random: np.random.Generator
+) -> AdaptiveImportance | None:
+    """The same where all coordinates together are too many: of some given the others.
+
+    Args:
+        density: The log density.
+        curvature: Of it.
+        response: Where to begin.
+        random: Of the draws.
+
+    Returns:
+        The draws with their weights; None if the coordinates do not part.
+    """
+    split = split_of(curvature)
+    if split is None:
+        return None
+    shared, inner = split.shared, split.blocks.ravel()
+    covariance = response.covariance(shared)
+    slope = np.linalg.solve(covariance, response.factor[shared] @ response.factor[inner].T).T
+    conditional = Conditional(density, split, response.mean, slope)
+    first = Mixture.of(np.ones(1), response.mean[shared][None], covariance[None])
+    found = AdaptiveImportance(density, first, random, conditional=conditional)
+    found.run()
+    return found
+
+
+def _along(mixture: Mixture, density: Density, split: Split) -> Conditional:
+    """The blocks given the other coordinates; their search begins where a mixture has them go."""
+    main = int(np.argmax(mixture.shares))
+    factor, mean = mixture.factors[main], mixture.means[main]
+    shared, inner = split.shared, split.blocks.ravel()
+    slope = np.linalg.lstsq(factor[shared].T, factor[inner].T, rcond=None)[0].T
+    return Conditional(density, split, mean, slope)
+
+
+def _mixed(mixtures: list[Mixture], counts: list[int]) -> Mixture:
+    """The mixture that so many draws of each are drawn from."""
+    weight = np.array(counts) / sum(counts)
+    return replace(
+        mixtures[0],
+        shares=np.concatenate([w * m.shares for w, m in zip(weight, mixtures, strict=True)]),
+        means=np.concatenate([mixture.means for mixture in mixtures]),
+        factors=np.concatenate([mixture.factors for mixture in mixtures]),
+    )
+
+
+def sampled(
+    density: Density, curvature: Curvature, first: Mixture, random: np.random.Generator
+) -> AdaptiveImportance:
+    """Adaptive importance sampling in the way that suits a density best.
+
+    First of all coordinates together. Where the weights of that are not even enough, of some given
+    the others, which costs some gradients for each draw; then by several components for one mode.
+
+    Args:
+        density: The log density.
+        curvature: Of it; it tells which coordinates part from the others.
+        first: The first proposal.
+        random: Of the draws.
+
+    Returns:
+        The draws with their weights; `settled` tells whether these are good.
+    """
+    found = AdaptiveImportance(density, first, random)
+    found.run()
+    single = len(first.shares) == 1
+    split = split_of(curvature) if single and np.isfinite(found.k_hat) else None
+    most = 0 if split is None else NESTED_ROUND // (split.cost * density.work)
+    if split is not None and most >= FEWEST_DRAWS and not found.comfortable:
+        conditional = _along(found.adapted, density, split)
+        outer = found.adapted.marginal(split.shared)
+        nested = AdaptiveImportance(density, outer, random, conditional=conditional)
+        nested.run()
+        if not nested.lacks(found) and nested.discomfort < found.discomfort:
+            found = nested
+    cheap = found.conditional is None or most >= FULL_ROUND
+    narrow = found.adapted.means.shape[1] <= MOST_APART
+    refined = 0
+    while single and cheap and narrow and np.isfinite(found.k_hat) and refined < REFINEMENTS:
+        if found.comfortable or found.plenty or (refined and found.settled):
+            break
+        apart = found.of_one_mode(found.apart())
+        apart.run()
+        found = found.joined(apart)
+        refined += 1
+    if refined:  # what was adapted to is not handed out
+        found = found.of_one_mode(found.whole)
+        found.finish()
+    return found

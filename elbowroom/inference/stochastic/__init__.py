@@ -1,0 +1,1 @@
+"""Stochastic variational inference: gradient estimators, steps, stopping, checkpoints."""

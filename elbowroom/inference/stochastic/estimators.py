@@ -1,0 +1,365 @@
+"""Estimates of the ELBO and of its gradient from draws of the guide.
+
+Each gives the loss, minus the ELBO, and a surrogate whose gradient is an unbiased estimate of the
+loss's. Both are tensors, and nothing is read out of one, so that a whole step can be recorded; the
+numbers and gradients are those of Pyro's objectives of the same name.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from copy import copy
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import MultiFrameTensor, get_plate_stacks, is_identically_zero
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from elbowroom.guides.space import FixedRows, Plate, SeenRows
+
+Estimate = tuple[Any, Any]
+"""An ELBO and its surrogate."""
+
+
+class Objective:
+    """The ELBO of a model and a guide, estimated by some draws.
+
+    Attributes:
+        several: Whether it takes several draws together.
+
+    Args:
+        particles: How many draws.
+        nesting: The number of dims that plates take.
+        rows: The plate of the rows, where all latents are theirs.
+        alpha: The order of a Renyi divergence.
+        baseline: Of score functions; see `elbowroom.inference.stochastic.score_function`.
+    """
+
+    several = False
+
+    def __init__(
+        self,
+        particles: int,
+        nesting: int,
+        rows: Plate | None = None,
+        alpha: float = 0.5,
+        baseline: str = "none",
+    ) -> None:
+        self.particles, self.nesting = particles, nesting
+        self.rows, self.alpha, self.baseline = rows, alpha, baseline
+
+    def loss_and_surrogate(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Minus the ELBO, (), and what to differentiate for its gradient, ().
+
+        Example:
+            >>> import pyro, pyro.distributions as dist
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+            >>> def guide():
+            ...     mean = pyro.param("mean", torch.tensor(2.0))
+            ...     pyro.sample("x", dist.Normal(mean, 1.0))
+            >>> loss, surrogate = Analytic(1, 0).loss_and_surrogate(model, guide, {})
+            >>> float(loss), float(torch.autograd.grad(surrogate, pyro.param("mean"))[0])
+            (2.0, 2.0)
+        """
+        loss: Any = 0.0
+        surrogate: Any = 0.0
+        for elbo, differentiable in self.estimates(model, guide, arguments):
+            loss = loss - elbo / self.particles
+            surrogate = surrogate - differentiable / self.particles
+        return torch.as_tensor(loss).detach(), torch.as_tensor(surrogate)
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], **arguments: Any) -> float:
+        """Minus the ELBO."""
+        with torch.no_grad():
+            return float(self.loss_and_surrogate(model, guide, arguments)[0])
+
+    def estimates(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Iterator[Estimate]:
+        """One for each draw."""
+        for traces in self.traces(model, guide, arguments):
+            yield self.estimate(*traces)
+
+    def traces(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
+        """The traces of the model and the guide at each draw."""
+        for _ in range(self.particles):
+            yield get_importance_trace("flat", self.nesting, model, guide, (), arguments)
+
+    def estimate(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Estimate:
+        """Of one draw."""
+        raise NotImplementedError
+
+
+def _samples(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
+    return ((name, node) for name, node in trace.nodes.items() if node["type"] == "sample")
+
+
+class Sampled(Objective):
+    """Every term is taken at the draws: `trace`.
+
+    Sites that are reparameterised give pathwise gradients (Kingma and Welling, 2014,
+    "Auto-encoding variational Bayes"), the others score-function gradients with the terms of the
+    ELBO that lie in their plates (Ranganath, Gerrish and Blei, 2014, "Black box variational
+    inference").
+    """
+
+    def estimate(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Estimate:
+        """Of one draw."""
+        elbo: Any = 0.0
+        surrogate: Any = 0.0
+        reward: MultiFrameTensor | None = None
+        for _, site in _samples(model_trace):
+            elbo, surrogate = elbo + site["log_prob_sum"], surrogate + site["log_prob_sum"]
+        for _, site in _samples(guide_trace):
+            _, score, entropy = site["score_parts"]
+            elbo = elbo - site["log_prob_sum"]
+            if not is_identically_zero(entropy):
+                surrogate = surrogate - entropy.sum()
+            if not is_identically_zero(score):
+                reward = reward_by_plates(model_trace, guide_trace) if reward is None else reward
+                surrogate = surrogate + (reward.sum_to(site["cond_indep_stack"]) * score).sum()
+        return elbo, surrogate
+
+
+def reward_by_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> MultiFrameTensor:
+    """The terms of the ELBO by the plates that they lie in."""
+    reward, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)
+    for name, site in _samples(model_trace):
+        term = site["log_prob"]
+        if not site["is_observed"]:
+            term = term - guide_trace.nodes[name]["log_prob"]
+        reward.add((stacks[name], term.detach()))
+    stacks = get_plate_stacks(guide_trace)
+    for name, site in _samples(guide_trace):
+        if name not in model_trace.nodes:  # auxiliary
+            reward.add((stacks[name], -site["log_prob"].detach()))
+    return reward
+
+
+class Analytic(Objective):
+    """Divergences of sites in closed form, where there is one: `trace_mean_field`."""
+
+    def estimate(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Estimate:
+        """Of one draw."""
+        elbo: Any = 0.0
+        for name, site in _samples(model_trace):
+            if site["is_observed"]:
+                elbo = elbo + site["log_prob_sum"]
+                continue
+            own: Any = guide_trace.nodes[name]
+            try:
+                divergence = kl_divergence(own["fn"], site["fn"])
+            except NotImplementedError:
+                elbo = elbo + site["log_prob_sum"] - own["score_parts"].entropy_term.sum()
+                continue
+            divergence = scale_and_mask(divergence, scale=own["scale"], mask=own["mask"])
+            if not isinstance(divergence, Tensor):
+                divergence = torch.full(own["fn"].batch_shape, float(divergence))
+            elbo = elbo - divergence.sum()
+        for name, own in _samples(guide_trace):
+            if name not in model_trace.nodes:  # auxiliary
+                elbo = elbo - own["score_parts"].entropy_term.sum()
+        return elbo, elbo
+
+
+class Landing(Objective):
+    """The gradient along the draws' paths alone: `sticking_the_landing`.
+
+    The score of the guide, whose mean is nothing, is left out of the gradient: its variance falls
+    to nothing as the guide comes to be the posterior (Roeder, Wu and Duvenaud, 2017, "Sticking the
+    landing: simple, lower-variance gradient estimators for variational inference").
+    """
+
+    def estimates(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Iterator[Estimate]:
+        """One for each draw."""
+        for _ in range(self.particles):
+            with SeenRows() as seen:
+                model_trace, guide_trace = get_importance_trace(
+                    "flat", self.nesting, model, guide, (), arguments
+                )
+            elbo = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+            with FixedRows(seen.rows):
+                again = poutine.trace(poutine.replay(guide, trace=still(guide_trace)))
+                score = again.get_trace(**arguments).log_prob_sum()
+            yield elbo, elbo + score  # the same number, whose gradient is the score
+
+
+def still(trace: poutine.Trace) -> poutine.Trace:
+    """A trace whose values no longer depend on the parameters."""
+    found = trace.copy()
+    for name, node in _samples(trace):
+        found.nodes[name] = {**node, "value": node["value"].detach()}
+    return found
+
+
+class Summed(Objective):
+    """Discrete sites that are marked for it are summed over: `trace_enum`, Pyro's."""
+
+    def loss_and_surrogate(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Minus the ELBO, (), and what to differentiate for its gradient, ()."""
+        pyros = TraceEnum_ELBO(num_particles=self.particles, max_plate_nesting=self.nesting)
+        if not torch.is_grad_enabled():
+            return (torch.as_tensor(pyros.loss(model, guide, **arguments)),) * 2
+        loss = pyros.differentiable_loss(model, guide, **arguments)
+        return loss.detach(), loss
+
+
+class Graph(Objective):
+    """Score functions with the terms downstream of a site, and its baselines: `trace_graph`.
+
+    Pyro's (Schulman et al., 2015, "Gradient estimation using stochastic computation graphs").
+    """
+
+    def loss_and_surrogate(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Minus the ELBO, (), and what to differentiate for its gradient, ()."""
+        pyros = TraceGraph_ELBO(num_particles=self.particles, max_plate_nesting=self.nesting)
+        if not torch.is_grad_enabled():  # a look at other rows, of which baselines learn nothing
+            return (torch.as_tensor(pyros.loss(model, guide, **arguments)),) * 2
+        elbo, surrogate = pyros._loss_and_surrogate_loss(model, guide, (), arguments)
+        return torch.as_tensor(-elbo).detach(), torch.as_tensor(surrogate)
+
+
+class Weighted(Objective):
+    """Several draws together, by their importance weights.
+
+    Where every latent belongs to a row, each row has weights of its own; else the draws have them.
+    """
+
+    several = True
+
+    def loss_and_surrogate(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Minus the bound, (), and what to differentiate for its gradient, ()."""
+        first, others = copy(self), copy(self)
+        first.particles, others.particles = 1, self.particles - 1
+        with SeenRows() as seen:
+            traces = list(first.traces(model, guide, arguments))
+        if not all(self._is_of_a_row(node) for _, node in _samples(traces[0][1])):
+            self.rows = None
+        with FixedRows(seen.rows):  # all draws are for one minibatch
+            traces += others.traces(model, guide, arguments)
+            log_p = [self._log_density(model_trace) for model_trace, _ in traces]
+            log_q = [self._log_density(guide_trace) for _, guide_trace in traces]
+            weights = torch.stack(log_p) - torch.stack(log_q)  # (particles,), or with (rows,)
+            bound = self.combined(weights)
+            surrogate = self.surrogate(weights, bound, traces, model, guide, arguments)
+            rest = sum(self._rest(model_trace) for model_trace, _ in traces) / len(traces)
+        return -(self._total(bound) + rest).detach(), -self._total(surrogate) - rest
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """The bound from log weights, with a leading dim for the draws."""
+        raise NotImplementedError
+
+    def surrogate(
+        self,
+        weights: Tensor,
+        bound: Tensor,
+        traces: list[tuple[poutine.Trace, poutine.Trace]],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        arguments: dict[str, Any],
+    ) -> Tensor:
+        """What to differentiate, of the shape of the bound."""
+        return bound
+
+    def _log_density(self, trace: poutine.Trace) -> Tensor:
+        """Of a trace: () or, by row, (rows,), without the scale of a minibatch."""
+        if self.rows is None:
+            return torch.as_tensor(trace.log_prob_sum())
+        trace.compute_log_prob()
+        total: Any = 0.0
+        for _, node in _samples(trace):
+            if not self._is_of_a_row(node):
+                continue  # see `_rest`
+            frames = {frame.name: frame for frame in node["cond_indep_stack"]}
+            self._scale = self.rows.size / frames[self.rows.name].size
+            term = node["log_prob"] / self._scale
+            term = term.movedim(self.rows.dim, -1)
+            total = total + term.reshape(-1, term.shape[-1]).sum(0)
+        return total
+
+    def _is_of_a_row(self, node: Any) -> bool:
+        frames = {frame.name for frame in node["cond_indep_stack"]}
+        return self.rows is not None and self.rows.name in frames
+
+    def _rest(self, trace: poutine.Trace) -> Any:
+        """What a model adds outside of the rows, such as a penalty of its parameters."""
+        if self.rows is None:
+            return 0.0
+        nodes = [node for _, node in _samples(trace) if not self._is_of_a_row(node)]
+        return sum(node["log_prob_sum"] for node in nodes)
+
+    def _total(self, bound: Tensor) -> Tensor:
+        return bound if self.rows is None else self._scale * bound.sum()
+
+
+class ImportanceWeighted(Weighted):
+    """The log of the mean importance weight: `iwae`.
+
+    Burda, Grosse and Salakhutdinov, 2016, "Importance weighted autoencoders". It rises with the
+    number of draws to the log evidence.
+    """
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """The bound from log weights, with a leading dim for the draws."""
+        return weights.logsumexp(0) - math.log(len(weights))
+
+
+class DoublyReparameterised(ImportanceWeighted):
+    """The bound of `iwae`, whose gradient's noise does not drown it with many draws: `dreg`.
+
+    Tucker, Lawson, Gu and Maddison, 2019, "Doubly reparameterized gradient estimators for Monte
+    Carlo objectives".
+    """
+
+    def surrogate(
+        self,
+        weights: Tensor,
+        bound: Tensor,
+        traces: list[tuple[poutine.Trace, poutine.Trace]],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        arguments: dict[str, Any],
+    ) -> Tensor:
+        """What to differentiate, of the shape of the bound."""
+        scores, models = [], []
+        for _, guide_trace in traces:
+            values = still(guide_trace)
+            again = poutine.trace(poutine.replay(guide, trace=values)).get_trace(**arguments)
+            scores.append(self._log_density(again))
+            replayed = poutine.trace(poutine.replay(model, trace=values)).get_trace(**arguments)
+            models.append(self._log_density(replayed))
+        shares = weights.detach().softmax(0)
+        squared = shares.square()
+        # Along the paths with squared shares; the model's own parameters with the shares.
+        path = squared * (weights + torch.stack(scores))
+        return (path + (shares - squared) * torch.stack(models)).sum(0)
+
+
+class Renyi(Weighted):
+    """The bound of a Renyi divergence of order `alpha`: `renyi`.
+
+    Li and Turner, 2016, "Renyi divergence variational inference". Orders below one cover more of
+    the posterior, above one less; at nought it is `iwae`.
+    """
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """The bound from log weights, with a leading dim for the draws."""
+        power = 1 - self.alpha
+        return ((power * weights).logsumexp(0) - math.log(len(weights))) / power
