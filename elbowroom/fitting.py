@@ -347,10 +347,10 @@ def _fit_task(
     report: Callable[[str], None] | None = None,
 ) -> Fit:
     automatic = isinstance(guide, str) and guide == "auto"
-    asked = (engine, None, task.problem, task.settings)
-    if automatic and chosen_engine(*asked) == "fixed_draws":
-        return climb_ladder(task, report)
     guide = resolve_guide(guide, task.problem)
+    asked = (engine, None, task.problem, task.settings)
+    if automatic and not guide.exact and chosen_engine(*asked) == "fixed_draws":
+        return climb_ladder(task, report)
     if chosen_engine(engine, guide, task.problem, task.settings) == "fixed_draws":
         return fit_fixed_draws(task, guide, landscape)
     if guide.engines == ("fixed_draws",):

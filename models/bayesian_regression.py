@@ -25,9 +25,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from elbowroom.data.tables import align_columns, numeric_columns, select_columns
+from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._columns import predictor_columns, response_column
 from elbowroom.models._options import Exclude
 
 PRIOR_SCALE = 2.5
@@ -167,21 +168,12 @@ def _plain_columns(
     table: pd.DataFrame, options: Options, new: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.Series | None, bool]:
     """The same as `design_matrix`, for a response and every other column as they stand."""
-    response = options.response or next(
-        (c for c, role in table.attrs.get("roles", {}).items() if role == "response"), None
-    )
-    if response is None:
-        raise OptionError(
-            "bayesian_regression needs to know what to predict; give --response COLUMN "
-            "or --formula 'response ~ predictors'."
-        )
-    align_columns(table, [response])
-    if options.columns and response in options.columns:
-        raise OptionError(f"'{response}' is the response; leave it out of --columns.")
-    chosen = select_columns(table, options.columns, options.exclude)
-    names = [column for column in chosen.columns if column != response]
-    if not names:
-        raise DataError(f"the table has no column beside the response '{response}'.")
+    response = response_column(
+        table, options.response,
+        "bayesian_regression needs to know what to predict; give --response COLUMN "
+        "or --formula 'response ~ predictors'.",
+    )  # fmt: skip
+    names = predictor_columns(table, response, options.columns, options.exclude)
     rows = table if new is None else new
     design = align_columns(rows, names)
     return design, rows[response] if response in rows.columns else None, True

@@ -101,26 +101,27 @@ def show_plan(plan: Plan) -> None:
     if isinstance(problem.data, pd.DataFrame):
         add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
+    numbers = f"{settings.dtype} on {problem.device.type}"
     if plan.engine == "fixed_draws":
         add(rows, "engine", f"{plan.objective[0]}: {plan.objective[1]}")
-        add(rows, "numbers", f"float64 on cpu, {settings.restarts} starts, seed {plan.seed}")
-        rows.show_header = False
-        console().print(rows)
-        return
-    add(rows, "engine", "svi: stochastic gradients")
-    add(rows, "objective", f"{plan.objective[0]}: {plan.objective[1]}")
-    plate = problem.space.subsampled
-    budget, fixed = length(settings, None if plate is None else plate.size)
-    until = f"{budget} steps" if fixed else f"until it converges, at most {budget} steps"
-    batch = f", batches of {settings.batch_size}" if settings.batch_size else ""
-    add(
-        rows,
-        "optimiser",
-        f"{settings.optimizer}, rate {settings.learning_rate:g} ({settings.schedule}), "
-        f"{until}{batch}{', compiled first' if settings.compile else ''}",
-    )
-    layers = ", layers in bfloat16" if settings.autocast else ""
-    add(rows, "numbers", f"{settings.dtype}{layers} on {problem.device.type}, seed {plan.seed}")
+        numbers = f"float64 on cpu, {settings.restarts} starts"
+    elif not plan.guide.exact:
+        plate = problem.space.subsampled
+        budget, fixed = length(settings, None if plate is None else plate.size)
+        until = f"{budget} steps" if fixed else f"until it converges, at most {budget} steps"
+        batch = f", batches of {settings.batch_size}" if settings.batch_size else ""
+        compiled = ", compiled first" if settings.compile else ""
+        add(rows, "engine", "svi: stochastic gradients")
+        add(rows, "objective", f"{plan.objective[0]}: {plan.objective[1]}")
+        add(
+            rows,
+            "optimiser",
+            f"{settings.optimizer}, rate {settings.learning_rate:g} ({settings.schedule}), "
+            f"{until}{batch}{compiled}",
+        )
+        layers = ", layers in bfloat16" if settings.autocast else ""
+        numbers = f"{settings.dtype}{layers} on {problem.device.type}"
+    add(rows, "numbers", f"{numbers}, seed {plan.seed}")
     rows.show_header = False
     console().print(rows)
 

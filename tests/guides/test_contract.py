@@ -40,6 +40,7 @@ LOCAL = ("vae",)
 """Models with continuous latents for each row."""
 PRESENT = {
     "bayesian_regression": {"structured"},
+    "conjugate": {"exact"},
     "gaussian_mixture": {"collapsed", "local"},
     "vae": {"encoder", "local"},
 }
@@ -64,6 +65,7 @@ def recipes() -> dict[str, Recipe]:
     pixels = rng.uniform(size=(30, 5))
     return {
         "bayesian_regression": Recipe(regression, {"formula": "y ~ a + b"}),
+        "conjugate": Recipe(regression, {"likelihood": "regression", "response": "y"}),
         "gaussian_mixture": Recipe(
             pd.DataFrame(groups, columns=["u", "v"]), {"components": 2, "restarts": 2}
         ),

@@ -1,0 +1,55 @@
+"""Which column a model explains, and which explain it."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from elbowroom.data.tables import align_columns, select_columns
+from elbowroom.errors import DataError, OptionError
+
+
+def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:
+    """The column named, or the bundled table's own response.
+
+    Args:
+        table: The data.
+        given: The name, if there is one.
+        hint: What to say where there is none.
+
+    Raises:
+        DataError: If there is no such column.
+        OptionError: If none is named and the table knows of none.
+
+    Example:
+        >>> response_column(pd.DataFrame({"dose": [1.0], "effect": [2.0]}), "effect", "")
+        'effect'
+    """
+    roles = table.attrs.get("roles", {})
+    response = given or next((name for name, role in roles.items() if role == "response"), None)
+    if response is None:
+        raise OptionError(hint)
+    align_columns(table, [response])
+    return str(response)
+
+
+def predictor_columns(
+    table: pd.DataFrame, response: str, columns: Sequence[str] | None, exclude: Sequence[str]
+) -> list[str]:
+    """The columns beside the response, or those of them that are named.
+
+    Raises:
+        DataError: If there are none.
+        OptionError: If the response is named too.
+
+    Example:
+        >>> table = pd.DataFrame({"dose": [1.0], "age": [40], "effect": [2.0]})
+        >>> predictor_columns(table, "effect", None, ["age"])
+        ['dose']
+    """
+    if columns and response in columns:
+        raise OptionError(f"'{response}' is the response; leave it out of --columns.")
+    chosen = select_columns(table, columns, exclude)
+    names = [str(column) for column in chosen.columns if column != response]
+    if not names:
+        raise DataError(f"the table has no column beside the response '{response}'.")
+    return names
