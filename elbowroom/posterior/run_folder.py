@@ -79,14 +79,15 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
     Raises:
         RunFolderError: If it exists and `overwrite` is not given, or cannot be written.
     """
-    if path.exists() and not overwrite:
+    begun = _barely_begun(path)
+    if path.exists() and not (overwrite or begun):
         if holds_unfinished(path) and not (path / marker).exists():
             raise RunFolderError(
                 f"'{path}' holds a run that has not ended; go on with --resume {path}, choose "
                 "another --output, or give --overwrite."
             )
         raise RunFolderError(f"'{path}' exists; choose another --output, or give --overwrite.")
-    ours = (path / marker).exists() or (path / UNFINISHED / LOCK).exists()
+    ours = (path / marker).exists() or (path / UNFINISHED / LOCK).exists() or begun
     if path.exists() and not ours:
         raise RunFolderError(
             f"'{path}' is not a folder that Elbowroom wrote, and is left alone; "
@@ -98,6 +99,13 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
             pass
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
+
+
+def _barely_begun(path: Path) -> bool:
+    """Whether a run was killed in a folder of its own before it had written what was asked."""
+    inner = path / UNFINISHED
+    alone = inner.is_dir() and [each.name for each in path.iterdir()] == [UNFINISHED]
+    return alone and not holds_unfinished(path) and not any(inner.glob("*/*"))
 
 
 def holds_unfinished(path: Path) -> bool:

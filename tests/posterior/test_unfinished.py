@@ -119,6 +119,24 @@ def test_a_folder_that_is_there_is_not_taken(tmp_path: Path) -> None:
         er.fit("bayesian_regression", checkpoints=tmp_path / "other", overwrite=True)
 
 
+def test_a_folder_in_which_a_run_had_barely_begun_is_taken(tmp_path: Path) -> None:
+    """Killed before it had written what was asked."""
+    inner = tmp_path / "run" / UNFINISHED
+    inner.mkdir(parents=True)
+    options: Any = {"seed": 1, "steps": 20, "guide": "map"}
+    with unfinished(tmp_path / "run", Request(ASKED, TABLE)), pytest.raises(RunFolderError):
+        er.fit("bayesian_regression", checkpoints=tmp_path / "run", **options)  # it is locked
+    (inner / REQUEST).unlink()
+    fit = er.fit("bayesian_regression", checkpoints=tmp_path / "run", **options)
+    fit.save(tmp_path / "run")
+    assert er.load(tmp_path / "run").seed == 1
+    inner = tmp_path / "other" / UNFINISHED
+    inner.mkdir(parents=True)
+    (tmp_path / "other" / "thesis.txt").write_text("all of it")
+    with pytest.raises(RunFolderError, match="exists"):
+        er.fit("bayesian_regression", checkpoints=tmp_path / "other", **options)
+
+
 def test_results_stay_until_there_are_new_ones(tmp_path: Path) -> None:
     """A run that is to replace another's results, and fails or is killed, leaves them."""
     path = tmp_path / "run"
