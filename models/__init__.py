@@ -112,7 +112,7 @@ def model_summaries() -> dict[str, str]:
 
     Example:
         >>> sorted(model_summaries())
-        ['bayesian_regression', 'conjugate', 'gaussian_mixture', 'vae']
+        ['bayesian_regression', 'conjugate', 'gaussian_mixture', 'hierarchical_normal', 'vae']
     """
     summaries = {}
     for file in sorted(files(__name__).iterdir(), key=lambda file: file.name):

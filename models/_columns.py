@@ -8,6 +8,12 @@ from elbowroom.data.tables import align_columns, select_columns
 from elbowroom.errors import DataError, OptionError
 
 
+def column_of_role(table: pd.DataFrame, role: str) -> str | None:
+    """The first column with a role, of a table that knows its columns' roles."""
+    roles = table.attrs.get("roles", {})
+    return next((str(name) for name, own in roles.items() if own == role), None)
+
+
 def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:
     """The column named, or the bundled table's own response.
 
@@ -24,8 +30,7 @@ def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:
         >>> response_column(pd.DataFrame({"dose": [1.0], "effect": [2.0]}), "effect", "")
         'effect'
     """
-    roles = table.attrs.get("roles", {})
-    response = given or next((name for name, role in roles.items() if role == "response"), None)
+    response = given or column_of_role(table, "response")
     if response is None:
         raise OptionError(hint)
     align_columns(table, [response])

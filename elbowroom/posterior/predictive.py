@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace, sample_sites
@@ -12,6 +13,14 @@ from elbowroom.inference.densities.score import Score, assignment_probabilities,
 from elbowroom.posterior.draws import chunk_size
 
 Sites = Mapping[str, Tensor]
+
+
+class _Unobserved(UnconditionMessenger):
+    """Draws what was observed, but leaves deterministic values: Pyro observes these too."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def _on_device(sites: Sites, like: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -43,7 +52,7 @@ def predict_sites(
 
     def sample(values: dict[str, Tensor]) -> dict[str, Tensor]:
         # The observations are freed first, inside: the other way round frees the latents too.
-        conditioned = poutine.condition(poutine.uncondition(model), data=values)
+        conditioned = poutine.condition(_Unobserved()(model), data=values)
         trace = poutine.trace(conditioned).get_trace(**arguments)
         nodes = dict(sample_sites(trace))
         return {name: nodes[name]["value"] for name in space.observed}
@@ -61,7 +70,7 @@ def prior_sites(
     """
 
     def sample(_: dict[str, Tensor]) -> dict[str, Tensor]:
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(**arguments)
+        trace = poutine.trace(_Unobserved()(model)).get_trace(**arguments)
         wanted = {site.name for site in space.sites} | set(space.observed)
         return {
             name: node["value"]

@@ -42,6 +42,7 @@ PRESENT = {
     "bayesian_regression": {"structured"},
     "conjugate": {"exact"},
     "gaussian_mixture": {"collapsed", "local"},
+    "hierarchical_normal": set(),
     "vae": {"encoder", "local"},
 }
 DENSE = {"full_rank", "low_rank", "linear_response", "laplace", "pathfinder", "flow"}
@@ -68,6 +69,10 @@ def recipes() -> dict[str, Recipe]:
         "conjugate": Recipe(regression, {"likelihood": "regression", "response": "y"}),
         "gaussian_mixture": Recipe(
             pd.DataFrame(groups, columns=["u", "v"]), {"components": 2, "restarts": 2}
+        ),
+        "hierarchical_normal": Recipe(
+            pd.DataFrame({"y": x[:12, 0], "g": list("aaabbbcccddd")}),
+            {"response": "y", "group": "g"},
         ),
         "vae": Recipe(
             pd.DataFrame(pixels, columns=list("pqrst")),

@@ -1,0 +1,186 @@
+"""Hierarchical normal model: groups whose effects are drawn from one population, as eight schools.
+
+    mean ~ Normal(m, s), sd ~ HalfCauchy(c)
+    effects[j] ~ Normal(mean, sd)
+    y[i] ~ Normal(effects[group[i]], standard_error[i])
+
+With one row a group and its known standard error this is a meta-analysis (Rubin, 1981, "Estimation
+in parallel randomized experiments"); with several rows a group and no standard error, whose place
+`sigma` ~ Exponential(1 / sd of y) takes, the one-way random-effects model. `--parameterisation
+non_centered`, the default, samples (effects - mean) / sd, which the data must be few for;
+`centered` samples the effects themselves, which suits many rows a group (Betancourt and Girolami,
+2015, "Hamiltonian Monte Carlo for hierarchical models"). Where no prior is given it is scaled to
+the data: m and c the mean and standard deviation of y, s 2.5 of these.
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from elbowroom.data.tables import align_columns, numeric_columns
+from elbowroom.errors import DataError
+from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._columns import column_of_role, response_column
+
+WIDE = 2.5
+"""The default prior's standard deviation of the mean, in that of the response."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `hierarchical_normal`."""
+
+    response: Annotated[str | None, Field(description="the column that is modelled")] = None
+    group: Annotated[
+        str | None,
+        Field(description="the column that names each row's group; each its own without"),
+    ] = None
+    standard_error: Annotated[
+        str | None, Field(description="the column of known standard errors, if there is one")
+    ] = None
+    parameterisation: Annotated[
+        Literal["non_centered", "centered"], Field(description="how the effects are sampled")
+    ] = "non_centered"
+    prior_mean: Annotated[float | None, Field(description="the prior mean of `mean`")] = None
+    prior_sd: Annotated[float | None, Field(gt=0, description="its prior sd")] = None
+    prior_scale: Annotated[
+        float | None, Field(gt=0, description="the scale of the half-Cauchy prior of `sd`")
+    ] = None
+
+
+def hierarchical_normal(
+    y: Tensor | None,
+    group: Tensor,
+    groups: int,
+    unseen: int,
+    standard_error: Tensor | None,
+    prior: Tensor,
+    spread: Tensor,
+    centered: bool,
+    batch_size: int | None = None,
+) -> None:
+    """The Pyro model.
+
+    Args:
+        y: (rows,), or None to draw it.
+        group: The number of each row's group, (rows,).
+        groups: How many there are.
+        unseen: How many more, with numbers from `groups` on, the model was not fitted to.
+        standard_error: Of each row, (rows,); None where it is not known.
+        prior: The mean's prior mean and standard deviation, and the scale of `sd`, (3,).
+        spread: The standard deviation of y in the data that were fitted, ().
+        centered: Whether the effects are sampled as they are.
+        batch_size: Rows drawn for a minibatch, all of them by default.
+    """
+    mean = pyro.sample("mean", dist.Normal(prior[0], prior[1]))
+    sd = pyro.sample("sd", dist.HalfCauchy(prior[2]))
+    sigma = None
+    if standard_error is None:
+        sigma = pyro.sample("sigma", dist.Exponential(1 / spread))
+    with pyro.plate("groups", groups):
+        if centered:
+            effects = pyro.sample("effects", dist.Normal(mean, sd))
+        else:
+            standard = pyro.sample("standardised_effects", dist.Normal(torch.zeros(()), 1.0))
+            effects = pyro.deterministic("effects", mean + sd * standard)  # (groups,)
+    if unseen:
+        with pyro.plate("unseen_groups", unseen):
+            more = pyro.sample("unseen_effects", dist.Normal(mean, sd))
+        effects = torch.cat([effects, more], -1)
+    with pyro.plate(ROWS, len(group), subsample_size=batch_size):
+        of_row = effects.index_select(-1, pyro.subsample(group, event_dim=0))  # (rows,)
+        error = sigma
+        if standard_error is not None:
+            error = pyro.subsample(standard_error, event_dim=0)
+        seen = None if y is None else pyro.subsample(y, event_dim=0)
+        pyro.sample("y", dist.Normal(of_row, error), obs=seen)
+
+
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
+    """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
+
+    Raises:
+        DataError: If a column is missing or cannot be used, or a standard error is not above 0.
+        OptionError: If no response is named.
+    """
+    source = table if training is None else training.table
+    hint = "hierarchical_normal needs to know what to model; give --response COLUMN."
+    response = response_column(source, options.response, hint)
+    by = options.group or column_of_role(source, "identifier")
+    known = options.standard_error or column_of_role(source, "known_scale")
+    align_columns(table, [name for name in (by, known) if name is not None])
+    labels = _labels(source, by)
+    own = _labels(table, by) if training is not None else labels
+    names = list(dict.fromkeys(labels))
+    number = {name: i for i, name in enumerate(dict.fromkeys([*names, *own]))}
+    standard_error = None
+    if known is not None:
+        standard_error = _column(table, known)
+        if bool((standard_error <= 0).any()):
+            row = int((standard_error <= 0).nonzero()[0])
+            raise DataError(
+                f"column '{known}', row {row + 1}: a standard error of "
+                f"{float(standard_error[row]):g}; it must be above 0."
+            )
+    y = None
+    if training is None or (response in table.columns and not table[response].isna().all()):
+        y = _column(table, response)
+    if training is None:
+        assert y is not None
+        spread = y.std() if len(y) > 1 and float(y.std()) > 0 else torch.ones(())
+        given = (options.prior_mean, options.prior_sd, options.prior_scale)
+        scaled = (y.mean(), WIDE * spread, spread)
+        prior = [float(b if a is None else a) for a, b in zip(given, scaled, strict=True)]
+        fitted = {"prior": torch.tensor(prior), "spread": spread}
+    else:
+        fitted = {name: training.arguments[name] for name in ("prior", "spread")}
+    return Prepared(
+        arguments={
+            "y": y, "group": torch.tensor([number[name] for name in own]), "groups": len(names),
+            "unseen": len(number) - len(names), "standard_error": standard_error, **fitted,
+            "centered": options.parameterisation == "centered",
+        },
+        dims={
+            "y": (ROWS,), "group": (ROWS,), "standard_error": (ROWS,), "prior": ("number",),
+            "effects": ("group",), "standardised_effects": ("group",),
+            "unseen_effects": ("unseen_group",),
+        },
+        coords={"group": [str(name) for name in names]},
+    )  # fmt: skip
+
+
+def _labels(table: pd.DataFrame, by: str | None) -> list[object]:
+    """The group of each row; its own, if no column tells."""
+    if by is None:
+        return list(range(len(table)))
+    if table[by].isna().any():
+        row = int(np.flatnonzero(table[by].isna())[0])
+        raise DataError(f"column '{by}', row {row + 1}: the group is missing; fill it in.")
+    return list(table[by])
+
+
+def _column(table: pd.DataFrame, name: str) -> Tensor:
+    column = numeric_columns(align_columns(table, [name]), allow_constant=True)
+    return torch.tensor(np.ascontiguousarray(column)[:, 0])  # (rows,)
+
+
+register(
+    Model(
+        name="hierarchical_normal",
+        function=hierarchical_normal,
+        options=Options,
+        prepare=prepare,
+        observed="y",
+        predicts="y",
+        dataset="eight_schools",
+        internal=("standardised_effects",),
+    ),
+    __name__,
+)
