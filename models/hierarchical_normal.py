@@ -13,7 +13,7 @@ non_centered`, the default, samples (effects - mean) / sd, which the data must b
 the data: m and c the mean and standard deviation of y, s 2.5 of these.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -96,7 +96,7 @@ def hierarchical_normal(
         effects = torch.cat([effects, more], -1)
     with pyro.plate(ROWS, len(group), subsample_size=batch_size):
         of_row = effects.index_select(-1, pyro.subsample(group, event_dim=0))  # (rows,)
-        error = sigma
+        error: Any = sigma
         if standard_error is not None:
             error = pyro.subsample(standard_error, event_dim=0)
         seen = None if y is None else pyro.subsample(y, event_dim=0)
