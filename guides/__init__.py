@@ -52,7 +52,7 @@ class Guide:
             evaluation needs every latent at once, so that it cannot hold latents for each row.
         point: Whether it is one point, with no density.
         amortised: Whether it gives the latents of rows that it was not fitted to.
-        exact: Whether it is the posterior itself, which `auto` takes.
+        exact: Whether it is the posterior itself, at given points; `auto` takes it.
         replaces: The guide for any model that it is, for this model, by another name.
         engines: Those that fit it, the one that `auto` takes first.
     """

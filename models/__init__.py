@@ -111,8 +111,8 @@ def model_summaries() -> dict[str, str]:
     """The models' names, each with the first line of its file's docstring; imports none of them.
 
     Example:
-        >>> sorted(model_summaries())
-        ['bayesian_regression', 'conjugate', 'gaussian_mixture', 'hierarchical_normal', 'vae']
+        >>> list(model_summaries())[:3]
+        ['bayesian_regression', 'conjugate', 'factor_analysis']
     """
     summaries = {}
     for file in sorted(files(__name__).iterdir(), key=lambda file: file.name):

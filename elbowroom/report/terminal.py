@@ -105,7 +105,7 @@ def show_plan(plan: Plan) -> None:
     if plan.engine == "fixed_draws":
         add(rows, "engine", f"{plan.objective[0]}: {plan.objective[1]}")
         numbers = f"float64 on cpu, {settings.restarts} starts"
-    elif not plan.guide.exact:
+    elif not plan.guide.exact or problem.space.parameters.size:
         plate = problem.space.subsampled
         budget, fixed = length(settings, None if plate is None else plate.size)
         until = f"{budget} steps" if fixed else f"until it converges, at most {budget} steps"

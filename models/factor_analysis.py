@@ -1,0 +1,171 @@
+"""Factor analysis and probabilistic PCA: a row is a linear image of a few latents, and noise.
+
+    z[i] ~ Normal(0, I)
+    x[i] ~ Normal(c + s (mean + loadings z[i]), s noise)
+
+with c and s the columns' means and standard deviations; mean, loadings and noise are points, at
+their maximum likelihood. With `--noise separate` each column has its own noise, which is factor
+analysis; with `--noise shared` all have the same, which is probabilistic PCA (Tipping and Bishop,
+1999, "Probabilistic principal component analysis"): its loadings span the first principal
+components. Of the rotations of the latents, which the data cannot tell apart, that one is taken in
+which the first column has no loading but on the first latent, the second none but on the first two,
+and so on (Geweke and Zhou, 1996, "Measuring the pricing error of the arbitrage pricing theory").
+`--scale none` leaves the columns in their
+units but for a common factor, where these are the same.
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from pyro.distributions import constraints
+from torch import Tensor
+
+from elbowroom.data.tables import align_columns, numeric_columns, select_columns
+from elbowroom.errors import OptionError
+from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._options import Columns, Exclude
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `factor_analysis`."""
+
+    latent: Annotated[int, Field(ge=1, description="number of latent dimensions")] = 2
+    noise: Annotated[
+        Literal["shared", "separate"],
+        Field(description="of the columns: shared is probabilistic PCA, separate factor analysis"),
+    ] = "shared"
+    scale: Annotated[
+        Literal["columns", "none"],
+        Field(description="whether each column is divided by its standard deviation"),
+    ] = "columns"
+    columns: Columns = None
+    exclude: Exclude = ()
+
+
+def points(columns: int, latent: int, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean (columns,), loadings (columns, latent) and noise (columns,), of scaled columns."""
+    mean = pyro.param("mean", lambda: torch.zeros(columns))
+    loadings = pyro.param("loadings", lambda: 0.3 * torch.randn(columns, latent).tril())
+    noise = pyro.param(
+        "noise", lambda: torch.full((1 if shared else columns,), 0.7),
+        constraint=constraints.positive,
+    )  # fmt: skip
+    return mean, loadings.tril(), noise.expand(columns)
+
+
+def posterior(x: Tensor, mean: Tensor, loadings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents' posterior: means (rows, latent) and the covariance that all rows share.
+
+    Args:
+        x: Scaled rows, (rows, columns).
+        mean: (columns,).
+        loadings: (columns, latent).
+        noise: (columns,).
+
+    Example:
+        >>> half = torch.tensor([[1.0]])
+        >>> posterior(torch.tensor([[2.0]]), torch.zeros(1), half, torch.ones(1))
+        (tensor([[1.]]), tensor([[0.5000]]))
+    """
+    weighed = loadings / noise.square().unsqueeze(-1)  # (columns, latent)
+    covariance = torch.linalg.inv(torch.eye(loadings.shape[1]).to(x) + loadings.T @ weighed)
+    return (x - mean) @ weighed @ covariance, covariance
+
+
+def factor_analysis(
+    x: Tensor | None,
+    centre: Tensor,
+    spread: Tensor,
+    rows: int,
+    latent: int,
+    shared: bool,
+    batch_size: int | None = None,
+) -> None:
+    """The Pyro model.
+
+    Args:
+        x: The table in the user's units, (rows, columns); None draws it.
+        centre: What is subtracted from each column, (columns,).
+        spread: What each column is divided by, (columns,).
+        rows: The number of rows.
+        latent: Latent dimensions.
+        shared: Whether all columns have the same noise.
+        batch_size: Rows drawn for a minibatch, all of them by default.
+    """
+    mean, loadings, noise = points(len(centre), latent, shared)
+    with pyro.plate(ROWS, rows, subsample_size=batch_size):
+        z = pyro.sample("z", dist.Normal(torch.zeros(latent), 1.0).to_event(1))
+        location = centre + spread * (mean + z @ loadings.T)  # (rows, columns)
+        seen = None if x is None else pyro.subsample(x, event_dim=1)
+        pyro.sample("x", dist.Normal(location, spread * noise).to_event(1), obs=seen)
+
+
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
+    """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
+
+    Raises:
+        DataError: If a column cannot be used.
+        OptionError: If there are as many latent dimensions as columns.
+    """
+    source = table if training is None else training.table
+    names = list(select_columns(source, options.columns, options.exclude).columns)
+    most = _most_latents(len(names), options.noise == "shared")
+    if options.latent > most:
+        raise OptionError(
+            f"--latent {options.latent}: with --noise {options.noise}, {len(names)} columns tell "
+            f"of {most} latent dimensions at most; give fewer, or more columns."
+        )
+    chosen = numeric_columns(align_columns(table, names), allow_constant=training is not None)
+    x = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
+    if training is not None:
+        centre, spread = training.arguments["centre"], training.arguments["spread"]
+    else:
+        centre, spread = x.mean(0), x.std(0)
+        if options.scale == "none":
+            spread = spread.square().mean().sqrt().expand(len(names)).clone()
+    return Prepared(
+        arguments={
+            "x": x, "centre": centre, "spread": spread, "rows": len(x),
+            "latent": options.latent, "shared": options.noise == "shared",
+        },
+        dims={
+            "x": (ROWS, "column"), "centre": ("column",), "spread": ("column",),
+            "z": (ROWS, "latent"), "mean": ("column",), "loadings": ("column", "latent"),
+            "noise": ("column",),
+        },
+        coords={"column": names, "latent": list(range(options.latent))},
+    )  # fmt: skip
+
+
+def _most_latents(columns: int, shared: bool) -> int:
+    """The most whose loadings and noise are not more numbers than the covariance has.
+
+    Example:
+        >>> _most_latents(4, shared=True), _most_latents(4, shared=False), _most_latents(6, False)
+        (3, 1, 3)
+    """
+    if shared:
+        return columns - 1
+    return max(k for k in range(columns) if (columns - k) ** 2 >= columns + k)
+
+
+register(
+    Model(
+        name="factor_analysis",
+        function=factor_analysis,
+        options=Options,
+        prepare=prepare,
+        observed="x",
+        predicts="x",
+        dataset="iris",
+        suggested={"held_out": 0.0},
+    ),
+    __name__,
+)
