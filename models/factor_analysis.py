@@ -138,7 +138,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         dims={
             "x": (ROWS, "column"), "centre": ("column",), "spread": ("column",),
             "z": (ROWS, "latent"), "mean": ("column",), "loadings": ("column", "latent"),
-            "noise": ("column",),
+            "noise": () if options.noise == "shared" else ("column",),
         },
         coords={"column": names, "latent": list(range(options.latent))},
     )  # fmt: skip

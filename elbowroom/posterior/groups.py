@@ -21,6 +21,8 @@ from elbowroom.posterior.tree import LARGEST_GROUP, Names, build_tree
 
 PRIOR_DRAWS = 500
 CHECKED_DRAWS = 400
+MOST_POINTS = 1000
+"""Point parameters that are a group of their own."""
 
 
 def posterior_tree(
@@ -58,6 +60,7 @@ def posterior_tree(
         }
         data, constants = _data(problem)
         groups["observed_data"], groups["constant_data"] = data, constants
+        groups["point_parameters"] = _points(problem)
         if data and space.shared_discrete:
             notes.append(
                 f"posterior_predictive is left out: '{space.shared_discrete[0]}' is discrete and "
@@ -166,6 +169,15 @@ def _data(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if isinstance(value, Tensor) and not any(value is nodes[o]["value"] for o in observed)
     }
     return observed, {k: v for k, v in constants.items() if k not in observed}
+
+
+def _points(problem: Problem) -> dict[str, Tensor]:
+    """The model's point parameters, unless they are the many of a network."""
+    with torch.no_grad():
+        nodes: Any = trace_model(problem.function, problem.arguments).nodes
+    params = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
+    few = sum(value.numel() for value in params.values()) <= MOST_POINTS
+    return {name: value.detach().cpu().clone() for name, value in params.items() if few}
 
 
 def _log_likelihood(

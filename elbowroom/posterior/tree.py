@@ -10,6 +10,8 @@ import arviz_stats
 import numpy as np
 import pandas as pd
 import xarray
+from arviz_base.labels import BaseLabeller
+from arviz_base.sel_utils import xarray_var_iter
 from torch import Tensor
 
 from elbowroom.errors import OptionError
@@ -29,8 +31,9 @@ GROUPS = (
     "prior_predictive",
     "observed_data",
     "constant_data",
+    "point_parameters",
 )
-NO_DRAWS = ("observed_data", "constant_data")
+NO_DRAWS = ("observed_data", "constant_data", "point_parameters")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,15 @@ def check_interval(interval: float) -> None:
     """
     if not 0 < interval < 1:
         raise OptionError(f"--interval {interval}: give a probability between 0 and 1.")
+
+
+def labelled_points(tree: xarray.DataTree) -> pd.Series:
+    """The model's point parameters, one number a line, labelled as quantities are."""
+    if "point_parameters" not in tree.children:
+        return pd.Series(dtype=float)
+    label: Any = BaseLabeller().make_label_flat
+    found: Any = xarray_var_iter(tree["point_parameters"].to_dataset(), skip_dims=set())
+    return pd.Series({label(*where): float(value) for *where, value in found}, dtype=float)
 
 
 def summarise(tree: xarray.DataTree, interval: float = 0.9) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from elbowroom.fitted import Fit
 from elbowroom.inference.stochastic.settings import length
 from elbowroom.plan import Plan
 from elbowroom.posterior.run_folder import Run
-from elbowroom.posterior.tree import check_interval, summarise
+from elbowroom.posterior.tree import check_interval, labelled_points, summarise
 from elbowroom.report.listing import add, console, table
 
 LONGEST = 24
@@ -182,7 +182,8 @@ def show_rung(line: str) -> None:
 def show_fit(fit: Fit) -> None:
     """How a fit went, its diagnostics and posterior."""
     notes = [note for note in fit.notes if not note.startswith("auto: ")]  # printed when climbed
-    _show(fit.trained.reason, notes, fit.diagnostics, fit.summary())
+    points = labelled_points(fit.posterior)
+    _show(fit.trained.reason, notes, fit.diagnostics, points, fit.summary())
 
 
 def show_verdict(verdict: Verdict) -> None:
@@ -204,12 +205,19 @@ def show_run(run: Run, interval: float) -> None:
         run.run["reason"],
         run.run["notes"],
         run.diagnostics,
+        labelled_points(run.posterior),
         summarise(run.posterior, interval),
     )
     show_verdict(Verdict.read(run.run["verdict"]))
 
 
-def _show(reason: str, notes: list[str], measures: dict[str, Any], summary: pd.DataFrame) -> None:
+def _show(
+    reason: str,
+    notes: list[str],
+    measures: dict[str, Any],
+    points: pd.Series,
+    summary: pd.DataFrame,
+) -> None:
     out = console()
     out.print()
     out.print(Text(f"{reason[:1].upper()}{reason[1:]}"))
@@ -241,6 +249,7 @@ def _show(reason: str, notes: list[str], measures: dict[str, Any], summary: pd.D
     add(lines, "time", f"{measures['seconds']:.1f} s, {measures['parameters']} parameters")
     out.print(lines)
     out.print()
+    _show_points(points)
     show_summary(summary)
 
 
@@ -287,6 +296,19 @@ def show_reference(fit: Fit) -> None:
         "draws in the fit's 90 % interval.",
         style="dim",
     )
+
+
+def _show_points(points: pd.Series) -> None:
+    """The point parameters of a model, if it has some."""
+    if points.empty:
+        return
+    made = table("point parameter", "value", right=("value",))
+    for label, value in points.head(LONGEST).items():
+        add(made, label, _number(float(value)))
+    console().print(made)
+    if len(points) > LONGEST:
+        console().print(f"… and {len(points) - LONGEST} more; fit.point_parameters has all.")
+    console().print()
 
 
 def show_summary(summary: pd.DataFrame) -> None:

@@ -1,5 +1,7 @@
 """Factor analysis and probabilistic PCA: the maximum likelihood and the latents' posterior."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,8 @@ from sklearn.decomposition import FactorAnalysis
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
+from elbowroom.posterior.run_folder import load
+from elbowroom.report.terminal import show_run
 
 
 def scaled(table: pd.DataFrame) -> np.ndarray:
@@ -72,6 +76,20 @@ def test_factor_analysis_finds_scikit_learns_likelihood() -> None:
     assert fit.diagnostics["elbo"] / 400 == pytest.approx(expected, abs=1e-3)
     noise = fit.point_parameters["noise"]
     np.testing.assert_allclose(noise, reference.noise_variance_**0.5, rtol=0.03)
+
+
+def test_point_parameters_are_a_group_of_the_run_and_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = er.fit("factor_analysis", "iris", seed=1)
+    fit.save(tmp_path / "run")
+    group = er.load(tmp_path / "run").posterior["point_parameters"]
+    np.testing.assert_array_equal(group["loadings"], fit.point_parameters["loadings"])
+    assert group["loadings"]["column"].values[0] == "sepal_length"
+    show_run(load(tmp_path / "run"), 0.9)
+    shown = capsys.readouterr().out
+    assert "loadings[petal_width, 1]" in shown
+    assert "noise" in shown
 
 
 def test_new_rows_are_described_by_what_was_fitted() -> None:
