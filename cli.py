@@ -331,8 +331,8 @@ def compare(
     guide: Annotated[
         list[str] | None,
         typer.Option(
-            help="Guide, or GUIDE:ELBO such as local:trace_graph; give it again for each. "
-            "By default every guide that fits."
+            help="Guide, or GUIDE:ELBO such as local:trace_graph, or nuts, the sampler; give it "
+            "again for each. By default every guide that fits."
         ),
     ] = None,
     engine: Engine = "auto",

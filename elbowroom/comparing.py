@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xarray
 
 from elbowroom.deterministic import survey
 from elbowroom.diagnostics.compare import (
@@ -15,15 +16,21 @@ from elbowroom.diagnostics.compare import (
     comparison_table,
     posterior_differences,
 )
-from elbowroom.errors import ElbowroomError, OptionError
+from elbowroom.diagnostics.measures import leave_one_out
+from elbowroom.errors import ElbowroomError, GuideError, OptionError
 from elbowroom.fitted import Fit
 from elbowroom.fitting import bind_model, chosen_engine, fit_problem, resolve_guide
 from elbowroom.guides import guides_for
 from elbowroom.inference.densities.landscape import Landscape, explore
 from elbowroom.inference.isolation import checked_seed
+from elbowroom.inference.problem import Problem
 from elbowroom.inference.stochastic.elbo import OBJECTIVES
+from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.plan import Progress
 from elbowroom.posterior.run_folder import writing
+from elbowroom.referring import add_reference
+
+NUTS = "nuts"
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Comparison:
     Attributes:
         table: One line a guide, best first; see
             `elbowroom.diagnostics.compare.comparison_table`.
-        differences: Each quantity's shift in mean and ratio of sd to the best guide's.
+        differences: Each quantity's shift in mean and ratio of sd to the baseline's.
         fits: The fits that succeeded, by the name in the table.
         seed: Of every fit.
     """
@@ -48,6 +55,11 @@ class Comparison:
         """The name of the guide with the highest ELBO, if any has one."""
         names = self.table.loc[self.table["best"], "guide"]
         return None if names.empty else str(names.iloc[0])
+
+    @property
+    def baseline(self) -> str | None:
+        """What the posteriors are compared with: NUTS if it is there, the best guide else."""
+        return NUTS if NUTS in self.fits else self.best
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes comparison.csv, comparison.json, differences.csv and a run folder for each guide.
@@ -101,7 +113,8 @@ def compare(
         model: As `elbowroom.fit` takes it.
         data: As `elbowroom.fit` takes it.
         guides: Names, `auto` too, `GUIDE:OBJECTIVE` (such as "local:trace_graph"), guide functions
-            or AutoGuide classes; by default every guide that fits the model.
+            or AutoGuide classes; and "nuts", the sampler, which begins where `auto` ends. By
+            default every guide that fits the model.
         engine: As `elbowroom.fit` takes it; each guide has its own where it is "auto".
         seed: Of every fit; drawn and recorded by default.
         draws: Posterior draws of each fit.
@@ -131,6 +144,8 @@ def compare(
             raise OptionError(f"--guide {name} is given twice; give it once.")
     parts = [_split(guide) for guide in guides]
     for guide, objective in parts:
+        if guide == NUTS and objective is None:
+            continue
         resolve_guide(guide, problem)
         if objective is not None and objective not in OBJECTIVES:
             raise OptionError(
@@ -144,9 +159,13 @@ def compare(
         """Where fits begin; only with point parameters do the engines begin apart."""
         return (survey if kind == "fixed_draws" else explore)(problem, settings.restarts, seed)
 
-    rows, fits = [], {}
+    rows: list[Row] = []
+    fits: dict[str, Fit] = {}
     for name, (guide, objective) in zip(names, parts, strict=True):
         report = progress(name) if progress is not None else None
+        if name == NUTS:
+            rows.append(_by_nuts(problem, settings, seed, fits))
+            continue
         chosen = settings if objective is None else replace(settings, elbo=objective)
         try:
             taken = chosen_engine(engine, resolve_guide(guide, problem), problem, chosen)
@@ -164,12 +183,36 @@ def compare(
             "converged": fit.converged,
             "verdict": fit.verdict.level,
         }
-        # Latents of each row are no quantity to compare: a rotation of all changes nothing.
-        posterior = fit.posterior["posterior"].to_dataset()
-        rows.append(Row(name, measures, posterior.drop_vars(problem.space.local, errors="ignore")))
+        rows.append(Row(name, measures, _compared(fit)))
         if fit.trained.status == "interrupted":
             break
     table = comparison_table(rows)
-    best = table.loc[table["best"], "guide"]
-    differences = posterior_differences(rows, str(best.iloc[0]) if len(best) else "")
-    return Comparison(table, differences, fits, seed)
+    found = Comparison(table, pd.DataFrame(), fits, seed)
+    return replace(found, differences=posterior_differences(rows, found.baseline or ""))
+
+
+def _compared(fit: Fit) -> xarray.Dataset:
+    """Latents of each row are no quantity to compare: a rotation of all changes nothing."""
+    posterior = fit.posterior["posterior"].to_dataset()
+    return posterior.drop_vars(fit.problem.space.local, errors="ignore")
+
+
+def _by_nuts(problem: Problem, settings: Settings, seed: int, fits: dict[str, Fit]) -> Row:
+    """The row of the sampler, whose fit is added to the others."""
+    try:
+        begun = fit_problem(problem, "auto", settings, seed=seed)
+        fit = add_reference(begun, take=True)
+        if fit.held != NUTS:
+            raise GuideError(fit.notes[-1])
+    except ElbowroomError as error:
+        return Row(NUTS, {}, None, str(error))
+    fits[NUTS] = fit
+    measures = {
+        "objective": "sampled",
+        **leave_one_out(fit.posterior),
+        "seconds": begun.diagnostics["seconds"] + fit.diagnostics["reference_seconds"],
+        "parameters": 0,
+        "converged": True,
+        "verdict": fit.verdict.level,
+    }
+    return Row(NUTS, measures, _compared(fit))

@@ -372,10 +372,11 @@ def show_comparison(comparison: Comparison) -> None:
     if problem is not None:
         out.print(Text(f"{problem.model.name}, seed {comparison.seed}", style="bold"))
     out.print(made)
+    baseline = "NUTS" if comparison.baseline == "nuts" else "the best guide"
     if problem is not None:
         out.print(
             "★ the best ELBO, ! not converged. ELBO and elpd in nats; k-hat: of the guide's own "
-            "draws; shift: the largest of a mean from the best guide's, in its sds; sd ratio: to "
+            f"draws; shift: the largest of a mean from {baseline}'s, in its sds; sd ratio: to "
             "its sds, lowest and highest.",
             style="dim",
         )

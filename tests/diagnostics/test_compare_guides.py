@@ -115,3 +115,27 @@ def test_auto_is_the_guide_that_a_fit_by_it_takes() -> None:
     alone = er.fit(normal_mean, {"y": Y}, seed=1)
     assert found.fits["auto"].guide.name == alone.guide.name == "linear_response"
     assert found.fits["auto"].verdict == alone.verdict
+
+
+def test_nuts_is_what_the_others_are_compared_with(comparison: er.Comparison) -> None:
+    found = er.compare(normal_mean, {"y": Y}, ["mean_field", "nuts", "laplace"], seed=1)
+    table = by_guide(found)
+    assert table.loc["nuts", "error"] == ""
+    assert np.isnan(table.loc["nuts", "elbo"])
+    assert table.loc["nuts", "verdict"] == "trusted"
+    assert (found.best, found.baseline, comparison.baseline) == ("laplace", "nuts", "laplace")
+    assert found.fits["nuts"].held == "nuts"
+    assert found.fits["nuts"].posterior["posterior"].sizes["chain"] == 4
+    shifts = found.differences.set_index(["guide", "quantity"])["mean_shift"]
+    assert (shifts["nuts"] == 0).all()
+    # Six standard errors of the mean of NUTS's and the guide's draws.
+    assert shifts["laplace"].abs().max() < 6 * (1 / 1000 + 1 / 1000) ** 0.5
+    ratios = found.differences.set_index("guide")["sd_ratio"]
+    assert ratios["laplace"].between(0.85, 1.15).all()
+
+
+def test_where_there_is_no_density_nuts_says_so() -> None:
+    found = er.compare("factor_analysis", "iris", ["exact", "nuts"], seed=1, steps=50)
+    table = by_guide(found)
+    assert "no reference" in table.loc["nuts", "error"]
+    assert table.loc["exact", "error"] == ""
