@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoGuide
 from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
 from elbowroom.diagnostics.checks import Finding, run_checks
 from elbowroom.diagnostics.estimators import GRADIENTS, measure
-from elbowroom.errors import OptionError, unknown
+from elbowroom.errors import GuideError, OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
 from elbowroom.inference.densities.landscape import LARGEST, Landscape
@@ -352,7 +352,14 @@ def _fit_task(
     if automatic and not guide.exact and chosen_engine(*asked) == "fixed_draws":
         return climb_ladder(task, report)
     if chosen_engine(engine, guide, task.problem, task.settings) == "fixed_draws":
-        return fit_fixed_draws(task, guide, landscape)
+        try:
+            return fit_fixed_draws(task, guide, landscape)
+        except GuideError as error:
+            if engine != "auto" or "svi" not in guide.engines:
+                raise
+            found = fit_stochastic(task, guide)
+            why = str(error).partition(";")[0]
+            return replace(found, remarks=[*found.remarks, f"By stochastic gradients: {why}."])
     if guide.engines == ("fixed_draws",):
         raise OptionError(f"--engine svi: the guide '{guide.name}' needs --engine fixed_draws.")
     return fit_stochastic(task, guide, landscape)

@@ -304,3 +304,19 @@ def test_a_model_may_name_its_sites_as_a_guide_names_its_parameters(guide: str) 
     called = built(guide, space, Start(torch.zeros(6), torch.eye(6)))
     assert read_guide(called, DATA, space).names == names
     assert draw(model, called, DATA, space, 3).sites.keys() == names
+
+
+def test_where_the_mode_is_no_use_auto_goes_by_stochastic_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise GuideError("mean_field needs a mode; do something else.")
+
+    monkeypatch.setattr("elbowroom.fitting.fit_fixed_draws", fail)
+    options: dict[str, Any] = {"formula": "progression ~ bmi", "seed": 1}
+    found = er.fit("bayesian_regression", None, "mean_field", **options)
+    assert found.engine == "svi"
+    assert "By stochastic gradients: mean_field needs a mode." in found.notes
+    for guide, engine in (("mean_field", "fixed_draws"), ("laplace", "auto")):
+        with pytest.raises(GuideError, match="needs a mode"):
+            er.fit("bayesian_regression", None, guide, engine=engine, **options)
