@@ -2,7 +2,7 @@
 
 A recording is given its random numbers, the parameters and the rows, and is put with the rule of
 the optimiser into a loop (`torch.while_loop`) that `torch.compile` turns into one function: Python
-is entered once for some dozens of steps.
+is entered once for some dozens of steps. Large steps are compiled alone, and made in place.
 """
 
 import contextlib
@@ -307,6 +307,7 @@ class Compiled:
 
     Attributes:
         longest: Steps of a call, at most.
+        steps: What is compiled; given `repeat`, it runs as it stands.
 
     Raises:
         NotCompilableError: If there are several vectors, the optimiser is none of `RULES`, or the
@@ -314,6 +315,7 @@ class Compiled:
     """
 
     longest: int
+    steps: Callable[..., Any]
 
     def __init__(
         self,
@@ -346,9 +348,6 @@ class Compiled:
             _anew(self.steps), fullgraph=True, dynamic=False, options=options
         )
         self._compare()
-
-    steps: Callable[..., Any]
-    """What is compiled; with `repeat`, the same as it stands."""
 
     def make(
         self,
