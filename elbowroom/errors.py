@@ -25,6 +25,10 @@ class GuideError(ElbowroomError, ValueError):
     """A guide that does not match its model; the message names the site or the guides that do."""
 
 
+class NoModeError(GuideError):
+    """A guide that begins at a mode, of a density that has none; the message names another."""
+
+
 class RunFolderError(ElbowroomError):
     """A run folder that cannot be written or read; the message names the path."""
 

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoGuide
 from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
 from elbowroom.diagnostics.checks import Finding, run_checks
 from elbowroom.diagnostics.estimators import GRADIENTS, measure
-from elbowroom.errors import GuideError, OptionError, unknown
+from elbowroom.errors import NoModeError, OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
 from elbowroom.inference.densities.landscape import LARGEST, Landscape
@@ -354,7 +354,7 @@ def _fit_task(
     if chosen_engine(engine, guide, task.problem, task.settings) == "fixed_draws":
         try:
             return fit_fixed_draws(task, guide, landscape)
-        except GuideError as error:
+        except NoModeError as error:
             if engine != "auto" or "svi" not in guide.engines:
                 raise
             found = fit_stochastic(task, guide)

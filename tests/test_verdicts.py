@@ -161,7 +161,11 @@ def funnel(width: float) -> Model:
 
 @pytest.mark.parametrize(
     ("engine", "width"),
-    [("fixed_draws", 3.0), pytest.param("svi", 1.5, marks=pytest.mark.slow), ("svi", 3.0)],
+    [
+        ("fixed_draws", 3.0),
+        pytest.param("svi", 1.5, marks=pytest.mark.slow),
+        pytest.param("svi", 3.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_funnel_drawn_together_is_not_trusted(
     request: pytest.FixtureRequest, engine: str, width: float
@@ -175,7 +179,12 @@ def test_a_funnel_drawn_together_is_not_trusted(
 
 @pytest.mark.parametrize(
     ("standardised", "width"),
-    [(False, 1.0), (False, 3.0), pytest.param(True, 1.5, marks=pytest.mark.slow), (True, 3.0)],
+    [
+        (False, 1.0),
+        (False, 3.0),
+        pytest.param(True, 1.5, marks=pytest.mark.slow),
+        pytest.param(True, 3.0, marks=pytest.mark.slow),
+    ],
 )
 def test_auto_mends_the_funnel(
     request: pytest.FixtureRequest, standardised: bool, width: float

@@ -15,7 +15,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.errors import ElbowroomError, GuideError
+from elbowroom.errors import ElbowroomError, GuideError, NoModeError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.densities.curvature import Curvature
@@ -310,7 +310,7 @@ def test_where_the_mode_is_no_use_auto_goes_by_stochastic_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> None:
-        raise GuideError("mean_field needs a mode; do something else.")
+        raise NoModeError("mean_field needs a mode; do something else.")
 
     monkeypatch.setattr("elbowroom.fitting.fit_fixed_draws", fail)
     options: dict[str, Any] = {"formula": "progression ~ bmi", "seed": 1}

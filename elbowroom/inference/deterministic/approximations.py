@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal
 
-from elbowroom.errors import GuideError
+from elbowroom.errors import GuideError, NoModeError
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.densities.modes import Mode, guarded_loss
@@ -65,7 +65,7 @@ def _scaled(mode: Mode) -> Coordinates:
 
 def _best(landscape: Landscape, name: str) -> Mode:
     if landscape.best is None:
-        raise GuideError(
+        raise NoModeError(
             f"{name} needs a mode with positive curvature, and none was found; "
             "fit with --engine svi --guide mean_field instead."
         )
