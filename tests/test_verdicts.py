@@ -118,7 +118,7 @@ def test_centred_schools_drawn_together_are_not_trusted_as_they_are_written() ->
     assert abs(own.mean() - spread.mean) / spread.sd > 0.3 or own.std() / spread.sd > 1.3
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("standardised", [False, True])
 def test_auto_mends_the_schools_under_the_sites_own_names(
     request: pytest.FixtureRequest, seed: int, standardised: bool
