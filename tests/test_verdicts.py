@@ -105,6 +105,7 @@ def all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptive, "split_of", lambda curvature: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("all_together")
 def test_centred_schools_drawn_together_are_not_trusted_as_they_are_written() -> None:
     fit = er.fit(centred_schools, data=SCHOOLS, guide="linear_response", seed=1)
