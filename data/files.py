@@ -14,6 +14,7 @@ import pandas
 import pyarrow
 
 from elbowroom.data.delimited import read_delimited
+from elbowroom.data.images import is_idx, read_idx
 from elbowroom.errors import DataError
 
 
@@ -35,14 +36,17 @@ def read_file(path: Path, member: str | None = None) -> pandas.DataFrame:
     if path.is_dir():
         raise DataError(f"'{path}' is a folder: give one file in it.")
     suffix = path.suffix.lower()
-    if suffix not in READERS:
+    if suffix not in READERS and not is_idx(path):
         raise DataError(
             f"'{path}' has a suffix that is not read ('{suffix}'): save the table as one of "
-            f"{', '.join(READERS)}, or read it in Python and pass the DataFrame."
+            f"{', '.join(READERS)}, or read it in Python and pass the DataFrame. Images may come "
+            "in IDX files, whose names end in 'idx3-ubyte' or 'idx3-ubyte.gz'."
         )
     try:
         if path.stat().st_size == 0:
             raise DataError(f"'{path}' is empty (0 bytes): write a header line and rows into it.")
+        if is_idx(path):
+            return read_idx(path)
         return READERS[suffix](path) if member is None else _read_numpy(path, member)
     except OSError as error:
         raise DataError(

@@ -16,6 +16,7 @@ import pandas
 from elbowroom.data.bundled import dataset_names, load_dataset
 from elbowroom.data.columns import as_numbers, check_names
 from elbowroom.data.files import READERS, array_to_table, read_file
+from elbowroom.data.images import OPENML, fetch
 from elbowroom.errors import DataError, OptionError
 
 _LISTED = 20  # column names in a message
@@ -27,7 +28,7 @@ def read_table(
     """A table from a bundled dataset's name, a file, a DataFrame or an array.
 
     Files are `.csv`, `.tsv`, `.parquet`, `.npy` and `.npz` (`FILE.npz:NAME` picks one of several
-    arrays). An existing file goes before a bundled dataset of the same name. Arrays have columns
+    arrays), and IDX files of images. `mnist`, `fashion_mnist` and `omniglot` are fetched. An existing file goes before a bundled dataset of the same name. Arrays have columns
     `x0`, `x1`, ...; one with more than two dimensions (images) is laid out flat and its shape
     without the rows is `attrs["image_shape"]`. The cells of a DataFrame are shared, not copied.
 
@@ -174,6 +175,8 @@ def _read_path(source: str | Path) -> pandas.DataFrame:
     # A Path is always a file; a bare word may be a dataset.
     if isinstance(source, str) and text in dataset_names():
         return load_dataset(text)
+    if isinstance(source, str) and text in OPENML:
+        return fetch(text)
     stem, mark, name = text.rpartition(".npz:")
     if mark:
         path, member = Path(stem + ".npz").expanduser(), name

@@ -1,12 +1,22 @@
 """Variational autoencoder: a row is made from a few latent numbers by a neural network.
 
     z[i] ~ Normal(0, I)
-    x[i] ~ Bernoulli(decoder(z[i]))    or    Normal(c + s decoder(z[i]), s τ)
+    x[i] ~ likelihood(decoder(z[i]))
 
-with the decoder a multilayer perceptron (softplus units) whose weights, and τ[j] for each column,
-are fitted as points (Kingma and Welling, 2014, "Auto-encoding variational Bayes"). For the
-Bernoulli likelihood the columns are divided by the top of their common range, so that they lie in
-[0, 1]; for the Normal one c and s are the columns' means and standard deviations.
+with the decoder a network whose weights are fitted as points (Kingma and Welling, 2014,
+"Auto-encoding variational Bayes"). The likelihoods:
+
+    bernoulli             Bernoulli(logits = decoder(z)), of pixels as shares of their top
+    continuous_bernoulli  the same with the constant that makes it a density of shares (Loaiza-Ganem
+                          and Cunningham, 2019, "The continuous Bernoulli")
+    normal                Normal(c + s decoder(z), s τ)
+    discretised_logistic  Logistic(c + s decoder(z), s τ), rounded to whole numbers (Kingma et al.,
+                          2016, "Improved variational inference with inverse autoregressive flow")
+
+with one τ a column. c and s are the columns' means and standard deviations, or for whole numbers
+the middle and half the width of their range. `--binarise` draws pixels that are ink or paper, once
+or anew at each step; `--dequantise` adds noise between nought and one to whole numbers under the
+normal likelihood, so that its bound is one of their log probability.
 """
 
 from collections.abc import Mapping
@@ -26,8 +36,13 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
-from elbowroom.models._networks import perceptron
+from elbowroom.models._fresh import binarised
+from elbowroom.models._likelihoods import Dequantised, DiscretisedLogistic
+from elbowroom.models._networks import convolutional_decoder, perceptron
 from elbowroom.models._options import Columns, Exclude
+
+BINARISED = 0x0B1A_5ED0
+"""Seed of the pixels that are drawn once."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +52,53 @@ class Options:
     latent: Annotated[int, Field(ge=1, description="number of latent dimensions")] = 2
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
-        Field(description="units of the decoder's hidden layers; the encoder's are the reverse"),
+        Field(
+            min_length=1,
+            description="units of the decoder's hidden layers, or channels of its convolutions; "
+            "the encoder's are the reverse",
+        ),
     ] = (200,)
+    network: Annotated[
+        Literal["perceptron", "convolutional"], Field(description="convolutional for images")
+    ] = "perceptron"
+    activation: Annotated[
+        Literal["softplus", "tanh", "relu"], Field(description="of the hidden units")
+    ] = "softplus"
     likelihood: Annotated[
-        Literal["bernoulli", "normal"],
+        Literal["bernoulli", "continuous_bernoulli", "normal", "discretised_logistic"],
         Field(description="bernoulli for columns in one bounded range, such as pixels"),
     ] = "bernoulli"
+    binarise: Annotated[
+        Literal["none", "once", "dynamic"],
+        Field(description="pixels drawn as ink or paper, dynamic at each step anew"),
+    ] = "none"
+    dequantise: Annotated[
+        Literal["none", "uniform", "learned"],
+        Field(description="noise added to whole numbers under the normal likelihood"),
+    ] = "none"
     image_shape: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None,
-        Field(description="height,width of images whose pixels are the columns, if they are"),
+        Field(description="height,width[,colours] of the images whose pixels are the columns"),
     ] = None
     columns: Columns = None
     exclude: Exclude = ()
+
+    def __post_init__(self) -> None:
+        if self.binarise != "none" and self.likelihood != "bernoulli":
+            raise OptionError(
+                f"--binarise {self.binarise} goes with --likelihood bernoulli, not with "
+                f"{self.likelihood}."
+            )
+        if self.dequantise != "none" and self.likelihood != "normal":
+            raise OptionError(
+                f"--dequantise {self.dequantise} goes with --likelihood normal, not with "
+                f"{self.likelihood}."
+            )
+        if self.image_shape is not None and len(self.image_shape) not in (2, 3):
+            raise OptionError(
+                f"--image-shape {','.join(map(str, self.image_shape))}: give height,width or "
+                "height,width,colours."
+            )
 
 
 def vae(
@@ -56,100 +106,187 @@ def vae(
     centre: Tensor,
     spread: Tensor,
     rows: int,
-    latent: int,
-    hidden: tuple[int, ...],
-    likelihood: str,
+    options: Options,
+    shape: tuple[int, ...],
+    limits: tuple[int, int],
+    shares: Tensor | None = None,
+    condition: Tensor | None = None,
     batch_size: int | None = None,
 ) -> None:
     """The Pyro model.
 
     Args:
-        x: The table; in [0, 1] for the Bernoulli likelihood, else in the user's units,
-            (rows, columns). None draws it.
-        centre: For the Normal likelihood, what the decoder's means are added to, (columns,).
-        spread: For the Normal likelihood, what they are multiplied by, (columns,).
+        x: The table, (rows, columns): shares of the top for the Bernoulli likelihoods, else in the
+            user's units. None draws it.
+        centre: What is subtracted from each column for the networks, (columns,).
+        spread: What each column is divided by, (columns,).
         rows: The number of rows.
-        latent: Latent dimensions.
-        hidden: Units of the decoder's hidden layers.
-        likelihood: "bernoulli" or "normal".
+        options: The sizes of the networks, and the likelihood.
+        shape: Of the images, height first.
+        limits: The lowest and the highest of the whole numbers that x holds.
+        shares: Of ink, from which x is drawn anew at each step, (rows, columns).
+        condition: What is known of each row, (rows, conditions).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     columns = len(centre)
-    if likelihood == "normal":
+    noise = None
+    if options.likelihood in ("normal", "discretised_logistic"):
         noise = pyro.param(
             "decoder.noise", torch.full((columns,), 0.5), constraint=constraints.positive
         )
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
-        batch = None if x is None else pyro.subsample(x, event_dim=1)
-        z = pyro.sample("z", dist.Normal(torch.zeros(latent), 1.0).to_event(1))
-        decoded = perceptron("decoder", z, hidden, columns)  # (rows, columns)
-        if likelihood == "bernoulli":
-            # Pixels between 0 and 1 are taken as probabilities, as is the custom.
-            emission = dist.Bernoulli(logits=decoded, validate_args=False)
-        else:
-            emission = dist.Normal(centre + spread * decoded, spread * noise)
-        pyro.sample("x", emission.to_event(1), obs=batch)
+        z = pyro.sample("z", dist.Normal(torch.zeros(options.latent), 1.0).to_event(1))
+        if condition is not None:
+            z = torch.cat([z, pyro.subsample(condition, event_dim=1)], -1)
+        decoded = decode(z, columns, options, shape)  # (rows, columns)
+        emission = _emission(decoded, centre, spread, noise, options, limits)
+        if options.dequantise != "none":
+            flat = dist.Uniform(torch.zeros(columns), 1.0).to_event(1)
+            emission = Dequantised(emission, pyro.sample("dequantisation", flat))
+        pyro.sample("x", emission.to_event(1), obs=None if x is None else seen(x, shares))
+
+
+def decode(z: Tensor, columns: int, options: Options, shape: tuple[int, ...]) -> Tensor:
+    """What the decoder makes of latents, and of what is known beside: (..., columns)."""
+    if options.network == "convolutional":
+        return convolutional_decoder("decoder", z, shape, options.hidden, options.activation)
+    return perceptron("decoder", z, options.hidden, columns, options.activation)
+
+
+def seen(x: Tensor, shares: Tensor | None) -> Tensor:
+    """The rows of a minibatch; drawn anew from their shares of ink where they have them."""
+    batch = pyro.subsample(x, event_dim=1)
+    if shares is None:
+        return batch
+    return binarised(batch, pyro.subsample(shares, event_dim=1), name="x")
+
+
+def _emission(
+    decoded: Tensor,
+    centre: Tensor,
+    spread: Tensor,
+    noise: Tensor | None,
+    options: Options,
+    limits: tuple[int, int],
+) -> Any:
+    """The likelihood, one number a column."""
+    if noise is None:
+        if options.likelihood == "continuous_bernoulli":
+            return dist.ContinuousBernoulli(logits=decoded)
+        # Pixels between 0 and 1 are taken as probabilities, as is the custom.
+        return dist.Bernoulli(logits=decoded, validate_args=False)
+    location, scale = centre + spread * decoded, spread * noise
+    if options.likelihood == "discretised_logistic":
+        return DiscretisedLogistic(location, scale, *limits)
+    return dist.Normal(location, scale)
 
 
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
     Raises:
-        DataError: If a column cannot be used, or a cell lies outside the Bernoulli range.
-        OptionError: If the columns are not the pixels of the image shape.
+        DataError: If a column cannot be used, or a cell lies outside the likelihood's range.
+        OptionError: If the columns are not the pixels of the image shape, or there are more latent
+            dimensions than columns.
     """
     source = table if training is None else training.table
-    bernoulli = options.likelihood == "bernoulli"
-    names = list(select_columns(source, options.columns, options.exclude).columns)
-    # A pixel that never changes is common, and does a Bernoulli no harm.
-    allow_constant = bernoulli or training is not None
+    pixels = options.likelihood in ("bernoulli", "continuous_bernoulli")
+    whole = options.likelihood == "discretised_logistic" or options.dequantise != "none"
+    used = select_columns(source, options.columns, options.exclude)
+    names = [str(name) for name in used.columns]
+    shape = _image_shape(used, options)
+    if options.latent > len(names):
+        raise OptionError(
+            f"--latent {options.latent} is more than the {len(names)} columns, which would then be "
+            "copied; give fewer."
+        )
+    # A pixel that never changes is common, and does no harm where the range is given.
+    allow_constant = pixels or whole or training is not None
     chosen = numeric_columns(align_columns(table, names), allow_constant=allow_constant)
     x = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
-    if options.image_shape is not None and prod(options.image_shape) != x.shape[1]:
-        raise OptionError(
-            f"--image-shape {','.join(map(str, options.image_shape))} has "
-            f"{prod(options.image_shape)} pixels, and there are {x.shape[1]} columns."
-        )
     if training is not None:
-        centre, spread = training.arguments["centre"], training.arguments["spread"]
-    elif bernoulli:
-        top = max(float(source.attrs.get("value_range", [0.0, float(x.max())])[1]), 1.0)
-        centre, spread = torch.zeros(x.shape[1]), torch.full((x.shape[1],), top)
+        known = training.arguments
+        centre, spread, limits = known["centre"], known["spread"], known["limits"]
+    elif pixels or whole:
+        low, high = source.attrs.get("value_range", [min(0.0, float(x.min())), float(x.max())])
+        limits = (int(np.floor(low)), max(int(np.ceil(high)), 1))
+        middle, half = sum(limits) / 2, (limits[1] - limits[0]) / 2
+        centre = torch.full((x.shape[1],), 0.0 if pixels else middle)
+        spread = torch.full((x.shape[1],), float(limits[1]) if pixels else half)
     else:
-        centre, spread = x.mean(0), x.std(0)
-    if bernoulli:
+        centre, spread, limits = x.mean(0), x.std(0), (0, 0)
+    if pixels:
+        _check_range(x, names, (0, limits[1]), options)
         x = x / spread.to(x)
-        outside = ((x < 0) | (x > 1)).any(0)
-        if outside.any():
-            column = names[int(outside.nonzero()[0])]
-            raise DataError(
-                f"column '{column}' has cells outside [0, {float(spread[0]):g}], which the "
-                "Bernoulli likelihood cannot take; give --likelihood normal."
-            )
+    elif whole:
+        _check_range(x, names, limits, options)
+        _check_whole(x, names, options)
+    shares = None
+    if options.binarise != "none":
+        generator = torch.Generator().manual_seed(BINARISED)
+        shares = x if options.binarise == "dynamic" else None
+        x = (torch.rand(x.shape, generator=generator, dtype=x.dtype) < x).to(x)
     return Prepared(
         arguments={
-            "x": x,
-            "centre": centre,
-            "spread": spread,
-            "rows": len(x),
-            "latent": options.latent,
-            "hidden": options.hidden,
-            "likelihood": options.likelihood,
+            "x": x, "centre": centre, "spread": spread, "rows": len(x), "options": options,
+            "shape": shape, "limits": limits, "shares": shares,
         },
         dims={
-            "x": (ROWS, "column"),
-            "centre": ("column",),
-            "spread": ("column",),
-            "z": (ROWS, "latent"),
+            "x": (ROWS, "column"), "shares": (ROWS, "column"),
+            "centre": ("column",), "spread": ("column",),
+            "z": (ROWS, "latent"), "dequantisation": (ROWS, "column"),
         },
         coords={"column": names, "latent": list(range(options.latent))},
-    )
+    )  # fmt: skip
+
+
+def _image_shape(used: pd.DataFrame, options: Options) -> tuple[int, ...]:
+    """As it is given, or as the table knows it; () for columns that are no pixels."""
+    shape = options.image_shape or tuple(used.attrs.get("image_shape", ()))
+    if shape and prod(shape) != used.shape[1]:
+        raise OptionError(
+            f"--image-shape {','.join(map(str, shape))} has {prod(shape)} pixels, and there are "
+            f"{used.shape[1]} columns."
+        )
+    if options.network == "convolutional" and not shape:
+        raise OptionError("--network convolutional is for images; give their --image-shape.")
+    return shape
+
+
+def _check_range(x: Tensor, names: list[str], limits: tuple[int, int], options: Options) -> None:
+    outside = ((x < limits[0]) | (x > limits[1])).any(0)
+    if outside.any():
+        column = int(outside.nonzero()[0])
+        row = int(((x[:, column] < limits[0]) | (x[:, column] > limits[1])).nonzero()[0])
+        raise DataError(
+            f"column '{names[column]}', row {row + 1}: {float(x[row, column]):g} lies outside "
+            f"[{limits[0]}, {limits[1]}], which --likelihood {options.likelihood} cannot take; "
+            "give --likelihood normal, or mend the cell."
+        )
+
+
+def _check_whole(x: Tensor, names: list[str], options: Options) -> None:
+    broken = x != x.round()
+    if broken.any():
+        row, column = broken.nonzero()[0].tolist()
+        why = (
+            f"--dequantise {options.dequantise}"
+            if options.dequantise != "none"
+            else f"--likelihood {options.likelihood}"
+        )
+        raise DataError(
+            f"column '{names[column]}', row {row + 1}: {float(x[row, column]):g} is no whole "
+            f"number, which {why} takes; give --likelihood normal without --dequantise."
+        )
 
 
 def in_units(values: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """Predicted cells on the user's scale: those of the Bernoulli likelihood lie in [0, 1]."""
-    return values * arguments["spread"] if arguments["likelihood"] == "bernoulli" else values
+    """Predicted cells on the user's scale: those of the Bernoulli likelihoods lie in [0, 1]."""
+    pixels = "bernoulli" in arguments["options"].likelihood
+    return values * arguments["spread"] if pixels else values
 
+
+SUGGESTED = {"learning_rate": 5e-3, "batch_size": 128, "draws": 200, "dtype": "float32"}
 
 register(
     Model(
@@ -161,12 +298,7 @@ register(
         predicts="x",
         dataset="digits",
         in_units=in_units,
-        suggested={
-            "learning_rate": 5e-3,
-            "batch_size": 128,
-            "draws": 200,
-            "dtype": "float32",
-        },
+        suggested=SUGGESTED,
     ),
     __name__,
 )

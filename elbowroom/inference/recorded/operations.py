@@ -41,6 +41,7 @@ class Operation:
         keywords: The same by name.
         outputs: The slots of the tensors that it gives.
         storages: Of those.
+        places: Where they stand among all that it gives, some of which may be None.
     """
 
     function: Any
@@ -48,6 +49,7 @@ class Operation:
     keywords: Any
     outputs: list[int]
     storages: list[int]
+    places: tuple[int, ...] = (0,)
 
     @property
     def taken(self) -> set[int]:

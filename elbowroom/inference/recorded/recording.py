@@ -82,7 +82,8 @@ class _Recorder(TorchDispatchMode):
             self.mutated.update(storages)
         if any(isinstance(x, (bool, int, float, complex)) for x in leaves(result)):
             self.answers.add(len(self.operations))
-        self.operations.append(Operation(function, arguments, keywords, outputs, storages))
+        places = tuple(i for i, x in enumerate(leaves(result)) if isinstance(x, Tensor))
+        self.operations.append(Operation(function, arguments, keywords, outputs, storages, places))
         return result
 
 
@@ -333,7 +334,7 @@ def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Re
             raise NotRecordableError
         if one.function is READ:
             raise NotRecordableError
-        kept.append(Operation(one.function, arguments, keywords, one.outputs, one.storages))
+        kept.append(replace(one, arguments=arguments, keywords=keywords))
     replay = Replay(kept, constants, [entry], results)
     replay.numbers = sum(
         first.values[index].numel() // size

@@ -191,11 +191,15 @@ class Replay:
             call = f"{function}({', '.join(arguments)})"
             returns = operation.function._schema.returns
             many = len(returns) > 1 or (returns and "List" in str(returns[0].type))
-            targets = "".join(f"v{index}, " for index in operation.outputs)
+            given = dict(zip(operation.places, operation.outputs, strict=True))
+            if len(returns) > 1:
+                targets = [f"v{given[i]}" if i in given else "_" for i in range(len(returns))]
+            else:
+                targets = [f"v{index}" for index in operation.outputs]
             if not operation.outputs:
                 lines.append(f" {call}")
             else:
-                lines.append(f" {targets if many else targets[:-2]} = {call}")
+                lines.append(f" {', '.join(targets)}{',' * many} = {call}")
             spent = [
                 index
                 for index in operation.taken

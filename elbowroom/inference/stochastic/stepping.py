@@ -24,6 +24,7 @@ from elbowroom.inference.recorded.recording import record_step
 from elbowroom.inference.recorded.replay import BranchError, Replay
 from elbowroom.inference.stochastic import baselines
 from elbowroom.inference.stochastic.estimators import Objective
+from elbowroom.models._fresh import Fresh
 
 ELEMENTWISE = (
     "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
@@ -204,7 +205,9 @@ class Step:
     def _loss_and_surrogate(
         self, rows: Tensor | None, size: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        with BFloat16Layers() if self.autocast else nullcontext():
+        # Where nothing is learned, as of rows held out, data stay as they were drawn.
+        fresh = Fresh() if torch.is_grad_enabled() else nullcontext()
+        with fresh, BFloat16Layers() if self.autocast else nullcontext():
             if rows is None or self.plate is None:
                 return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
             with FixedRows({self.plate.name: rows}):

@@ -1,0 +1,150 @@
+"""Sets of images: IDX files, as MNIST comes in, and those that OpenML hands on.
+
+Either way a table of one row an image and one column a pixel, and a column `label` where the labels
+are known, which is a truth to check against and never fitted by itself.
+"""
+
+import gzip
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+import pandas
+
+from elbowroom.errors import DataError
+
+OPENML: Mapping[str, tuple[str, str]] = {
+    "mnist": ("mnist_784", "70,000 digits of 28 x 28 pixels (LeCun et al., 1998)"),
+    "fashion_mnist": ("Fashion-MNIST", "70,000 garments of 28 x 28 pixels (Xiao et al., 2017)"),
+    "omniglot": ("Omniglot", "letters of 50 alphabets (Lake, Salakhutdinov and Tenenbaum, 2015)"),
+}
+"""What can be fetched: for each name, that at OpenML and what it is."""
+TOP = 255
+"""The largest value of a pixel."""
+_IDX = re.compile(r"idx\d-ubyte(\.gz)?$")
+_UNSIGNED_BYTES = 8  # the one kind of cells that images and labels come in
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file is named as IDX files are, packed by gzip or not.
+
+    Example:
+        >>> is_idx(Path("t10k-images-idx3-ubyte.gz")), is_idx(Path("digits.csv.gz"))
+        (True, False)
+    """
+    return _IDX.search(path.name.lower()) is not None
+
+
+def read_idx(path: Path) -> pandas.DataFrame:
+    """The images of an IDX file, and their labels, if a file of them lies beside it.
+
+    That of `NAME-images-idx3-ubyte` is `NAME-labels-idx1-ubyte`, both packed or not.
+
+    Raises:
+        DataError: If the file is no IDX file of bytes, is cut short, or its labels are not as many
+            as its images.
+    """
+    array = _read_array(path)
+    if array.ndim == 1:
+        return pandas.DataFrame({"label": array})
+    labels = Path(
+        path.parent, path.name.replace("images", "labels").replace("idx3", "idx1")
+    )  # fmt: skip
+    if labels == path or not labels.is_file():
+        return images_to_table(array)
+    found = _read_array(labels)
+    if found.shape != array.shape[:1]:
+        raise DataError(
+            f"'{labels}' has {len(found)} labels, and '{path}' {len(array)} images: they do not "
+            "belong together; give each the name that it came with, or move one away."
+        )
+    return images_to_table(array, found)
+
+
+def images_to_table(
+    images: numpy.ndarray, labels: numpy.ndarray | None = None
+) -> pandas.DataFrame:
+    """A row an image, a column `pixel_ROW_COLUMN` a pixel, and the labels.
+
+    Args:
+        images: Whole numbers from 0 to 255, (images, height, width).
+        labels: (images,).
+
+    Example:
+        >>> table = images_to_table(numpy.zeros((2, 2, 2), "uint8"), numpy.array([7, 1]))
+        >>> table.columns.tolist()
+        ['pixel_0_0', 'pixel_0_1', 'pixel_1_0', 'pixel_1_1', 'label']
+        >>> table.attrs["image_shape"]
+        [2, 2]
+    """
+    shape = images.shape[1:]
+    names = ["pixel_" + "_".join(map(str, place)) for place in numpy.ndindex(*shape)]
+    table = pandas.DataFrame(images.reshape(len(images), -1), columns=names, copy=False)
+    table.attrs["roles"] = dict.fromkeys(names, "feature")
+    if labels is not None:
+        table = pandas.concat([table, pandas.Series(labels, name="label")], axis=1)
+        table.attrs["roles"] = {**dict.fromkeys(names, "feature"), "label": "label"}
+    table.attrs |= {"image_shape": list(shape), "value_range": [0, TOP]}
+    return table
+
+
+def fetch(name: str) -> pandas.DataFrame:
+    """A set of images from OpenML, kept by scikit-learn in its own folder of data.
+
+    Args:
+        name: Of `OPENML`.
+
+    Raises:
+        DataError: If it is not there yet and cannot be fetched.
+    """
+    from sklearn.datasets import fetch_openml
+
+    at_openml = OPENML[name][0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of each try that failed: the last one is told of
+            found = fetch_openml(at_openml, version=1, as_frame=False, parser="liac-arff")
+    except (OSError, ValueError) as error:  # no network; or OpenML has no such data
+        raise DataError(
+            f"'{name}' could not be fetched from OpenML, where it is '{at_openml}' ({error}): try "
+            "again with a network, or give its IDX file, such as --data train-images-idx3-ubyte.gz."
+        ) from error
+    pixels = numpy.asarray(found.data)
+    side = math.isqrt(pixels.shape[1])
+    if side**2 != pixels.shape[1]:
+        raise DataError(f"'{name}' from OpenML has {pixels.shape[1]} columns: no square images.")
+    top = float(pixels.max())
+    if top <= 1:  # some are handed on as shares of the top
+        pixels = numpy.rint(pixels * TOP)
+    labels = None if found.target is None else numpy.asarray(found.target)
+    if labels is not None and all(str(label).isdigit() for label in labels):
+        labels = labels.astype(int)
+    return images_to_table(pixels.astype("uint8").reshape(-1, side, side), labels)
+
+
+def _read_array(path: Path) -> numpy.ndarray:
+    """The array of an IDX file: two zeros, the kind of cells, the dims, their sizes, the cells."""
+    packed = path.suffix.lower() == ".gz"
+    try:
+        content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(
+            f"'{path}' cannot be unpacked ({error}): check that the file is whole."
+        ) from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTES:
+        raise DataError(
+            f"'{path}' is no IDX file of bytes: it should begin with the bytes 0, 0 and "
+            f"{_UNSIGNED_BYTES}."
+        )
+    dims, begin = content[3], 4 + 4 * content[3]
+    shape = tuple(numpy.frombuffer(content[4:begin], ">u4").tolist())
+    wanted = math.prod(shape)
+    if dims == 0 or len(shape) != dims or len(content) - begin != wanted:
+        raise DataError(
+            f"'{path}' should hold {' x '.join(map(str, shape))} cells and holds "
+            f"{max(len(content) - begin, 0)}: fetch it again."
+        )
+    return numpy.frombuffer(content, numpy.uint8, offset=begin).reshape(shape)
