@@ -253,6 +253,13 @@ class LatentSpace:
         """Whether a continuous site has a value for each row."""
         return any(self.subsampled in site.plates for site in self.sites)
 
+    @property
+    def rows_only(self) -> bool:
+        """Whether every latent, and all that is observed, belongs to a row."""
+        latents = {site.name for site in self.sites} | set(self.discrete)
+        observed = all(self.subsampled in plates for plates in self.observed_plates.values())
+        return self.subsampled is not None and latents == set(self.local) and observed
+
     def split(self, u: Tensor) -> dict[str, Tensor]:
         """The unconstrained value of each site, from the flat vector u of shape (D,)."""
         parts = u.split(self.sizes, -1)
@@ -327,6 +334,23 @@ class SeenRows(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
             self.rows[msg["name"]] = msg["value"]
+
+
+def of_each_row(trace: Any, plate: Plate) -> Tensor:
+    """The log density of each row's own sites in a trace, (rows,), of a minibatch too.
+
+    Sites outside of the plate of the rows are left out, and the scale of a minibatch.
+    """
+    trace.compute_log_prob()
+    total: Any = 0.0
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        size = {frame.name: frame.size for frame in node["cond_indep_stack"]}.get(plate.name)
+        if size is not None:
+            term = (node["log_prob"] * (size / plate.size)).movedim(plate.dim, -1)
+            total = total + term.reshape(-1, term.shape[-1]).sum(0)
+    return total
 
 
 def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import logsumexp
 from torch import Tensor
 
 from elbowroom.errors import ModelError
@@ -16,9 +17,16 @@ def log_density_of_rows(
     problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
 ) -> np.ndarray:
     """The log posterior predictive density of each row: the log of the mean over draws, (rows,)."""
+    values = row_log_likelihood(problem, arguments, sites)
+    return logsumexp(values, axis=0) - np.log(len(values))
+
+
+def row_log_likelihood(
+    problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
+) -> np.ndarray:
+    """The log density of each row at each draw, (draws, rows)."""
     scored = evaluate(problem.function, arguments, _continuous(problem, sites), problem.space)
-    values = scored.log_likelihood[problem.observed].double()  # (draws, rows)
-    return (values.logsumexp(0) - np.log(len(values))).numpy()
+    return scored.log_likelihood[problem.observed].double().numpy()
 
 
 def _continuous(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:

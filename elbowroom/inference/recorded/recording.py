@@ -36,6 +36,8 @@ BATCHES = (2, 3)
 
 FILLED = ("ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full")
 """Operations that take a tensor for its shape alone."""
+BLANK = ("empty", "empty_like", "new_empty", "empty_strided")
+"""Operations that give a tensor whose numbers are nobody's."""
 
 
 class NotRecordableError(Exception):
@@ -244,6 +246,9 @@ def record_step(
         touched = {one.values[i].untyped_storage()._cdata for i in before.taken}
         changed = mutated & touched.union(before.storages)
         alone = before.taken <= folded or name in FILLED
+        if name in BLANK:  # to be filled later on
+            kept.append(before)
+            continue
         if alone and not is_random(before) and not changed:
             if not all(_same(one.values[i], two.values[i]) for i in before.outputs):
                 raise NotRecordableError

@@ -220,10 +220,7 @@ def make_objective(
         alpha: The order of `renyi`.
         baseline: Of `score_function`.
     """
-    rows = space.subsampled
-    latents = {site.name for site in space.sites} | set(space.discrete)
-    if latents != set(space.local) or any(rows not in p for p in space.observed_plates.values()):
-        rows = None
+    rows = space.subsampled if space.rows_only else None
     return OBJECTIVES[name](particles, space.max_plate_nesting, rows, alpha, baseline)
 
 

@@ -19,7 +19,8 @@ from pyro.infer.util import MultiFrameTensor, get_plate_stacks, is_identically_z
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from elbowroom.guides.space import FixedRows, Plate, SeenRows
+from elbowroom.guides.space import FixedRows, Plate, SeenRows, of_each_row
+from elbowroom.inference.densities.score import map_draws
 
 Estimate = tuple[Any, Any]
 """An ELBO and its surrogate."""
@@ -238,6 +239,7 @@ class Weighted(Objective):
     """Several draws together, by their importance weights.
 
     Where every latent belongs to a row, each row has weights of its own; else the draws have them.
+    The draws after the first are made in one batched call, where the model's code allows it.
     """
 
     several = True
@@ -246,53 +248,70 @@ class Weighted(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Minus the bound, (), and what to differentiate for its gradient, ()."""
-        first, others = copy(self), copy(self)
-        first.particles, others.particles = 1, self.particles - 1
         with SeenRows() as seen:
-            traces = list(first.traces(model, guide, arguments))
-        if not all(self._is_of_a_row(node) for _, node in _samples(traces[0][1])):
-            self.rows = None
-        with FixedRows(seen.rows):  # all draws are for one minibatch
-            traces += others.traces(model, guide, arguments)
-            log_p = [self._log_density(model_trace) for model_trace, _ in traces]
-            log_q = [self._log_density(guide_trace) for _, guide_trace in traces]
-            weights = torch.stack(log_p) - torch.stack(log_q)  # (particles,), or with (rows,)
-            bound = self.combined(weights)
-            surrogate = self.surrogate(weights, bound, traces, model, guide, arguments)
-            rest = sum(self._rest(model_trace) for model_trace, _ in traces) / len(traces)
-        return -(self._total(bound) + rest).detach(), -self._total(surrogate) - rest
+            first = self.terms(model, guide, arguments)
+
+        def another(_: dict[str, Tensor]) -> dict[str, Tensor]:
+            with FixedRows(seen.rows):  # all draws are for one minibatch
+                return self.terms(model, guide, arguments)
+
+        # Without gradients there may be many more rows, and no more memory.
+        together = self.particles if torch.is_grad_enabled() else 1
+        terms = {name: each[None] for name, each in first.items()}
+        if self.particles > 1:
+            others = map_draws(another, {" index": torch.zeros(self.particles - 1)}, together)
+            terms = {name: torch.cat([each, others[name]]) for name, each in terms.items()}
+        bound = self.combined(terms["p"] - terms["q"])
+        rest = terms["rest"].mean(0)
+        return (
+            -(self._total(bound) + rest).detach(),
+            -self._total(self.surrogate(terms, bound)) - rest,
+        )
 
     def combined(self, weights: Tensor) -> Tensor:
         """The bound from log weights, with a leading dim for the draws."""
         raise NotImplementedError
 
-    def surrogate(
+    def surrogate(self, terms: dict[str, Tensor], bound: Tensor) -> Tensor:
+        """What to differentiate, of the shape of the bound."""
+        return bound
+
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The log densities of one draw: of the model `p`, of the guide `q`, and of the `rest`."""
+        (traces,) = Objective.traces(self._single, model, guide, arguments)
+        model_trace, guide_trace = traces
+        if not all(self._is_of_a_row(node) for _, node in _samples(guide_trace)):
+            self.rows = None
+        return {
+            "p": self._log_density(model_trace),
+            "q": self._log_density(guide_trace),
+            "rest": torch.as_tensor(self._rest(model_trace)),
+            **self.more(guide_trace, model, guide, arguments),
+        }
+
+    def more(
         self,
-        weights: Tensor,
-        bound: Tensor,
-        traces: list[tuple[poutine.Trace, poutine.Trace]],
+        guide_trace: poutine.Trace,
         model: Callable[..., Any],
         guide: Callable[..., Any],
         arguments: dict[str, Any],
-    ) -> Tensor:
-        """What to differentiate, of the shape of the bound."""
-        return bound
+    ) -> dict[str, Tensor]:
+        """What else a surrogate is made of."""
+        return {}
+
+    @property
+    def _single(self) -> Objective:
+        single = copy(self)
+        single.particles = 1
+        return single
 
     def _log_density(self, trace: poutine.Trace) -> Tensor:
         """Of a trace: () or, by row, (rows,), without the scale of a minibatch."""
         if self.rows is None:
             return torch.as_tensor(trace.log_prob_sum())
-        trace.compute_log_prob()
-        total: Any = 0.0
-        for _, node in _samples(trace):
-            if not self._is_of_a_row(node):
-                continue  # see `_rest`
-            frames = {frame.name: frame for frame in node["cond_indep_stack"]}
-            self._scale = self.rows.size / frames[self.rows.name].size
-            term = node["log_prob"] / self._scale
-            term = term.movedim(self.rows.dim, -1)
-            total = total + term.reshape(-1, term.shape[-1]).sum(0)
-        return total
+        return of_each_row(trace, self.rows)  # and the other sites in `_rest`
 
     def _is_of_a_row(self, node: Any) -> bool:
         frames = {frame.name for frame in node["cond_indep_stack"]}
@@ -303,10 +322,10 @@ class Weighted(Objective):
         if self.rows is None:
             return 0.0
         nodes = [node for _, node in _samples(trace) if not self._is_of_a_row(node)]
-        return sum(node["log_prob_sum"] for node in nodes)
+        return sum((node["log_prob_sum"] for node in nodes), 0.0)
 
     def _total(self, bound: Tensor) -> Tensor:
-        return bound if self.rows is None else self._scale * bound.sum()
+        return bound if self.rows is None else self.rows.size / len(bound) * bound.sum()
 
 
 class ImportanceWeighted(Weighted):
@@ -328,28 +347,27 @@ class DoublyReparameterised(ImportanceWeighted):
     Carlo objectives".
     """
 
-    def surrogate(
+    def more(
         self,
-        weights: Tensor,
-        bound: Tensor,
-        traces: list[tuple[poutine.Trace, poutine.Trace]],
+        guide_trace: poutine.Trace,
         model: Callable[..., Any],
         guide: Callable[..., Any],
         arguments: dict[str, Any],
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
+        """The guide's score, and the model's log density, at values that are held still."""
+        values = still(guide_trace)
+        again = poutine.trace(poutine.replay(guide, trace=values)).get_trace(**arguments)
+        replayed = poutine.trace(poutine.replay(model, trace=values)).get_trace(**arguments)
+        return {"score": self._log_density(again), "model": self._log_density(replayed)}
+
+    def surrogate(self, terms: dict[str, Tensor], bound: Tensor) -> Tensor:
         """What to differentiate, of the shape of the bound."""
-        scores, models = [], []
-        for _, guide_trace in traces:
-            values = still(guide_trace)
-            again = poutine.trace(poutine.replay(guide, trace=values)).get_trace(**arguments)
-            scores.append(self._log_density(again))
-            replayed = poutine.trace(poutine.replay(model, trace=values)).get_trace(**arguments)
-            models.append(self._log_density(replayed))
+        weights = terms["p"] - terms["q"]
         shares = weights.detach().softmax(0)
         squared = shares.square()
         # Along the paths with squared shares; the model's own parameters with the shares.
-        path = squared * (weights + torch.stack(scores))
-        return (path + (shares - squared) * torch.stack(models)).sum(0)
+        path = squared * (weights + terms["score"])
+        return (path + (shares - squared) * terms["model"]).sum(0)
 
 
 class Renyi(Weighted):
