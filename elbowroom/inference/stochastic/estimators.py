@@ -280,15 +280,18 @@ class Weighted(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> dict[str, Tensor]:
         """The log densities of one draw: of the model `p`, of the guide `q`, and of the `rest`."""
-        (traces,) = Objective.traces(self._single, model, guide, arguments)
+        with SeenRows() as seen:
+            (traces,) = Objective.traces(self._single, model, guide, arguments)
         model_trace, guide_trace = traces
         if not all(self._is_of_a_row(node) for _, node in _samples(guide_trace)):
             self.rows = None
+        with FixedRows(seen.rows):
+            more = self.more(guide_trace, model, guide, arguments)
         return {
             "p": self._log_density(model_trace),
             "q": self._log_density(guide_trace),
             "rest": torch.as_tensor(self._rest(model_trace)),
-            **self.more(guide_trace, model, guide, arguments),
+            **more,
         }
 
     def more(
