@@ -21,6 +21,7 @@ from elbowroom.plan import Task
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import Correction
 from elbowroom.posterior.draws import Draws
+from elbowroom.posterior.row_weights import RowCorrection
 from elbowroom.posterior.groups import posterior_tree, replicated, reported_quantities
 
 SPIKE = 5.0
@@ -55,7 +56,11 @@ class Fitted:
 
 
 def conclude(
-    task: Task, fitted: Fitted, raw: Draws, correction: Correction | None, landscape: Landscape
+    task: Task,
+    fitted: Fitted,
+    raw: Draws,
+    correction: Correction | RowCorrection | None,
+    landscape: Landscape,
 ) -> Fit:
     """Makes a fit of a guide's draws; to be called in a session with the guide's parameters.
 
@@ -70,10 +75,11 @@ def conclude(
     corrected = correction is not None and correction.usable
     if correction is not None:
         mended = canonical_sites(problem, _as(correction.sites, problem.dtype), own)
-        weighted = canonical_sites(problem, _as(correction.weighted, problem.dtype), own)
-        if problem.reparameterised:  # what counts are the model's own sites
-            weighted = reported_quantities(problem, weighted)
-        correction = replace(correction, weighted=weighted)
+        if isinstance(correction, Correction):
+            weighted = canonical_sites(problem, _as(correction.weighted, problem.dtype), own)
+            if problem.reparameterised:  # what counts are the model's own sites
+                weighted = reported_quantities(problem, weighted)
+            correction = replace(correction, weighted=weighted)
         groups["raw_posterior" if corrected else "corrected_posterior"] = (
             own if corrected else mended
         )
@@ -110,9 +116,10 @@ def conclude(
         notes.append(landscape.likelihood.note)
     if landscape.density is not None and landscape.density.note is not None:
         notes.append(landscape.density.note)
-    if correction is not None and correction.proposal is not None:
-        notes += [said for said in [correction.proposal.description] if said is not None]
-    measures = bound(raw, fitted.point)
+    proposal = correction.proposal if isinstance(correction, Correction) else None
+    if proposal is not None:
+        notes += [said for said in [proposal.description] if said is not None]
+    measures = bound(raw, fitted.point, correction)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
     measures.update(more, predictive_checks=shares)
     if fitted.point or problem.space.local_continuous:
@@ -125,14 +132,14 @@ def conclude(
     return Fit(
         problem, guide, settings, fitted.objective, seed, trained, complete, measures, notes,
         fitted.start, fitted.parameters, fitted.callable, fitted.engine, evidence, holds,
-        None if correction is None else correction.proposal,
+        proposal,
     )  # fmt: skip
 
 
 def _evidence(
     fitted: Fitted,
     raw: Draws,
-    correction: Correction | None,
+    correction: Correction | RowCorrection | None,
     own: Mapping[str, Tensor],
     landscape: Landscape,
     sentences: list[str],
@@ -157,6 +164,8 @@ def _evidence(
             flat=landscape.flat, slope=slope,
         )  # fmt: skip
         return evidence, {}
+    if isinstance(correction, RowCorrection):
+        return _evidence_of_rows(fitted, raw, correction, sentences)
     weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
     shapes, unresolved = unresolved_quantities(weighted, correction.weights)
     shift, ratio = _moved(own, weighted, correction.weights)
@@ -178,6 +187,32 @@ def _evidence(
         shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
         missing=missing, flat=landscape.flat, slope=slope,
+    )  # fmt: skip
+    return evidence, measures
+
+
+def _evidence_of_rows(
+    fitted: Fitted, raw: Draws, correction: RowCorrection, sentences: list[str]
+) -> tuple[Evidence, dict[str, Any]]:
+    """The same where each row has weights of its own: what holds for nearly all of the rows."""
+    log_evidence, error = correction.log_evidence
+    k_hat = correction.worst_k_hat
+    shift, ratio = float(np.median(correction.shift)), float(np.median(correction.ratio))
+    measures = {
+        "corrected_k_hat": k_hat,
+        "corrected_effective_sample_size": correction.fewest_effective,
+        "weighted_draws": correction.weighted,
+        "unreliable_rows": correction.unreliable,
+        "log_evidence": log_evidence,
+        "log_evidence_se": error,
+        "kl_to_posterior": log_evidence - raw.elbo()[0],
+        "raw_mean_shift": shift,
+        "raw_sd_log_ratio": ratio,
+    }
+    evidence = Evidence(
+        fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
+        k_hat, correction.weighted, correction.fewest_effective, correction.usable, shift, ratio,
+        predictive=tuple(sentences), rows=(len(correction.k_hat), correction.unreliable),
     )  # fmt: skip
     return evidence, measures
 

@@ -34,7 +34,7 @@ from elbowroom.posterior.correction import adapted, reweighted
 from elbowroom.posterior.draws import Draws, draw
 from elbowroom.posterior.groups import posterior_tree
 from elbowroom.posterior.predict import log_density_of_rows, predict_rows, row_log_likelihood
-from elbowroom.posterior.row_weights import RowWeights, weigh_rows
+from elbowroom.posterior.row_weights import RowWeights, corrected_rows, weigh_rows
 from elbowroom.posterior.tree import check_interval, summarise, to_arviz
 
 
@@ -204,6 +204,10 @@ class Fit:
             kept = self.global_sites()
             picked = torch.as_tensor(random.integers(0, self.measures["draws"], count))
             return {name: values[picked] for name, values in kept.items()}
+        if self.evidence.rows is not None:
+            sites = [site.name for site in self.problem.space.sites]
+            weighed = self._row_weights(None, 4 * count, seed, [*sites, *self.problem.space.discrete])
+            return corrected_rows(weighed, count, random).sites
         if self.proposal is None:
             drawn = self.draw(4 * count, seed)
             return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites

@@ -10,7 +10,7 @@ from elbowroom.concluding import Fitted, conclude
 from elbowroom.diagnostics.checks import Subject, before_run
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
-from elbowroom.guides.space import trace_model
+from elbowroom.guides.space import LatentSpace, trace_model
 from elbowroom.inference.densities.importance import (
     effective_sample_size,
     k_hat_threshold,
@@ -33,13 +33,18 @@ from elbowroom.inference.stochastic.elbo import (
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import run_svi
 from elbowroom.plan import Plan, Task
-from elbowroom.posterior.correction import reweighted
+from elbowroom.posterior.correction import Correction, reweighted
 from elbowroom.posterior.draws import Draws, draw
+from elbowroom.posterior.row_weights import RowCorrection, corrected_rows, weigh_rows
 
 DRAWS = 2000
 """Posterior draws by default."""
 MOST_DRAWS = 8
 """Times as many that are weighed, where the weights are uneven."""
+ROW_DRAWS = 4
+"""Times as many that are weighed of each row, where all latents are the rows'."""
+MOST_NUMBERS = 40_000_000
+"""Numbers in those."""
 ENOUGH = 1000.0
 """Effective draws at which no more are weighed."""
 
@@ -81,17 +86,30 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
     fitted = Fitted(guide, called, start, parameters, trained, (name, why), "svi", point)
     count = DRAWS if task.draws is None else task.draws
     with problem.session(seed + 1, parameters):
-        raw = draw(problem.function, called, arguments, space, count)
-        correction = None
-        if not point:
-            more = raw
-            while _wasteful(more) and len(more.log_p) < MOST_DRAWS * count:
-                again = draw(problem.function, called, arguments, space, len(more.log_p))
-                more = more.followed_by(again)
-            random = np.random.default_rng(seed)
-            correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
+        random = np.random.default_rng(seed)
+        correction: Correction | RowCorrection | None = None
+        if space.rows_only and not point and set(space.discrete) <= sites.discrete:
+            weighed = weigh_rows(
+                problem.function, called, arguments, space, _weighed(count, space),
+                [site.name for site in space.sites] + list(space.discrete),
+            )  # fmt: skip
+            raw = weighed.together.first(count)
+            correction = corrected_rows(weighed, count, random)
+        else:
+            raw = draw(problem.function, called, arguments, space, count)
+            if not point:
+                more = raw
+                while _wasteful(more) and len(more.log_p) < MOST_DRAWS * count:
+                    again = draw(problem.function, called, arguments, space, len(more.log_p))
+                    more = more.followed_by(again)
+                correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
         found = conclude(task, fitted, raw, correction, landscape)
     return replace(found, remarks=[*found.remarks, *warnings])
+
+
+def _weighed(count: int, space: LatentSpace) -> int:
+    """Draws of each row that are weighed: a few times as many, where memory allows."""
+    return max(count, min(ROW_DRAWS * count, MOST_NUMBERS // max(space.dimension, 1)))
 
 
 def _wasteful(drawn: Draws) -> bool:

@@ -13,16 +13,18 @@ from elbowroom.inference.densities.importance import (
     pareto_k_hat,
 )
 from elbowroom.posterior.draws import Draws
+from elbowroom.posterior.row_weights import RowCorrection
 
 NAN = float("nan")
 
 
-def bound(draws: Draws, point: bool) -> dict[str, Any]:
+def bound(draws: Draws, point: bool, correction: object = None) -> dict[str, Any]:
     """How close a guide is to the posterior.
 
     Args:
         draws: Of the guide.
         point: Whether the guide is one point, which has no density and so no bound.
+        correction: Where each row has weights of its own, what all rows but a few have.
 
     Returns:
         draws; elbo and elbo_se in nats; k_hat, its threshold and the effective sample size of the
@@ -33,6 +35,13 @@ def bound(draws: Draws, point: bool) -> dict[str, Any]:
     found.update(k_hat=NAN, k_hat_threshold=k_hat_threshold(count), effective_sample_size=NAN)
     if not point:
         found["elbo"], found["elbo_se"] = draws.elbo()
+        if isinstance(correction, RowCorrection):
+            found.update(
+                k_hat=correction.worst_k_hat,
+                k_hat_threshold=k_hat_threshold(correction.weighted),
+                effective_sample_size=correction.fewest_effective,
+            )
+            return found
         found["k_hat"] = pareto_k_hat(draws.log_weights)
         found["effective_sample_size"] = effective_sample_size(draws.log_weights)
     return found

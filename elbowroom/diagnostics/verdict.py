@@ -110,6 +110,9 @@ class Evidence:
         slope: The largest relative difference of the density's gradient from differences of its
             values.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
+        rows: Where each row has weights of its own, how many rows there are, and the share of those
+            whose weights are unreliable; `k_hat` and `effective` are of all rows but a few, `shift`
+            and `ratio` of half of them.
     """
 
     converged: bool
@@ -132,6 +135,7 @@ class Evidence:
     flat: bool = False
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
+    rows: tuple[int, float] | None = None
 
     @property
     def lacking(self) -> bool:
@@ -176,11 +180,27 @@ def judge(evidence: Evidence) -> Verdict:
 def _weights(evidence: Evidence) -> str:
     lower, upper = k_hat_interval(evidence.k_hat, evidence.draws)
     limit = k_hat_threshold(evidence.draws)
+    if evidence.rows is not None:
+        return _weights_of_rows(evidence, limit)
     if np.isneginf(evidence.k_hat):
         return f"All importance weights are equal: {evidence.effective:,.0f} effective draws."
     return (
         f"k-hat {evidence.k_hat:.2f} ({lower:.2f} to {upper:.2f}, limit {limit:.2f}), "
         f"{evidence.effective:,.0f} effective draws."
+    )
+
+
+def _weights_of_rows(evidence: Evidence, limit: float) -> str:
+    assert evidence.rows is not None
+    count, unreliable = evidence.rows
+    if np.isneginf(evidence.k_hat):
+        return f"All importance weights of each of the {count:,} rows are equal."
+    few = round(unreliable * count)
+    left = f" {few:,} of the {count:,} rows have unreliable weights, and the guide's own draws."
+    return (
+        f"The weights of 95 % of the {count:,} rows have a k-hat up to {evidence.k_hat:.2f} "
+        f"(limit {limit:.2f}), and {evidence.effective:,.0f} effective draws of "
+        f"{evidence.draws:,} or more.{left if few else ''}"
     )
 
 
@@ -221,7 +241,18 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         )
     upper = k_hat_interval(evidence.k_hat, evidence.draws)[1]
     rests_on_weights = not (evidence.point or agrees)
-    if rests_on_weights and not upper <= k_hat_threshold(evidence.draws):
+    if evidence.rows is not None and not evidence.point:
+        if not evidence.corrected:
+            reasons.append(
+                f"The guide misses the posterior of {evidence.rows[1]:.0%} of the "
+                f"{evidence.rows[0]:,} rows, whose importance weights cannot mend it (k-hat above "
+                f"{k_hat_threshold(evidence.draws):.2f}, or too few effective draws)."
+            )
+            advice.append(
+                "fit with --guide local, which has no network to generalise, or with --elbo iwae "
+                "--particles 10; 'elbowroom score RUN' tells of each row."
+            )
+    elif rests_on_weights and not upper <= k_hat_threshold(evidence.draws):
         reasons.append(
             f"The importance weights cannot mend the guide: {_weights(evidence)}"
             if evidence.k_hat > k_hat_threshold(evidence.draws)

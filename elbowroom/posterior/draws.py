@@ -35,6 +35,11 @@ class Draws:
         """Log p - log q of each draw, (draws,)."""
         return self.log_p - self.log_q
 
+    def first(self, count: int) -> "Draws":
+        """The first of these draws."""
+        sites = {name: values[:count] for name, values in self.sites.items()}
+        return Draws(sites, self.log_p[:count], self.log_q[:count])
+
     def followed_by(self, more: "Draws") -> "Draws":
         """These draws and more of the same guide."""
         return Draws(
