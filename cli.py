@@ -148,6 +148,14 @@ SETTINGS: dict[str, Any] = {
     "particles": Annotated[
         int | None, typer.Option(help="Draws in each ELBO estimate (default: 1).")
     ],
+    "kl_warm_up": Annotated[
+        int | None,
+        typer.Option(help="Steps in which the divergence from the prior comes in (default: none)."),
+    ],
+    "free_bits": Annotated[
+        float | None,
+        typer.Option(help="Nats of each latent that cost nothing, against collapse (default: 0)."),
+    ],
     "restarts": Annotated[
         int | None, typer.Option(help="Starts to climb to a mode from (default: 8).")
     ],

@@ -50,7 +50,8 @@ MOST_NUMBERS = 20_000_000
 OBJECTIVE = ("fixed_draws", "the ELBO over fixed draws, by a quasi-Newton method")
 STOCHASTIC_ONLY = (
     "steps", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "clip_norm",
-    "particles", "elbo", "tolerance", "held_out", "patience", "compile", "autocast",
+    "particles", "elbo", "tolerance", "held_out", "patience", "compile", "autocast", "kl_warm_up",
+    "free_bits",
 )  # fmt: skip
 """Settings that have no meaning here."""
 

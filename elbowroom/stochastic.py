@@ -60,7 +60,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
         start = landscape.start()
         called = guide.build(space, start)
         sites = read_guide(called, arguments, space)
-        name, why = choose_objective(settings.elbo, guide.elbo, space, sites)
+        name, why = choose_objective(settings.elbo, guide.elbo, space, sites, settings.free_bits)
         warnings = before_run(Subject(problem, guide, called, settings))
         if task.announce is not None:
             task.announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
@@ -70,7 +70,10 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
             trained = run_svi(
                 *marked(name, problem.function, called),
                 arguments,
-                make_objective(name, settings.particles, space, settings.alpha, settings.baseline),
+                make_objective(
+                    name, settings.particles, space, settings.alpha, settings.baseline,
+                    settings.free_bits,
+                ),
                 settings,
                 space.subsampled,
                 space.local_continuous,
@@ -124,5 +127,5 @@ def _rehearse(problem: Problem, guide: Guide, settings: Settings, seed: int) -> 
     with problem.session(seed):
         called = guide.build(problem.space, Start(torch.zeros(problem.space.dimension)))
         sites = read_guide(called, problem.arguments, problem.space)
-        choose_objective(settings.elbo, guide.elbo, problem.space, sites)
+        choose_objective(settings.elbo, guide.elbo, problem.space, sites, settings.free_bits)
         check_enumerable(problem.function, problem.arguments, problem.space, sites)

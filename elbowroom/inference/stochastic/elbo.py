@@ -147,7 +147,11 @@ def is_delta(fn: Any) -> bool:
 
 
 def choose_objective(
-    requested: str | None, suited: str | None, space: LatentSpace, sites: GuideSites
+    requested: str | None,
+    suited: str | None,
+    space: LatentSpace,
+    sites: GuideSites,
+    free_bits: float = 0.0,
 ) -> tuple[str, str]:
     """The objective for a model and a guide, and why.
 
@@ -156,10 +160,18 @@ def choose_objective(
         suited: The guide's own, or None.
         space: The model's latent space.
         sites: The guide's sites.
+        free_bits: Nats of each latent that cost nothing.
 
     Raises:
         OptionError: If the objective is wrong for the pair.
     """
+    if free_bits:
+        if requested not in (None, "trace_mean_field"):
+            raise OptionError(
+                f"--free-bits needs each latent's divergence in closed form, which --elbo "
+                f"{requested} has not; give --elbo trace_mean_field."
+            )
+        requested = "trace_mean_field"
     left = sorted(set(space.discrete) - sites.discrete)
     if left and requested not in (None, "trace_enum"):
         raise OptionError(
@@ -209,7 +221,12 @@ def choose_objective(
 
 
 def make_objective(
-    name: str, particles: int, space: LatentSpace, alpha: float = 0.5, baseline: str = "decaying"
+    name: str,
+    particles: int,
+    space: LatentSpace,
+    alpha: float = 0.5,
+    baseline: str = "decaying",
+    free_bits: float = 0.0,
 ) -> Objective:
     """The objective.
 
@@ -219,9 +236,10 @@ def make_objective(
         space: The model's latent space.
         alpha: The order of `renyi`.
         baseline: Of `score_function`.
+        free_bits: Of `trace_mean_field`.
     """
     rows = space.subsampled if space.rows_only else None
-    return OBJECTIVES[name](particles, space.max_plate_nesting, rows, alpha, baseline)
+    return OBJECTIVES[name](particles, space.max_plate_nesting, rows, alpha, baseline, free_bits)
 
 
 def marked(

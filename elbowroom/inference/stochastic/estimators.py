@@ -38,6 +38,7 @@ class Objective:
         rows: The plate of the rows, where all latents are theirs.
         alpha: The order of a Renyi divergence.
         baseline: Of score functions; see `elbowroom.inference.stochastic.score_function`.
+        free_bits: Nats of each latent of a row that cost nothing, where there are gradients.
     """
 
     several = False
@@ -49,9 +50,11 @@ class Objective:
         rows: Plate | None = None,
         alpha: float = 0.5,
         baseline: str = "none",
+        free_bits: float = 0.0,
     ) -> None:
         self.particles, self.nesting = particles, nesting
         self.rows, self.alpha, self.baseline = rows, alpha, baseline
+        self.free_bits = free_bits
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -158,6 +161,9 @@ class Analytic(Objective):
                 continue
             own: Any = guide_trace.nodes[name]
             try:
+                if self.free_bits and torch.is_grad_enabled():
+                    elbo = elbo - self._beyond_free(own, site)
+                    continue
                 divergence = kl_divergence(own["fn"], site["fn"])
             except NotImplementedError:
                 elbo = elbo + site["log_prob_sum"] - own["score_parts"].entropy_term.sum()
@@ -170,6 +176,24 @@ class Analytic(Objective):
             if name not in model_trace.nodes:  # auxiliary
                 elbo = elbo - own["score_parts"].entropy_term.sum()
         return elbo, elbo
+
+
+    def _beyond_free(self, own: Any, site: Any) -> Tensor:
+        """The divergence of a site, at least the free nats for each of a row's latents.
+
+        Sums over latents of the mean over rows (Kingma et al., 2016, "Improved variational
+        inference with inverse autoregressive flow").
+        """
+        bases = []
+        for fn in (own["fn"], site["fn"]):
+            while isinstance(fn, torch.distributions.Independent):
+                fn = fn.base_dist
+            bases.append(fn)
+        single = scale_and_mask(kl_divergence(*bases), scale=own["scale"], mask=own["mask"])
+        single = single.expand(own["value"].shape)  # (rows, latents)
+        latents = single.reshape(-1, single.shape[-1]) if own["fn"].event_dim else single[..., None]
+        rows = len(latents) * torch.as_tensor(own["scale"])
+        return (latents.sum(0) / rows).clamp_min(self.free_bits).sum() * rows
 
 
 class Landing(Objective):

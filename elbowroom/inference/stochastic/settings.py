@@ -59,6 +59,13 @@ class Settings:
     baseline: Annotated[
         str, Field(description="of score_function: none, running, decaying or neural")
     ] = "decaying"
+    kl_warm_up: Annotated[
+        int | None, Field(ge=1, description="steps in which the divergence from the prior comes in")
+    ] = None
+    free_bits: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="nats of each latent that cost nothing"),
+    ] = 0.0
     restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 8
     fixed_draws: Annotated[
         int | None, Field(ge=4, description="draws of the ELBO of the engine of that name")

@@ -7,7 +7,7 @@ clipping and the bookkeeping see one tensor.
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -22,7 +22,7 @@ from elbowroom.guides.space import FixedRows, Plate
 from elbowroom.inference.recorded.python_state import python_numbers
 from elbowroom.inference.recorded.recording import record_step
 from elbowroom.inference.recorded.replay import BranchError, Replay
-from elbowroom.inference.stochastic import baselines
+from elbowroom.inference.stochastic import baselines, warming
 from elbowroom.inference.stochastic.estimators import Objective
 from elbowroom.models._fresh import Fresh
 
@@ -172,6 +172,7 @@ class Step:
         plate: The plate that minibatches subsample.
         size: Rows of a minibatch; all of them by default.
         autocast: Whether the layers of networks are taken in bfloat16.
+        warm_up: Steps in which the divergence from the prior comes in.
     """
 
     def __init__(
@@ -184,8 +185,11 @@ class Step:
         plate: Plate | None = None,
         size: int | None = None,
         autocast: bool = False,
+        warm_up: int | None = None,
     ) -> None:
-        self.autocast = autocast
+        self.autocast, self.warm_up = autocast, warm_up
+        if warm_up is not None:
+            warming.begin()
         self.objective, self.model, self.guide = objective, model, guide
         self.arguments, self.parameters = arguments, parameters
         self.plate, self.size = plate, size
@@ -205,9 +209,13 @@ class Step:
     def _loss_and_surrogate(
         self, rows: Tensor | None, size: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        # Where nothing is learned, as of rows held out, data stay as they were drawn.
-        fresh = Fresh() if torch.is_grad_enabled() else nullcontext()
-        with fresh, BFloat16Layers() if self.autocast else nullcontext():
+        with ExitStack() as around:
+            if self.autocast:
+                around.enter_context(BFloat16Layers())
+            if torch.is_grad_enabled():  # else nothing is learned, as of rows held out
+                around.enter_context(Fresh())
+                if self.warm_up is not None:
+                    around.enter_context(warming.Weighed(warming.next_weight(self.warm_up)))
             if rows is None or self.plate is None:
                 return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
             with FixedRows({self.plate.name: rows}):

@@ -194,8 +194,9 @@ class Optimisation:
             size = self.batches.size
         self.window = max(LOOKS, len(self.batches) if self.batches else 0)
         self.evaluate = Step(
-            objective, model, guide, arguments, self.parameters, plate, size, settings.autocast
-        )
+            objective, model, guide, arguments, self.parameters, plate, size, settings.autocast,
+            settings.kl_warm_up,
+        )  # fmt: skip
         self.rule = self._rule(held)
         self.elbo, self.rates = array("d"), array("d")
         self.step = self.held_at = self.looked_at = 0
@@ -419,6 +420,8 @@ class Optimisation:
         if due and not self._holds():
             return ""
         self.good = self.parameters.copy()
+        if self.step < (self.settings.kl_warm_up or 0):  # what it sees is not the ELBO yet
+            return self.rule.end(self.elbo) if self.step >= self.budget else ""
         with users_code(f"step {self.step} of the optimiser failed", ModelError):
             status = self.rule.look(self.elbo)
         if status and not (due or self._holds()):
