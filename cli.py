@@ -65,6 +65,13 @@ Trust = Annotated[
     typer.Option("--trust", metavar="", help="Run the code in the run's formula: it is your own."),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RowsOrFitted = Annotated[
+    str | None, typer.Option("--data", help="Rows: a file as for 'fit' (default: the fitted ones).")
+]
+VerbSeed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
+VerbOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder (default: RUN-VERB, beside RUN).")
+]
 Interval = Annotated[float, typer.Option(help="Probability of the intervals.")]
 
 
@@ -418,6 +425,13 @@ def estimators(
     terminal.show_saved(folder)
 
 
+def _loaded(run: Path, model: str | None, trust: bool) -> Any:
+    from elbowroom.loading import load
+    from elbowroom.models._own import load_function
+
+    return load(run, model=None if model is None else load_function(model), trust=trust)
+
+
 @app.command()
 def reference(
     run: Run,
@@ -427,13 +441,10 @@ def reference(
     trust: Trust = False,
 ) -> None:
     """Compare a run with NUTS over the same log density, and judge it anew."""
-    from elbowroom.loading import load
-    from elbowroom.models._own import load_function
     from elbowroom.referring import add_reference
     from elbowroom.report import terminal
 
-    function = None if model is None else load_function(model)
-    fit = load(run, model=function, trust=trust)
+    fit = _loaded(run, model, trust)
     with terminal.sampling() as progress:
         result = add_reference(fit, draws=draws, seed=seed, progress=progress)
     result.save(run, overwrite=True)
@@ -500,11 +511,7 @@ def predict(
     trust: Trust = False,
 ) -> None:
     """Predict for new rows: mean, sd and interval, or each row's component of a mixture."""
-    from elbowroom.loading import load
-    from elbowroom.models._own import load_function
-
-    function = None if model is None else load_function(model)
-    table = load(run, model=function, trust=trust).predict(data, interval=interval, seed=seed)
+    table = _loaded(run, model, trust).predict(data, interval=interval, seed=seed)
     if output is None:
         typer.echo(table.to_csv(index=False), nl=False)
         return
@@ -513,6 +520,170 @@ def predict(
     except OSError as error:
         raise DataError(f"'{output}' cannot be written: {error.strerror or error}.") from error
     typer.echo(f"{len(table)} rows written to {output}")
+
+
+def _written(
+    run: Path, verb: str, output: Path | None, overwrite: bool, tables: dict[str, Any], draw: Any
+) -> None:
+    """Writes what a verb made to its folder, and says where it is."""
+    from elbowroom.report import outcomes, terminal
+
+    folder = output or run.with_name(f"{run.name}-{verb}")
+    terminal.show_saved(outcomes.write(folder, overwrite, tables, draw))
+
+
+@app.command()
+def generate(
+    run: Run,
+    count: Annotated[int, typer.Option("--count", "-n", help="New rows.")] = 100,
+    data: RowsOrFitted = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="What is known of all of them, as a label."),
+    ] = None,
+    expected: Annotated[
+        bool, typer.Option("--expected", metavar="", help="Means of the cells, not draws of them.")
+    ] = False,
+    prior: Annotated[
+        bool, typer.Option("--prior", metavar="", help="With parameters from their prior, too.")
+    ] = False,
+    seed: VerbSeed = 1,
+    output: VerbOutput = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make new rows or images: from the latents' prior, or with --data near given rows."""
+    from elbowroom.report import outcomes
+
+    known = {}
+    for each in given or ():
+        column, mark, value = each.partition("=")
+        if not mark:
+            raise OptionError(f"--given {each}: write it as COLUMN=VALUE.")
+        known[column] = _number(value)
+    fit = _loaded(run, None, False)
+    table = fit.generate(count, data, given=known, expected=expected, prior=prior, seed=seed)
+    draw = outcomes.draw_generated(fit, table)
+    _written(run, "generated", output, overwrite, {"rows.csv": table}, draw)
+
+
+def _number(text: str) -> Any:
+    """A value of the command line as a number, if it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@app.command()
+def reconstruct(
+    run: Run,
+    data: RowsOrFitted = None,
+    draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 100,
+    seed: VerbSeed = 1,
+    output: VerbOutput = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show what the latents keep of rows: their expected cells."""
+    from elbowroom.report import outcomes
+
+    fit = _loaded(run, None, False)
+    table = fit.reconstruct(data, draws, seed)
+    draw = outcomes.draw_reconstructed(fit, data, table)
+    _written(run, "reconstructed", output, overwrite, {"rows.csv": table}, draw)
+
+
+@app.command()
+def interpolate(
+    run: Run,
+    begin: Annotated[int, typer.Option("--from", help="The first row, counted from 1.")],
+    end: Annotated[int, typer.Option("--to", help="The last row.")],
+    steps: Annotated[int, typer.Option(help="Rows, these two with them.")] = 9,
+    data: RowsOrFitted = None,
+    seed: VerbSeed = 1,
+    output: VerbOutput = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the rows on the line between the latents of two rows."""
+    from elbowroom.report import outcomes
+
+    fit = _loaded(run, None, False)
+    table = fit.interpolate(begin, end, steps, data, seed)
+    draw = outcomes.draw_line(fit, table, begin, end)
+    _written(run, "interpolated", output, overwrite, {"steps.csv": table}, draw)
+
+
+@app.command()
+def manifold(
+    run: Run,
+    size: Annotated[int, typer.Option(help="Images of each side of the grid.")] = 15,
+    output: VerbOutput = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Picture the images on a grid of one or two latents."""
+    from elbowroom.report import outcomes
+
+    fit = _loaded(run, None, False)
+    table = fit.manifold(size)
+    draw = outcomes.draw_manifold(fit, table, size)
+    _written(run, "manifold", output, overwrite, {"grid.csv": table}, draw)
+
+
+@app.command()
+def impute(
+    run: Run,
+    data: Annotated[str, typer.Option(help="Rows with missing cells: a file as for 'fit'.")],
+    draws: Annotated[int, typer.Option(help="Of each missing cell.")] = 400,
+    interval: Interval = 0.9,
+    seed: VerbSeed = 1,
+    output: VerbOutput = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fill missing cells: posterior draws of each, their mean, sd and interval."""
+    found = _loaded(run, None, False).impute(data, draws, interval, seed)
+    tables = {"completed.csv": found.completed, "cells.csv": found.cells, "draws.csv": found.draws}
+    _written(run, "imputed", output, overwrite, tables, lambda path: None)
+
+
+@app.command()
+def score(
+    run: Run,
+    data: RowsOrFitted = None,
+    draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 1000,
+    quantile: Annotated[
+        float | None,
+        typer.Option(help="Flag the rows less likely than this share of the fitted rows."),
+    ] = None,
+    seed: VerbSeed = 1,
+    model: Function = None,
+    trust: Trust = False,
+    output: VerbOutput = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Weigh rows: log p(x) of each by importance sampling, with its error, to find odd ones."""
+    table = _loaded(run, model, trust).score(data, draws, seed, quantile=quantile)
+    _written(run, "scored", output, overwrite, {"scores.csv": table}, lambda path: None)
+    if quantile is not None:
+        typer.echo(f"{int(table['flagged'].sum())} of {len(table)} rows are flagged.")
+
+
+@app.command()
+def embed(
+    run: Run,
+    data: RowsOrFitted = None,
+    draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 1000,
+    seed: VerbSeed = 1,
+    output: VerbOutput = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Place rows among the latents: means and sds, or probabilities of a mixture's components."""
+    from elbowroom.report import outcomes
+
+    fit = _loaded(run, None, False)
+    table = fit.embed(data, draws, seed)
+    draw = outcomes.draw_latents(fit, data, table)
+    _written(run, "embedded", output, overwrite, {"latents.csv": table}, draw)
 
 
 @app.command()

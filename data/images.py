@@ -64,9 +64,7 @@ def read_idx(path: Path) -> pandas.DataFrame:
     return images_to_table(array, found)
 
 
-def images_to_table(
-    images: numpy.ndarray, labels: numpy.ndarray | None = None
-) -> pandas.DataFrame:
+def images_to_table(images: numpy.ndarray, labels: numpy.ndarray | None = None) -> pandas.DataFrame:
     """A row an image, a column `pixel_ROW_COLUMN` a pixel, and the labels.
 
     Args:

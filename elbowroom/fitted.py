@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from elbowroom import verbs
 from elbowroom.diagnostics.measures import leave_one_out
 from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
-from elbowroom.errors import DataError, GuideError, users_code
+from elbowroom.errors import DataError, GuideError, OptionError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.landscape import density_of
@@ -34,8 +35,10 @@ from elbowroom.posterior.correction import adapted, reweighted
 from elbowroom.posterior.draws import Draws, draw
 from elbowroom.posterior.groups import posterior_tree
 from elbowroom.posterior.predict import log_density_of_rows, predict_rows, row_log_likelihood
-from elbowroom.posterior.row_weights import RowWeights, corrected_rows, weigh_rows
+from elbowroom.posterior import row_weights
+from elbowroom.posterior.row_weights import RowWeights, corrected_rows
 from elbowroom.posterior.tree import check_interval, summarise, to_arviz
+from elbowroom.verbs import Imputed
 
 
 @dataclass(repr=False)
@@ -152,7 +155,7 @@ class Fit:
             }
 
     @contextmanager
-    def _active(self, seed: int) -> Iterator[Callable[..., Any]]:
+    def active(self, seed: int) -> Iterator[Callable[..., Any]]:
         """The guide, with its parameters in the active store."""
         with self.problem.session(seed, self.parameters):
             yield self.callable
@@ -169,7 +172,7 @@ class Fit:
         if data is not None:
             self._check_amortised()
             arguments, _ = self.problem.new_arguments(data)
-        with self._active(seed) as guide:
+        with self.active(seed) as guide:
             return draw(self.problem.function, guide, arguments, self.problem.space, count)
 
     def _check_amortised(self) -> None:
@@ -191,7 +194,7 @@ class Fit:
             seed: Of the draws; the same seed gives the same draws, after a reload too.
         """
         drawn = canonical_sites(self.problem, self._fresh(n, seed), self.global_sites())
-        with self._active(seed):
+        with self.active(seed):
             tree, _ = posterior_tree(self.problem, {"posterior": drawn}, {}, keep_local=True)
         return tree["posterior"].to_dataset()
 
@@ -206,7 +209,7 @@ class Fit:
             return {name: values[picked] for name, values in kept.items()}
         if self.evidence.rows is not None:
             sites = [site.name for site in self.problem.space.sites]
-            weighed = self._row_weights(None, 4 * count, seed, [*sites, *self.problem.space.discrete])
+            weighed = self.weigh_rows(None, 4 * count, seed, [*sites, *self.problem.space.discrete])
             return corrected_rows(weighed, count, random).sites
         if self.proposal is None:
             drawn = self.draw(4 * count, seed)
@@ -285,22 +288,27 @@ class Fit:
         with self.problem.session(0, self.parameters):
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
-    def score(self, data: Any = None, draws: int = 1000, seed: int = 1) -> pd.DataFrame:
+    def score(
+        self, data: Any = None, draws: int = 1000, seed: int = 1, quantile: float | None = None
+    ) -> pd.DataFrame:
         """The log density of each row by importance sampling, such as for finding odd ones.
 
         Args:
             data: New rows, for an amortised guide; by default the fit's own.
             draws: Of each row's latents. Where a model has none, the posterior's draws are taken.
             seed: Of the draws.
+            quantile: Flags the rows less likely than this share of the fitted ones.
 
         Returns:
             A line a row: log_density in nats, in expectation a lower bound that rises with the
-            draws; its standard_error; effective_sample_size and k_hat of the row's weights.
+            draws; its standard_error; effective_sample_size and k_hat of the row's weights; with a
+            quantile, whether the row is `flagged`.
 
         Raises:
             DataError: If the new rows lack what was observed.
             GuideError: If the guide has no latents for new rows, or the model has both latents of
                 rows and others.
+            OptionError: If the quantile is none.
 
         Example:
             >>> import elbowroom as er
@@ -311,9 +319,10 @@ class Fit:
             0        -1.12             0.0                 1000.0   -inf
             1        -1.86             0.0                 1000.0   -inf
         """
-        weights = self._row_weights(data, draws, seed)
+        verbs.check_verb(self, "score")
+        weights = self.weigh_rows(data, draws, seed)
         value, error = weights.log_density()
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "log_density": value,
                 "standard_error": error,
@@ -321,21 +330,169 @@ class Fit:
                 "k_hat": weights.k_hat(),
             }
         )
+        if quantile is not None:
+            if not 0 < quantile < 1:
+                raise OptionError(f"--quantile {quantile}: give a share between 0 and 1.")
+            fitted = value if data is None else self.weigh_rows(None, draws, seed).log_density()[0]
+            table["flagged"] = value < np.quantile(fitted, quantile)
+        return table
 
-    def _row_weights(
-        self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()
-    ) -> RowWeights:
+    def embed(self, data: Any = None, draws: int = 1000, seed: int = 1) -> pd.DataFrame:
+        """Where each row lies among the latents: their posterior means and standard deviations.
+
+        They are of draws that importance weights have corrected, where the row's weights are
+        reliable, as `k_hat` tells. Of a mixture, the probability of each component instead.
+
+        Args:
+            data: New rows, for an amortised guide; by default the fit's own.
+            draws: Of each row's latents.
+            seed: Of the draws.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+            GuideError: If the guide has no latents for new rows.
+            ModelError: If rows have no latents in the model.
+
+        Example:
+            >>> import elbowroom as er
+            >>> result = er.fit("factor_analysis", "iris", seed=1)
+            >>> result.embed().columns.tolist()
+            ['z[0].mean', 'z[0].sd', 'z[1].mean', 'z[1].sd', 'k_hat']
+        """
+        return verbs.embed(self, data, draws, seed)
+
+    def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 1) -> pd.DataFrame:
+        """What the latents keep of each row: its expected cells, over their posterior.
+
+        Args:
+            data: New rows, for an amortised guide; by default the fit's own.
+            draws: Of each row's latents.
+            seed: Of the draws.
+
+        Raises:
+            DataError, GuideError, ModelError: As for `embed`.
+        """
+        return verbs.reconstruct(self, data, draws, seed)
+
+    def generate(
+        self,
+        n: int = 1,
+        data: Any = None,
+        *,
+        given: Mapping[str, Any] | None = None,
+        expected: bool = False,
+        prior: bool = False,
+        seed: int = 1,
+    ) -> pd.DataFrame:
+        """New rows, in the user's units.
+
+        Of a model whose latents are all the rows', these are drawn from their prior, or near given
+        rows from their posterior. Parameters with a posterior are drawn from it, or with `prior`
+        from their prior. What is known of a row, such as its label, is as of a fitted row, unless
+        it is given.
+
+        Args:
+            n: How many.
+            data: Rows to be near to.
+            given: For columns that rows are made from, such as a label, what is known of all.
+            expected: Whether to give the means of the cells, not draws of them.
+            prior: Whether parameters are drawn from their prior.
+            seed: Of the draws.
+
+        Raises:
+            ModelError: If rows cannot be drawn from the model.
+            OptionError: If the options contradict each other.
+
+        Example:
+            >>> import elbowroom as er
+            >>> er.fit("factor_analysis", "iris", seed=1).generate(3).shape
+            (3, 4)
+        """
+        return verbs.generate(self, n, data, given, expected, prior, seed)
+
+    def interpolate(
+        self, begin: int, end: int, steps: int = 9, data: Any = None, seed: int = 1
+    ) -> pd.DataFrame:
+        """Expected rows on the line between the latents of two rows.
+
+        Args:
+            begin: The number of the first row, from 1.
+            end: Of the last.
+            steps: Rows, those two with them.
+            data: The rows; by default the fit's own.
+            seed: Of the latents.
+
+        Returns:
+            A line a step: the latents, and the expected cells.
+
+        Raises:
+            DataError, GuideError, ModelError: As for `embed`.
+            OptionError: If there is no such row.
+        """
+        return verbs.interpolate(self, begin, end, steps, data, seed)
+
+    def manifold(self, size: int = 15) -> pd.DataFrame:
+        """Expected rows on a grid of one or two latents, at even quantiles of their prior.
+
+        Args:
+            size: Points of the grid for each latent.
+
+        Raises:
+            ModelError: If there are more latents, or none.
+        """
+        return verbs.manifold(self, size)
+
+    def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 1) -> Imputed:
+        """Fills missing cells: posterior draws of each, their mean, sd and interval.
+
+        Of mixtures of Normals and of factor analysis they are exact; else they come from a Markov
+        chain for each row, whose proposals are the guide's.
+
+        Args:
+            data: Rows with missing cells (NaN).
+            draws: Of each cell.
+            interval: Probability of the intervals.
+            seed: Of the draws.
+
+        Raises:
+            DataError: If no cell is missing, or a column is.
+            GuideError, ModelError: As for `embed`.
+
+        Example:
+            >>> import elbowroom as er
+            >>> iris = er.load_dataset("iris")
+            >>> rows = iris.head(2).copy()
+            >>> rows.loc[0, "petal_width"] = float("nan")
+            >>> found = er.fit("factor_analysis", iris, seed=1).impute(rows)
+            >>> found.cells[["row", "column"]].values.tolist()
+            [[1, 'petal_width']]
+        """
+        return verbs.impute(self, data, draws, interval, seed)
+
+    def row_arguments(self, data: Any) -> dict[str, Any]:
+        """The model's arguments for rows whose latents the guide gives; None for the fit's own.
+
+        Raises:
+            DataError: If the rows lack what was observed.
+            GuideError: If the guide knows the fitted rows only.
+        """
+        if data is None:
+            return self.problem.arguments
+        if self.problem.space.per_observation:
+            self._check_amortised()
+        arguments, observed = self.problem.new_arguments(data)
+        if not observed:
+            raise DataError("the rows lack what was observed, on which their latents rest.")
+        return arguments
+
+    def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
         """Draws of the rows' latents; or, where there are none, the rows at the posterior's."""
-        problem, arguments = self.problem, self.problem.arguments
-        if data is not None:
-            if problem.space.per_observation:
-                self._check_amortised()
-            arguments, observed = problem.new_arguments(data)
-            if not observed:
-                raise DataError("the rows lack what was observed, whose density is asked for.")
-        if problem.space.rows_only:
-            with self._active(checked_seed(seed)) as guide:
-                return weigh_rows(problem.function, guide, arguments, problem.space, draws, keep)
+        problem, arguments = self.problem, self.row_arguments(data)
+        if problem.space.rows_only and problem.space.local_continuous:
+            with self.active(checked_seed(seed)) as guide:
+                return row_weights.weigh_rows(
+                    problem.function, guide, arguments, problem.space, draws, keep
+                )
         if problem.space.local_continuous:
             raise GuideError("the model has latents of rows and others: its rows have no score.")
         with self.problem.session(0, self.parameters):

@@ -71,7 +71,11 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                 *marked(name, problem.function, called),
                 arguments,
                 make_objective(
-                    name, settings.particles, space, settings.alpha, settings.baseline,
+                    name,
+                    settings.particles,
+                    space,
+                    settings.alpha,
+                    settings.baseline,
                     settings.free_bits,
                 ),
                 settings,

@@ -70,6 +70,10 @@ class Model:
         code_in: `code_in(options)` gives the code that preparing a table with these options would
             run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.
+        verbs: What a fit is for, beside `predict`; see `elbowroom.verbs`.
+        normals: `normals(arguments, sites, points)` gives the distribution of a row at one draw of
+            the sites that are not for each row, and at the point parameters: that of a mixture of
+            Normals, as weights (K,), means (K, columns) and covariances (K, columns, columns).
     """
 
     name: str
@@ -85,6 +89,8 @@ class Model:
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
+    verbs: tuple[str, ...] = ("score",)
+    normals: Callable[..., tuple[Any, Any, Any]] | None = None
 
 
 _registered: dict[str, tuple[Model, str]] = {}

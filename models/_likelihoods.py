@@ -48,6 +48,14 @@ class DiscretisedLogistic(dist.TorchDistribution):
         """The whole numbers within the limits."""
         return constraints.integer_interval(self.low, self.high)
 
+    @property
+    def mean(self) -> Tensor:
+        """The sum of the probabilities of being above each number."""
+        total = torch.full_like(self.location, self.low)
+        for number in range(self.low, self.high):
+            total = total + torch.sigmoid((self.location - number - 0.5) / self.scale)
+        return total
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretisedLogistic":
         """The same with a larger batch shape."""
         return DiscretisedLogistic(
@@ -106,6 +114,11 @@ class Dequantised(dist.TorchDistribution):
     def support(self) -> Any:
         """The whole numbers, which are all that is rounded down."""
         return constraints.integer
+
+    @property
+    def mean(self) -> Tensor:
+        """Half of the noise below the density's, which is spread over several numbers."""
+        return self.base.mean - 0.5
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Dequantised":
         """The same with a larger batch shape."""

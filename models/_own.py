@@ -35,7 +35,7 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
         return Prepared(arguments={key: _argument(key, value) for key, value in data.items()})
 
     label = name or str(getattr(function, "__name__", type(function).__name__))
-    return Model(label, function, None, prepare, observed="", predicts="")
+    return Model(label, function, None, prepare, observed="", predicts="", verbs=("score",))
 
 
 def _columns_by_name(

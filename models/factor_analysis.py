@@ -14,7 +14,8 @@ and so on (Geweke and Zhou, 1996, "Measuring the pricing error of the arbitrage 
 units but for a common factor, where these are the same.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -107,6 +108,21 @@ def factor_analysis(
         pyro.sample("x", dist.Normal(location, spread * noise).to_event(1), obs=seen)
 
 
+def normals(
+    arguments: Mapping[str, Any], sites: Mapping[str, Tensor], fitted: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distribution of a row at the fitted points: one Normal, in the user's units.
+
+    Returns:
+        Weights (1,), means (1, columns) and covariances (1, columns, columns).
+    """
+    centre, spread = (arguments[name].double().cpu().numpy() for name in ("centre", "spread"))
+    loadings = spread[:, None] * np.tril(fitted["loadings"])  # (columns, latent)
+    noise = np.broadcast_to(fitted["noise"], centre.shape)
+    covariance = loadings @ loadings.T + np.diag(np.square(spread * noise))
+    return np.ones(1), (centre + spread * fitted["mean"])[None], covariance[None]
+
+
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
@@ -166,6 +182,8 @@ register(
         predicts="x",
         dataset="iris",
         suggested={"held_out": 0.0},
+        verbs=("generate", "score", "embed", "reconstruct", "interpolate", "impute"),
+        normals=normals,
     ),
     __name__,
 )

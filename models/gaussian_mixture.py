@@ -225,6 +225,24 @@ def canonical(
     return renumbered
 
 
+def normals(
+    arguments: Mapping[str, Any], sites: Mapping[str, Tensor], points: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distribution of a row at one draw of the parameters, in the user's units.
+
+    Returns:
+        Weights (components,), means (components, columns) and covariances (components, columns,
+        columns).
+    """
+    centre, spread = (arguments[name].double().cpu() for name in ("centre", "spread"))
+    means = centre + spread * sites["standardised_means"].double()
+    deviations = (spread * sites["standardised_scales"].double()).expand_as(means)
+    factor = torch.diag_embed(deviations)
+    if "correlation_cholesky" in sites:
+        factor = deviations.unsqueeze(-1) * sites["correlation_cholesky"].double()
+    return sites["weights"].double().numpy(), means.numpy(), (factor @ factor.mT).numpy()
+
+
 register(
     Model(
         name="gaussian_mixture",
@@ -237,6 +255,8 @@ register(
         internal=("standardised_means", "standardised_scales", "correlation_cholesky"),
         starts=starts,
         canonical=canonical,
+        verbs=("generate", "score", "embed", "impute"),
+        normals=normals,
     ),
     __name__,
 )

@@ -286,6 +286,7 @@ def in_units(values: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     return values * arguments["spread"] if pixels else values
 
 
+VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
 SUGGESTED = {"learning_rate": 5e-3, "batch_size": 128, "draws": 200, "dtype": "float32"}
 
 register(
@@ -299,6 +300,8 @@ register(
         dataset="digits",
         in_units=in_units,
         suggested=SUGGESTED,
+        verbs=VERBS,
+        internal=("dequantisation",),
     ),
     __name__,
 )

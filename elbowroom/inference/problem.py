@@ -181,8 +181,7 @@ def make_options(kind: type, given: Mapping[str, Any]) -> Any:
     """
     kinds = {field.name: str(field.type) for field in fields(kind)}
     values = {
-        name: value.split(",") if isinstance(value, str) and "tuple" in kinds[name] else value
-        for name, value in given.items()
+        name: _several(value) if "tuple" in kinds[name] else value for name, value in given.items()
     }
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -199,6 +198,13 @@ def make_options(kind: type, given: Mapping[str, Any]) -> Any:
             else:
                 lines.append(f"{option} {given.get(name)!r}: {problem['msg'].lower()}.")
         raise OptionError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _several(value: Any) -> Any:
+    """What an option that takes several values was given: a, b as `"a,b"`; one by itself."""
+    if isinstance(value, str):
+        return value.split(",")
+    return [value] if isinstance(value, (int, float)) else value
 
 
 def option_names(kind: type | None) -> list[str]:

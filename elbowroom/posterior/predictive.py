@@ -15,7 +15,7 @@ from elbowroom.posterior.draws import chunk_size
 Sites = Mapping[str, Tensor]
 
 
-class _Unobserved(UnconditionMessenger):
+class Unobserved(UnconditionMessenger):
     """Draws what was observed, but leaves deterministic values: Pyro observes these too."""
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -52,7 +52,7 @@ def predict_sites(
 
     def sample(values: dict[str, Tensor]) -> dict[str, Tensor]:
         # The observations are freed first, inside: the other way round frees the latents too.
-        conditioned = poutine.condition(_Unobserved()(model), data=values)
+        conditioned = poutine.condition(Unobserved()(model), data=values)
         trace = poutine.trace(conditioned).get_trace(**arguments)
         nodes = dict(sample_sites(trace))
         return {name: nodes[name]["value"] for name in space.observed}
@@ -70,7 +70,7 @@ def prior_sites(
     """
 
     def sample(_: dict[str, Tensor]) -> dict[str, Tensor]:
-        trace = poutine.trace(_Unobserved()(model)).get_trace(**arguments)
+        trace = poutine.trace(Unobserved()(model)).get_trace(**arguments)
         wanted = {site.name for site in space.sites} | set(space.observed)
         return {
             name: node["value"]

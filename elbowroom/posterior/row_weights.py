@@ -226,7 +226,7 @@ def weigh_rows(
         count: How many draws of each row.
         keep: Latent sites whose draws are kept.
     """
-    plate = _plate_of_rows(guide, arguments, space)
+    plate = plate_of_rows(guide, arguments, space)
     rows, size = plate.size, max(1, min(plate.size, WEIGHTS_AT_ONCE // count))
     blocks, axes = [], {}
     for block in torch.arange(rows).split(size):
@@ -272,7 +272,7 @@ def _of_no_row(trace: Any, plate: Plate) -> Tensor:
     return torch.as_tensor(sum(outside, 0.0))
 
 
-def _plate_of_rows(
+def plate_of_rows(
     guide: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace
 ) -> Plate:
     """The plate of the rows, as many as the arguments hold."""

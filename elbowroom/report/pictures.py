@@ -1,7 +1,9 @@
 """Pictures of what was measured."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -52,3 +54,79 @@ def picture_of_estimators(table: pd.DataFrame, path: Path, title: str) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
     figure.savefig(path, dpi=130)
+
+
+def picture_of_images(
+    images: np.ndarray, path: Path, columns: int, labels: Sequence[str] = (), title: str = ""
+) -> None:
+    """Images side by side, in rows of some columns, each value in its share of the range of all.
+
+    Args:
+        images: (images, height, width), or (images, height, width, colours).
+        path: Of the PNG file.
+        columns: Images in a row.
+        labels: Of the rows.
+        title: Of the picture.
+    """
+    low, high = float(images.min()), float(images.max())
+    shares = (images - low) / ((high - low) or 1.0)
+    count = -(-len(images) // columns)
+    height, width = images.shape[1:3]
+    gap = max(1, round(0.08 * max(height, width)))
+    colours = images.shape[3:]
+    sheet = np.ones((count * (height + gap) - gap, columns * (width + gap) - gap, *colours))
+    for place, image in enumerate(shares):
+        row, column = divmod(place, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        # Ink on paper: what is large is dark, but for images in colour.
+        sheet[top : top + height, left : left + width] = image if colours else 1 - image
+    wide = 0.62 * columns
+    left = 1.2 if labels else 0.1
+    tall = wide * sheet.shape[0] / sheet.shape[1]
+    figure = Figure(figsize=(wide + left + 0.1, tall + (0.45 if title else 0.2)))
+    axes = figure.add_axes(
+        (
+            left / (wide + left + 0.1), 0.1 / (tall + (0.45 if title else 0.2)),
+            wide / (wide + left + 0.1), tall / (tall + (0.45 if title else 0.2)),
+        )
+    )  # fmt: skip
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    for row, label in enumerate(labels):
+        middle = row * (height + gap) + height / 2
+        axes.text(-gap, middle, label, ha="right", va="center", fontsize=9)
+    if title:
+        axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def picture_of_latents(
+    table: pd.DataFrame, path: Path, classes: pd.Series | None, title: str
+) -> None:
+    """Where rows lie among the first two latents.
+
+    Args:
+        table: As `elbowroom.fitted.Fit.embed` gives it.
+        path: Of the PNG file.
+        classes: A label of each row, which gives its colour.
+        title: Of the picture.
+    """
+    names = [name for name in table.columns if name.endswith(".mean")][:2]
+    figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+    axes = figure.subplots()
+    second = table[names[1]] if len(names) > 1 else np.zeros(len(table))
+    groups = [None] if classes is None else sorted(classes.unique(), key=str)
+    for k, group in enumerate(groups):
+        here = np.ones(len(table), bool) if group is None else (classes == group).to_numpy()
+        axes.scatter(
+            table.loc[here, names[0]], np.asarray(second)[here], s=12, alpha=0.75, linewidth=0,
+            color=COLOURS[k % len(COLOURS)], label=None if group is None else str(group),
+        )  # fmt: skip
+    axes.set_xlabel(names[0].removesuffix(".mean"))
+    axes.set_ylabel(names[1].removesuffix(".mean") if len(names) > 1 else "")
+    axes.spines[["top", "right"]].set_visible(False)
+    if classes is not None and len(groups) <= len(COLOURS):
+        figure.legend(title=classes.name, loc="outside right upper", frameon=False, fontsize=9)
+    axes.set_title(title, fontsize=11)
+    figure.savefig(path, dpi=140)

@@ -177,7 +177,6 @@ class Analytic(Objective):
                 elbo = elbo - own["score_parts"].entropy_term.sum()
         return elbo, elbo
 
-
     def _beyond_free(self, own: Any, site: Any) -> Tensor:
         """The divergence of a site, at least the free nats for each of a row's latents.
 

@@ -1,0 +1,116 @@
+"""What verbs made, written to a folder: tables, and pictures where rows are images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elbowroom.data.tables import read_table
+from elbowroom.errors import DataError
+from elbowroom.fitted import Fit
+from elbowroom.posterior.run_folder import writing
+from elbowroom.report.pictures import picture_of_images, picture_of_latents
+
+SHOWN = 10
+"""Images of a reconstruction in its picture."""
+GENERATED = 100
+"""New images in theirs."""
+
+
+def write(
+    folder: Path, overwrite: bool, tables: dict[str, pd.DataFrame], draw: Callable[[Path], None]
+) -> Path:
+    """Writes tables as CSV files, and a picture, to a new folder, whole or not at all.
+
+    Args:
+        folder: Where to.
+        overwrite: Whether to replace it; only what a verb wrote is replaced.
+        tables: By the names of the files; the first one marks the folder.
+        draw: Called with the path of the picture, which it may leave out.
+
+    Raises:
+        RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+    """
+    with writing(folder, overwrite, marker=next(iter(tables))) as filled:
+        for name, table in tables.items():
+            table.to_csv(filled / name, index=False)
+        draw(filled / "picture.png")
+    return folder
+
+
+def images(fit: Fit, table: pd.DataFrame) -> np.ndarray | None:
+    """The rows as images, (rows, height, width), or None if they are none."""
+    shape = fit.problem.arguments.get("shape")
+    if not shape:
+        return None
+    names = fit.problem.prepared.coords["column"]
+    pixels = table[list(names)].to_numpy(dtype=float)
+    top = fit.problem.arguments["limits"][1] or pixels.max()
+    return np.clip(pixels, 0, top).reshape(len(table), *shape)
+
+
+def draw_generated(fit: Fit, table: pd.DataFrame) -> Callable[[Path], None]:
+    """A picture of new rows."""
+
+    def draw(path: Path) -> None:
+        found = images(fit, table.head(GENERATED))
+        if found is not None:
+            title = f"new rows of {fit.problem.model.name}"
+            picture_of_images(found, path, min(10, len(found)), title=title)
+
+    return draw
+
+
+def draw_reconstructed(fit: Fit, data: Any, table: pd.DataFrame) -> Callable[[Path], None]:
+    """A picture of rows above what their latents keep of them."""
+
+    def draw(path: Path) -> None:
+        found = images(fit, table.head(SHOWN))
+        if found is not None:
+            rows = fit.problem.data if data is None else read_table(data, minimum_rows=1)
+            given = images(fit, rows.head(SHOWN))
+            assert given is not None
+            both = np.concatenate([given, found])
+            picture_of_images(both, path, len(found), ["row", "reconstructed"])
+
+    return draw
+
+
+def draw_line(fit: Fit, table: pd.DataFrame, begin: int, end: int) -> Callable[[Path], None]:
+    """A picture of the rows between two."""
+
+    def draw(path: Path) -> None:
+        found = images(fit, table)
+        if found is not None:
+            picture_of_images(found, path, len(found), title=f"from row {begin} to row {end}")
+
+    return draw
+
+
+def draw_manifold(fit: Fit, table: pd.DataFrame, size: int) -> Callable[[Path], None]:
+    """A picture of the grid.
+
+    Raises:
+        DataError: If the rows are no images.
+    """
+    found = images(fit, table)
+    if found is None:
+        raise DataError("the manifold is a picture of images; fit with --image-shape.")
+    return lambda path: picture_of_images(found, path, size, title="the latents' manifold")
+
+
+def draw_latents(fit: Fit, data: Any, table: pd.DataFrame) -> Callable[[Path], None]:
+    """A picture of where rows lie among the latents, in the colours of their labels."""
+
+    def draw(path: Path) -> None:
+        if not any(name.endswith(".mean") for name in table.columns):
+            return
+        rows = fit.problem.data if data is None else read_table(data, minimum_rows=1)
+        roles = getattr(rows, "attrs", {}).get("roles", {})
+        label = next((name for name, role in roles.items() if role == "label"), None)
+        classes = rows[label].reset_index(drop=True) if label in rows else None
+        picture_of_latents(table, path, classes, f"latents of {fit.problem.model.name}")
+
+    return draw

@@ -1,0 +1,19 @@
+"""The guides written for `conditional_vae`: those of `vae`, which see what is known of a row."""
+
+from elbowroom.guides import register
+from elbowroom.guides.vae import encoder, local
+
+register(
+    "encoder",
+    "amortised: a network gives each row's mean and scale",
+    model="conditional_vae",
+    elbo="trace_mean_field",
+    amortised=True,
+)(encoder)
+register(
+    "local",
+    "every row its own mean and scale, no network",
+    model="conditional_vae",
+    elbo="trace_mean_field",
+    replaces="mean_field",
+)(local)

@@ -1,0 +1,131 @@
+"""Conditional variational autoencoder: a row is made from latents and from what is known of it.
+
+    z[i] ~ Normal(0, I)
+    x[i] ~ likelihood(decoder(z[i], c[i]))
+
+with c what is known of a row, such as the label of an image, which the encoder sees too (Kingma,
+Mohamed, Rezende and Welling, 2014, "Semi-supervised learning with deep generative models"; Sohn,
+Lee and Yan, 2015, "Learning structured output representation using deep conditional generative
+models"). Columns of text, and of whole numbers with 20 different values or fewer, are labels, each
+of which has an indicator; others are numbers, which are standardised. All else is as in `vae`.
+"""
+
+from dataclasses import replace
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from elbowroom.data.tables import align_columns, numeric_columns
+from elbowroom.errors import DataError, OptionError
+from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import vae as unconditional
+from elbowroom.models._columns import column_of_role
+
+MOST_LABELS = 20
+"""Different whole numbers up to which a column holds labels."""
+
+
+@dataclass(frozen=True)
+class Options(unconditional.Options):
+    """Options of `conditional_vae`."""
+
+    condition: Annotated[
+        tuple[str, ...] | None,
+        Field(description="columns that are known; by default the bundled table's label"),
+    ] = None
+
+
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
+    """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
+
+    Raises:
+        DataError: If a column cannot be used, or a label was not there in training.
+        OptionError: If no column is known, or one is both known and among the columns to make.
+    """
+    source = table if training is None else training.table
+    names = options.condition
+    if names is None:
+        label = column_of_role(source, "label")
+        if label is None:
+            raise OptionError("give the columns that are known of a row with --condition.")
+        names = (label,)
+    both = [name for name in names if name in (options.columns or ())]
+    if both:
+        raise OptionError(f"'{both[0]}' is in --condition; leave it out of --columns.")
+    known = align_columns(table, names)
+    parts, labels = [], []
+    for name in names:
+        values, own = _known(known[name], source[name])
+        parts.append(values)
+        labels += own
+    others = options
+    if options.columns is None:
+        roles = source.attrs.get("roles", {})
+        left = [name for name in names if roles.get(name, "feature") == "feature"]
+        others = replace(options, exclude=(*options.exclude, *left))
+    prepared = unconditional.prepare(table, others, training)
+    return replace(
+        prepared,
+        arguments={
+            **prepared.arguments, "options": options, "condition": torch.cat(parts, 1),
+        },
+        dims={**prepared.dims, "condition": (ROWS, "known")},
+        coords={**prepared.coords, "known": labels},
+    )  # fmt: skip
+
+
+def _known(column: pd.Series, fitted: pd.Series) -> tuple[Tensor, list[str]]:
+    """A column as numbers for the networks, (rows, numbers), and what each is."""
+    name = column.name
+    levels = _levels(fitted)
+    if levels is None:
+        numbers = numeric_columns(column.to_frame(), allow_constant=True).to_numpy()
+        reference = numeric_columns(fitted.to_frame()).to_numpy()
+        spread = reference.std() or 1.0
+        return torch.tensor((numbers - reference.mean()) / spread), [str(name)]
+    if column.isna().any():
+        row = int(np.flatnonzero(column.isna())[0])
+        raise DataError(f"column '{name}', row {row + 1}: the label is missing.")
+    place = {level: k for k, level in enumerate(levels)}
+    found = [place.get(value, -1) for value in column]
+    if -1 in found:
+        row = found.index(-1)
+        listed = ", ".join(map(str, levels[:MOST_LABELS]))
+        raise DataError(
+            f"column '{name}', row {row + 1}: the label '{column.iloc[row]}' was not there in "
+            f"training, where they were {listed}."
+        )
+    indicators = torch.eye(len(levels), dtype=torch.float64)[found]
+    return indicators, [f"{name}={level}" for level in levels]
+
+
+def _levels(column: pd.Series) -> list[object] | None:
+    """The labels of a column, in order; None for one of numbers."""
+    distinct = column.dropna().unique()
+    if not pd.api.types.is_numeric_dtype(column):
+        return sorted(distinct, key=str)
+    whole = np.all(np.asarray(distinct, dtype=float) % 1 == 0)
+    return sorted(distinct) if whole and len(distinct) <= MOST_LABELS else None
+
+
+register(
+    Model(
+        name="conditional_vae",
+        function=unconditional.vae,
+        options=Options,
+        prepare=prepare,
+        observed="x",
+        predicts="x",
+        dataset="digits",
+        in_units=unconditional.in_units,
+        suggested=unconditional.SUGGESTED,
+        verbs=unconditional.VERBS,
+        internal=("dequantisation",),
+    ),
+    __name__,
+)
