@@ -28,9 +28,10 @@ def read_table(
     """A table from a bundled dataset's name, a file, a DataFrame or an array.
 
     Files are `.csv`, `.tsv`, `.parquet`, `.npy` and `.npz` (`FILE.npz:NAME` picks one of several
-    arrays), and IDX files of images. `mnist`, `fashion_mnist` and `omniglot` are fetched. An existing file goes before a bundled dataset of the same name. Arrays have columns
-    `x0`, `x1`, ...; one with more than two dimensions (images) is laid out flat and its shape
-    without the rows is `attrs["image_shape"]`. The cells of a DataFrame are shared, not copied.
+    arrays), and IDX files of images. `mnist`, `fashion_mnist` and `omniglot` are fetched. An
+    existing file goes before a bundled dataset of the same name. Arrays have columns `x0`, `x1`,
+    ...; one with more than two dimensions (images) is laid out flat and its shape without the rows
+    is `attrs["image_shape"]`. The cells of a DataFrame are shared, not copied.
 
     Args:
         source: What to read.

@@ -21,8 +21,8 @@ from elbowroom.plan import Task
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import Correction
 from elbowroom.posterior.draws import Draws
-from elbowroom.posterior.row_weights import RowCorrection
 from elbowroom.posterior.groups import posterior_tree, replicated, reported_quantities
+from elbowroom.posterior.row_weights import RowCorrection
 
 SPIKE = 5.0
 """Nats of Laplace evidence below the evidence of the draws at which a mode holds no mass."""

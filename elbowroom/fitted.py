@@ -30,12 +30,11 @@ from elbowroom.inference.sampling.adaptive import AdaptiveImportance, Proposal
 from elbowroom.inference.stochastic import baselines
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained
-from elbowroom.posterior import run_folder
+from elbowroom.posterior import row_weights, run_folder
 from elbowroom.posterior.correction import adapted, reweighted
 from elbowroom.posterior.draws import Draws, draw
 from elbowroom.posterior.groups import posterior_tree
 from elbowroom.posterior.predict import log_density_of_rows, predict_rows, row_log_likelihood
-from elbowroom.posterior import row_weights
 from elbowroom.posterior.row_weights import RowWeights, corrected_rows
 from elbowroom.posterior.tree import check_interval, summarise, to_arviz
 from elbowroom.verbs import Imputed
@@ -208,8 +207,7 @@ class Fit:
             picked = torch.as_tensor(random.integers(0, self.measures["draws"], count))
             return {name: values[picked] for name, values in kept.items()}
         if self.evidence.rows is not None:
-            sites = [site.name for site in self.problem.space.sites]
-            weighed = self.weigh_rows(None, 4 * count, seed, [*sites, *self.problem.space.discrete])
+            weighed = self.weigh_rows(None, 4 * count, seed, self.problem.space.local)
             return corrected_rows(weighed, count, random).sites
         if self.proposal is None:
             drawn = self.draw(4 * count, seed)
@@ -488,13 +486,16 @@ class Fit:
     def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
         """Draws of the rows' latents; or, where there are none, the rows at the posterior's."""
         problem, arguments = self.problem, self.row_arguments(data)
-        if problem.space.rows_only and problem.space.local_continuous:
+        if self.evidence.rows is not None:
             with self.active(checked_seed(seed)) as guide:
                 return row_weights.weigh_rows(
                     problem.function, guide, arguments, problem.space, draws, keep
                 )
         if problem.space.local_continuous:
-            raise GuideError("the model has latents of rows and others: its rows have no score.")
+            raise GuideError(
+                f"the guide '{self.guide.name}' is a point, or the model has latents of rows and "
+                "others: its rows have no weights of their own."
+            )
         with self.problem.session(0, self.parameters):
             values = row_log_likelihood(problem, arguments, self.global_sites())
         return RowWeights(values, np.zeros_like(values), {})

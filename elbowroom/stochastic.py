@@ -98,7 +98,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
         if space.rows_only and not point and set(space.discrete) <= sites.discrete:
             weighed = weigh_rows(
                 problem.function, called, arguments, space, _weighed(count, space),
-                [site.name for site in space.sites] + list(space.discrete),
+                space.local,
             )  # fmt: skip
             raw = weighed.together.first(count)
             correction = corrected_rows(weighed, count, random)

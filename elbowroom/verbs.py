@@ -15,7 +15,6 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, read_table
 from elbowroom.errors import DataError, ModelError, OptionError
-from elbowroom.guides.space import sample_sites
 from elbowroom.inference.densities.score import map_draws
 from elbowroom.inference.isolation import checked_seed
 from elbowroom.models import ROWS, get_model, model_summaries
@@ -183,6 +182,8 @@ def generate(
     if data is not None and (prior or given):
         raise OptionError("--data makes rows near given ones; leave --prior and --given out.")
     problem, seed = fit.problem, checked_seed(seed)
+    # The observations are freed inside: the other way round frees what is conditioned on too.
+    free = Unobserved()(problem.function)
     if data is not None:
         if not problem.space.local_continuous:
             raise OptionError("--data: the model has no latents of rows to be near given ones.")
@@ -191,13 +192,13 @@ def generate(
         index = torch.randint(len(problem.arguments[problem.observed]), (count,))
         arguments, known = _new_rows(fit, index, given)
         if problem.space.rows_only:
-            return _beside(known, _table(fit, _made(fit, problem.function, arguments, expected)))
+            return _beside(known, _table(fit, _made(fit, free, arguments, expected)))
         sites = {} if prior else fit.global_sites()
         rows = []
         for i in range(count):
             picked = torch.randint(len(next(iter(sites.values()))), ()) if sites else None
             values = {name: value[picked].to(problem.device) for name, value in sites.items()}
-            model = poutine.condition(problem.function, data=values)
+            model = poutine.condition(free, data=values)
             rows.append(_made(fit, model, _new_rows(fit, index[i : i + 1])[0], expected))
         return _table(fit, torch.cat(rows))
 
@@ -208,7 +209,7 @@ def _near(fit: "Fit", count: int, data: Any, expected: bool, seed: int) -> pd.Da
     times = -(-count // len(arguments[problem.observed]))
     with fit.active(seed) as guide, torch.no_grad():
         traces = [poutine.trace(guide).get_trace(**arguments) for _ in range(times)]
-        replayed = [poutine.replay(problem.function, trace=each) for each in traces]
+        replayed = [poutine.replay(Unobserved()(problem.function), trace=each) for each in traces]
         made = [_made(fit, model, arguments, expected) for model in replayed]
     return _table(fit, torch.cat(made)[:count])
 
@@ -218,10 +219,10 @@ def _beside(known: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
 
 
 def _made(fit: "Fit", model: Any, arguments: Mapping[str, Any], expected: bool) -> Tensor:
-    """What is observed of a model, drawn anew, or its mean given the latents."""
+    """What is observed of a model whose observations are freed, or its mean given the latents."""
     if expected:
-        return _expected(fit, Unobserved()(model), arguments)
-    trace = poutine.trace(Unobserved()(model)).get_trace(**arguments)
+        return _expected(fit, model, arguments)
+    trace: Any = poutine.trace(model).get_trace(**arguments)
     return trace.nodes[fit.problem.observed]["value"]
 
 
@@ -255,10 +256,8 @@ def manifold(fit: "Fit", size: int) -> pd.DataFrame:
         )
     normal = torch.distributions.Normal(0.0, 1.0)
     line = normal.icdf((torch.arange(size, dtype=torch.float64) + 0.5) / size)
-    if latents == 1:
-        z = line.unsqueeze(-1)
-    else:
-        z = torch.cartesian_prod(-line, line).flip(-1)  # rows downwards, columns to the right
+    # Of two, rows go downwards and columns to the right.
+    z = line.unsqueeze(-1) if latents == 1 else torch.cartesian_prod(-line, line).flip(-1)
     return _decoded(fit, site, z, torch.zeros(len(z), dtype=torch.int64))
 
 
@@ -318,10 +317,10 @@ def impute(fit: "Fit", data: Any, draws: int, interval: float, seed: int) -> Imp
                 problem.function, guide, arguments, problem.observed,
                 torch.as_tensor(missing, device=problem.device), problem.space, draws,
             )  # fmt: skip
-        filled = torch.as_tensor(values)
+        drawn = torch.as_tensor(values)
         if problem.model.in_units is not None:
-            filled = problem.model.in_units(filled, problem.prepared.arguments)
-        filled = np.asarray(filled)
+            drawn = problem.model.in_units(drawn, problem.prepared.arguments)
+        filled = drawn.numpy()
     return _imputed(table, names, missing, filled, interval, acceptance)
 
 

@@ -343,7 +343,7 @@ def of_each_row(trace: Any, plate: Plate) -> Tensor:
     """
     trace.compute_log_prob()
     total: Any = 0.0
-    for name, node in trace.nodes.items():
+    for node in trace.nodes.values():
         if node["type"] != "sample":
             continue
         size = {frame.name: frame.size for frame in node["cond_indep_stack"]}.get(plate.name)

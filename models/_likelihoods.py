@@ -1,6 +1,6 @@
 """Distributions of what is observed that Pyro lacks."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -28,7 +28,10 @@ class DiscretisedLogistic(dist.TorchDistribution):
         tensor([0.5000, 0.5000])
     """
 
-    arg_constraints = {"location": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        "location": constraints.real,
+        "scale": constraints.positive,
+    }
     has_rsample = False
 
     def __init__(
@@ -63,10 +66,10 @@ class DiscretisedLogistic(dist.TorchDistribution):
             validate_args=False,
         )  # fmt: skip
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, sample shape + batch shape."""
         with torch.no_grad():
-            shape = self._extended_shape(sample_shape)
+            shape = self._extended_shape(torch.Size(sample_shape))
             uniform = torch.rand(shape, dtype=self.location.dtype, device=self.location.device)
             tiny = torch.finfo(uniform.dtype).tiny
             logistic = (uniform + tiny).log() - torch.log1p(-uniform)
@@ -103,7 +106,7 @@ class Dequantised(dist.TorchDistribution):
         tensor([0., 0.])
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
     def __init__(self, base: Any, noise: Tensor, validate_args: bool | None = None) -> None:
@@ -125,10 +128,10 @@ class Dequantised(dist.TorchDistribution):
         base, noise = self.base.expand(batch_shape), self.noise.expand(batch_shape)
         return Dequantised(base, noise, validate_args=False)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, sample shape + batch shape."""
         with torch.no_grad():
-            return self.base.sample(sample_shape).floor()
+            return self.base.sample(torch.Size(sample_shape)).floor()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, of the numbers and their noise."""

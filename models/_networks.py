@@ -1,6 +1,7 @@
 """Networks whose weights are Pyro parameters, shared by models and guides."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -55,8 +56,8 @@ def perceptron(
     for i, width in enumerate([*widths, outputs]):
         if i > 0:
             x = ACTIVATIONS[activation](x)
-        inputs = x.shape[-1]
-        x = linear(x, *_parameters(f"{name}.{i}", lambda m=inputs, n=width: torch.nn.Linear(m, n)))
+        layer = _parameters(f"{name}.{i}", partial(torch.nn.Linear, x.shape[-1], width))
+        x = linear(x, *layer)
     return x
 
 
@@ -96,10 +97,8 @@ def convolutional_encoder(
     colours = shape[2] if len(shape) > 2 else 1
     x = x.reshape(-1, *shape[:2], colours).movedim(-1, 1)  # (images, colours, height, width)
     for i, width in enumerate(channels):
-        before = x.shape[1]
-        layer = _parameters(
-            f"{name}.{i}", lambda m=before, n=width: torch.nn.Conv2d(m, n, KERNEL["kernel_size"])
-        )
+        make = partial(torch.nn.Conv2d, x.shape[1], width, KERNEL["kernel_size"])
+        layer = _parameters(f"{name}.{i}", make)
         x = conv2d(x, *layer, stride=KERNEL["stride"], padding=KERNEL["padding"])
         x = ACTIVATIONS[activation](x)
     flat = x.reshape(*leading, -1)
@@ -134,11 +133,8 @@ def convolutional_decoder(
     x = perceptron(f"{name}.first", z, (), channels[0] * prod(sizes[0]))
     x = x.reshape(-1, channels[0], *sizes[0])  # (images, channels, height, width)
     for i, width in enumerate([*channels[1:], colours]):
-        before = x.shape[1]
-        layer = _parameters(
-            f"{name}.{i}",
-            lambda m=before, n=width: torch.nn.ConvTranspose2d(m, n, KERNEL["kernel_size"]),
-        )
+        make = partial(torch.nn.ConvTranspose2d, x.shape[1], width, KERNEL["kernel_size"])
+        layer = _parameters(f"{name}.{i}", make)
         odd = [(size + 1) % 2 for size in sizes[i + 1]]
         x = conv_transpose2d(
             ACTIVATIONS[activation](x), *layer, stride=KERNEL["stride"],

@@ -127,9 +127,9 @@ def from_chains(
 
     with torch.no_grad():
         given[observed] = x
-        now = poutine.trace(guide).get_trace(**given)
+        now: Any = poutine.trace(guide).get_trace(**given)
         for step in range(WARM_UP + count):
-            new = poutine.trace(guide).get_trace(**given)
+            new: Any = poutine.trace(guide).get_trace(**given)
             accept = torch.rand(plate.size).log() < (weigh(new) - weigh(now)).to(x)
             for name, node in now.nodes.items():
                 if node["type"] == "sample" and name in space.local:
@@ -141,7 +141,7 @@ def from_chains(
                     )
             values = {name: now.nodes[name]["value"] for name in space.local if name in now.nodes}
             freed = poutine.condition(Unobserved()(model), data=values)
-            drawn = poutine.trace(freed).get_trace(**given).nodes[observed]["value"]
+            drawn: Any = poutine.trace(freed).get_trace(**given).nodes[observed]["value"]
             x = torch.where(missing, drawn.to(x), x)
             given[observed] = x
             if step >= WARM_UP:

@@ -50,7 +50,7 @@ class RowWeights:
         log_p: Log density of each row and its latents, (draws, rows).
         log_q: Log density of the guide, (draws, rows).
         sites: The latents that were asked for, each (draws, rows, ...).
-        rest: What the model adds outside of the rows, such as a penalty of its parameters, (draws,).
+        rest: What the model adds outside of the rows, such as a penalty of parameters, (draws,).
         axes: Where the dim of the rows is among the dims of a site's value.
     """
 

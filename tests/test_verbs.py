@@ -1,0 +1,279 @@
+"""What fits are for: each verb against closed forms, its files, and its refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import elbowroom as er
+from elbowroom.cli import app
+from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, OptionError
+from elbowroom.fitted import Fit
+from elbowroom.models import get_model, model_summaries
+
+VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
+
+
+@pytest.fixture(scope="module")
+def factors() -> Fit:
+    return er.fit("factor_analysis", "iris", seed=1)
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Fit:
+    return er.fit("gaussian_mixture", "iris", seed=1, components=2)
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Fit:
+    digits = er.load_dataset("digits").head(300)
+    return er.fit("vae", digits, seed=1, epochs=60, draws=100)
+
+
+def row_normal(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of a row of factor analysis, from the fitted points."""
+    arguments, points = fit.problem.arguments, fit.model_parameters
+    spread = arguments["spread"].numpy()
+    loadings = spread[:, None] * np.tril(points["loadings"].numpy())
+    noise = np.broadcast_to(points["noise"].numpy(), spread.shape)
+    mean = arguments["centre"].numpy() + spread * points["mean"].numpy()
+    return mean, loadings @ loadings.T + np.diag((spread * noise) ** 2)
+
+
+def test_scores_of_factor_analysis_are_its_normal_densities(factors: Fit) -> None:
+    x = factors.problem.arguments["x"].numpy()
+    mean, covariance = row_normal(factors)
+    away = x - mean
+    _, log_determinant = np.linalg.slogdet(2 * np.pi * covariance)
+    exact = -0.5 * ((away @ np.linalg.inv(covariance) * away).sum(1) + log_determinant)
+    np.testing.assert_allclose(factors.score(draws=100)["log_density"], exact, atol=1e-9)
+    linear = er.fit("factor_analysis", "iris", guide="linear", seed=1)
+    scored = linear.score(draws=2000)
+    assert linear.evidence.rows is not None
+    assert linear.evidence.rows[1] < 0.05
+    # The points of the two fits differ by their optimisers' tolerance alone.
+    assert abs(float((scored["log_density"] - exact).mean())) < 0.01
+
+
+def test_importance_weights_mend_a_wrong_encoder_row_by_row(factors: Fit) -> None:
+    """With an encoder that is off, the corrected means and sds are still the closed form's."""
+    from elbowroom.models.factor_analysis import points, posterior
+
+    off = er.fit("factor_analysis", "iris", guide="linear", seed=1)
+    with torch.no_grad():
+        off.parameters.values["guide.level"].add_(0.15)
+    problem = off.problem
+    with problem.session(0, off.parameters), torch.no_grad():
+        known = points(4, 2, shared=True)
+        scaled = (problem.arguments["x"] - problem.arguments["centre"]) / problem.arguments[
+            "spread"
+        ]
+        means, covariance = posterior(scaled, *known)
+    found = off.embed(draws=8000)
+    sds = covariance.diagonal().sqrt().numpy()
+    for j in range(2):
+        shift = (found[f"z[{j}].mean"] - means[:, j].numpy()) / sds[j]
+        assert np.abs(shift).max() < 6 / np.sqrt(8000 / 4)
+        assert np.abs(np.log(found[f"z[{j}].sd"] / sds[j])).max() < 6 / np.sqrt(2 * 8000 / 4)
+
+
+def test_the_verdict_says_no_to_an_encoder_that_misses_its_rows() -> None:
+    digits = er.load_dataset("digits").head(200)
+    begun = er.fit("vae", digits, seed=1, steps=5, draws=100)
+    assert not begun.verdict.trusted
+    narrow = er.fit("factor_analysis", "iris", guide="linear", seed=1)
+    assert narrow.verdict.trusted
+    # A guide of half the posterior's width, by its own parameters.
+    from elbowroom.posterior.row_weights import corrected_rows
+
+    with torch.no_grad():
+        narrow.parameters.values["guide.factor"].fill_diagonal_(-4.0)
+    weighed = narrow.weigh_rows(None, 1000, 0, ["z"])
+    found = corrected_rows(weighed, 500, np.random.default_rng(0))
+    assert found.unreliable > 0.5
+    assert not found.usable
+
+
+def test_imputed_cells_of_factor_analysis_have_the_conditional_moments(factors: Fit) -> None:
+    rows = er.load_dataset("iris").head(3).copy()
+    rows.loc[0, ["sepal_width", "petal_width"]] = np.nan
+    rows.loc[2, :] = rows.loc[2, :].where(rows.columns == "species")
+    found = factors.impute(rows, draws=20_000)
+    mean, covariance = row_normal(factors)
+    x = er.load_dataset("iris").iloc[0, :4].to_numpy(dtype=float)
+    there, gone = [0, 2], [1, 3]
+    cross = covariance[np.ix_(gone, there)] @ np.linalg.inv(covariance[np.ix_(there, there)])
+    exact = mean[gone] + cross @ (x[there] - mean[there])
+    left = covariance[np.ix_(gone, gone)] - cross @ covariance[np.ix_(there, gone)]
+    first = found.cells[found.cells["row"] == 1]
+    sds = np.sqrt(np.diag(left))
+    assert np.abs(first["mean"] - exact).max() < 5 * sds.max() / np.sqrt(20_000)
+    np.testing.assert_allclose(first["sd"], sds, rtol=5 / np.sqrt(2 * 20_000))
+    drawn = found.draws[["1.sepal_width", "1.petal_width"]].cov().iloc[0, 1]
+    assert drawn == pytest.approx(left[0, 1], abs=5 * sds.prod() / np.sqrt(20_000))
+    # A row of which nothing is known is as any row.
+    third = found.cells[found.cells["row"] == 3]
+    assert np.abs(third["mean"] - mean).max() < 5 * np.sqrt(covariance.diagonal().max() / 20_000)
+    assert found.completed.loc[1].equals(rows.loc[1])
+    assert found.acceptance is None
+
+
+def test_imputed_cells_of_a_mixture_follow_the_components_that_are_left(mixture: Fit) -> None:
+    """A cell that is all that tells two groups apart has both modes when it is missing."""
+    rows = er.load_dataset("iris").iloc[[0, 140]].copy().reset_index(drop=True)
+    names = ["petal_length", "petal_width"]
+    near = mixture.impute(rows.assign(petal_width=np.nan), draws=2000)
+    assert near.cells.loc[0, "mean"] < 0.5 < 1.2 < near.cells.loc[1, "mean"]  # the cells tell
+    blind = rows.copy()
+    blind[["sepal_length", "sepal_width", *names]] = np.nan
+    found = mixture.impute(blind, draws=4000).draws["1.petal_length"]
+    x = er.load_dataset("iris")["petal_length"]
+    assert abs((found < 2.5).mean() - (x < 2.5).mean()) < 0.06
+    assert abs(found.mean() - x.mean()) < 0.2
+
+
+def test_a_chain_finds_what_the_closed_form_does() -> None:
+    """The chain for autoencoders, on factor analysis with a guide that is not exact."""
+    from elbowroom.posterior.imputing import from_chains
+
+    fit = er.fit("factor_analysis", "iris", guide="linear", seed=1)
+    x = fit.problem.arguments["x"]
+    missing = torch.zeros_like(x, dtype=torch.bool)
+    missing[:20, 1] = missing[10:20, 2] = True
+    given = {**fit.problem.arguments, "x": torch.where(missing, x.mean(0), x)}
+    with fit.active(0) as guide:
+        drawn, taken = from_chains(
+            fit.problem.function, guide, given, "x", missing, fit.problem.space, 4000
+        )
+    rows = er.load_dataset("iris").head(20).copy()
+    rows.iloc[:20, 1] = np.nan
+    rows.iloc[10:20, 2] = np.nan
+    exact = fit.impute(rows, draws=4000).cells
+    for _, cell in exact.iterrows():
+        own = drawn[:, cell["row"] - 1, list(rows.columns).index(cell["column"])]
+        halves = own.reshape(20, -1).mean(1)  # batch means
+        error = halves.std(ddof=1) / np.sqrt(20)
+        assert abs(own.mean() - cell["mean"]) < 5 * np.hypot(error, cell["sd"] / 60)
+    assert 0.1 < taken < 1
+    assert (drawn[:, 25] == x[25].numpy()).all()
+
+
+def test_generated_rows_have_the_moments_of_the_model(factors: Fit, mixture: Fit) -> None:
+    mean, covariance = row_normal(factors)
+    rows = factors.generate(20_000).to_numpy()
+    error = np.sqrt(covariance.diagonal() / 20_000)
+    assert (np.abs(rows.mean(0) - mean) < 5 * error).all()
+    np.testing.assert_allclose(np.cov(rows.T), covariance, atol=0.1 * covariance.max())
+    made = mixture.generate(600)
+    iris = er.load_dataset("iris")
+    for name in made.columns:
+        assert abs(made[name].mean() - iris[name].mean()) < 6 * iris[name].std() / np.sqrt(150)
+        assert abs(np.log(made[name].std() / iris[name].std())) < 0.2
+    wide = mixture.generate(300, prior=True)
+    assert wide["petal_length"].std() > made["petal_length"].std()
+
+
+def test_rows_of_an_autoencoder(autoencoder: Fit) -> None:
+    new = er.load_dataset("digits").iloc[300:320]
+    back = autoencoder.reconstruct(new)
+    pixels = list(back.columns)
+    given = new[pixels].to_numpy()
+    error = np.abs(back.to_numpy() - given).mean()
+    assert error < 0.95 * np.abs(given - given.mean(0)).mean()
+    line = autoencoder.interpolate(1, 5, 7, new)
+    ends = autoencoder.embed(new, draws=4000).iloc[[0, 4]][["z[0].mean", "z[1].mean"]].to_numpy()
+    assert np.abs(line[["z[0]", "z[1]"]].to_numpy()[[0, -1]] - ends).max() < 0.5
+    steps = np.diff(line[["z[0]", "z[1]"]].to_numpy(), axis=0)
+    np.testing.assert_allclose(steps, np.repeat(steps[:1], 6, 0), atol=1e-5)
+    grid = autoencoder.manifold(4)
+    assert len(grid) == 16
+    assert grid["z[0]"].iloc[:4].is_monotonic_increasing
+    assert grid[pixels].min().min() >= 0
+    assert grid[pixels].max().max() <= 16
+    scored = autoencoder.score(new, quantile=0.05)
+    upside_down = new.copy()
+    upside_down[pixels] = 16 - given
+    odd = autoencoder.score(upside_down, quantile=0.05)
+    assert odd["flagged"].all()
+    assert scored["flagged"].mean() < 0.5
+    near = autoencoder.generate(20, new, expected=True)
+    np.testing.assert_allclose(near.to_numpy().mean(), back.to_numpy().mean(), rtol=0.1)
+
+
+@pytest.mark.parametrize("model", list(model_summaries()))
+def test_every_model_says_which_verbs_it_has(model: str) -> None:
+    assert set(get_model(model).verbs) <= set(VERBS)
+
+
+def test_a_run_of_another_model_is_refused_with_those_that_have_the_verb(mixture: Fit) -> None:
+    with pytest.raises(
+        ModelError, match=r"'reconstruct' is not for the model 'gaussian_mixture'; "
+    ):
+        mixture.reconstruct()
+    regression = er.fit(
+        "bayesian_regression", "diabetes", guide="map", seed=1, formula="progression ~ bmi"
+    )
+    for call in (regression.embed, regression.generate, lambda: regression.impute("diabetes")):
+        with pytest.raises(ModelError, match="it is for"):
+            call()  # type: ignore[operator]
+
+
+def test_what_verbs_cannot_take_is_said(autoencoder: Fit, factors: Fit) -> None:
+    calls: list[tuple[Any, type[ElbowroomError], str]] = [
+        (lambda: factors.impute("iris"), DataError, "no cell of these rows is missing"),
+        (lambda: factors.impute(pd.DataFrame({"a": [1.0]})), DataError, "lack 4 columns"),
+        (lambda: autoencoder.interpolate(1, 301), OptionError, "--to 301"),
+        (lambda: autoencoder.interpolate(1, 2, 1), OptionError, "--steps 1"),
+        (lambda: autoencoder.generate(0), OptionError, "-n 0"),
+        (lambda: autoencoder.generate(2, "digits", prior=True), OptionError, "leave --prior"),
+        (lambda: autoencoder.score(quantile=1.5), OptionError, "--quantile 1.5"),
+        (lambda: autoencoder.generate(2, given={"digit": 3}), OptionError, "this model has none"),
+    ]
+    for call, kind, said in calls:
+        with pytest.raises(kind, match=said):
+            call()
+    local = er.fit("factor_analysis", "iris", guide="local", seed=1, steps=20, draws=100)
+    with pytest.raises(GuideError, match="knows the fitted rows only"):
+        local.embed("iris")
+    wide = er.fit("vae", er.load_dataset("digits").head(50), seed=1, steps=5, latent=3, draws=100)
+    with pytest.raises(ModelError, match="one or two latents, and there are 3"):
+        wide.manifold()
+
+
+def test_the_command_line_writes_tables_and_pictures(autoencoder: Fit, tmp_path: Path) -> None:
+    run = autoencoder.save(tmp_path / "run")
+    rows = er.load_dataset("digits").head(20).copy()
+    rows["pixel_33"] = rows["pixel_33"].astype(float)
+    rows.loc[0, "pixel_33"] = np.nan
+    rows.to_parquet(tmp_path / "rows.parquet")
+    commands = {
+        "generated": ["generate", "-n", "12"],
+        "reconstructed": ["reconstruct"],
+        "interpolated": ["interpolate", "--from", "1", "--to", "9"],
+        "manifold": ["manifold", "--size", "4"],
+        "embedded": ["embed"],
+        "scored": ["score", "--quantile", "0.1"],
+        "imputed": ["impute", "--data", str(tmp_path / "rows.parquet"), "--draws", "20"],
+    }
+    tables = {
+        "generated": "rows.csv", "reconstructed": "rows.csv", "interpolated": "steps.csv",
+        "manifold": "grid.csv", "embedded": "latents.csv", "scored": "scores.csv",
+        "imputed": "cells.csv",
+    }  # fmt: skip
+    for name, (verb, *options) in commands.items():
+        result = CliRunner().invoke(app, [verb, str(run), *options])
+        assert result.exit_code == 0, result.output
+        folder = tmp_path / f"run-{name}"
+        assert len(pd.read_csv(folder / tables[name])) > 0
+        pictured = name not in ("scored", "imputed")
+        assert (folder / "picture.png").is_file() == pictured
+        again = CliRunner().invoke(app, [verb, str(run), *options])
+        assert isinstance(again.exception, ElbowroomError)  # nothing written is lost
+    assert (
+        "rows are flagged"
+        in CliRunner().invoke(app, ["score", str(run), "--quantile", "0.1", "--overwrite"]).output
+    )
