@@ -6,8 +6,9 @@ hour on one core, nearly all of it for the importance-weighted one.
 The first 8,000 images of an IDX file are learned from, and the next 2,000 held out, whose pixels
 are drawn as ink or paper once (Burda, Grosse and Salakhutdinov, 2016, "Importance weighted
 autoencoders"); those that are learned from are drawn anew at each step. All networks are
-784-200-200-50 with tanh units, and all fits have Adam at one rate, minibatches of 100, as many
-epochs, and the same seeds.
+784-200-200-50 with tanh units, and all fits have Adam, minibatches of 100, as many epochs, the same
+seeds, and a rate that falls as a cosine: at a constant one the last steps alone move the held-out
+bound by half a nat up or down.
 
 1. `torch`: a loop by hand, nothing of Elbowroom in it.
 2. `vae`: `er.fit("vae", ...)` with the same settings.
@@ -67,6 +68,7 @@ def by_hand(shares: Tensor, held_out: Tensor, epochs: int, seed: int, rate: floa
     torch.manual_seed(seed)
     model = TorchVAE(shares.shape[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(shares) // BATCH)
     for _ in range(epochs):
         for rows in torch.randperm(len(shares)).split(BATCH):
             batch = shares[rows]
@@ -74,6 +76,7 @@ def by_hand(shares: Tensor, held_out: Tensor, epochs: int, seed: int, rate: floa
             optimizer.zero_grad()
             model.bound(x).mean().backward()
             optimizer.step()
+            schedule.step()
     seconds = time.perf_counter() - began
     with torch.no_grad():
         bounds = torch.stack([model.bound(held_out).mean() for _ in range(DRAWS)])
@@ -83,7 +86,7 @@ def by_hand(shares: Tensor, held_out: Tensor, epochs: int, seed: int, rate: floa
 def by_elbowroom(train: Any, test: Any, settings: dict[str, Any]) -> dict[str, float]:
     fit = er.fit(
         "vae", train, guide="encoder", latent=LATENT, hidden=(HIDDEN, HIDDEN), activation="tanh",
-        binarise="dynamic", batch_size=BATCH, schedule="constant", draws=100, device="cpu",
+        binarise="dynamic", batch_size=BATCH, schedule="cosine", draws=100, device="cpu",
         **settings,
     )  # fmt: skip
     scored = fit.score(test, draws=MANY)

@@ -1,6 +1,7 @@
 """The stochastic way through the house: a guide fitted by the shared SVI runner."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyro
@@ -8,6 +9,7 @@ import torch
 
 from elbowroom.concluding import Fitted, conclude
 from elbowroom.diagnostics.checks import Subject, before_run
+from elbowroom.diagnostics.latent_health import latent_health
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.space import LatentSpace, trace_model
@@ -35,7 +37,11 @@ from elbowroom.inference.stochastic.svi import run_svi
 from elbowroom.plan import Plan, Task
 from elbowroom.posterior.correction import Correction, reweighted
 from elbowroom.posterior.draws import Draws, draw
-from elbowroom.posterior.row_weights import RowCorrection, corrected_rows, weigh_rows
+from elbowroom.posterior.row_weights import (
+    RowCorrection,
+    corrected_rows,
+    weigh_rows,
+)
 
 DRAWS = 2000
 """Posterior draws by default."""
@@ -95,6 +101,8 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
     with problem.session(seed + 1, parameters):
         random = np.random.default_rng(seed)
         correction: Correction | RowCorrection | None = None
+        health: dict[str, Any] = {}
+        said: list[str] = []
         if space.rows_only and not point and set(space.discrete) <= sites.discrete:
             weighed = weigh_rows(
                 problem.function, called, arguments, space, _weighed(count, space),
@@ -102,6 +110,10 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
             )  # fmt: skip
             raw = weighed.together.first(count)
             correction = corrected_rows(weighed, count, random)
+            health, said = latent_health(
+                problem.function, called, arguments, space, weighed,
+                amortised=not _of_each_row(parameters, space),
+            )  # fmt: skip
         else:
             raw = draw(problem.function, called, arguments, space, count)
             if not point:
@@ -111,7 +123,16 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                     more = more.followed_by(again)
                 correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
         found = conclude(task, fitted, raw, correction, landscape)
-    return replace(found, remarks=[*found.remarks, *warnings])
+    found.measures.update(health)
+    evidence = replace(found.evidence, health=tuple(said))
+    return replace(found, remarks=[*found.remarks, *warnings], evidence=evidence)
+
+
+def _of_each_row(parameters: Parameters, space: LatentSpace) -> bool:
+    """Whether a parameter has a part for each row, so that the guide is not amortised."""
+    rows = space.subsampled
+    shapes = [value.shape for value in parameters.values.values()]
+    return rows is not None and any(rows.size in shape for shape in shapes)
 
 
 def _weighed(count: int, space: LatentSpace) -> int:

@@ -118,7 +118,7 @@ def test_imputed_cells_of_factor_analysis_have_the_conditional_moments(factors: 
     # A row of which nothing is known is as any row.
     third = found.cells[found.cells["row"] == 3]
     assert np.abs(third["mean"] - mean).max() < 5 * np.sqrt(covariance.diagonal().max() / 20_000)
-    assert found.completed.loc[1].equals(rows.loc[1])
+    assert found.completed.loc[[1]].equals(rows.loc[[1]])
     assert found.acceptance is None
 
 
@@ -127,7 +127,8 @@ def test_imputed_cells_of_a_mixture_follow_the_components_that_are_left(mixture:
     rows = er.load_dataset("iris").iloc[[0, 140]].copy().reset_index(drop=True)
     names = ["petal_length", "petal_width"]
     near = mixture.impute(rows.assign(petal_width=np.nan), draws=2000)
-    assert near.cells.loc[0, "mean"] < 0.5 < 1.2 < near.cells.loc[1, "mean"]  # the cells tell
+    first, second = near.cells["mean"].tolist()
+    assert first < 0.5 < 1.2 < second  # the cells tell
     blind = rows.copy()
     blind[["sepal_length", "sepal_width", *names]] = np.nan
     found = mixture.impute(blind, draws=4000).draws["1.petal_length"]
@@ -153,11 +154,11 @@ def test_a_chain_finds_what_the_closed_form_does() -> None:
     rows.iloc[:20, 1] = np.nan
     rows.iloc[10:20, 2] = np.nan
     exact = fit.impute(rows, draws=4000).cells
-    for _, cell in exact.iterrows():
-        own = drawn[:, cell["row"] - 1, list(rows.columns).index(cell["column"])]
-        halves = own.reshape(20, -1).mean(1)  # batch means
-        error = halves.std(ddof=1) / np.sqrt(20)
-        assert abs(own.mean() - cell["mean"]) < 5 * np.hypot(error, cell["sd"] / 60)
+    for row, column, mean, sd in exact[["row", "column", "mean", "sd"]].to_numpy().tolist():
+        own = drawn[:, row - 1, list(rows.columns).index(column)]
+        batches = own.reshape(20, -1).mean(1)
+        error = batches.std(ddof=1) / np.sqrt(20)
+        assert abs(own.mean() - mean) < 5 * np.hypot(error, sd / 60)
     assert 0.1 < taken < 1
     assert (drawn[:, 25] == x[25].numpy()).all()
 
@@ -219,7 +220,7 @@ def test_a_run_of_another_model_is_refused_with_those_that_have_the_verb(mixture
     )
     for call in (regression.embed, regression.generate, lambda: regression.impute("diabetes")):
         with pytest.raises(ModelError, match="it is for"):
-            call()  # type: ignore[operator]
+            call()
 
 
 def test_what_verbs_cannot_take_is_said(autoencoder: Fit, factors: Fit) -> None:

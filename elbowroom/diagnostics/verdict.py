@@ -113,6 +113,7 @@ class Evidence:
         rows: Where each row has weights of its own, how many rows there are, and the share of those
             whose weights are unreliable; `k_hat` and `effective` are of all rows but a few, `shift`
             and `ratio` of half of them.
+        health: Sentences of what the latents of rows carry.
     """
 
     converged: bool
@@ -136,6 +137,7 @@ class Evidence:
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
     rows: tuple[int, float] | None = None
+    health: tuple[str, ...] = ()
 
     @property
     def lacking(self) -> bool:
@@ -300,7 +302,7 @@ def _remarks(evidence: Evidence) -> list[str]:
         remarks.append(
             "Modes that differ only in labels are one: the labels are those of one mode."
         )
-    return [*remarks, *evidence.predictive]
+    return [*remarks, *evidence.health, *evidence.predictive]
 
 
 def unresolved_quantities(

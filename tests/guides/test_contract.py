@@ -36,7 +36,7 @@ from elbowroom.models import get_model, model_summaries
 STEPS, DRAWS, SEED = 60, 200, 1
 ESTIMATES = 60
 """Of the ELBO, to compare objectives by."""
-LOCAL = ("factor_analysis", "vae")
+LOCAL = ("conditional_vae", "factor_analysis", "vae")
 """Models with continuous latents for each row."""
 PRESENT = {
     "bayesian_regression": {"structured"},
@@ -44,6 +44,7 @@ PRESENT = {
     "factor_analysis": {"exact", "linear", "local"},
     "gaussian_mixture": {"collapsed", "local"},
     "hierarchical_normal": set(),
+    "conditional_vae": {"encoder", "local"},
     "vae": {"encoder", "local"},
 }
 DENSE = {"full_rank", "low_rank", "linear_response", "laplace", "pathfinder", "flow"}
@@ -77,6 +78,10 @@ def recipes() -> dict[str, Recipe]:
         "hierarchical_normal": Recipe(
             pd.DataFrame({"y": x[:12, 0], "g": list("aaabbbcccddd")}),
             {"response": "y", "group": "g"},
+        ),
+        "conditional_vae": Recipe(
+            pd.DataFrame(pixels, columns=list("pqrst")).assign(kind=["u", "v"] * 15),
+            {"latent": 2, "hidden": (4,), "batch_size": 10, "condition": "kind"},
         ),
         "vae": Recipe(
             pd.DataFrame(pixels, columns=list("pqrst")),
