@@ -314,8 +314,8 @@ class Fit:
             >>> result = er.fit("factor_analysis", iris, seed=1)
             >>> result.score(iris.head(2)).round(2)  # exact: all weights are equal
                log_density  standard_error  effective_sample_size  k_hat
-            0        -1.12             0.0                 1000.0   -inf
-            1        -1.86             0.0                 1000.0   -inf
+            0        -2.06             0.0                 1000.0   -inf
+            1        -2.33             0.0                 1000.0   -inf
         """
         verbs.check_verb(self, "score")
         weights = self.weigh_rows(data, draws, seed)

@@ -5,7 +5,7 @@ Which of these a model has, its declaration says; `elbowroom models MODEL` lists
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,6 @@ from elbowroom.posterior.imputing import from_chains, from_normals
 from elbowroom.posterior.predictive import Unobserved
 from elbowroom.posterior.row_weights import corrected_rows
 from elbowroom.posterior.tree import check_interval
-
-if TYPE_CHECKING:
-    from elbowroom.fitted import Fit
 
 MOST_ROWS = 100_000
 """Rows that are made at once."""

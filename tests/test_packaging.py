@@ -36,6 +36,7 @@ FLOORS = [
     {"elbowroom.inference"},
     {"elbowroom.posterior"},
     {"elbowroom.diagnostics"},
+    {"elbowroom.verbs"},
     {
         f"elbowroom.{name}"
         for name in (

@@ -258,7 +258,7 @@ def test_guides_in_a_plate_hold_a_minibatch() -> None:
 def test_a_dense_guide_is_refused_for_latents_of_every_row() -> None:
     with pytest.raises(ElbowroomError, match=r"'full_rank' needs every latent at once"):
         get_guide("full_rank", "vae", local_latents=True)
-    with pytest.raises(ElbowroomError, match=r"was written for vae, not for bayesian_regression"):
+    with pytest.raises(ElbowroomError, match=r"was written for conditional_vae, vae, not for"):
         get_guide("encoder", "bayesian_regression")
 
 

@@ -46,7 +46,7 @@ def next_weight(steps: int) -> Tensor:
 
     Example:
         >>> begin()
-        >>> [float(next_weight(4)) for _ in range(5)]
+        >>> [next_weight(4).item() for _ in range(5)]
         [0.25, 0.5, 0.75, 1.0, 1.0]
         >>> pyro.clear_param_store()
     """
