@@ -35,7 +35,8 @@ ModelName = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="CSV, TSV, Parquet, .npy or .npz file, or a bundled dataset's name; "
+        help="CSV, TSV, Parquet, .npy, .npz or IDX file, a bundled dataset's name, or mnist, "
+        "fashion_mnist, omniglot (fetched); "
         "by default the model's own dataset."
     ),
 ]

@@ -138,11 +138,12 @@ def _read_array(path: Path) -> numpy.ndarray:
             f"{_UNSIGNED_BYTES}."
         )
     dims, begin = content[3], 4 + 4 * content[3]
+    if dims == 0 or len(content) < begin:
+        raise DataError(f"'{path}' should hold the sizes of {dims} dims: fetch it again.")
     shape = tuple(numpy.frombuffer(content[4:begin], ">u4").tolist())
-    wanted = math.prod(shape)
-    if dims == 0 or len(shape) != dims or len(content) - begin != wanted:
+    if len(content) - begin != math.prod(shape):
         raise DataError(
             f"'{path}' should hold {' x '.join(map(str, shape))} cells and holds "
-            f"{max(len(content) - begin, 0)}: fetch it again."
+            f"{len(content) - begin}: fetch it again."
         )
     return numpy.frombuffer(content, numpy.uint8, offset=begin).reshape(shape)

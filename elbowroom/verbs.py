@@ -3,9 +3,10 @@
 Which of these a model has, its declaration says; `elbowroom models MODEL` lists them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,40 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, read_table
 from elbowroom.errors import DataError, ModelError, OptionError
 from elbowroom.inference.densities.score import map_draws
-from elbowroom.inference.isolation import checked_seed
+from elbowroom.inference.isolation import Parameters, checked_seed
+from elbowroom.inference.problem import Problem
 from elbowroom.models import ROWS, get_model, model_summaries
 from elbowroom.posterior.imputing import from_chains, from_normals
 from elbowroom.posterior.predictive import Unobserved
-from elbowroom.posterior.row_weights import corrected_rows
+from elbowroom.posterior.row_weights import RowWeights, corrected_rows
 from elbowroom.posterior.tree import check_interval
+
+
+class Fitted(Protocol):
+    """What is asked of a fit; see `elbowroom.fitted.Fit`."""
+
+    problem: Problem
+    parameters: Parameters
+
+    @property
+    def point_parameters(self) -> dict[str, np.ndarray]:
+        """The model's own point parameters."""
+
+    def active(self, seed: int) -> AbstractContextManager[Callable[..., Any]]:
+        """The guide, with its parameters in the active store."""
+
+    def global_sites(self) -> dict[str, Tensor]:
+        """The posterior's draws of the sites that are not for each row."""
+
+    def predict(self, data: Any = None) -> pd.DataFrame:
+        """Describes each row."""
+
+    def row_arguments(self, data: Any) -> dict[str, Any]:
+        """The model's arguments for rows whose latents the guide gives."""
+
+    def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
+        """Draws of the rows' latents."""
+
 
 MOST_ROWS = 100_000
 """Rows that are made at once."""
@@ -44,7 +73,7 @@ class Imputed:
     acceptance: float | None = None
 
 
-def check_verb(fit: "Fit", verb: str) -> None:
+def check_verb(fit: Fitted, verb: str) -> None:
     """Sees that a model has a verb.
 
     Raises:
@@ -58,7 +87,7 @@ def check_verb(fit: "Fit", verb: str) -> None:
         )
 
 
-def embed(fit: "Fit", data: Any, draws: int, seed: int) -> pd.DataFrame:
+def embed(fit: Fitted, data: Any, draws: int, seed: int) -> pd.DataFrame:
     """See `elbowroom.fitted.Fit.embed`."""
     check_verb(fit, "embed")
     problem = fit.problem
@@ -76,7 +105,7 @@ def embed(fit: "Fit", data: Any, draws: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame({**columns, "k_hat": found.k_hat})
 
 
-def _labels(fit: "Fit", site: str, count: int) -> list[str]:
+def _labels(fit: Fitted, site: str, count: int) -> list[str]:
     """Of each number of a site's value in a row."""
     if count == 1 and site not in fit.problem.prepared.dims:
         return [site]
@@ -86,7 +115,7 @@ def _labels(fit: "Fit", site: str, count: int) -> list[str]:
     return [f"{site}[{name}]" for name in names]
 
 
-def reconstruct(fit: "Fit", data: Any, draws: int, seed: int) -> pd.DataFrame:
+def reconstruct(fit: Fitted, data: Any, draws: int, seed: int) -> pd.DataFrame:
     """See `elbowroom.fitted.Fit.reconstruct`."""
     check_verb(fit, "reconstruct")
     problem, arguments = fit.problem, fit.row_arguments(data)
@@ -100,7 +129,7 @@ def reconstruct(fit: "Fit", data: Any, draws: int, seed: int) -> pd.DataFrame:
     return _table(fit, total / draws)
 
 
-def _expected(fit: "Fit", model: Any, arguments: Mapping[str, Any]) -> Tensor:
+def _expected(fit: Fitted, model: Any, arguments: Mapping[str, Any]) -> Tensor:
     """The mean of what is observed, given the latents; a draw where it has no mean to tell."""
     node = poutine.trace(model).get_trace(**arguments).nodes[fit.problem.observed]
     try:
@@ -109,7 +138,7 @@ def _expected(fit: "Fit", model: Any, arguments: Mapping[str, Any]) -> Tensor:
         return node["fn"].sample()
 
 
-def _table(fit: "Fit", values: Tensor) -> pd.DataFrame:
+def _table(fit: Fitted, values: Tensor) -> pd.DataFrame:
     """Rows in the user's units, under the names of their columns."""
     problem = fit.problem
     values = values.double().cpu()
@@ -121,14 +150,14 @@ def _table(fit: "Fit", values: Tensor) -> pd.DataFrame:
     return pd.DataFrame(values.numpy(), columns=list(problem.prepared.coords[dims[-1]]))
 
 
-def _known_columns(fit: "Fit") -> list[str]:
+def _known_columns(fit: Fitted) -> list[str]:
     """The columns that rows are made from, where a model has any."""
     labels = fit.problem.prepared.coords.get("known", ())
     return list(dict.fromkeys(str(label).partition("=")[0] for label in labels))
 
 
 def _new_rows(
-    fit: "Fit", index: Tensor, given: Mapping[str, Any] | None = None
+    fit: Fitted, index: Tensor, given: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Arguments for new rows, of which that is known which is known of some fitted rows.
 
@@ -164,7 +193,7 @@ def _new_rows(
 
 
 def generate(
-    fit: "Fit",
+    fit: Fitted,
     count: int,
     data: Any,
     given: Mapping[str, Any] | None,
@@ -200,7 +229,7 @@ def generate(
         return _table(fit, torch.cat(rows))
 
 
-def _near(fit: "Fit", count: int, data: Any, expected: bool, seed: int) -> pd.DataFrame:
+def _near(fit: Fitted, count: int, data: Any, expected: bool, seed: int) -> pd.DataFrame:
     """Rows from the latents of given ones, which are taken in turn."""
     problem, arguments = fit.problem, fit.row_arguments(data)
     times = -(-count // len(arguments[problem.observed]))
@@ -215,7 +244,7 @@ def _beside(known: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([known, made], axis=1) if len(known.columns) else made
 
 
-def _made(fit: "Fit", model: Any, arguments: Mapping[str, Any], expected: bool) -> Tensor:
+def _made(fit: Fitted, model: Any, arguments: Mapping[str, Any], expected: bool) -> Tensor:
     """What is observed of a model whose observations are freed, or its mean given the latents."""
     if expected:
         return _expected(fit, model, arguments)
@@ -223,7 +252,9 @@ def _made(fit: "Fit", model: Any, arguments: Mapping[str, Any], expected: bool) 
     return trace.nodes[fit.problem.observed]["value"]
 
 
-def interpolate(fit: "Fit", begin: int, end: int, steps: int, data: Any, seed: int) -> pd.DataFrame:
+def interpolate(
+    fit: Fitted, begin: int, end: int, steps: int, data: Any, seed: int
+) -> pd.DataFrame:
     """See `elbowroom.fitted.Fit.interpolate`."""
     check_verb(fit, "interpolate")
     if steps < 2:
@@ -241,7 +272,7 @@ def interpolate(fit: "Fit", begin: int, end: int, steps: int, data: Any, seed: i
     return _decoded(fit, site, z, index)
 
 
-def manifold(fit: "Fit", size: int) -> pd.DataFrame:
+def manifold(fit: Fitted, size: int) -> pd.DataFrame:
     """See `elbowroom.fitted.Fit.manifold`."""
     check_verb(fit, "manifold")
     site = _only_site(fit)
@@ -258,13 +289,13 @@ def manifold(fit: "Fit", size: int) -> pd.DataFrame:
     return _decoded(fit, site, z, torch.zeros(len(z), dtype=torch.int64))
 
 
-def _only_site(fit: "Fit") -> str:
+def _only_site(fit: Fitted) -> str:
     """The latents of a row that are no noise of its cells."""
     (site,) = [name for name in fit.problem.space.local if name not in fit.problem.hidden]
     return site
 
 
-def _decoded(fit: "Fit", site: str, z: Tensor, index: Tensor) -> pd.DataFrame:
+def _decoded(fit: Fitted, site: str, z: Tensor, index: Tensor) -> pd.DataFrame:
     """The expected row of each of some latents, which stand before it."""
     problem = fit.problem
     with problem.session(0, fit.parameters), torch.no_grad():
@@ -275,7 +306,7 @@ def _decoded(fit: "Fit", site: str, z: Tensor, index: Tensor) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(z.numpy(), columns=labels), _table(fit, expected)], axis=1)
 
 
-def impute(fit: "Fit", data: Any, draws: int, interval: float, seed: int) -> Imputed:
+def impute(fit: Fitted, data: Any, draws: int, interval: float, seed: int) -> Imputed:
     """See `elbowroom.fitted.Fit.impute`."""
     check_verb(fit, "impute")
     check_interval(interval)

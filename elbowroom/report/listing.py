@@ -57,7 +57,8 @@ def show_model(name: str) -> None:
     out.print(options)
     out.print()
     out.print(_guide_table(fitting_guides(name)))
-    out.print(Text(f"\ndataset: {model.dataset}"))
+    out.print(Text(f"\nverbs: {', '.join(('predict', *model.verbs))}"))
+    out.print(Text(f"dataset: {model.dataset}"))
 
 
 def _shown(value: Any) -> str:

@@ -141,7 +141,7 @@ def test_every_model_has_a_recipe_and_says_whether_its_latents_are_local(model: 
 def test_every_declaration_agrees_with_its_function(model: str) -> None:
     declared, (problem, _, _) = get_model(model), begun(model)
     known = {site.name for site in problem.space.sites} | set(problem.space.discrete)
-    assert set(declared.internal) <= known
+    assert set(declared.internal) <= known | set(problem.prepared.dims)  # some are optional
     assert declared.predicts in known | set(problem.space.observed)
     assert declared.dataset in er.dataset_names()
     assert model_summaries()[model].endswith(".")
