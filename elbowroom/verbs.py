@@ -325,12 +325,13 @@ def impute(fit: Fitted, data: Any, draws: int, interval: float, seed: int) -> Im
         sites, points = fit.global_sites(), fit.point_parameters
         known = len(next(iter(sites.values()))) if sites else 1
         picked = np.random.default_rng(seed).integers(0, known, draws)
-        normals = [
-            problem.model.normals(
+        of_draw = {
+            i: problem.model.normals(
                 problem.arguments, {name: value[i] for name, value in sites.items()}, points
             )
-            for i in picked
-        ]
+            for i in np.unique(picked)
+        }
+        normals = [of_draw[i] for i in picked]
         filled = from_normals(cells, normals, np.random.default_rng(seed))
         acceptance = None
     else:

@@ -25,7 +25,7 @@ def factors() -> Fit:
 
 @pytest.fixture(scope="module")
 def mixture() -> Fit:
-    return er.fit("gaussian_mixture", "iris", seed=1, components=2)
+    return er.fit("gaussian_mixture", "iris", seed=1, guide="linear_response", restarts=2)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_chain_finds_what_the_closed_form_does() -> None:
     given = {**fit.problem.arguments, "x": torch.where(missing, x.mean(0), x)}
     with fit.active(0) as guide:
         drawn, taken = from_chains(
-            fit.problem.function, guide, given, "x", missing, fit.problem.space, 4000
+            fit.problem.function, guide, given, "x", missing, fit.problem.space, 1600
         )
     rows = er.load_dataset("iris").head(20).copy()
     rows.iloc[:20, 1] = np.nan

@@ -50,12 +50,15 @@ def from_normals(
         if not pattern.any():
             continue
         here = np.flatnonzero(which.reshape(-1) == k)
-        for draw, (weights, means, covariances) in enumerate(normals):
-            there = rows[np.ix_(here, ~pattern)]
-            given = [
-                _conditional(there, mean, covariance, pattern)
-                for mean, covariance in zip(means, covariances, strict=True)
-            ]
+        there, last = rows[np.ix_(here, ~pattern)], None
+        for draw, normal in enumerate(normals):
+            weights, means, covariances = normal
+            if normal is not last:  # points are the same for all draws
+                last = normal
+                given = [
+                    _conditional(there, mean, covariance, pattern)
+                    for mean, covariance in zip(means, covariances, strict=True)
+                ]
             log_shares = np.log(weights)[:, None] + np.stack([each[0] for each in given])
             shares = np.exp(log_shares - logsumexp(log_shares, axis=0))  # (components, rows)
             drawn = (random.random(len(here)) > np.cumsum(shares, 0)[:-1]).sum(0)

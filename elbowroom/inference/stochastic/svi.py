@@ -210,11 +210,14 @@ class Optimisation:
     def _evaluate_first(self, size: int | None) -> None:
         """Evaluates the ELBO once with every check on, which also makes the parameters."""
         extra = {} if size is None else {"batch_size": size}
+        # Of its own: weights that it draws are not to be made of the noise of the first steps.
+        seed = int(torch.randint(2**62, ()))
         with (
             users_code("the ELBO cannot be evaluated at the start", ModelError),
             pyro.validation_enabled(True),
             torch.random.fork_rng(devices=[]),
         ):
+            torch.manual_seed(seed)
             # With gradients, of which baselines make parameters.
             self.objective.loss_and_surrogate(self.model, self.guide, {**self.arguments, **extra})
 

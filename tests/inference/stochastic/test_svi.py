@@ -394,3 +394,25 @@ def test_a_seed_gives_a_fit_whatever_ran_before_and_beside_it() -> None:
         torch.set_num_threads(threads)
         for loader in loaders:
             loader.join()
+
+
+def test_weights_that_are_drawn_are_not_the_noise_of_the_first_steps() -> None:
+    """They were, and held-out bounds of autoencoders were half a nat worse."""
+    noise = []
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(400), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(1.0))
+
+    def guide() -> None:
+        centre = pyro.param("centre", lambda: torch.randn(400))
+        z = pyro.sample("z", dist.Normal(centre, 1.0).to_event(1))
+        noise.append((z - centre).detach())
+
+    with isolated(0):
+        objective = make_objective("trace", 1, LatentSpace.of(model, {}))
+        run_svi(model, guide, {}, objective, Settings(steps=3, learning_rate=1e-9))
+        centre = pyro.param("centre").detach()
+    for each in noise[1:]:
+        correlation = float(torch.corrcoef(torch.stack([centre, each]))[0, 1])
+        assert abs(correlation) < 5 / 400**0.5
