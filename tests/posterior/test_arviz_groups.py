@@ -110,7 +110,8 @@ def test_arviz_opens_the_file_and_works_on_it(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of rows with a high Pareto k
         loo = arviz.loo(fit.to_arviz())
-    assert float(loo.elpd_loo) == pytest.approx(fit.diagnostics["elpd_loo"], abs=0.05)
+    # ArviZ smooths fewer weights, since it takes the draws to be a chain's.
+    assert float(loo.elpd_loo) == pytest.approx(fit.diagnostics["elpd_loo"], abs=0.2)
 
 
 def test_large_local_latents_are_left_out_with_a_line(autoencoder: Fit) -> None:

@@ -234,7 +234,7 @@ def test_rows_that_a_call_did_not_come_to_are_the_next_ones(
 def test_where_most_calls_cannot_be_made_there_are_no_more() -> None:
     def often(x: Tensor, y: Tensor, batch_size: int | None = None) -> None:
         guide(x, y, batch_size)
-        if torch.rand(()) < 0.5:
+        if torch.rand(()) < 0.2:
             pyro.sample("more", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
 
     trained = run(regression, often, steps=1000)
