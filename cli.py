@@ -537,7 +537,9 @@ def _written(
 def generate(
     run: Run,
     count: Annotated[int, typer.Option("--count", "-n", help="New rows.")] = 100,
-    data: RowsOrFitted = None,
+    data: Annotated[
+        str | None, typer.Option(help="Rows to be near to, through their latents: a file.")
+    ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN=VALUE", help="What is known of all of them, as a label."),
