@@ -102,7 +102,7 @@ def test_imputed_cells_of_factor_analysis_have_the_conditional_moments(factors: 
     rows = er.load_dataset("iris").head(3).copy()
     rows.loc[0, ["sepal_width", "petal_width"]] = np.nan
     rows.loc[2, :] = rows.loc[2, :].where(rows.columns == "species")
-    found = factors.impute(rows, draws=20_000)
+    found = factors.impute(rows, draws=4_000)
     mean, covariance = row_normal(factors)
     x = er.load_dataset("iris").iloc[0, :4].to_numpy(dtype=float)
     there, gone = [0, 2], [1, 3]
@@ -111,13 +111,13 @@ def test_imputed_cells_of_factor_analysis_have_the_conditional_moments(factors: 
     left = covariance[np.ix_(gone, gone)] - cross @ covariance[np.ix_(there, gone)]
     first = found.cells[found.cells["row"] == 1]
     sds = np.sqrt(np.diag(left))
-    assert np.abs(first["mean"] - exact).max() < 5 * sds.max() / np.sqrt(20_000)
-    np.testing.assert_allclose(first["sd"], sds, rtol=5 / np.sqrt(2 * 20_000))
+    assert np.abs(first["mean"] - exact).max() < 5 * sds.max() / np.sqrt(4_000)
+    np.testing.assert_allclose(first["sd"], sds, rtol=5 / np.sqrt(2 * 4_000))
     drawn = found.draws[["1.sepal_width", "1.petal_width"]].cov().iloc[0, 1]
-    assert drawn == pytest.approx(left[0, 1], abs=5 * sds.prod() / np.sqrt(20_000))
+    assert drawn == pytest.approx(left[0, 1], abs=5 * sds.prod() / np.sqrt(4_000))
     # A row of which nothing is known is as any row.
     third = found.cells[found.cells["row"] == 3]
-    assert np.abs(third["mean"] - mean).max() < 5 * np.sqrt(covariance.diagonal().max() / 20_000)
+    assert np.abs(third["mean"] - mean).max() < 5 * np.sqrt(covariance.diagonal().max() / 4_000)
     assert found.completed.loc[[1]].equals(rows.loc[[1]])
     assert found.acceptance is None
 
@@ -148,7 +148,7 @@ def test_a_chain_finds_what_the_closed_form_does() -> None:
     given = {**fit.problem.arguments, "x": torch.where(missing, x.mean(0), x)}
     with fit.active(0) as guide:
         drawn, taken = from_chains(
-            fit.problem.function, guide, given, "x", missing, fit.problem.space, 1600
+            fit.problem.function, guide, given, "x", missing, fit.problem.space, 800
         )
     rows = er.load_dataset("iris").head(20).copy()
     rows.iloc[:20, 1] = np.nan
