@@ -160,7 +160,9 @@ def align_columns(table: pandas.DataFrame, names: Sequence[str]) -> pandas.DataF
     missing = [name for name in names if name not in present]
     if missing:
         counted = "a column" if len(missing) == 1 else f"{len(missing)} columns"
-        lines = "".join(f"\n  '{name}'{_nearest(name, table)}" for name in missing)
+        lines = "".join(f"\n  '{name}'{_nearest(name, table)}" for name in missing[:_LISTED])
+        if len(missing) > _LISTED:
+            lines += f"\n  and {len(missing) - _LISTED} more."
         raise DataError(
             f"the new data lack {counted} that the model was fitted to: add or rename{lines}\n"
             f"  They have {_listed(table)}."

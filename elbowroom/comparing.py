@@ -31,6 +31,7 @@ from elbowroom.posterior.run_folder import writing
 from elbowroom.referring import add_reference
 
 NUTS = "nuts"
+"""The name of the sampler among the guides."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, read_table
 from elbowroom.errors import DataError, ModelError, OptionError
-from elbowroom.inference.densities.score import map_draws
 from elbowroom.inference.isolation import Parameters, checked_seed
 from elbowroom.inference.problem import Problem
 from elbowroom.models import ROWS, get_model, model_summaries
@@ -120,12 +119,14 @@ def reconstruct(fit: Fitted, data: Any, draws: int, seed: int) -> pd.DataFrame:
     check_verb(fit, "reconstruct")
     problem, arguments = fit.problem, fit.row_arguments(data)
 
-    def at(_: dict[str, Tensor]) -> Tensor:
+    def once() -> Tensor:
         drawn = poutine.trace(guide).get_trace(**arguments)
         return _expected(fit, poutine.replay(problem.function, trace=drawn), arguments)
 
     with fit.active(checked_seed(seed)) as guide, torch.no_grad():
-        total = sum(map_draws(at, {" index": torch.zeros(1)}, 1)[0] for _ in range(draws))
+        total = once()
+        for _ in range(draws - 1):
+            total = total + once()
     return _table(fit, total / draws)
 
 
