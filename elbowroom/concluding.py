@@ -90,6 +90,7 @@ def conclude(
     shares, missed = predictive_checks(*replicated(problem, held))
     shown = reported_quantities(problem, own) if problem.reparameterised else own
     evidence, more = _evidence(fitted, raw, correction, shown, landscape, missed)
+    evidence = replace(evidence, ladder=problem.model.engine is None)
     attributes = {
         "model": problem.model.name,
         "guide": guide.name,

@@ -299,6 +299,8 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
         return engine
     if guide is not None and guide.engines == ("fixed_draws",):
         return "fixed_draws"
+    if guide is None and problem.model.engine is not None:
+        return problem.model.engine
     fits = guide is None or "fixed_draws" in guide.engines
     stochastic = any(
         getattr(settings, name) != getattr(Settings(), name) for name in STOCHASTIC_ONLY

@@ -147,6 +147,7 @@ class LatentSpace:
         max_plate_nesting: The number of dims that plates take.
         location_scale: Sites of a location-scale family on the real line whose scale depends on
             another latent site.
+        layers: Layers of a network whose weights are latent sites, by name.
 
     Example:
         >>> def model(y):
@@ -168,6 +169,7 @@ class LatentSpace:
     observed_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     deterministic_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     location_scale: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
     sizes: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -184,7 +186,8 @@ class LatentSpace:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            trace = trace_model(model, arguments)
+            with _SeenLayers() as seen:
+                trace = trace_model(model, arguments)
             other = trace_model(model, arguments)
             subsampled = _subsampled_plate(model, arguments)
         sites, discrete, observed, deterministic = [], {}, {}, {}
@@ -221,6 +224,7 @@ class LatentSpace:
             location_scale=tuple(
                 site.name for site in sites if _scaled_by_latents(site.name, trace, other)
             ),
+            layers=tuple(seen.names),
         )
 
     @property
@@ -383,6 +387,29 @@ def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:
 def takes_batches(model: Callable[..., Any]) -> bool:
     """Whether a model takes `batch_size`, the rows of a minibatch."""
     return "batch_size" in inspect.signature(model).parameters
+
+
+class _SeenLayers(Messenger):
+    """The names of the layers that a model runs rows through; see `elbowroom.models._layers`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def _pyro_layer(self, msg: Any) -> None:
+        self.names.append(msg["name"])
+
+
+def base_of(fn: Any) -> Any:
+    """A distribution without the dims that were made part of its event.
+
+    Example:
+        >>> base_of(dist.Normal(torch.zeros(3), 1.0).to_event(1)).batch_shape
+        torch.Size([3])
+    """
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return fn
 
 
 def _subsampled_plate(model: Callable[..., Any], arguments: Mapping[str, Any]) -> Plate | None:

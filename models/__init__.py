@@ -70,6 +70,7 @@ class Model:
         code_in: `code_in(options)` gives the code that preparing a table with these options would
             run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.
+        engine: Of the guide `auto`, where the general rule suits the model ill.
         verbs: What a fit is for, beside `predict`; see `elbowroom.verbs`.
         normals: `normals(arguments, sites, points)` gives the distribution of a row at one draw of
             the sites that are not for each row, and at the point parameters: that of a mixture of
@@ -89,6 +90,7 @@ class Model:
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
+    engine: str | None = None
     verbs: tuple[str, ...] = ("score",)
     normals: Callable[..., tuple[Any, Any, Any]] | None = None
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from elbowroom.data.tables import align_columns, select_columns
 from elbowroom.errors import DataError, OptionError
@@ -35,6 +38,36 @@ def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:
         raise OptionError(hint)
     align_columns(table, [response])
     return str(response)
+
+
+LISTED = 20
+"""Labels in a message."""
+
+
+def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:
+    """One for the label that a row has, and nought for the others, (rows, labels).
+
+    Raises:
+        DataError: If a label is missing, or is none of `levels`; the row is named.
+
+    Example:
+        >>> indicators(pd.Series(["b", "a"], name="kind"), ["a", "b"])
+        tensor([[0., 1.],
+                [1., 0.]], dtype=torch.float64)
+    """
+    if column.isna().any():
+        row = int(np.flatnonzero(column.isna())[0])
+        raise DataError(f"column '{column.name}', row {row + 1}: the label is missing.")
+    place = {level: k for k, level in enumerate(levels)}
+    found = [place.get(value, -1) for value in column]
+    if -1 in found:
+        row = found.index(-1)
+        listed = ", ".join(map(str, levels[:LISTED]))
+        raise DataError(
+            f"column '{column.name}', row {row + 1}: the label '{column.iloc[row]}' was not there "
+            f"in training, where they were {listed}."
+        )
+    return torch.eye(len(levels), dtype=torch.float64)[found]
 
 
 def predictor_columns(

@@ -21,10 +21,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns
-from elbowroom.errors import DataError, OptionError
+from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
 from elbowroom.models import vae as unconditional
-from elbowroom.models._columns import column_of_role
+from elbowroom.models._columns import column_of_role, indicators
 
 MOST_LABELS = 20
 """Different whole numbers up to which a column holds labels."""
@@ -88,20 +88,7 @@ def _known(column: pd.Series, fitted: pd.Series) -> tuple[Tensor, list[str]]:
         reference = numeric_columns(fitted.to_frame()).to_numpy()
         spread = reference.std() or 1.0
         return torch.tensor((numbers - reference.mean()) / spread), [str(name)]
-    if column.isna().any():
-        row = int(np.flatnonzero(column.isna())[0])
-        raise DataError(f"column '{name}', row {row + 1}: the label is missing.")
-    place = {level: k for k, level in enumerate(levels)}
-    found = [place.get(value, -1) for value in column]
-    if -1 in found:
-        row = found.index(-1)
-        listed = ", ".join(map(str, levels[:MOST_LABELS]))
-        raise DataError(
-            f"column '{name}', row {row + 1}: the label '{column.iloc[row]}' was not there in "
-            f"training, where they were {listed}."
-        )
-    indicators = torch.eye(len(levels), dtype=torch.float64)[found]
-    return indicators, [f"{name}={level}" for level in levels]
+    return indicators(column, levels), [f"{name}={level}" for level in levels]
 
 
 def _levels(column: pd.Series) -> list[object] | None:

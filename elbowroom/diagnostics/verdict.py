@@ -106,6 +106,7 @@ class Evidence:
             climb was stopped, exceeds that of the draws.
         less: Nats of evidence that another guide of the same model found beyond the draws', and the
             standard error of the difference.
+        ladder: Whether the guide `auto` tries several for this model.
         flat: Whether the density has a point without gradient and without curvature, and no mode.
         slope: The largest relative difference of the density's gradient from differences of its
             values.
@@ -138,6 +139,7 @@ class Evidence:
     reference: tuple[str, bool] | None = None
     rows: tuple[int, float] | None = None
     health: tuple[str, ...] = ()
+    ladder: bool = True
 
     @property
     def lacking(self) -> bool:
@@ -262,7 +264,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         )
         advice.append(
             "fit with --guide auto."
-            if evidence.stochastic
+            if evidence.stochastic and evidence.ladder
             else "compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts."
         )
     elif rests_on_weights and not evidence.effective >= FEWEST_EFFECTIVE:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.inference.problem import Problem
-from elbowroom.posterior.predictive import assignments, evaluate, predict_sites
+from elbowroom.posterior.predictive import assignments, evaluate, predict_sites, probabilities
 
 
 def log_density_of_rows(
@@ -53,12 +53,15 @@ def predict_rows(
         )
     continuous = _continuous(problem, sites)
     target = problem.model.predicts or problem.observed
+    classes = problem.prepared.coords.get("class")
     if target in problem.space.discrete:
         probabilities = assignments(problem.function, arguments, continuous, problem.space)
         shares = probabilities[target].numpy()  # (support, rows)
         table = pd.DataFrame({target: shares.argmax(0)})
         for k, row in enumerate(shares):
             table[f"probability[{k}]"] = row
+    elif classes:
+        table = _classes(problem, arguments, sites, list(classes))
     else:
         drawn = predict_sites(problem.function, arguments, continuous, problem.space)
         values = drawn[target].double()
@@ -70,6 +73,18 @@ def predict_rows(
         density = log_density_of_rows(problem, arguments, sites)
         if density.shape == (len(table),):
             table["log_density"] = density
+    return table
+
+
+def _classes(
+    problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor], classes: list[Any]
+) -> pd.DataFrame:
+    """The likeliest class of each row, and the posterior predictive probability of each class."""
+    site = problem.observed
+    shares = probabilities(problem.function, arguments, sites, problem.space, site).numpy()
+    table = pd.DataFrame({site: [classes[k] for k in shares.argmax(0)]})
+    for label, row in zip(classes, shares, strict=True):
+        table[f"probability[{label}]"] = row
     return table
 
 

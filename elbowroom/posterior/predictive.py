@@ -60,6 +60,24 @@ def predict_sites(
     return _evaluate(sample, sites, arguments, space)
 
 
+def probabilities(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    site: str,
+) -> Tensor:
+    """The posterior predictive probability of each value of an observed site, (support, rows)."""
+
+    def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        conditioned = poutine.condition(Unobserved()(model), data=values)
+        nodes: Any = poutine.trace(conditioned).get_trace(**arguments).nodes
+        fn = nodes[site]["fn"]
+        return {site: fn.log_prob(fn.enumerate_support()).exp()}
+
+    return _evaluate(at, sites, arguments, space)[site].double().mean(0)
+
+
 def prior_sites(
     model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace, count: int
 ) -> dict[str, Tensor]:

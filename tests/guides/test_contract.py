@@ -39,6 +39,7 @@ ESTIMATES = 60
 LOCAL = ("conditional_vae", "factor_analysis", "vae")
 """Models with continuous latents for each row."""
 PRESENT = {
+    "bayesian_neural_network": {"bayes_by_backprop"},
     "bayesian_regression": {"structured"},
     "conjugate": {"exact"},
     "factor_analysis": {"exact", "linear", "local"},
@@ -67,6 +68,9 @@ def recipes() -> dict[str, Recipe]:
     groups = np.concatenate([rng.normal(size=(20, 2)), rng.normal(size=(20, 2)) + 6])
     pixels = rng.uniform(size=(30, 5))
     return {
+        "bayesian_neural_network": Recipe(
+            regression, {"response": "y", "hidden": (2,), "activation": "tanh", "restarts": 2}
+        ),
         "bayesian_regression": Recipe(regression, {"formula": "y ~ a + b"}),
         "conjugate": Recipe(regression, {"likelihood": "regression", "response": "y"}),
         "factor_analysis": Recipe(

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 
 from elbowroom.errors import GuideError, ModelError, OptionError, users_code
-from elbowroom.guides.space import LatentSpace, sample_sites, trace_model
+from elbowroom.guides.space import LatentSpace, base_of, sample_sites, trace_model
 from elbowroom.inference.stochastic.estimators import (
     Analytic,
     DoublyReparameterised,
@@ -22,6 +22,7 @@ from elbowroom.inference.stochastic.estimators import (
     Sampled,
     Summed,
 )
+from elbowroom.inference.stochastic.local_reparameterisation import LocalReparameterisation
 from elbowroom.inference.stochastic.score_function import ScoreFunction
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "trace_graph": Graph,
     "trace_enum": Summed,
     "trace_mean_field": Analytic,
+    "local_reparameterisation": LocalReparameterisation,
     "sticking_the_landing": Landing,
     "score_function": ScoreFunction,
     "iwae": ImportanceWeighted,
@@ -36,7 +38,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "renyi": Renyi,
 }
 """Every objective by its name."""
-PATHWISE = ("trace_mean_field", "sticking_the_landing", "iwae", "dreg", "renyi")
+CLOSED = ("trace_mean_field", "local_reparameterisation")
+"""Those that take divergences in closed form, site by site."""
+PATHWISE = (*CLOSED, "sticking_the_landing", "iwae", "dreg", "renyi")
 """Those that need draws that can be differentiated by the guide's parameters."""
 SCORED = ("sticking_the_landing", "dreg")
 """Those that leave the score of the guide out."""
@@ -55,6 +59,7 @@ class GuideSites:
         moved: Deltas whose value depends on the parameters when what is drawn does not.
         weighed: Deltas whose log density does.
         point: Whether nothing is drawn: every site is a Delta, so that the guide has no density.
+        normal: Sites that are independent Normals.
     """
 
     names: frozenset[str]
@@ -65,6 +70,7 @@ class GuideSites:
     moved: frozenset[str] = frozenset()
     weighed: frozenset[str] = frozenset()
     point: bool = False
+    normal: frozenset[str] = frozenset()
 
 
 def read_guide(
@@ -110,9 +116,10 @@ def read_guide(
         if name not in discrete and not (node["fn"].has_rsample or is_delta(node["fn"]))
     }
     point = all(is_delta(node["fn"]) for node in nodes.values())
+    normal = {name for name in names if isinstance(base_of(nodes[name]["fn"]), dist.Normal)}
     return GuideSites(
         frozenset(names), frozenset(auxiliary), frozenset(discrete), frozenset(enumerable),
-        frozenset(rough), *_deltas(guide, arguments, trace), point,
+        frozenset(rough), *_deltas(guide, arguments, trace), point, frozenset(normal),
     )  # fmt: skip
 
 
@@ -202,9 +209,22 @@ def choose_objective(
         raise OptionError(
             "--elbo score_function: the guide is a point, which has no score; leave it out."
         )
-    if requested == "trace_mean_field" and sites.auxiliary:
+    if requested == "local_reparameterisation":
+        weights = [f"{layer}.{part}" for layer in space.layers for part in ("weight", "bias")]
+        if not weights:
+            raise OptionError(
+                "--elbo local_reparameterisation: the model has no layer whose weights are latent; "
+                "leave it out."
+            )
+        other = next((name for name in weights if name not in sites.normal), None)
+        if other is not None:
+            raise OptionError(
+                f"--elbo local_reparameterisation needs weights in independent Normals, and the "
+                f"guide's '{other}' is not; leave it out, or fit with another guide."
+            )
+    if requested in CLOSED and sites.auxiliary:
         raise OptionError(
-            f"--elbo trace_mean_field takes divergences site by site, and the guide draws "
+            f"--elbo {requested} takes divergences site by site, and the guide draws "
             f"'{min(sites.auxiliary)}', which is no site of the model; give --elbo trace."
         )
     if requested is not None:

@@ -19,7 +19,7 @@ from pyro.infer.util import MultiFrameTensor, get_plate_stacks, is_identically_z
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from elbowroom.guides.space import FixedRows, Plate, SeenRows, of_each_row
+from elbowroom.guides.space import FixedRows, Plate, SeenRows, base_of, of_each_row
 from elbowroom.inference.densities.score import map_draws
 
 Estimate = tuple[Any, Any]
@@ -183,12 +183,8 @@ class Analytic(Objective):
         Sums over latents of the mean over rows (Kingma et al., 2016, "Improved variational
         inference with inverse autoregressive flow").
         """
-        bases = []
-        for fn in (own["fn"], site["fn"]):
-            while isinstance(fn, torch.distributions.Independent):
-                fn = fn.base_dist
-            bases.append(fn)
-        single = scale_and_mask(kl_divergence(*bases), scale=own["scale"], mask=own["mask"])
+        divergence = kl_divergence(base_of(own["fn"]), base_of(site["fn"]))
+        single = scale_and_mask(divergence, scale=own["scale"], mask=own["mask"])
         single = single.expand(own["value"].shape)  # (rows, latents)
         latents = single.reshape(-1, single.shape[-1]) if own["fn"].event_dim else single[..., None]
         rows = len(latents) * torch.as_tensor(own["scale"])

@@ -1,0 +1,154 @@
+"""A table as numbers that predict and a response, for networks."""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from elbowroom.data.tables import align_columns, numeric_columns
+from elbowroom.errors import DataError
+from elbowroom.models import ROWS, Prepared, Training
+from elbowroom.models._columns import indicators, predictor_columns, response_column
+from elbowroom.models._options import Exclude
+
+MOST_CLASSES = 100
+"""More different values than any response of classes has."""
+SCALING = ("centre", "spread", "response_centre", "response_spread")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options of the models in which a network of columns predicts one."""
+
+    response: Annotated[
+        str | None, Field(description="the response's column; every other column predicts it")
+    ] = None
+    columns: Annotated[
+        tuple[str, ...] | None, Field(description="the predictors, beside --response")
+    ] = None
+    exclude: Exclude = ()
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(min_length=1, description="units of each hidden layer"),
+    ] = (20,)
+    activation: Annotated[
+        Literal["relu", "softplus", "tanh"],
+        Field(description="of the hidden units; with tanh the outputs are bounded far away"),
+    ] = "relu"
+    prior_scale: Annotated[
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="prior sd of a bias, and of a weight times the root of its layer's inputs",
+        ),
+    ] = 1.0
+
+
+def predictors_and_response(
+    table: pd.DataFrame,
+    options: NetworkOptions,
+    training: Training | None,
+    kind: Literal["normal", "categorical"] | None,
+    model: str,
+) -> Prepared:
+    """A table's predictors and response; columns of text have an indicator for each value.
+
+    Args:
+        table: The rows.
+        options: Which columns.
+        training: What the model was fitted to, when the table holds new rows.
+        kind: "categorical" for a response of classes, "normal" for one of numbers; by default
+            classes where the fitted column is not of numbers.
+        model: The model's name, for messages.
+
+    Returns:
+        The arguments predictors (rows, predictors) and response (rows,) in the user's units or as
+        class numbers, None where new rows lack it; centre and spread (predictors,);
+        response_centre and response_spread (); classes, how many there are, 0 for a number.
+
+    Raises:
+        DataError: If a column cannot be used; it is named.
+        OptionError: If no response is named.
+    """
+    source = table if training is None else training.table
+    hint = f"{model} needs to know what to predict; give --response COLUMN."
+    response = response_column(source, options.response, hint)
+    names = predictor_columns(source, response, options.columns, options.exclude)
+    design = _design(table, source, names, new=training is not None)
+    predictors = torch.tensor(np.ascontiguousarray(design))  # (rows, predictors)
+    levels = _levels(source[response], kind)
+    outcome = None
+    if response in table.columns and not (training and table[response].isna().all()):
+        outcome = _outcome(table[response], levels, new=training is not None)
+    scaling: dict[str, Any]
+    if training is not None:
+        scaling = {name: training.arguments[name] for name in SCALING}
+    else:
+        assert outcome is not None
+        numbers = outcome if levels is None else torch.tensor([-1.0, 1.0])  # not scaled
+        scaling = {
+            "centre": predictors.mean(0),
+            "spread": predictors.std(0),
+            "response_centre": numbers.mean(),
+            "response_spread": numbers.std(correction=1 if levels is None else 0),
+        }
+    return Prepared(
+        arguments={
+            "predictors": predictors, "response": outcome, **scaling,
+            "classes": 0 if levels is None else len(levels),
+        },
+        dims={
+            "predictors": (ROWS, "predictor"), "response": (ROWS,),
+            "centre": ("predictor",), "spread": ("predictor",),
+        },
+        coords={"predictor": list(design.columns), "class": levels or []},
+    )  # fmt: skip
+
+
+def _design(table: pd.DataFrame, source: pd.DataFrame, names: list[str], new: bool) -> pd.DataFrame:
+    """The predictors as numbers, in the order of the fitted table's columns."""
+    columns = align_columns(table, names)
+    parts = []
+    for name in names:
+        if pd.api.types.is_numeric_dtype(source[name]):
+            parts.append(columns[[name]])
+        else:
+            levels = sorted(source[name].dropna().unique(), key=str)
+            found = indicators(columns[name], levels).numpy()
+            labels = [f"{name}={level}" for level in levels]
+            # All of them but the first: together they are one.
+            parts.append(pd.DataFrame(found[:, 1:], columns=labels[1:], index=columns.index))
+    return numeric_columns(pd.concat(parts, axis=1), allow_constant=new)
+
+
+def _levels(
+    column: pd.Series, kind: Literal["normal", "categorical"] | None
+) -> list[object] | None:
+    """The classes of a response, in order; None if it is a number."""
+    number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    if kind == "normal" or (kind is None and number):
+        return None
+    levels = list(column.dropna().unique())
+    if len(levels) > MOST_CLASSES:
+        raise DataError(
+            f"the response '{column.name}' has {len(levels)} different values, too many for "
+            "classes; make it a column of numbers, or give another --response."
+        )
+    if len(levels) < 2:
+        raise DataError(
+            f"the response '{column.name}' has one class; there is none to tell it from."
+        )
+    return sorted(levels) if number else sorted(levels, key=str)
+
+
+def _outcome(column: pd.Series, levels: list[object] | None, new: bool) -> Tensor:
+    """The response as numbers or class numbers, (rows,)."""
+    if levels is not None:
+        return indicators(column, levels).argmax(1)
+    numbers = numeric_columns(column.to_frame(), allow_constant=new)
+    return torch.tensor(np.ascontiguousarray(numbers)[:, 0])
