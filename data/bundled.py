@@ -68,8 +68,8 @@ def dataset_names() -> list[str]:
     """The names of the bundled tables, sorted.
 
     Example:
-        >>> dataset_names()
-        ['breast_cancer', 'diabetes', 'digits', 'eight_schools', 'heights', 'iris']
+        >>> dataset_names()[:4]
+        ['breast_cancer', 'diabetes', 'digits', 'eight_schools']
     """
     entries = (entry.name for entry in _FOLDER.iterdir())
     return sorted(name.removesuffix(".json") for name in entries if name.endswith(".json"))

@@ -156,9 +156,13 @@ def compare(
     count = suggested_draws if draws is None else draws
 
     @cache
-    def landscape(kind: str) -> Landscape:
-        """Where fits begin; only with point parameters do the engines begin apart."""
+    def landscape(kind: str) -> Landscape | None:
+        """Where fits begin; with point parameters, or no climb, each engine begins by itself."""
+        if kind == "svi":
+            return None
         return (survey if kind == "fixed_draws" else explore)(problem, settings.restarts, seed)
+
+    apart = problem.space.parameters.size > 0 or problem.model.engine is not None
 
     rows: list[Row] = []
     fits: dict[str, Fit] = {}
@@ -172,7 +176,7 @@ def compare(
             taken = chosen_engine(engine, resolve_guide(guide, problem), problem, chosen)
             fit = fit_problem(
                 problem, guide, chosen, engine=engine, seed=seed, draws=count, progress=report,
-                landscape=landscape(taken if problem.space.parameters.size else ""),
+                landscape=landscape(taken if apart else ""),
             )  # fmt: skip
         except ElbowroomError as error:
             rows.append(Row(name, {}, None, str(error)))

@@ -60,7 +60,8 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
     problem, settings, seed = task.problem, task.settings, task.seed
     _rehearse(problem, guide, settings, seed)
     sampled = settings.batch_size is not None
-    landscape = landscape or explore(problem, settings.restarts, seed, sampled=sampled)
+    climb = problem.model.engine != "svi"
+    landscape = landscape or explore(problem, settings.restarts, seed, None, sampled, climb)
     space, arguments = problem.space, problem.arguments
     with problem.session(seed) as state:
         start = landscape.start()

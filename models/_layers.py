@@ -1,6 +1,7 @@
 """Layers of networks whose weights are latent sites, with Normal priors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +12,9 @@ from torch.nn.functional import linear
 
 from elbowroom.models._networks import ACTIVATIONS
 
+# Their posterior has more modes than any number of starts would find.
+SUGGESTED: dict[str, Any] = {"engine": "svi", "suggested": {"learning_rate": 0.01}}
+"""Of the declaration of a model with such layers."""
 Layer = tuple[Tensor, Tensor]
 """The weights of a layer, (outputs, inputs), and its biases, (outputs,)."""
 

@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.models import ROWS, Model, Prepared, Training, register
-from elbowroom.models._layers import sample_layers, start_of_layers, through
+from elbowroom.models._layers import SUGGESTED, sample_layers, start_of_layers, through
 from elbowroom.models._outcomes import NetworkOptions, predictors_and_response
 
 
@@ -124,9 +124,7 @@ register(
         dataset="diabetes",
         internal=("standardised_sigma",),
         starts=starts,
-        # Its posterior has more modes than any number of starts would find.
-        suggested={"restarts": 1, "learning_rate": 0.005},
-        engine="svi",
+        **SUGGESTED,
     ),
     __name__,
 )

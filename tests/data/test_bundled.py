@@ -18,6 +18,7 @@ SHAPES = {
     "digits": (1797, 65),
     "eight_schools": (8, 3),
     "heights": (1000, 2),
+    "inverse_problem": (600, 2),
     "iris": (150, 5),
 }
 

@@ -39,6 +39,7 @@ ESTIMATES = 60
 LOCAL = ("conditional_vae", "factor_analysis", "vae")
 """Models with continuous latents for each row."""
 PRESENT = {
+    "mixture_density_network": {"bayes_by_backprop"},
     "bayesian_neural_network": {"bayes_by_backprop"},
     "bayesian_regression": {"structured"},
     "conjugate": {"exact"},
@@ -48,6 +49,8 @@ PRESENT = {
     "conditional_vae": {"encoder", "local"},
     "vae": {"encoder", "local"},
 }
+# A response of noise, and priors that leave little but a linear map: one mode, nearly Normal.
+SMALL_NETWORK = {"response": "noise", "hidden": (1,), "activation": "tanh", "prior_scale": 0.2}
 DENSE = {"full_rank", "low_rank", "linear_response", "laplace", "pathfinder", "flow"}
 GENERAL = {"map", "mean_field"} | DENSE
 
@@ -65,12 +68,11 @@ def recipes() -> dict[str, Recipe]:
     x = rng.normal(size=(40, 2))
     regression = pd.DataFrame({"a": x[:, 0], "b": 100 * x[:, 1] + 7})
     regression["y"] = 3 + 2 * x[:, 0] - x[:, 1] + rng.normal(size=40)
+    unrelated = regression[["a", "b"]].assign(noise=rng.normal(size=40))
     groups = np.concatenate([rng.normal(size=(20, 2)), rng.normal(size=(20, 2)) + 6])
     pixels = rng.uniform(size=(30, 5))
     return {
-        "bayesian_neural_network": Recipe(
-            regression, {"response": "y", "hidden": (2,), "activation": "tanh", "restarts": 2}
-        ),
+        "bayesian_neural_network": Recipe(unrelated, SMALL_NETWORK),
         "bayesian_regression": Recipe(regression, {"formula": "y ~ a + b"}),
         "conjugate": Recipe(regression, {"likelihood": "regression", "response": "y"}),
         "factor_analysis": Recipe(
@@ -83,6 +85,7 @@ def recipes() -> dict[str, Recipe]:
             pd.DataFrame({"y": x[:12, 0], "g": list("aaabbbcccddd")}),
             {"response": "y", "group": "g"},
         ),
+        "mixture_density_network": Recipe(unrelated, {"components": 1, **SMALL_NETWORK}),
         "conditional_vae": Recipe(
             pd.DataFrame(pixels, columns=list("pqrst")).assign(kind=["u", "v"] * 15),
             {"latent": 2, "hidden": (4,), "batch_size": 10, "condition": "kind"},

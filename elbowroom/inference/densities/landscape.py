@@ -123,6 +123,7 @@ def explore(
     seed: int,
     parameters: Mapping[str, Tensor] | None = None,
     sampled: bool = False,
+    climb: bool = True,
 ) -> Landscape:
     """Climbs from several starts: the model's own, the origin, prior draws and random points.
 
@@ -140,14 +141,15 @@ def explore(
         parameters: Values of the model's point parameters.
         sampled: Whether some of very many rows are enough, where a fit by minibatches begins: their
             mode is off by a few standard deviations.
+        climb: Whether modes are sought at all; if not, the first start is where guides begin.
     """
     began, space = time.perf_counter(), problem.space
     unknown = space.parameters.size > 0 and parameters is None
-    if unknown or space.local_continuous or not space.sites:
+    if unknown or space.local_continuous or not (space.sites and climb):
         with problem.session(seed):
             near = 0.1 * torch.randn(space.dimension)
-        seconds = time.perf_counter() - began
-        return Landscape(None, None, [], 0, near.double().cpu().numpy(), seconds)
+        first = next(_own_starts(problem, 1, seed), near.double().cpu().numpy())
+        return Landscape(None, None, [], 0, first, time.perf_counter() - began)
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
         many = space.subsampled is not None and space.subsampled.size > ENOUGH_ROWS
         rows = ENOUGH_ROWS if sampled and many else None
@@ -180,19 +182,23 @@ def explore(
 def _starts(problem: Problem, density: Density, count: int, seed: int) -> Iterator[np.ndarray]:
     """The model's own starts; else the origin, then prior draws and random points in turn."""
     random = np.random.default_rng(seed)
-    if problem.model.starts is not None:
-        for values in problem.model.starts(problem.arguments, count, seed):
-            unconstrained = problem.space.unconstrain(
-                {name: value.double().cpu() for name, value in values.items()}
-            )
-            yield unconstrained.numpy()
-    else:
+    yield from _own_starts(problem, count, seed)
+    if problem.model.starts is None:
         yield np.zeros(density.dimension)
     while True:
         drawn = _prior_draw(density)
         if drawn is not None:
             yield drawn
         yield random.uniform(-2, 2, density.dimension)
+
+
+def _own_starts(problem: Problem, count: int, seed: int) -> Iterator[np.ndarray]:
+    """The model's own, if it declares any."""
+    if problem.model.starts is None:
+        return
+    for values in problem.model.starts(problem.arguments, count, seed):
+        known = {name: value.double().cpu() for name, value in values.items()}
+        yield problem.space.unconstrain(known).numpy()
 
 
 def _brought_in(density: Density, first: np.ndarray, starts: np.ndarray) -> np.ndarray:

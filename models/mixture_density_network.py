@@ -1,0 +1,123 @@
+"""Mixture density network: a perceptron gives each row a mixture of Normals for its response.
+
+With z the predictors, each centred and divided by its standard deviation, f a perceptron with 3 K
+outputs for K components, and m, s the response's mean and standard deviation,
+
+    a[i], c[i], d[i] = f(z[i])                                    (K numbers each)
+    k[i] ~ Categorical(softmax a[i])
+    y[i] ~ Normal(m + s c[i,k[i]], s exp d[i,k[i]])
+    w[l] ~ Normal(0, prior_scale / √inputs)     b[l] ~ Normal(0, prior_scale)
+
+with the component k summed over (Bishop, 1994, "Mixture density networks"). Where several responses
+go with one input, as in inverse problems, their mean may be one that none of them is near to: the
+density tells them apart. The weights have a posterior under `bayes_by_backprop`; `map` and `mle`
+give points. The likelihood alone may have no maximum: a component can close in on one row.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._layers import SUGGESTED, sample_layers, start_of_layers, through
+from elbowroom.models._outcomes import NetworkOptions, predictors_and_response
+
+
+@dataclass(frozen=True)
+class Options(NetworkOptions):
+    """Options of `mixture_density_network`."""
+
+    components: Annotated[int, Field(ge=1, description="number of components, K")] = 3
+
+
+def mixture_density_network(
+    predictors: Tensor,
+    response: Tensor | None,
+    centre: Tensor,
+    spread: Tensor,
+    response_centre: Tensor,
+    response_spread: Tensor,
+    options: Options,
+    batch_size: int | None = None,
+) -> None:
+    """The Pyro model.
+
+    Args:
+        predictors: In the user's units, (rows, predictors).
+        response: In the user's units, (rows,); None draws it.
+        centre: What is subtracted from each predictor, (predictors,).
+        spread: What each predictor is divided by, (predictors,).
+        response_centre: The mean of the response, ().
+        response_spread: The standard deviation of the response, ().
+        options: The sizes of the network, and the priors.
+        batch_size: Rows drawn for a minibatch, all of them by default.
+    """
+    rows, inputs = predictors.shape
+    layers = sample_layers(inputs, options.hidden, 3 * options.components, options.prior_scale)
+    with pyro.plate(ROWS, rows, subsample_size=batch_size):
+        x = pyro.subsample(predictors, event_dim=1)
+        y = None if response is None else pyro.subsample(response, event_dim=0)
+        output = through(layers, (x - centre) / spread, options.activation)
+        logits, centres, log_widths = output.chunk(3, -1)  # (rows, components) each
+        normals = dist.Normal(
+            response_centre + response_spread * centres, response_spread * log_widths.exp()
+        )
+        mixture = dist.MixtureSameFamily(dist.Categorical(logits=logits), normals)
+        pyro.sample("response", mixture, obs=y)
+
+
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
+    """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
+
+    Raises:
+        DataError: If a column cannot be used, or a label was not there in training.
+        OptionError: If no response is named.
+    """
+    prepared = predictors_and_response(
+        table, options, training, "normal", "mixture_density_network"
+    )
+    del prepared.arguments["classes"]
+    prepared.arguments["options"] = options
+    return prepared
+
+
+def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str, Tensor]]:
+    """Random networks whose components lie side by side: equal ones would stay equal.
+
+    Args:
+        arguments: The model's arguments.
+        count: How many starts.
+        seed: Of them all.
+    """
+    options, inputs = arguments["options"], arguments["predictors"].shape[1]
+    components = options.components
+    side_by_side = torch.linspace(-1, 1, components + 2)[1:-1]
+    biases = torch.cat([torch.zeros(components), side_by_side, torch.full((components,), -1.0)])
+    last = f"layer_{len(options.hidden)}.bias"
+    return [
+        {**start_of_layers(inputs, options.hidden, 3 * components, seed + i), last: biases}
+        for i in range(count)
+    ]
+
+
+register(
+    Model(
+        name="mixture_density_network",
+        function=mixture_density_network,
+        options=Options,
+        prepare=prepare,
+        observed="response",
+        predicts="response",
+        dataset="inverse_problem",
+        starts=starts,
+        **SUGGESTED,
+    ),
+    __name__,
+)
