@@ -103,7 +103,8 @@ SETTINGS: dict[str, Any] = {
         str | None,
         typer.Option(
             help="trace, trace_mean_field, sticking_the_landing, score_function, trace_graph, "
-            "trace_enum; of several --particles iwae, dreg, renyi (default: what suits the pair)."
+            "trace_enum, wake_sleep; of several --particles iwae, dreg, renyi, vimco, "
+            "reweighted_wake_sleep (default: what suits the pair)."
         ),
     ],
     "alpha": Annotated[
@@ -112,6 +113,13 @@ SETTINGS: dict[str, Any] = {
     "baseline": Annotated[
         str | None,
         typer.Option(help="Of score_function: none, running, decaying, neural (default: decaying)"),
+    ],
+    "insomnia": Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the guide's gradient of reweighted_wake_sleep that comes from data, not "
+            "from dreams (default: 1)."
+        ),
     ],
     "steps": Annotated[
         int | None, typer.Option(help="Most optimiser steps (default: until convergence, ≤ 50000).")

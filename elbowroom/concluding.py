@@ -123,7 +123,7 @@ def conclude(
     measures = bound(raw, fitted.point, correction)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
     measures.update(more, predictive_checks=shares)
-    if fitted.point or problem.space.local_continuous:
+    if fitted.point or problem.space.row_latents:
         measures.update(no_loo())
 
     def complete() -> tuple[Any, list[str]]:

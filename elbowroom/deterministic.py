@@ -51,7 +51,7 @@ OBJECTIVE = ("fixed_draws", "the ELBO over fixed draws, by a quasi-Newton method
 STOCHASTIC_ONLY = (
     "steps", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "clip_norm",
     "particles", "elbo", "tolerance", "held_out", "patience", "compile", "autocast", "kl_warm_up",
-    "free_bits",
+    "free_bits", "insomnia",
 )  # fmt: skip
 """Settings that have no meaning here."""
 

@@ -352,6 +352,9 @@ def _fit_task(
     guide = resolve_guide(guide, task.problem)
     asked = (engine, None, task.problem, task.settings)
     if automatic and not guide.exact and chosen_engine(*asked) == "fixed_draws":
+        reason = why_not(task.problem)
+        if reason is not None:
+            raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
         return climb_ladder(task, report)
     if chosen_engine(engine, guide, task.problem, task.settings) == "fixed_draws":
         try:

@@ -1,15 +1,18 @@
 """The stochastic way through the house: a guide fitted by the shared SVI runner."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from torch import Tensor
 
 from elbowroom.concluding import Fitted, conclude
 from elbowroom.diagnostics.checks import Subject, before_run
 from elbowroom.diagnostics.latent_health import latent_health
+from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.space import LatentSpace, trace_model
@@ -26,6 +29,7 @@ from elbowroom.inference.isolation import (
 )
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.stochastic.elbo import (
+    OBJECTIVES,
     check_enumerable,
     choose_objective,
     make_objective,
@@ -68,6 +72,11 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
         called = guide.build(space, start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites, settings.free_bits)
+        if OBJECTIVES[name].of_rows and not _amortised(guide, parameter_values(), space):
+            raise OptionError(
+                f"--elbo {name} shows the guide rows that the model made, and '{guide.name}' has "
+                "parameters for each fitted row; give an amortised guide, or --elbo trace_graph."
+            )
         warnings = before_run(Subject(problem, guide, called, settings))
         if task.announce is not None:
             task.announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
@@ -78,19 +87,16 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                 *marked(name, problem.function, called),
                 arguments,
                 make_objective(
-                    name,
-                    settings.particles,
-                    space,
-                    settings.alpha,
-                    settings.baseline,
-                    settings.free_bits,
+                    name, settings.particles, space, alpha=settings.alpha,
+                    baseline=settings.baseline, free_bits=settings.free_bits,
+                    insomnia=settings.insomnia,
                 ),
                 settings,
                 space.subsampled,
-                space.local_continuous,
+                space.row_latents,
                 task.progress,
                 task.checkpoints,
-            )
+            )  # fmt: skip
             values = parameter_values()
         finally:  # a network of the user's is left as it was
             set_parameter_values(dict(pyro.get_param_store().named_parameters()), initial)
@@ -113,7 +119,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
             correction = corrected_rows(weighed, count, random)
             health, said = latent_health(
                 problem.function, called, arguments, space, weighed,
-                amortised=not _of_each_row(parameters, space),
+                amortised=_amortised(guide, values, space),
             )  # fmt: skip
         else:
             raw = draw(problem.function, called, arguments, space, count)
@@ -129,11 +135,11 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
     return replace(found, remarks=[*found.remarks, *warnings], evidence=evidence)
 
 
-def _of_each_row(parameters: Parameters, space: LatentSpace) -> bool:
-    """Whether a parameter has a part for each row, so that the guide is not amortised."""
+def _amortised(guide: Guide, parameters: Mapping[str, Tensor], space: LatentSpace) -> bool:
+    """Whether a guide is declared to be amortised, or no parameter has a part for each row."""
     rows = space.subsampled
-    shapes = [value.shape for value in parameters.values.values()]
-    return rows is not None and any(rows.size in shape for shape in shapes)
+    shapes = [value.shape for value in parameters.values()]
+    return guide.amortised or rows is None or not any(rows.size in shape for shape in shapes)
 
 
 def _weighed(count: int, space: LatentSpace) -> int:
@@ -153,5 +159,11 @@ def _rehearse(problem: Problem, guide: Guide, settings: Settings, seed: int) -> 
     with problem.session(seed):
         called = guide.build(problem.space, Start(torch.zeros(problem.space.dimension)))
         sites = read_guide(called, problem.arguments, problem.space)
-        choose_objective(settings.elbo, guide.elbo, problem.space, sites, settings.free_bits)
+        name, why = choose_objective(
+            settings.elbo, guide.elbo, problem.space, sites, settings.free_bits
+        )
+        if OBJECTIVES[name].several and settings.particles < 2:
+            raise OptionError(
+                f"--elbo {name} ({why}) takes several draws; give --particles 2 or more."
+            )
         check_enumerable(problem.function, problem.arguments, problem.space, sites)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, read_table
 from elbowroom.errors import DataError, ModelError, OptionError
+from elbowroom.guides.space import Unobserved
 from elbowroom.inference.isolation import Parameters, checked_seed
 from elbowroom.inference.problem import Problem
 from elbowroom.models import ROWS, get_model, model_summaries
 from elbowroom.posterior.imputing import from_chains, from_normals
-from elbowroom.posterior.predictive import Unobserved
 from elbowroom.posterior.row_weights import RowWeights, corrected_rows
 from elbowroom.posterior.tree import check_interval
 
@@ -212,7 +212,7 @@ def generate(
     # The observations are freed inside: the other way round frees what is conditioned on too.
     free = Unobserved()(problem.function)
     if data is not None:
-        if not problem.space.local_continuous:
+        if not problem.space.row_latents:
             raise OptionError("--data: the model has no latents of rows to be near given ones.")
         return _near(fit, count, data, expected, seed)
     with problem.session(seed, fit.parameters), torch.no_grad():

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from elbowroom.errors import GuideError, OptionError, unknown
+from elbowroom.models import get_model, model_summaries
 
 if TYPE_CHECKING:  # the registry is read without torch
     from torch import Tensor
@@ -107,7 +108,12 @@ def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, G
     import_module("elbowroom.guides.auto")
     if model is not None and find_spec(f"elbowroom.guides.{model}") is not None:
         import_module(f"elbowroom.guides.{model}")
-    fitting = [guide for guide in _registered.values() if guide.model in (None, model)]
+    general = model is None or get_model(model).continuous
+    fitting = [
+        guide
+        for guide in _registered.values()
+        if guide.model == model or (general and guide.model is None)
+    ]
     fitting.sort(key=lambda guide: guide.model is None)
     replaced = {guide.replaces for guide in fitting}
     return {
@@ -133,16 +139,15 @@ def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guid
             f"the guide '{name}' needs every latent at once, and this model has latents for each "
             f"row; the guides that fit: {', '.join(fitting)}."
         )
-    owners = [owner for owner in _model_names() if name in guides_for(owner)]
+    if name in guides_for(None):
+        raise OptionError(
+            f"the guide '{name}' is for continuous latents, and those of {model} are discrete; the "
+            f"guides that fit: {', '.join(fitting)}."
+        )
+    owners = [owner for owner in model_summaries() if name in guides_for(owner)]
     if owners:
         raise OptionError(
             f"the guide '{name}' was written for {', '.join(owners)}, not for "
             f"{model or 'this model'}; the guides that fit: {', '.join(fitting)}."
         )
     raise unknown("guide", name, fitting)
-
-
-def _model_names() -> list[str]:
-    from elbowroom.models import model_summaries
-
-    return list(model_summaries())

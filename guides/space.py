@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from torch.distributions import Transform
 
@@ -240,9 +241,10 @@ class LatentSpace:
 
     @property
     def per_observation(self) -> tuple[str, ...]:
-        """The continuous sites with a value for each observation."""
+        """The sites with a value for each observation: continuous ones, or discrete ones alone."""
         wholes = [set(plates) for plates in self.observed_plates.values() if plates]
-        return tuple(s.name for s in self.sites if any(w <= set(s.plates) for w in wholes))
+        placed = {site.name: site.plates for site in self.sites} or self.discrete
+        return tuple(n for n, plates in placed.items() if any(w <= set(plates) for w in wholes))
 
     @property
     def shared_discrete(self) -> tuple[str, ...]:
@@ -258,11 +260,21 @@ class LatentSpace:
         return any(self.subsampled in site.plates for site in self.sites)
 
     @property
+    def row_latents(self) -> bool:
+        """Whether rows have latents that a guide gives: continuous ones, or discrete ones alone."""
+        return self.local_continuous or (not self.sites and bool(self.discrete))
+
+    @property
     def rows_only(self) -> bool:
         """Whether every latent, and all that is observed, belongs to a row."""
         latents = {site.name for site in self.sites} | set(self.discrete)
         observed = all(self.subsampled in plates for plates in self.observed_plates.values())
         return self.subsampled is not None and latents == set(self.local) and observed
+
+    def given(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of draws, those given which discrete sites are summed over; all, if all are discrete."""
+        known = {site.name: sites[site.name] for site in self.sites if site.name in sites}
+        return known or dict(sites)
 
     def split(self, u: Tensor) -> dict[str, Tensor]:
         """The unconstrained value of each site, from the flat vector u of shape (D,)."""
@@ -338,6 +350,14 @@ class SeenRows(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
             self.rows[msg["name"]] = msg["value"]
+
+
+class Unobserved(UnconditionMessenger):
+    """Draws what was observed, but leaves deterministic values: Pyro observes these too."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def of_each_row(trace: Any, plate: Plate) -> Tensor:

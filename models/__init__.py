@@ -71,6 +71,7 @@ class Model:
             run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.
         engine: Of the guide `auto`, where the general rule suits the model ill.
+        continuous: Whether it has continuous latents, which the guides for any model are for.
         verbs: What a fit is for, beside `predict`; see `elbowroom.verbs`.
         normals: `normals(arguments, sites, points)` gives the distribution of a row at one draw of
             the sites that are not for each row, and at the point parameters: that of a mixture of
@@ -91,6 +92,7 @@ class Model:
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
     engine: str | None = None
+    continuous: bool = True
     verbs: tuple[str, ...] = ("score",)
     normals: Callable[..., tuple[Any, Any, Any]] | None = None
 

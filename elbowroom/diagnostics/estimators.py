@@ -71,6 +71,8 @@ def applicable(problem: Problem, sites: GuideSites, particles: int) -> list[Esti
     """The estimators that a model and a guide can have."""
     found = []
     for name, kind in OBJECTIVES.items():
+        if not kind.of_its_loss:
+            continue
         if name == "trace_graph" and not (sites.discrete or sites.rough):
             continue  # the same as trace
         try:
@@ -152,9 +154,10 @@ def measure(
         run = Optimisation(
             *marked(name, problem.function, called), problem.arguments,
             make_objective(
-                name, settings.particles, problem.space, settings.alpha, settings.baseline
+                name, settings.particles, problem.space, alpha=settings.alpha,
+                baseline=settings.baseline,
             ),
-            settings, problem.space.subsampled, problem.space.local_continuous,
+            settings, problem.space.subsampled, problem.space.row_latents,
         )  # fmt: skip
         stages = _Stages(run)
         run.run(stages)
@@ -180,8 +183,9 @@ def _gradients(
     """Gradients of one estimator at given parameters, and the time of one."""
     assert settings.elbo is not None
     objective = make_objective(
-        settings.elbo, settings.particles, problem.space, settings.alpha, settings.baseline
-    )
+        settings.elbo, settings.particles, problem.space, alpha=settings.alpha,
+        baseline=settings.baseline,
+    )  # fmt: skip
     pair = marked(settings.elbo, problem.function, guide)
     plate, size = problem.space.subsampled, settings.batch_size
     batches = None if plate is None or size is None else Minibatches(plate.size, size)

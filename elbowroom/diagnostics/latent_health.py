@@ -51,15 +51,16 @@ def latent_health(
         number of rows compared; `inference_gap`, the log density of a row less its ELBO; and of
         an amortised guide of independent Normals its parts, `amortisation_gap`, what Normals of
         each row's own would gain, and `approximation_gap`, the rest (Cremer, Li and Duvenaud,
-        2018, "Inference suboptimality in variational autoencoders"). And sentences. Both are empty
-        where there are no such latents.
+        2018, "Inference suboptimality in variational autoencoders"). Of binary latents,
+        `active_units` and `information_per_latent`, the nats that each tells of a row under the
+        guide. And sentences. Both are empty where there are no such latents.
     """
     with torch.no_grad():
         prior = dict(sample_sites(poutine.trace(model).get_trace(**arguments)))
         own_form = dict(sample_sites(poutine.trace(guide).get_trace(**arguments)))
     name = next((n for n in space.local if _is_standard_normal(prior[n]["fn"])), None)
     if name is None:
-        return {}, []
+        return _binary_health([n for n in space.local if _is_binary(prior[n]["fn"])], weighed)
     draws, rows = weighed.log_p.shape
     values = weighed.sites[name].double().reshape(draws, rows, -1)
     means, sds = values.mean(0), values.std(0).clamp_min(1e-12)  # (rows, latents)
@@ -108,6 +109,42 @@ def _sentences(measures: Mapping[str, Any], by_latent: np.ndarray) -> list[str]:
             )
         )
     return sentences
+
+
+def _binary_health(names: list[str], weighed: RowWeights) -> tuple[dict[str, Any], list[str]]:
+    """The same of binary latents."""
+    if not names:
+        return {}, []
+    draws, rows = weighed.log_p.shape
+    shares = [weighed.sites[name].double().reshape(draws, rows, -1).mean(0) for name in names]
+    on = torch.cat(shares, 1)  # (rows, latents)
+    information = _entropy(on.mean(0)) - _entropy(on).mean(0)
+    active, latents = int((on.var(0) > ACTIVE).sum()), on.shape[1]
+    sentences = [f"{active} of {latents} binary latents are active."]
+    silent = int((information < SILENT).sum())
+    if silent:
+        sentences.append(
+            f"Posterior collapse: {silent} of {latents} latents tell nothing of a row; fit with "
+            "another --seed, --elbo reweighted_wake_sleep, or fewer --units."
+        )
+    gap = float((weighed.log_density()[0] - weighed.elbo).mean())
+    measures = {
+        "active_units": active,
+        "information_per_latent": [float(each) for each in information],
+        "inference_gap": gap,
+    }
+    if gap > SILENT:
+        sentences.append(f"The ELBO is {gap:.2g} nats a row below the log density.")
+    return measures, sentences
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    """Of binary latents, in nats."""
+    return -(torch.xlogy(probability, probability) + torch.xlogy(1 - probability, 1 - probability))
+
+
+def _is_binary(fn: Any) -> bool:
+    return isinstance(_single(fn), dist.Bernoulli)
 
 
 def _single(fn: Any) -> Any:

@@ -198,7 +198,12 @@ def _weights_of_rows(evidence: Evidence, limit: float) -> str:
     assert evidence.rows is not None
     count, unreliable = evidence.rows
     if np.isneginf(evidence.k_hat):
-        return f"All importance weights of each of the {count:,} rows are equal."
+        if evidence.effective > 0.999 * evidence.draws:
+            return f"All importance weights of each of the {count:,} rows are equal."
+        return (
+            f"In 95 % of the {count:,} rows nearly all weight is on values that were drawn more "
+            f"than once: {evidence.effective:,.0f} effective draws of {evidence.draws:,} or more."
+        )
     few = round(unreliable * count)
     left = f" {few:,} of the {count:,} rows have unreliable weights, and the guide's own draws."
     return (

@@ -44,7 +44,7 @@ def posterior_tree(
         The tree, and a line for everything that was left out of it.
     """
     sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
-    continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
+    given = space.given(sites)
     kept, notes = _kept(problem, sites, keep_local)
 
     groups: dict[str, Mapping[str, Any]] = {"posterior": reported_quantities(problem, sites, kept)}
@@ -67,13 +67,13 @@ def posterior_tree(
                 "shared by several observations."
             )
         elif data:
-            drawn_data = _predicted(problem, _thin(continuous, data))
+            drawn_data = _predicted(problem, _thin(given, data))
             groups["posterior_predictive"] = drawn_data
             if not drawn_data:
                 notes.append("posterior_predictive is left out: the model's data cannot be drawn.")
         if data:
-            few = _thin(continuous, data)
-            if len(next(iter(few.values()))) < len(next(iter(continuous.values()))):
+            few = _thin(given, data)
+            if len(next(iter(few.values()))) < len(next(iter(given.values()))):
                 notes.append(
                     "log_likelihood and posterior_predictive are of fewer draws, for size."
                 )
@@ -102,8 +102,8 @@ def reported_quantities(
     }
     if not space.deterministic_plates:
         return shown
-    continuous = {site.name: sites[site.name] for site in space.sites if site.name in sites}
-    more = evaluate(problem.function, problem.arguments, continuous, space, pointwise=False)
+    given = space.given(sites)
+    more = evaluate(problem.function, problem.arguments, given, space, pointwise=False)
     return shown | more.deterministics
 
 
@@ -115,7 +115,8 @@ def replicated(
     Both are empty where the model has no data to draw.
     """
     data, _ = _data(problem)
-    if not data or problem.space.shared_discrete or problem.space.local_continuous:
+    space = problem.space
+    if not data or space.shared_discrete or space.row_latents:
         return {}, {}
     continuous = {site.name: sites[site.name] for site in problem.space.sites}
     few = _thin({name: values[:CHECKED_DRAWS] for name, values in continuous.items()}, data)
@@ -139,8 +140,8 @@ def _kept(
     kept, notes = {}, []
     for name, values in sites.items():
         local = name in problem.space.local
-        discrete = name in problem.space.discrete
-        if not keep_local and local and (discrete or values.numel() > LARGEST_GROUP // 5):
+        beside = name in problem.space.discrete and problem.space.sites
+        if not keep_local and local and (beside or values.numel() > LARGEST_GROUP // 5):
             notes.append(
                 f"'{name}', a latent for each row, is left out of the posterior; "
                 "--keep-local keeps it."

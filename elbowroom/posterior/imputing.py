@@ -10,8 +10,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.special import logsumexp
 from torch import Tensor
 
-from elbowroom.guides.space import of_each_row
-from elbowroom.posterior.predictive import Unobserved
+from elbowroom.guides.space import Unobserved, of_each_row
 from elbowroom.posterior.row_weights import plate_of_rows
 
 Normals = tuple[np.ndarray, np.ndarray, np.ndarray]

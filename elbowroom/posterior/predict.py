@@ -25,12 +25,8 @@ def row_log_likelihood(
     problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
 ) -> np.ndarray:
     """The log density of each row at each draw, (draws, rows)."""
-    scored = evaluate(problem.function, arguments, _continuous(problem, sites), problem.space)
+    scored = evaluate(problem.function, arguments, problem.space.given(sites), problem.space)
     return scored.log_likelihood[problem.observed].double().numpy()
-
-
-def _continuous(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {site.name: sites[site.name] for site in problem.space.sites}
 
 
 def predict_rows(
@@ -51,11 +47,11 @@ def predict_rows(
             f"'{problem.space.shared_discrete[0]}' is discrete and shared by several observations; "
             "such a model cannot predict yet."
         )
-    continuous = _continuous(problem, sites)
+    given = problem.space.given(sites)
     target = problem.model.predicts or problem.observed
     classes = problem.prepared.coords.get("class")
     if target in problem.space.discrete:
-        probabilities = assignments(problem.function, arguments, continuous, problem.space)
+        probabilities = assignments(problem.function, arguments, given, problem.space)
         shares = probabilities[target].numpy()  # (support, rows)
         table = pd.DataFrame({target: shares.argmax(0)})
         for k, row in enumerate(shares):
@@ -63,12 +59,12 @@ def predict_rows(
     elif classes:
         table = _classes(problem, arguments, sites, list(classes))
     else:
-        drawn = predict_sites(problem.function, arguments, continuous, problem.space)
+        drawn = predict_sites(problem.function, arguments, given, problem.space)
         values = drawn[target].double()
         if problem.model.in_units is not None:
             values = problem.model.in_units(values, problem.prepared.arguments)
         table = _described(problem, target, values.numpy(), interval)
-    rows = not problem.space.local_continuous and problem.space.observed_plates[problem.observed]
+    rows = not problem.space.row_latents and problem.space.observed_plates[problem.observed]
     if rows and observed:
         density = log_density_of_rows(problem, arguments, sites)
         if density.shape == (len(table),):

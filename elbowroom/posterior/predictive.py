@@ -5,22 +5,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from elbowroom.guides.space import LatentSpace, sample_sites
+from elbowroom.guides.space import LatentSpace, Unobserved, sample_sites
 from elbowroom.inference.densities.score import Score, assignment_probabilities, map_draws, score
 from elbowroom.posterior.draws import chunk_size
 
 Sites = Mapping[str, Tensor]
-
-
-class Unobserved(UnconditionMessenger):
-    """Draws what was observed, but leaves deterministic values: Pyro observes these too."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
 
 
 def _on_device(sites: Sites, like: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
+from scipy.special import logsumexp
 from torch import Tensor
 
 from elbowroom.guides.space import (
@@ -27,7 +28,6 @@ from elbowroom.inference.densities.importance import (
     k_hat_threshold,
     log_mean_exp,
     normalised,
-    pareto_k_hat,
     resampled,
     smoothed,
 )
@@ -38,6 +38,8 @@ WEIGHTS_AT_ONCE = 10_000_000
 """Weights that a block of rows may have, for the memory's sake."""
 FEWEST_EFFECTIVE = 50.0
 """Effective draws below which a row's mean is off by more than a seventh of its sd."""
+DRAWN_ONCE = 0.02
+"""The share of a row's weight on discrete values drawn once, up to which others hardly count."""
 UNRELIABLE = 0.05
 """The share of rows with unreliable weights from which a guide is not trusted."""
 
@@ -52,6 +54,7 @@ class RowWeights:
         sites: The latents that were asked for, each (draws, rows, ...).
         rest: What the model adds outside of the rows, such as a penalty of parameters, (draws,).
         axes: Where the dim of the rows is among the dims of a site's value.
+        discrete: Whether all latents are discrete, so that values may be drawn again and again.
     """
 
     log_p: np.ndarray
@@ -59,6 +62,7 @@ class RowWeights:
     sites: dict[str, Tensor]
     rest: np.ndarray | float = 0.0
     axes: Mapping[str, int] = field(default_factory=dict)
+    discrete: bool = False
 
     @property
     def log_weights(self) -> np.ndarray:
@@ -84,8 +88,22 @@ class RowWeights:
         return np.array([effective_sample_size(row) for row in self.log_weights.T])
 
     def k_hat(self) -> np.ndarray:
-        """The Pareto shape of each row's weights, (rows,)."""
-        return np.array([pareto_k_hat(row) for row in self.log_weights.T])
+        """The Pareto shape of each row's weights, (rows,); see `smoothed`."""
+        return np.array([self.smoothed(row)[1] for row in self.log_weights.T])
+
+    def smoothed(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+        """A row's Pareto-smoothed log weights, and their shape.
+
+        Where nearly all of the weight lies on discrete values that were drawn more than once, there
+        is no tail to speak of, and the shape is minus infinity: what was drawn once tells how much
+        was not drawn at all (Good, 1953, "The population frequencies of species and the estimation
+        of population parameters").
+        """
+        if self.discrete and np.isfinite(log_weights).all():
+            _, index, times = np.unique(log_weights, return_inverse=True, return_counts=True)
+            if normalised(log_weights)[times[index] == 1].sum() <= DRAWN_ONCE:
+                return log_weights - logsumexp(log_weights), float("-inf")
+        return smoothed(log_weights)
 
     @property
     def together(self) -> Draws:
@@ -167,7 +185,7 @@ def corrected_rows(found: RowWeights, count: int, random: np.random.Generator) -
     k_hat = np.empty(rows)
     own = np.arange(count) % draws
     for i, row in enumerate(found.log_weights.T):
-        log_weights, k_hat[i] = smoothed(row)
+        log_weights, k_hat[i] = found.smoothed(row)
         weights[:, i] = normalised(log_weights)
     effective = 1 / np.square(weights).sum(0)
     reliable = _reliable(k_hat, effective, draws)
@@ -195,6 +213,9 @@ def corrected_rows(found: RowWeights, count: int, random: np.random.Generator) -
 def _moved(values: Tensor, weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The largest shift of a row's raw means from the weighted ones, and log ratio of the sds.
 
+    Of what is nought or one, the shift is in units of the largest sd that it can have, a half, and
+    there is no ratio: of an unlikely one, the sd itself says nothing.
+
     Args:
         values: (draws, rows, numbers).
         weights: Summing to one in each row, (draws, rows).
@@ -203,7 +224,10 @@ def _moved(values: Tensor, weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
     mean = torch.einsum("dr,drn->rn", weights.double(), values)
     square = torch.einsum("dr,drn->rn", weights.double(), (values - mean).square())
     sd = square.sqrt().clamp_min(1e-300)
-    shift = ((values.mean(0) - mean).abs() / sd).amax(-1)
+    moved = (values.mean(0) - mean).abs()
+    if bool(((values == 0) | (values == 1)).all()):
+        return 2 * moved.amax(-1).numpy(), np.zeros(values.shape[1])
+    shift = (moved / sd).amax(-1)
     ratio = (values.std(0).clamp_min(1e-300) / sd).log().abs().amax(-1)
     return shift.numpy(), ratio.numpy()
 
@@ -257,7 +281,8 @@ def weigh_rows(
         rest = found.pop(" rest").cpu().numpy()
         blocks.append({name: value.cpu() for name, value in found.items()})
     whole = {name: torch.cat([block[name] for block in blocks], 1) for name in blocks[0]}
-    return RowWeights(whole.pop(" p").numpy(), whole.pop(" q").numpy(), whole, rest, axes)
+    log_p, log_q = whole.pop(" p").numpy(), whole.pop(" q").numpy()
+    return RowWeights(log_p, log_q, whole, rest, axes, discrete=not space.sites)
 
 
 def _of_no_row(trace: Any, plate: Plate) -> Tensor:

@@ -17,6 +17,7 @@ from elbowroom.inference.stochastic.estimators import (
     Graph,
     ImportanceWeighted,
     Landing,
+    LeaveOneOut,
     Objective,
     Renyi,
     Sampled,
@@ -24,6 +25,7 @@ from elbowroom.inference.stochastic.estimators import (
 )
 from elbowroom.inference.stochastic.local_reparameterisation import LocalReparameterisation
 from elbowroom.inference.stochastic.score_function import ScoreFunction
+from elbowroom.inference.stochastic.wake_sleep import ReweightedWakeSleep, WakeSleep
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "trace": Sampled,
@@ -36,6 +38,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "iwae": ImportanceWeighted,
     "dreg": DoublyReparameterised,
     "renyi": Renyi,
+    "vimco": LeaveOneOut,
+    "wake_sleep": WakeSleep,
+    "reweighted_wake_sleep": ReweightedWakeSleep,
 }
 """Every objective by its name."""
 CLOSED = ("trace_mean_field", "local_reparameterisation")
@@ -44,6 +49,8 @@ PATHWISE = (*CLOSED, "sticking_the_landing", "iwae", "dreg", "renyi")
 """Those that need draws that can be differentiated by the guide's parameters."""
 SCORED = ("sticking_the_landing", "dreg")
 """Those that leave the score of the guide out."""
+AS_DRAWN = ("score_function", "vimco", "wake_sleep", "reweighted_wake_sleep")
+"""Those that take draws as they are, without the paths that lead to them."""
 
 
 @dataclass(frozen=True)
@@ -199,16 +206,27 @@ def choose_objective(
             f"--elbo {requested} needs reparameterised sites, and '{min(sites.rough)}' has a "
             "distribution that cannot be; give --elbo trace_graph, or another distribution."
         )
-    still = sites.moved | sites.weighed if requested == "score_function" else sites.weighed
-    if still and not sites.point and requested in ("score_function", *SCORED):
+    still = sites.moved | sites.weighed if requested in AS_DRAWN else sites.weighed
+    if still and not sites.point and requested in (*AS_DRAWN, *SCORED):
         raise OptionError(
             f"--elbo {requested} takes the guide's densities apart, and '{min(still)}' is a Delta "
             "that depends on a parameter; give --elbo trace."
         )
-    if requested == "score_function" and sites.point:
+    if requested in AS_DRAWN and sites.point:
         raise OptionError(
-            "--elbo score_function: the guide is a point, which has no score; leave it out."
+            f"--elbo {requested}: the guide is a point, which has no score; leave it out."
         )
+    if requested is not None and OBJECTIVES[requested].of_rows:
+        if not space.rows_only:
+            raise OptionError(
+                f"--elbo {requested} is for models whose latents all belong to rows, of which a "
+                "guide can be shown others than the data; give --elbo trace_graph."
+            )
+        if sites.auxiliary:
+            raise OptionError(
+                f"--elbo {requested}: the guide draws '{min(sites.auxiliary)}', which is no site "
+                "of the model, and no dream tells of it; give --elbo trace."
+            )
     if requested == "local_reparameterisation":
         weights = [f"{layer}.{part}" for layer in space.layers for part in ("weight", "bias")]
         if not weights:
@@ -233,7 +251,7 @@ def choose_objective(
         return "trace_enum", f"it sums over '{left[0]}', which the guide leaves out"
     if sites.enumerable:
         return "trace_enum", f"the guide's '{min(sites.enumerable)}' can be summed over"
-    if sites.discrete:
+    if sites.discrete and suited not in AS_DRAWN:
         return "trace_graph", f"the guide's '{min(sites.discrete)}' is discrete: score function"
     if suited is not None:
         return suited, "it suits the guide"
@@ -244,9 +262,11 @@ def make_objective(
     name: str,
     particles: int,
     space: LatentSpace,
+    *,
     alpha: float = 0.5,
     baseline: str = "decaying",
     free_bits: float = 0.0,
+    insomnia: float = 1.0,
 ) -> Objective:
     """The objective.
 
@@ -257,9 +277,13 @@ def make_objective(
         alpha: The order of `renyi`.
         baseline: Of `score_function`.
         free_bits: Of `trace_mean_field`.
+        insomnia: Of `reweighted_wake_sleep`.
     """
     rows = space.subsampled if space.rows_only else None
-    return OBJECTIVES[name](particles, space.max_plate_nesting, rows, alpha, baseline, free_bits)
+    return OBJECTIVES[name](
+        particles, space.max_plate_nesting, rows, alpha, baseline, free_bits, insomnia,
+        space.observed,
+    )  # fmt: skip
 
 
 def marked(

@@ -6,7 +6,7 @@ numbers and gradients are those of Pyro's objectives of the same name.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -31,6 +31,8 @@ class Objective:
 
     Attributes:
         several: Whether it takes several draws together.
+        of_its_loss: Whether its gradient is that of the loss.
+        of_rows: Whether it is for models whose latents are all the rows'.
 
     Args:
         particles: How many draws.
@@ -39,9 +41,13 @@ class Objective:
         alpha: The order of a Renyi divergence.
         baseline: Of score functions; see `elbowroom.inference.stochastic.score_function`.
         free_bits: Nats of each latent of a row that cost nothing, where there are gradients.
+        insomnia: Of `reweighted_wake_sleep`.
+        observed: The observed sites.
     """
 
     several = False
+    of_its_loss = True
+    of_rows = False
 
     def __init__(
         self,
@@ -51,10 +57,12 @@ class Objective:
         alpha: float = 0.5,
         baseline: str = "none",
         free_bits: float = 0.0,
+        insomnia: float = 1.0,
+        observed: Sequence[str] = (),
     ) -> None:
         self.particles, self.nesting = particles, nesting
         self.rows, self.alpha, self.baseline = rows, alpha, baseline
-        self.free_bits = free_bits
+        self.free_bits, self.insomnia, self.observed = free_bits, insomnia, observed
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -105,6 +113,15 @@ class Objective:
 
 def _samples(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
     return ((name, node) for name, node in trace.nodes.items() if node["type"] == "sample")
+
+
+class Detached(SeenRows):
+    """Draws that do not depend on the parameters they are drawn with, in the traces within."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        super()._pyro_post_sample(msg)
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
 
 
 class Sampled(Objective):
@@ -259,9 +276,13 @@ class Weighted(Objective):
 
     Where every latent belongs to a row, each row has weights of its own; else the draws have them.
     The draws after the first are made in one batched call, where the model's code allows it.
+
+    Attributes:
+        scored: Whether draws are taken as they are, without the paths that lead to them.
     """
 
     several = True
+    scored = False
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -299,7 +320,7 @@ class Weighted(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> dict[str, Tensor]:
         """The log densities of one draw: of the model `p`, of the guide `q`, and of the `rest`."""
-        with SeenRows() as seen:
+        with Detached() if self.scored else SeenRows() as seen:
             (traces,) = Objective.traces(self._single, model, guide, arguments)
         model_trace, guide_trace = traces
         if not all(self._is_of_a_row(node) for _, node in _samples(guide_trace)):
@@ -360,6 +381,33 @@ class ImportanceWeighted(Weighted):
     def combined(self, weights: Tensor) -> Tensor:
         """The bound from log weights, with a leading dim for the draws."""
         return weights.logsumexp(0) - math.log(len(weights))
+
+
+class LeaveOneOut(ImportanceWeighted):
+    """The bound of `iwae` by score functions, each draw with the others as its baseline: `vimco`.
+
+    The score of a draw is weighed by what the draw adds to the bound: the bound less what it would
+    be if the draw's log weight were the mean of the others' (Mnih and Rezende, 2016, "Variational
+    inference for Monte Carlo objectives"). Takes any site, discrete ones too.
+    """
+
+    scored = True
+
+    def surrogate(self, terms: dict[str, Tensor], bound: Tensor) -> Tensor:
+        """What to differentiate, of the shape of the bound."""
+        weights = terms["p"] - terms["q"]
+        held = weights.detach()
+        count = len(held)
+        others = (held.sum(0) - held) / max(count - 1, 1)
+        # Of each draw, all log weights with its own replaced.
+        replaced = torch.where(
+            torch.eye(count, dtype=torch.bool, device=held.device).reshape(
+                count, count, *[1] * (held.dim() - 1)
+            ),
+            others.unsqueeze(1), held.unsqueeze(0),
+        )  # fmt: skip
+        added = bound.detach() - (replaced.logsumexp(1) - math.log(count))  # (draws, rows)
+        return (added * terms["q"] + held.softmax(0) * weights).sum(0)
 
 
 class DoublyReparameterised(ImportanceWeighted):

@@ -9,24 +9,20 @@ import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from elbowroom.guides.space import SeenRows, sample_sites
+from elbowroom.guides.space import sample_sites
 from elbowroom.inference.stochastic import baselines
-from elbowroom.inference.stochastic.estimators import Estimate, Objective, reward_by_plates
+from elbowroom.inference.stochastic.estimators import (
+    Detached,
+    Estimate,
+    Objective,
+    reward_by_plates,
+)
 
 BASELINES = ("none", "running", "decaying", "neural")
 DECAY = 0.9
 """What a decaying average keeps of itself at each step."""
 HIDDEN = 16
 """Units of the hidden layer of a neural baseline."""
-
-
-class _Detached(SeenRows):
-    """Draws that do not depend on the parameters they are drawn with, in the traces within."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        super()._pyro_post_sample(msg)
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
-            msg["value"] = msg["value"].detach()
 
 
 class ScoreFunction(Objective):
@@ -45,7 +41,7 @@ class ScoreFunction(Objective):
     ) -> Iterator[Estimate]:
         """One for each draw."""
         for _ in range(self.particles):
-            with _Detached() as seen:
+            with Detached() as seen:
                 model_trace, guide_trace = get_importance_trace(
                     "flat", self.nesting, model, guide, (), arguments
                 )

@@ -59,6 +59,15 @@ class Settings:
     baseline: Annotated[
         str, Field(description="of score_function: none, running, decaying or neural")
     ] = "decaying"
+    insomnia: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the guide's gradient of reweighted_wake_sleep that "
+            "comes from data, not from dreams",
+        ),
+    ] = 1.0
     kl_warm_up: Annotated[
         int | None, Field(ge=1, description="steps in which the divergence from the prior comes in")
     ] = None
@@ -91,6 +100,11 @@ class Settings:
             raise unknown("objective", self.elbo, OBJECTIVES)
         if self.elbo is not None and OBJECTIVES[self.elbo].several and self.particles < 2:
             raise OptionError(f"--elbo {self.elbo} takes several draws together; give --particles.")
+        if self.elbo is not None and self.kl_warm_up and not OBJECTIVES[self.elbo].of_its_loss:
+            raise OptionError(
+                f"--kl-warm-up weighs a divergence of the ELBO, which --elbo {self.elbo} has not; "
+                "leave it out."
+            )
         if self.alpha == 1:
             raise OptionError("--alpha 1 is the ELBO itself; give --elbo trace.")
         if self.baseline not in BASELINES:

@@ -1,0 +1,154 @@
+"""Helmholtz machine: binary latents in layers, each drawn given the one above, the data last.
+
+With L layers of binary units, from the top one h[L] down to the one next to the data, h[1], and σ
+the logistic function, for each row
+
+    h[L] ~ Bernoulli(σ(a[L]))
+    h[l] ~ Bernoulli(σ(W[l] h[l+1] + a[l]))      l = L-1, ..., 1
+    x    ~ Bernoulli(σ(W[0] h[1] + a[0]))
+
+with weights and biases fitted as points (Dayan, Hinton, Neal and Zemel, 1995, "The Helmholtz
+machine"; as a network, the sigmoid belief network of Neal, 1992, "Connectionist learning of belief
+networks"). A draw of a binary unit has no derivative, so that gradients are score functions
+(`score_function`, `vimco`) or not those of the ELBO at all (`wake_sleep`,
+`reweighted_wake_sleep`). Cells are shares of ink, between nought and the top of their range, and
+are drawn as ink or paper: once, or at each step anew.
+"""
+
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from elbowroom.errors import OptionError
+from elbowroom.models import ROWS, Model, Prepared, Training, register, vae
+from elbowroom.models._networks import perceptron
+from elbowroom.models._options import Columns, Exclude
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `helmholtz_machine`."""
+
+    units: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(
+            min_length=1, description="binary latents of each layer, the one next to the data first"
+        ),
+    ] = (30, 10)
+    binarise: Annotated[
+        Literal["once", "dynamic"],
+        Field(description="cells drawn as ink or paper, dynamic at each step anew"),
+    ] = "once"
+    image_shape: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...] | None,
+        Field(description="height,width[,colours] of the images whose pixels are the columns"),
+    ] = None
+    columns: Columns = None
+    exclude: Exclude = ()
+
+
+def site(layer: int) -> str:
+    """The name of a layer's latents; layer 1 is next to the data."""
+    return f"h_{layer}"
+
+
+def helmholtz_machine(
+    x: Tensor | None,
+    centre: Tensor,
+    spread: Tensor,
+    rows: int,
+    options: Options,
+    limits: tuple[int, int],
+    shares: Tensor | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """The Pyro model.
+
+    Args:
+        x: Nought or one, (rows, columns); None draws it.
+        centre: The mean of each column, which the recognition network subtracts, (columns,).
+        spread: What each column was divided by, (columns,).
+        rows: The number of rows.
+        options: The layers.
+        limits: Of the cells, in the user's units.
+        shares: Of ink, from which x is drawn anew at each step, (rows, columns).
+        batch_size: Rows drawn for a minibatch, all of them by default.
+    """
+    highest = len(options.units)
+    with pyro.plate(ROWS, rows, subsample_size=batch_size):
+        logits = pyro.param(f"generator.{highest}.bias", lambda: torch.zeros(options.units[-1]))
+        for layer in range(highest, 0, -1):
+            h = pyro.sample(site(layer), dist.Bernoulli(logits=logits).to_event(1))
+            below = options.units[layer - 2] if layer > 1 else len(centre)
+            logits = perceptron(f"generator.{layer - 1}", h, (), below)  # (rows, units below)
+        seen = None if x is None else vae.seen(x, shares)
+        pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=seen)
+
+
+def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
+    """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
+
+    Raises:
+        DataError: If a column cannot be used, or a cell lies outside of the range.
+        OptionError: If the columns are not the pixels of the image shape, or a layer has more
+            latents than the data columns.
+    """
+    as_pixels = vae.Options(
+        latent=1, binarise=options.binarise, image_shape=options.image_shape,
+        columns=options.columns, exclude=options.exclude,
+    )  # fmt: skip
+    pixels = vae.prepare(table, as_pixels, training)
+    known = pixels.arguments
+    columns = known["x"].shape[1]
+    if max(options.units) > columns:
+        raise OptionError(
+            f"--units {','.join(map(str, options.units))} is more than the {columns} columns, "
+            "which would then be copied; give fewer."
+        )
+    x, shares = known["x"], known["shares"]
+    mean = (x if shares is None else shares).mean(0)
+    units = {site(i): (ROWS, f"unit_{i}") for i in range(1, len(options.units) + 1)}
+    return Prepared(
+        arguments={
+            "x": x, "centre": mean if training is None else training.arguments["centre"],
+            "spread": known["spread"], "rows": known["rows"], "options": options,
+            "limits": known["limits"], "shares": shares,
+        },
+        dims={
+            **units, "x": (ROWS, "column"), "shares": (ROWS, "column"), "centre": ("column",),
+            "spread": ("column",),
+        },
+        coords={"column": pixels.coords["column"]},
+    )  # fmt: skip
+
+
+def in_units(values: Tensor, arguments: Any) -> Tensor:
+    """Predicted cells on the user's scale."""
+    return values * arguments["spread"]
+
+
+register(
+    Model(
+        name="helmholtz_machine",
+        function=helmholtz_machine,
+        options=Options,
+        prepare=prepare,
+        observed="x",
+        predicts="x",
+        dataset="digits",
+        in_units=in_units,
+        suggested={
+            "learning_rate": 3e-3, "batch_size": 100, "draws": 200, "dtype": "float32",
+            "particles": 10,
+        },
+        verbs=("generate", "score", "embed", "reconstruct", "impute"),
+        continuous=False,
+    ),
+    __name__,
+)  # fmt: skip
