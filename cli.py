@@ -362,23 +362,31 @@ def compare(
     engine: Engine = "auto",
     seed: Seed = None,
     draws: Draws = None,
+    test_size: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the rows, or number of them, held out and foretold by every method."
+        ),
+    ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fit several guides to the same data with the same seed, and lay them side by side."""
     from elbowroom.comparing import compare as run_compare
     from elbowroom.posterior.run_folder import check_target
-    from elbowroom.report import terminal
+    from elbowroom.report import outcomes, terminal
 
     folder = _folder(output, model, "comparison")
     check_target(folder, overwrite, marker="comparison.json")
     with terminal.progresses() as report:
         result = run_compare(
-            model, data, guide, engine=engine, seed=seed, draws=draws, progress=report,
-            **options,
+            model, data, guide, engine=engine, seed=seed, draws=draws, test_size=test_size,
+            progress=report, **options,
         )  # fmt: skip
     terminal.show_comparison(result)
-    terminal.show_saved(_save(result, folder, overwrite))
+    saved = _save(result, folder, overwrite)
+    outcomes.draw_predictions(result, saved)
+    terminal.show_saved(saved)
     if not result.fits:
         raise typer.Exit(1)
     if not any(each.verdict.trusted for each in result.fits.values()):

@@ -1,7 +1,7 @@
 """Fits several guides to one model and data, and lays the results side by side."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import xarray
 
+from elbowroom.data.tables import read_table
 from elbowroom.deterministic import survey
 from elbowroom.diagnostics.compare import (
     Row,
@@ -17,13 +18,14 @@ from elbowroom.diagnostics.compare import (
     posterior_differences,
 )
 from elbowroom.diagnostics.measures import leave_one_out
-from elbowroom.errors import ElbowroomError, GuideError, OptionError
+from elbowroom.errors import DataError, ElbowroomError, GuideError, OptionError
 from elbowroom.fitted import Fit
 from elbowroom.fitting import bind_model, chosen_engine, fit_problem, resolve_guide
 from elbowroom.guides import guides_for
+from elbowroom.held_out import held_out_scores, split_rows
 from elbowroom.inference.densities.landscape import Landscape, explore
 from elbowroom.inference.isolation import checked_seed
-from elbowroom.inference.problem import Problem
+from elbowroom.inference.problem import Problem, resolve_model
 from elbowroom.inference.stochastic.elbo import OBJECTIVES
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.plan import Progress
@@ -87,7 +89,7 @@ class Comparison:
             fit.save(folder / name.replace(":", "-"))
 
 
-def _split(guide: Any) -> tuple[Any, str | None]:
+def _guide_and_objective(guide: Any) -> tuple[Any, str | None]:
     """A guide and the objective that `GUIDE:OBJECTIVE` asks for."""
     if not isinstance(guide, str) or ":" not in guide:
         return guide, None
@@ -103,6 +105,7 @@ def compare(
     engine: str = "auto",
     seed: int | None = None,
     draws: int | None = None,
+    test_size: float | None = None,
     progress: Callable[[str], Progress | None] | None = None,
     **options: Any,
 ) -> Comparison:
@@ -119,6 +122,8 @@ def compare(
         engine: As `elbowroom.fit` takes it; each guide has its own where it is "auto".
         seed: Of every fit; drawn and recorded by default.
         draws: Posterior draws of each fit.
+        test_size: A share of the rows, or a number of them, that is held out of every fit and
+            foretold by it: the table then has the scores of `elbowroom.held_out.held_out_scores`.
         progress: Given a guide's name, the progress callback of its fit, or None.
         **options: As `elbowroom.fit` takes them.
 
@@ -136,14 +141,20 @@ def compare(
         >>> result.best
         'laplace'
     """
+    seed = checked_seed(seed)
+    test = None
+    if test_size is not None:
+        data, test = _split(model, data, test_size, seed)
     problem, settings, suggested_draws = bind_model(model, data, options)
+    if test is not None and not problem.new_arguments(test)[1]:
+        raise DataError("the table lacks what was observed, which is to be foretold.")
     if guides is None:
         guides = list(guides_for(problem.model_name, problem.space.local_continuous))
     names = [g if isinstance(g, str) else resolve_guide(g, problem).name for g in guides]
     for name in names:
         if names.count(name) > 1:
             raise OptionError(f"--guide {name} is given twice; give it once.")
-    parts = [_split(guide) for guide in guides]
+    parts = [_guide_and_objective(guide) for guide in guides]
     for guide, objective in parts:
         if guide == NUTS and objective is None:
             continue
@@ -152,7 +163,6 @@ def compare(
             raise OptionError(
                 f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
             )
-    seed = checked_seed(seed)
     count = suggested_draws if draws is None else draws
 
     @cache
@@ -169,7 +179,7 @@ def compare(
     for name, (guide, objective) in zip(names, parts, strict=True):
         report = progress(name) if progress is not None else None
         if name == NUTS:
-            rows.append(_by_nuts(problem, settings, seed, fits))
+            rows.append(_by_nuts(problem, settings, seed, fits, test))
             continue
         chosen = settings if objective is None else replace(settings, elbo=objective)
         try:
@@ -187,6 +197,7 @@ def compare(
             "objective": fit.objective[0],
             "converged": fit.converged,
             "verdict": fit.verdict.level,
+            **({} if test is None else held_out_scores(fit, test)),
         }
         rows.append(Row(name, measures, _compared(fit)))
         if fit.trained.status == "interrupted":
@@ -196,13 +207,27 @@ def compare(
     return replace(found, differences=posterior_differences(rows, found.baseline or ""))
 
 
+def _split(model: Any, data: Any, size: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows to learn from, and those held out."""
+    source = resolve_model(model).dataset if data is None else data
+    if source is None or isinstance(source, Mapping):
+        raise OptionError("--test-size holds rows of a table out; give the data as a table.")
+    return split_rows(read_table(source), size, seed)
+
+
 def _compared(fit: Fit) -> xarray.Dataset:
     """Latents of each row are no quantity to compare: a rotation of all changes nothing."""
     posterior = fit.posterior["posterior"].to_dataset()
     return posterior.drop_vars(fit.problem.space.local, errors="ignore")
 
 
-def _by_nuts(problem: Problem, settings: Settings, seed: int, fits: dict[str, Fit]) -> Row:
+def _by_nuts(
+    problem: Problem,
+    settings: Settings,
+    seed: int,
+    fits: dict[str, Fit],
+    test: pd.DataFrame | None,
+) -> Row:
     """The row of the sampler, whose fit is added to the others."""
     try:
         begun = fit_problem(problem, "auto", settings, seed=seed)
@@ -219,5 +244,6 @@ def _by_nuts(problem: Problem, settings: Settings, seed: int, fits: dict[str, Fi
         "parameters": 0,
         "converged": True,
         "verdict": fit.verdict.level,
+        **({} if test is None else held_out_scores(fit, test)),
     }
     return Row(NUTS, measures, _compared(fit))

@@ -34,6 +34,7 @@ def recognition(space: LatentSpace, start: Start) -> Callable[..., Any]:
         spread: Tensor,
         rows: int,
         options: Options,
+        shape: tuple[int, ...],
         limits: tuple[int, int],
         shares: Tensor | None = None,
         batch_size: int | None = None,

@@ -35,10 +35,11 @@ class PointParameters:
 
     @classmethod
     def of(cls, trace: Any) -> "PointParameters":
-        """Those of a run of the model, whose values are in the active parameter store."""
+        """Those of a run of the model; those that are held at some values are none."""
         store = pyro.get_param_store()
         values, constraints = dict(store.named_parameters()), store.get_state()["constraints"]
-        names = [name for name, node in trace.nodes.items() if node["type"] == "param"]
+        params = [name for name, node in trace.nodes.items() if node["type"] == "param"]
+        names = [name for name in params if name in values]
         return cls(
             {name: values[name].detach().double().cpu().clone() for name in names},
             {name: constraints[name] for name in names},

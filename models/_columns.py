@@ -17,6 +17,16 @@ def column_of_role(table: pd.DataFrame, role: str) -> str | None:
     return next((str(name) for name, own in roles.items() if own == role), None)
 
 
+def cells(table: pd.DataFrame) -> Tensor:
+    """The cells of columns of numbers, (rows, columns), whatever order they lie in.
+
+    Example:
+        >>> cells(pd.DataFrame({"dose": [1.0, 2.0]})[::-1]).tolist()
+        [[2.0], [1.0]]
+    """
+    return torch.tensor(np.array(table, order="C"))
+
+
 def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:
     """The column named, or the bundled table's own response.
 

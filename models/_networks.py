@@ -1,7 +1,7 @@
 """Networks whose weights are Pyro parameters, shared by models and guides."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -21,12 +21,10 @@ KERNEL = {"kernel_size": 3, "stride": 2, "padding": 1}
 
 def _parameters(name: str, make: Callable[[], Any]) -> tuple[Tensor, Tensor]:
     """The weight and bias of a layer; initially as torch draws them, within 1 / √inputs."""
-    if f"{name}.weight" in pyro.get_param_store():
-        return pyro.param(f"{name}.weight"), pyro.param(f"{name}.bias")
-    layer = make()
+    made = cache(make)
     return (
-        pyro.param(f"{name}.weight", layer.weight.detach()),
-        pyro.param(f"{name}.bias", layer.bias.detach()),
+        pyro.param(f"{name}.weight", lambda: made().weight.detach()),
+        pyro.param(f"{name}.bias", lambda: made().bias.detach()),
     )
 
 

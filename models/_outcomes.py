@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
@@ -12,7 +11,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Prepared, Training
-from elbowroom.models._columns import indicators, predictor_columns, response_column
+from elbowroom.models._columns import cells, indicators, predictor_columns, response_column
 from elbowroom.models._options import Exclude
 
 MOST_CLASSES = 100
@@ -80,7 +79,7 @@ def predictors_and_response(
     response = response_column(source, options.response, hint)
     names = predictor_columns(source, response, options.columns, options.exclude)
     design = _design(table, source, names, new=training is not None)
-    predictors = torch.tensor(np.ascontiguousarray(design))  # (rows, predictors)
+    predictors = cells(design)  # (rows, predictors)
     levels = _levels(source[response], kind)
     outcome = None
     if response in table.columns and not (training and table[response].isna().all()):
@@ -151,4 +150,4 @@ def _outcome(column: pd.Series, levels: list[object] | None, new: bool) -> Tenso
     if levels is not None:
         return indicators(column, levels).argmax(1)
     numbers = numeric_columns(column.to_frame(), allow_constant=new)
-    return torch.tensor(np.ascontiguousarray(numbers)[:, 0])
+    return cells(numbers)[:, 0]

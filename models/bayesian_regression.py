@@ -28,7 +28,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
-from elbowroom.models._columns import predictor_columns, response_column
+from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Exclude
 
 PRIOR_SCALE = 2.5
@@ -197,12 +197,12 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     else:
         design, response, has_intercept = _plain_columns(source, options, new)
     design = numeric_columns(design, allow_constant=training is not None)
-    predictors = torch.tensor(np.ascontiguousarray(design))  # (rows, columns)
+    predictors = cells(design)  # (rows, columns)
     outcome = None
     blank = training is not None and response is not None and response.isna().all()
     if response is not None and not blank:
         column = numeric_columns(response.to_frame(), allow_constant=training is not None)
-        outcome = torch.tensor(np.ascontiguousarray(column)[:, 0])  # (rows,)
+        outcome = cells(column)[:, 0]  # (rows,)
     if training is None:
         if outcome is None:
             raise DataError("the table lacks the response.")

@@ -17,7 +17,6 @@ is given it is a weak one, scaled to the data: [mean of y, ten standard deviatio
 
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -29,7 +28,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
-from elbowroom.models._columns import predictor_columns, response_column
+from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Columns, Exclude
 
 PRIORS = {
@@ -139,7 +138,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if training is None or (response in table.columns and not table[response].isna().all()):
         column = align_columns(table, [response])
         column = numeric_columns(column, allow_constant=options.likelihood != "regression")
-        y = torch.tensor(np.ascontiguousarray(column)[:, 0])  # (rows,)
+        y = cells(column)[:, 0]  # (rows,)
         _check_cells(y, response, options.likelihood)
     names: list[str] = []
     design = torch.ones(len(table), 0)
@@ -147,7 +146,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if options.likelihood == "regression":
         names = predictor_columns(source, response, options.columns, options.exclude)
         chosen = numeric_columns(align_columns(table, names), allow_constant=training is not None)
-        predictors = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
+        predictors = cells(chosen)  # (rows, columns)
         if training is None:
             centre, spread = predictors.mean(0), predictors.std(0)
         else:

@@ -30,6 +30,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._columns import cells
 from elbowroom.models._options import Columns, Exclude
 
 
@@ -139,7 +140,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             f"of {most} latent dimensions at most; give fewer, or more columns."
         )
     chosen = numeric_columns(align_columns(table, names), allow_constant=training is not None)
-    x = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
+    x = cells(chosen)  # (rows, columns)
     if training is not None:
         centre, spread = training.arguments["centre"], training.arguments["spread"]
     else:

@@ -35,6 +35,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._columns import cells
 from elbowroom.models._options import Columns, Exclude
 
 
@@ -121,14 +122,14 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
                 f"--components {options.components} is more than the table's {len(chosen)} rows; "
                 "give a smaller number."
             )
-        x = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
+        x = cells(chosen)  # (rows, columns)
         centre, spread = x.mean(0), x.std(0)
         if spherical:
             spread = spread.square().mean().sqrt().expand_as(centre).clone()
     else:
         names = list(select_columns(training.table, options.columns, options.exclude).columns)
         chosen = numeric_columns(align_columns(table, names), allow_constant=True)
-        x = torch.tensor(np.ascontiguousarray(chosen))
+        x = cells(chosen)
         centre, spread = training.arguments["centre"], training.arguments["spread"]
     return Prepared(
         arguments={

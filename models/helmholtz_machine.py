@@ -64,6 +64,7 @@ def helmholtz_machine(
     spread: Tensor,
     rows: int,
     options: Options,
+    shape: tuple[int, ...],
     limits: tuple[int, int],
     shares: Tensor | None = None,
     batch_size: int | None = None,
@@ -76,6 +77,7 @@ def helmholtz_machine(
         spread: What each column was divided by, (columns,).
         rows: The number of rows.
         options: The layers.
+        shape: Of the images, height first.
         limits: Of the cells, in the user's units.
         shares: Of ink, from which x is drawn anew at each step, (rows, columns).
         batch_size: Rows drawn for a minibatch, all of them by default.
@@ -118,7 +120,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         arguments={
             "x": x, "centre": mean if training is None else training.arguments["centre"],
             "spread": known["spread"], "rows": known["rows"], "options": options,
-            "limits": known["limits"], "shares": shares,
+            "shape": known["shape"], "limits": known["limits"], "shares": shares,
         },
         dims={
             **units, "x": (ROWS, "column"), "shares": (ROWS, "column"), "centre": ("column",),

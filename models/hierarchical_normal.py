@@ -27,7 +27,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
-from elbowroom.models._columns import column_of_role, response_column
+from elbowroom.models._columns import cells, column_of_role, response_column
 
 WIDE = 2.5
 """The default prior's standard deviation of the mean, in that of the response."""
@@ -168,7 +168,7 @@ def _labels(table: pd.DataFrame, by: str | None) -> list[object]:
 
 def _column(table: pd.DataFrame, name: str) -> Tensor:
     column = numeric_columns(align_columns(table, [name]), allow_constant=True)
-    return torch.tensor(np.ascontiguousarray(column)[:, 0])  # (rows,)
+    return cells(column)[:, 0]  # (rows,)
 
 
 register(

@@ -36,6 +36,7 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models._columns import cells
 from elbowroom.models._fresh import binarised
 from elbowroom.models._likelihoods import Dequantised, DiscretisedLogistic
 from elbowroom.models._networks import convolutional_decoder, perceptron
@@ -203,7 +204,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     # A pixel that never changes is common, and does no harm where the range is given.
     allow_constant = pixels or whole or training is not None
     chosen = numeric_columns(align_columns(table, names), allow_constant=allow_constant)
-    x = torch.tensor(np.ascontiguousarray(chosen))  # (rows, columns)
+    x = cells(chosen)  # (rows, columns)
     if training is not None:
         known = training.arguments
         centre, spread, limits = known["centre"], known["spread"], known["limits"]

@@ -13,6 +13,11 @@ COLUMNS = (
     "converged", "verdict",
 )  # fmt: skip
 
+WHERE_KNOWN = (
+    "amortisation_gap", "test_log_density", "test_log_density_se", "test_coverage", "test_spread",
+    "test_calibration_error",
+)  # fmt: skip
+"""Columns that a comparison has where a method has the number."""
 DIFFERENCES = ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]
 
 
@@ -37,11 +42,14 @@ def comparison_table(rows: list[Row]) -> pd.DataFrame:
     """One line a method, best ELBO first, those without a bound next, failures last.
 
     Columns: the objective that was maximised, elbo and elbo_se in nats, k_hat, elpd_loo and its
-    se, seconds, parameters, converged, verdict, best (whether no other bound is higher), error.
+    se, seconds, parameters, converged, verdict, best (whether no other bound is higher), error;
+    where a method has them, its amortisation_gap in nats a row, and what `elbowroom.held_out` tells
+    of rows held out.
     """
+    known = [name for name in WHERE_KNOWN if any(name in row.measures for row in rows)]
     lines = []
     for row in rows:
-        line = {name: row.measures.get(name, np.nan) for name in COLUMNS}
+        line = {name: row.measures.get(name, np.nan) for name in (*COLUMNS, *known)}
         lines.append({"guide": row.name, **line, "error": row.error})
     table = pd.DataFrame(lines)
     failed = table["error"] != ""

@@ -83,6 +83,33 @@ class Problem:
         model = replace(self.model, function=function)
         return replace(self, model=model, space=space, reparameterised=tuple(sites))
 
+    def with_rows(self, data: pd.DataFrame, points: Mapping[str, Tensor]) -> "Problem":
+        """The same model of other rows, its point parameters (`pyro.param`) held at some values.
+
+        Args:
+            data: The rows, prepared as the fit's were.
+            points: The values, by name.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+        """
+        held = {name: value.to(self.device, self.dtype) for name, value in points.items()}
+        substituted: Any = poutine.substitute(self.model.function, data=held)
+
+        @wraps(self.model.function)
+        def function(**arguments: Any) -> Any:
+            return substituted(**arguments)
+
+        training = Training(self.data, self.prepared.arguments)
+        with isolated(0, dtype=self.dtype, device=self.device):
+            prepared = self.model.prepare(data, self.options, training)
+            arguments = placed(prepared.arguments, self.dtype, self.device)
+            space = LatentSpace.of(function, arguments)
+        model = replace(self.model, function=function)
+        return replace(
+            self, model=model, data=data, prepared=prepared, arguments=arguments, space=space
+        )
+
     @property
     def hidden(self) -> set[str]:
         """Latent sites that the user sees through a deterministic site instead."""

@@ -7,14 +7,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from elbowroom.comparing import Comparison
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError
 from elbowroom.fitted import Fit
 from elbowroom.posterior.run_folder import writing
-from elbowroom.report.pictures import picture_of_images, picture_of_latents
+from elbowroom.report.pictures import (
+    picture_of_images,
+    picture_of_latents,
+    picture_of_predictions,
+)
 
 SHOWN = 10
 """Images of a reconstruction in its picture."""
+PANELS = 6
+"""Methods in a picture of predictions."""
+POINTS, BEYOND = 200, 0.5
+"""Along a column in it, and how many of its ranges beyond either end."""
 GENERATED = 100
 """New images in theirs."""
 
@@ -99,6 +108,48 @@ def draw_manifold(fit: Fit, table: pd.DataFrame, size: int) -> Callable[[Path], 
     if found is None:
         raise DataError("the manifold is a picture of images; fit with --image-shape.")
     return lambda path: picture_of_images(found, path, size, title="the latents' manifold")
+
+
+def draw_predictions(comparison: Comparison, folder: Path) -> None:
+    """A picture of what the methods foretell along the first predictor that is a number.
+
+    The others are held at their medians, or at what is most common. There is none where no number
+    is foretold from columns.
+    """
+    fits = dict(list(comparison.fits.items())[:PANELS])
+    problem = next((fit.problem for fit in fits.values()), None)
+    if problem is None or problem.prepared.coords.get("class"):
+        return
+    table = problem.data
+    numbers = [
+        name
+        for name in problem.prepared.coords.get("predictor", ())
+        if name in table and pd.api.types.is_numeric_dtype(table[name])
+    ]
+    if not numbers:
+        return
+    column = numbers[0]
+    low, high = float(table[column].min()), float(table[column].max())
+    reach = np.linspace(low - BEYOND * (high - low), high + BEYOND * (high - low), POINTS)
+    held = {name: _typical(table[name]) for name in table.columns if name != column}
+    line = pd.DataFrame({**held, column: reach})[list(table.columns)]
+    line.attrs = table.attrs
+    panels = {}
+    for name, fit in fits.items():
+        found = fit.predict(line, 0.9)
+        panels[name] = found.assign(**{column: reach})
+    observed = problem.arguments[problem.observed].double().cpu().numpy()
+    response = getattr(problem.options, "response", None) or problem.observed
+    rows = pd.DataFrame({column: table[column].to_numpy(), response: observed})
+    others = "" if len(numbers) == 1 else ", the other columns at their medians"
+    title = f"{problem.model.name}: predictions along {column}{others}"
+    picture_of_predictions(panels, rows, folder / "predictions.png", title)
+
+
+def _typical(column: pd.Series) -> Any:
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return column.median()
+    return column.mode().iloc[0]
 
 
 def draw_latents(fit: Fit, data: Any, table: pd.DataFrame) -> Callable[[Path], None]:

@@ -1,6 +1,6 @@
 """Pictures of what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,42 @@ def picture_of_images(
     if title:
         axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=160)
+
+
+def picture_of_predictions(
+    panels: Mapping[str, pd.DataFrame], rows: pd.DataFrame, path: Path, title: str
+) -> None:
+    """What methods foretell along one column, within its range and outside of it.
+
+    Args:
+        panels: By the method's name, lines with the column, mean, lower and upper, in order.
+        rows: The column, and what was observed.
+        path: Of the PNG file.
+        title: Of the picture.
+    """
+    column, response = rows.columns
+    wide = min(3, len(panels))
+    tall = -(-len(panels) // wide)
+    figure = Figure(figsize=(3.6 * wide + 0.6, 3.0 * tall + 0.9), layout="constrained")
+    axes = figure.subplots(tall, wide, sharex=True, sharey=True, squeeze=False)
+    low, high = rows[response].min(), rows[response].max()
+    for ax, (name, found) in zip(axes.flat, panels.items(), strict=False):
+        ax.axvspan(rows[column].min(), rows[column].max(), color="#f1f1f1", zorder=0)
+        ax.scatter(rows[column], rows[response], s=7, color="#555555", linewidth=0, zorder=2)
+        ax.fill_between(
+            found[column], found["lower"], found["upper"], color=COLOURS[0], alpha=0.3, linewidth=0,
+            zorder=1,
+        )  # fmt: skip
+        ax.plot(found[column], found["mean"], color=COLOURS[0], linewidth=1.6, zorder=3)
+        ax.set_title(name, fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylim(low - 0.75 * (high - low), high + 0.75 * (high - low))
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    figure.supxlabel(f"{column} (grey: where the rows lie)", fontsize=10)
+    figure.supylabel(f"{response}: mean and interval of 90 %", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
 
 
 def picture_of_latents(

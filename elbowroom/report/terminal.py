@@ -30,6 +30,22 @@ WIDE = 100
 VERDICTS = {TRUSTED: "trusted", CORRECTED: "corrected", NOT_TRUSTED: "no"}
 """Verdicts as a column of a comparison has room for them."""
 
+EXTRA = {
+    "amortisation_gap": "amortised",
+    "test_log_density": "test",
+    "test_coverage": "coverage",
+    "test_spread": "spread",
+    "test_calibration_error": "calibration",
+}
+"""Columns of a comparison that not all have, and what they are called on a terminal."""
+EXPLAINED = {
+    "amortisation_gap": "amortised: nats a row that a guide of each row's own would gain",
+    "test_log_density": "test: the log density of a row held out",
+    "test_coverage": "coverage: the share of these in their intervals of 90 %",
+    "test_spread": "spread: the predictions' mean sd over that of what came",
+    "test_calibration_error": "calibration: how far probabilities are from frequencies",
+}
+
 Report = Callable[[int, int, float, float], None]
 
 
@@ -344,6 +360,8 @@ def show_comparison(comparison: Comparison) -> None:
     highest = {name: group["sd_ratio"].max() for name, group in groups.items()}
     names = ["verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"]
     wide = out.width >= WIDE
+    extra = {name: label for name, label in EXTRA.items() if name in comparison.table}
+    names += extra.values()
     if wide:
         names += ["parameters", "objective"]
     made = table("guide", *names, right=tuple(names))
@@ -364,6 +382,9 @@ def show_comparison(comparison: Comparison) -> None:
             ratio,
             f"{row['seconds']:.1f}",
         ]
+        for measure in extra:
+            error = row.get(f"{measure}_se", math.nan) if wide else math.nan
+            cells.append(_with_error(row[measure], error, 2))
         if wide:
             cells += [str(int(row["parameters"])), row["objective"]]
         add(made, *cells, style="bold" if row["best"] else "")
@@ -380,6 +401,9 @@ def show_comparison(comparison: Comparison) -> None:
             "its sds, lowest and highest.",
             style="dim",
         )
+        if extra:
+            said = "; ".join(EXPLAINED[name] for name in extra)
+            out.print(f"{said[:1].upper()}{said[1:]}.", style="dim")
     for row in comparison.table.to_dict("records"):
         if row["error"]:
             out.print(Text(f"{row['guide']} failed: {row['error']}", style="yellow"))

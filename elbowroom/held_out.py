@@ -1,0 +1,148 @@
+"""Rows held out of a comparison: one score for every method, and how far its predictions hold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from elbowroom.errors import GuideError, ModelError, OptionError
+from elbowroom.fitted import Fit
+from elbowroom.fitting import fit_problem
+from elbowroom.inference.isolation import constrained_values
+
+DRAWS = 1000
+"""Of the latents of each row."""
+INTERVAL = 0.9
+"""Probability of the intervals whose coverage is counted."""
+BINS = 10
+"""Of probabilities, in which they are compared with frequencies."""
+FEWEST = 2
+"""Rows on either side of a split."""
+
+
+def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows to learn from and rows held out, at random, each in the order of the table.
+
+    Args:
+        table: The rows.
+        size: The share that is held out, or if it is one or more, the number of rows.
+        seed: Of the choice.
+
+    Raises:
+        OptionError: If too few rows are left on either side.
+
+    Example:
+        >>> train, test = split_rows(pd.DataFrame({"y": range(10)}), 0.3, seed=0)
+        >>> len(train), len(test)
+        (7, 3)
+    """
+    rows = len(table)
+    count = round(size * rows) if 0 < size < 1 else round(size)
+    if not FEWEST <= count <= rows - FEWEST:
+        raise OptionError(
+            f"--test-size {size:g} of {rows} rows holds {count} out; at least {FEWEST} are needed "
+            "there, and as many to learn from."
+        )
+    held = np.zeros(rows, bool)
+    held[np.random.default_rng(seed).permutation(rows)[:count]] = True
+    return table[~held], table[held]
+
+
+def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
+    """How well a fit foretells rows that it has not seen.
+
+    Args:
+        fit: The fit.
+        table: The rows, with what was observed.
+
+    Returns:
+        `test_log_density`, the mean log density of a row in nats: of the posterior predictive, or
+        where rows have latents, summed over these by importance sampling; where the guide knows the
+        fitted rows alone, it is fitted to these first, with the model's point parameters held.
+        `test_log_density_se`, its standard error over the rows. Where a number is foretold,
+        `test_coverage`, the share of the rows inside their intervals of 90 %, and `test_spread`,
+        the mean sd of the predictions over the sd of what came. Where classes are,
+        `test_calibration_error`, the mean distance of their probabilities from their frequencies
+        (Guo, Pleiss, Sun and Weinberger, 2017, "On calibration of modern neural networks"). What a
+        fit has not is not there.
+    """
+    problem = fit.problem
+    try:
+        density = _log_density(fit, table)
+    except (GuideError, ModelError):  # a point has no density of a row's latents
+        density = np.full(len(table), np.nan)
+    found = {
+        "test_log_density": float(density.mean()),
+        "test_log_density_se": float(density.std(ddof=1) / len(density) ** 0.5),
+    }
+    if problem.space.row_latents or problem.model.predicts in problem.space.discrete:
+        return found
+    predicted = fit.predict(table, INTERVAL)
+    observed = _observed(fit, table)
+    classes = problem.prepared.coords.get("class")
+    if classes:
+        shares = predicted[[f"probability[{label}]" for label in classes]].to_numpy()
+        return {**found, "test_calibration_error": calibration_error(shares, observed.astype(int))}
+    parts = {
+        part: predicted.filter(regex=rf"(^|\.){part}$").to_numpy()
+        for part in ("lower", "upper", "sd")
+    }
+    values = observed.reshape(parts["sd"].shape)
+    if np.isin(values, (0, 1)).all():  # an interval of these says nothing
+        return found
+    inside = (values >= parts["lower"]) & (values <= parts["upper"])
+    return {
+        **found,
+        "test_coverage": float(inside.mean()),
+        "test_spread": float((parts["sd"].mean(0) / values.std(0, ddof=1)).mean()),
+    }
+
+
+def _log_density(fit: Fit, table: pd.DataFrame) -> np.ndarray:
+    """Of each row, in nats."""
+    if not fit.problem.space.row_latents:
+        return fit.log_density(table)
+    if fit.guide.amortised:
+        return fit.weigh_rows(table, DRAWS, fit.seed).log_density()[0]
+    points = constrained_values(fit.parameters)
+    held = {name: points[name] for name in fit.problem.space.parameters.initial}
+    size = fit.settings.batch_size
+    settings = replace(
+        fit.settings, batch_size=None if size is None or size >= len(table) else size
+    )
+    again = fit_problem(
+        fit.problem.with_rows(table, held), fit.guide, settings, engine=fit.engine, seed=fit.seed,
+        draws=100,
+    )  # fmt: skip
+    return again.weigh_rows(None, DRAWS, fit.seed).log_density()[0]
+
+
+def _observed(fit: Fit, table: pd.DataFrame) -> np.ndarray:
+    """What came, in the user's units or as numbers of classes."""
+    problem = fit.problem
+    values: Tensor = problem.new_arguments(table)[0][problem.observed].double().cpu()
+    if problem.model.in_units is not None:
+        values = problem.model.in_units(values, problem.prepared.arguments)
+    return values.numpy()
+
+
+def calibration_error(probabilities: np.ndarray, observed: np.ndarray) -> float:
+    """The mean distance of the likeliest class's probability from its frequency, in ten bins.
+
+    Args:
+        probabilities: (rows, classes).
+        observed: The number of each row's class, (rows,).
+
+    Example:
+        >>> sure = np.array([[0.8, 0.2]] * 10)
+        >>> calibration_error(sure, np.array([0] * 8 + [1] * 2))
+        0.0
+        >>> round(calibration_error(sure, np.array([0] * 5 + [1] * 5)), 3)
+        0.3
+    """
+    sure = probabilities.max(1)
+    right = probabilities.argmax(1) == observed
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    error = sum(abs((sure - right)[bins == each].sum()) for each in range(BINS))
+    return float(error / len(observed))
