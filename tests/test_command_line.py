@@ -297,7 +297,7 @@ def test_estimators_writes_a_table_and_a_picture(
     code, out, err = call(*arguments, capsys=capsys)
     assert (code, err) == (0, "")
     assert "sticking_the_landing" in out
-    assert len(pd.read_csv(folder / "estimators.csv")) == 27
+    assert len(pd.read_csv(folder / "estimators.csv")) == 30
     assert (folder / "estimators.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = call(*arguments, capsys=capsys)
     assert code == 1

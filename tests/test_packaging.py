@@ -49,6 +49,7 @@ FLOORS = [
             "referring",
             "fitting",
             "loading",
+            "held_out",
             "comparing",
         )
     },
