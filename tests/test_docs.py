@@ -118,6 +118,33 @@ def test_broken_links_are_seen() -> None:
     assert broken_links(DOCS / "README.md", text) == ["theory.md#nowhere", "models/none.png"]
 
 
+def broken_formulas(text: str) -> list[str]:
+    """Displayed formulas that Markdown would break, or whose braces do not match."""
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    broken = [] if text.count("$$") % 2 == 0 else ["a formula has no end"]
+    for formula in re.findall(r"\$\$(.*?)\$\$", text, flags=re.S):
+        listed = re.search(r"^\s*([-+*>#=|]|\d+[.)])", formula, flags=re.M)
+        pairs = [("{", "}"), (r"\bigl", r"\bigr"), (r"\Bigl", r"\Bigr")]
+        even = all(formula.count(one) == formula.count(two) for one, two in pairs)
+        if listed or "\n\n" in formula or not even:
+            broken.append(formula)
+    inline = re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
+    paragraphs = re.sub(r"`[^`]*`", "", inline).split("\n\n")
+    return broken + [each for each in paragraphs if each.count("$") % 2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of_root)
+def test_formulas_are_whole(page: Path) -> None:
+    assert broken_formulas(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["$$a\n  + b$$", "$$\\frac{a}{b$$", "of $a and b", "$$a", "$$a\n\nb$$"]
+)
+def test_a_broken_formula_is_seen(text: str) -> None:
+    assert broken_formulas(text) != []
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_a_page_and_a_picture(name: str) -> None:
     page, picture = DOCS / "models" / f"{name}.md", DOCS / "models" / f"{name}.png"
