@@ -1,8 +1,14 @@
 """Fits that several tests read, made once."""
 
 import os
+import re
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,6 +25,49 @@ import torch
 
 import elbowroom as er
 from elbowroom.fitted import Fit
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks_of(document: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a document that can be run: `bash` or `python`, and the text."""
+    text = document.read_text(encoding="utf-8")
+    return re.findall(r"```(bash|python)\n(.*?)```", text, flags=re.S)
+
+
+def run_blocks(document: Path, folder: Path, ends_with_3: Callable[[str], bool]) -> int:
+    """Runs every `elbowroom` line and every Python block of a document, as printed, in a folder.
+
+    Args:
+        document: A Markdown file.
+        folder: Where to.
+        ends_with_3: Whether a command ends with the exit code of a posterior that is not trusted.
+
+    Returns:
+        How many there were.
+    """
+    command = f"{sys.executable} -m elbowroom.cli"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    count = 0
+    for language, block in blocks_of(document):
+        if language == "python":
+            done = subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment)
+            assert done.returncode == 0, block
+            count += 1
+            continue
+        for line in block.splitlines():
+            if line.startswith("elbowroom ") and "demo" not in line:
+                shell = line.replace("elbowroom", command, 1)
+                done = subprocess.run(shell, shell=True, cwd=folder, env=environment)
+                assert done.returncode == (3 if ends_with_3(line) else 0), line
+                count += 1
+    return count
+
+
+@pytest.fixture(scope="session")
+def documents() -> Any:
+    """What runs the blocks of a document, and what lists them."""
+    return SimpleNamespace(run=run_blocks, blocks=blocks_of)
 
 
 def schools(effect: torch.Tensor, standard_error: torch.Tensor) -> None:

@@ -3,11 +3,11 @@
 import ast
 import doctest
 import pkgutil
-import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -114,19 +114,6 @@ def test_the_readme_lists_every_model_and_guide() -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_run(tmp_path: Path) -> None:
+def test_the_readmes_commands_run(tmp_path: Path, documents: Any) -> None:
     """Every `elbowroom` line and every Python block, as printed."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", readme, flags=re.S)
-    command = f"{sys.executable} -m elbowroom.cli"
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    for language, block in blocks:
-        if language == "python":
-            done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment)
-            assert done.returncode == 0, block
-            continue
-        for line in block.splitlines():
-            if line.startswith("elbowroom ") and "demo" not in line:
-                shell = line.replace("elbowroom", command, 1)
-                done = subprocess.run(shell, shell=True, cwd=tmp_path, env=environment)
-                assert done.returncode == (3 if " vae " in line and "fit" in line else 0), line
+    documents.run(ROOT / "README.md", tmp_path, lambda line: " vae " in line and "fit" in line)
