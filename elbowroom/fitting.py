@@ -252,6 +252,12 @@ class Work:
 
     def done(self, task: Task) -> Fit:
         """Does it."""
+        asked = "--reference" if self.reference else self.fallback and "--fallback nuts"
+        if asked and resolve_guide(self.guide, task.problem).likelihood:
+            raise OptionError(
+                f"{asked}: the guide '{self.guide}' leaves the priors out, and NUTS needs them; "
+                "fit with another guide."
+            )
         found = _fit_task(task, self.guide, self.engine, report=self.report)
         if found.trained.status == "interrupted":
             return found

@@ -229,6 +229,8 @@ def _show(
     if not math.isnan(measures["elbo"]):
         add(lines, "ELBO", f"{measures['elbo']:.2f} ± {measures['elbo_se']:.2f} nats")
         add(lines, "k-hat of the guide", _k_hat(measures))
+    if "log_likelihood" in measures:
+        add(lines, "log likelihood", f"{measures['log_likelihood']:.2f} nats")
     if "log_evidence" in measures:
         evidence, error = measures["log_evidence"], measures["log_evidence_se"]
         gap = max(0.0, measures["kl_to_posterior"])
