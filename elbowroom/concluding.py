@@ -58,7 +58,7 @@ class Fitted:
         parameters: Of it and of the model.
         trained: How the optimiser went.
         objective: The name of the ELBO that was maximised, and why.
-        engine: "svi" or "fixed_draws".
+        engine: "svi", "fixed_draws" or "em".
         point: Whether it is one point.
         starts: How many starts reached the optimum, and of how many, where there are no modes.
     """
@@ -296,7 +296,8 @@ def _evidence_of_rows(
     evidence = Evidence(
         fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
         k_hat, correction.weighted, correction.fewest_effective, correction.usable, shift, ratio,
-        predictive=tuple(sentences), rows=(len(correction.k_hat), correction.unreliable),
+        starts=fitted.starts, predictive=tuple(sentences),
+        rows=(len(correction.k_hat), correction.unreliable),
     )  # fmt: skip
     return evidence, measures
 

@@ -4,7 +4,7 @@ A guide's builder is called as `build(space, start)` with the model's `LatentSpa
 `Start`, and gives what Pyro calls a guide: a callable with the model's arguments.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -57,8 +57,8 @@ class Guide:
         replaces: The guide for any model that it is, for this model, by another name.
         engines: Those that fit it, the one that `auto` takes first.
         likelihood: Whether the priors of what it estimates are left out.
-        steps: Given the model's arguments, the steps of expectation-maximisation; see
-            `elbowroom.inference.expectation_maximisation.Steps`.
+        steps: Given the model's arguments and the columns' names, the steps of
+            expectation-maximisation; see `elbowroom.inference.expectation_maximisation.Steps`.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Guide:
     replaces: str | None = None
     engines: tuple[str, ...] = ("svi",)
     likelihood: bool = False
-    steps: Callable[[Mapping[str, Any]], Any] | None = None
+    steps: Callable[[Mapping[str, Any], Sequence[str]], Any] | None = None
 
 
 _registered: dict[tuple[str | None, str], Guide] = {}

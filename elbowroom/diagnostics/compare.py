@@ -9,8 +9,8 @@ import pandas as pd
 import xarray
 
 COLUMNS = (
-    "objective", "elbo", "elbo_se", "k_hat", "elpd_loo", "elpd_loo_se", "seconds", "parameters",
-    "converged", "verdict",
+    "objective", "elbo", "elbo_se", "log_likelihood", "k_hat", "elpd_loo", "elpd_loo_se",
+    "seconds", "parameters", "converged", "verdict",
 )  # fmt: skip
 
 DIFFERENCES = ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]
@@ -36,8 +36,9 @@ class Row:
 def comparison_table(rows: list[Row]) -> pd.DataFrame:
     """One line a method, best ELBO first, those without a bound next, failures last.
 
-    Columns: the objective that was maximised, elbo and elbo_se in nats, k_hat, elpd_loo and its
-    se, seconds, parameters, converged, verdict, best (whether no other bound is higher), error.
+    Columns: the objective that was maximised, elbo and elbo_se in nats, log_likelihood where the
+    priors are left out, k_hat, elpd_loo and its se, seconds, parameters, converged, verdict, best
+    (whether no other bound is higher), error.
     """
     lines = []
     for row in rows:

@@ -102,7 +102,7 @@ def show_plan(plan: Plan) -> None:
         add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
     numbers = f"{settings.dtype} on {problem.device.type}"
-    if plan.engine == "fixed_draws":
+    if plan.engine == "fixed_draws" or plan.engine == "em":
         add(rows, "engine", f"{plan.objective[0]}: {plan.objective[1]}")
         numbers = f"float64 on cpu, {settings.restarts} starts"
     elif not plan.guide.exact or problem.space.parameters.size:
@@ -346,6 +346,9 @@ def show_comparison(comparison: Comparison) -> None:
     highest = {name: group["sd_ratio"].max() for name, group in groups.items()}
     names = ["verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"]
     wide = out.width >= WIDE
+    likelihoods = comparison.table["log_likelihood"].notna().any()
+    if likelihoods:
+        names.insert(2, "log likelihood")
     if wide:
         names += ["parameters", "objective"]
     made = table("guide", *names, right=tuple(names))
@@ -366,6 +369,8 @@ def show_comparison(comparison: Comparison) -> None:
             ratio,
             f"{row['seconds']:.1f}",
         ]
+        if likelihoods:
+            cells.insert(3, _with_error(row["log_likelihood"], math.nan, 2))
         if wide:
             cells += [str(int(row["parameters"])), row["objective"]]
         add(made, *cells, style="bold" if row["best"] else "")

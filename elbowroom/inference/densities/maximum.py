@@ -62,12 +62,14 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
         newton = vectors @ ((vectors.T @ gradient) / values.abs().clamp(min=1e-9))
         size = float(newton.norm())
         ways = [vectors[:, 0], -vectors[:, 0], *([newton / size] if size > 0 else [])]
+        numbered = space.split(torch.arange(space.dimension))
         for i, way in enumerate(ways):
             # Where sites make up for each other on a curve, the curvature alone shows it.
             flat = i == 0 and 0.5 * float(values[0]) * FAR**2 < FALL
             if flat or not _falls(log_likelihood, float(here.detach()), way):
                 moved = (root @ way).abs() / root.norm(dim=1)
-                name = max(space.split(moved).items(), key=lambda part: float(part[1].max()))[0]
+                number = int(moved.argmax())
+                name = next(s for s, part in numbered.items() if (part == number).any())
                 return (
                     "The likelihood has no maximum that could be told from far points: on a way of "
                     f"{FAR:g} {'' if start.precision is None else 'posterior '}standard deviations "
