@@ -193,7 +193,7 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
         point_values = {site.name: raw.sites[site.name][0] for site in space.sites}
         reason = why_no_maximum(problem, point_values, fitted.start)
         evidence = replace(evidence, maximum=reason or "")
-        if space.dimension > LARGEST:
+        if space.dimension > LARGEST and fitted.guide.steps is None:  # which see to it themselves
             remarks.append(
                 f"whether the likelihood has a maximum there, in {space.dimension} dimensions, was "
                 "not looked at."

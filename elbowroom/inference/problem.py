@@ -141,7 +141,7 @@ class Problem:
 
     def for_guide(self, guide: Guide) -> "Problem":
         """What a guide is fitted to: this, or without priors if it leaves them out."""
-        return self.without_priors() if guide.likelihood and self.space.sites else self
+        return self.without_priors() if guide.likelihood else self
 
     @property
     def hidden(self) -> set[str]:

@@ -193,9 +193,8 @@ def check_schema(fit: Fit, guide: Guide) -> None:
     assert {"log_p", "log_q"} <= set(fit.posterior["sample_stats"].data_vars)
     for group in ("observed_data", "posterior_predictive", "log_likelihood"):
         assert group in fit.posterior.children, group
-    left_out = guide.likelihood and bool(fit.problem.space.sites)
-    assert ("prior_predictive" in fit.posterior.children) != left_out
-    assert (fit.problem.posterior is not None) == left_out
+    assert ("prior_predictive" in fit.posterior.children) != guide.likelihood
+    assert (fit.problem.posterior is not None) == guide.likelihood
     observed = fit.problem.observed
     predicted = fit.posterior["posterior_predictive"][observed]
     assert predicted.dims == ("chain", "draw", *fit.posterior["observed_data"][observed].dims)

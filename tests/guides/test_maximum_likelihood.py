@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -96,6 +97,16 @@ def test_a_likelihood_without_a_maximum_is_seen(
         assert "--guide map" in fit.verdict.advice
 
 
+def test_a_component_that_closes_in_is_seen() -> None:
+    near = np.random.default_rng(0).normal(size=(40, 2))
+    data = pd.DataFrame(np.concatenate([near, np.full((3, 2), 20.0)]), columns=["a", "b"])
+    options: dict[str, Any] = {"components": 2, "covariance_type": "diagonal", "restarts": 2}
+    fit = er.fit("gaussian_mixture", data, "mle", seed=1, steps=400, draws=100, **options)
+    assert not fit.converged
+    assert fit.verdict.reasons[0].startswith("The likelihood has no maximum")
+    assert "along 'standardised_scales'" in fit.verdict.reasons[0]
+
+
 def grouped(group: Tensor, y: Tensor) -> None:
     level = pyro.sample("level", dist.Normal(0.0, 3.0))
     spread = pyro.sample("spread", dist.HalfNormal(2.0))
@@ -127,9 +138,17 @@ def of_rows(group: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal(scale * z + group, 1.0), obs=y)
 
 
+def of_points_alone(group: Tensor, y: Tensor) -> None:
+    means = pyro.param("means", torch.tensor([-1.0, 1.0]))
+    with pyro.plate("rows", len(y)):
+        kind = pyro.sample("kind", dist.Bernoulli(0.5)).long()
+        pyro.sample("y", dist.Normal(means[kind] + group, 1.0), obs=y)
+
+
 @pytest.mark.parametrize(
     ("model", "named"),
     [
+        pytest.param(of_points_alone, "no continuous latent to estimate", id="points-alone"),
         pytest.param(grouped, "site 'effect' depends on other latent sites", id="groups"),
         pytest.param(of_a_point, "site 'effect' depends on other", id="point-parameter"),
         pytest.param(slab, "site 'slope' depends on other latent sites", id="discrete"),

@@ -21,7 +21,7 @@ from elbowroom.guides import get_guide
 from elbowroom.guides.factor_analysis import Factors, FactorSteps
 from elbowroom.guides.gaussian_mixture import MixtureSteps
 from elbowroom.inference.densities.score import score
-from elbowroom.inference.expectation_maximisation import TOLERANCE, climb
+from elbowroom.inference.expectation_maximisation import TOLERANCE, best_of, climb
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.problem import Problem
 from elbowroom.posterior.draws import draw
@@ -259,6 +259,25 @@ def test_a_budget_that_ends_is_said() -> None:
     assert len(fit.elbo_history) == 4
     assert not fit.verdict.trusted
     assert fit.verdict.advice == "give more --steps."
+
+
+def test_what_was_found_before_an_interrupt_is_kept() -> None:
+    _, steps = bound("gaussian_mixture")
+
+    def interrupt(step: int, *_: Any) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    found = best_of(steps, 3, 0, progress=interrupt)
+    assert (found.status, found.tried, len(found.elbo)) == ("interrupted", 1, 5)
+    assert found.elbo[-1] == pytest.approx(steps.log_likelihood(found.values), rel=ROUNDING)
+
+
+def test_starts_that_close_in_are_dropped() -> None:
+    fit = er.fit("gaussian_mixture", "iris", "em", components=6, seed=1, draws=100)
+    assert fit.converged
+    assert any("2 of 8 starts were dropped" in note for note in fit.notes)
+    assert any("component 2 of 6" in note and "may be chance" in note for note in fit.notes)
 
 
 @pytest.mark.parametrize(

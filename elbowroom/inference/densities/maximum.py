@@ -15,7 +15,7 @@ from elbowroom.inference.problem import Problem
 FALL = 0.1
 """Nats that it must fall by."""
 FAR = 10.0
-"""On a way of so many posterior standard deviations."""
+"""On a way of so many standard deviations of the posterior, of unconstrained units without one."""
 LARGEST = 300
 """The dimension up to which the flattest way is looked for."""
 
@@ -70,10 +70,12 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
                 moved = (root @ way).abs() / root.norm(dim=1)
                 number = int(moved.argmax())
                 name = next(s for s, part in numbered.items() if (part == number).any())
+                unit = "posterior standard deviations"
+                if start.precision is None:
+                    unit = "units of the unconstrained coordinates"
                 return (
                     "The likelihood has no maximum that could be told from far points: on a way of "
-                    f"{FAR:g} {'' if start.precision is None else 'posterior '}standard deviations "
-                    f"along '{name}' it falls by less than {FALL} nats."
+                    f"{FAR:g} {unit} along '{name}' it falls by less than {FALL} nats."
                 )
     return None
 
