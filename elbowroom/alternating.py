@@ -61,11 +61,10 @@ def fit_em(task: Task, guide: Guide) -> Fit:
     if guide.point and found.status != "diverged":
         remarks.append(f"{found.reached} of {found.tried} starts reached the best maximum.")
     with problem.session(seed) as state:
-        space, names = problem.space, {site.name for site in problem.space.sites}
+        space = problem.space
         values = {k: v.to(problem.device, problem.dtype) for k, v in reached.items()}
-        location = torch.zeros(space.dimension)
-        if names <= set(values):
-            location = space.unconstrain(values)
+        of_sites = {site.name for site in space.sites} <= set(values)
+        location = space.unconstrain(values) if of_sites else torch.zeros(space.dimension)
         start = Start(location)
         called = guide.build(space, start)
         sites = read_guide(called, problem.arguments, space)
@@ -75,7 +74,7 @@ def fit_em(task: Task, guide: Guide) -> Fit:
             store[name] = values[name].clone()
         parameters = Parameters(state, parameter_values())
     history = np.asarray(found.elbo)
-    free = space.dimension if names <= set(values) else problem.space.parameters.size
+    free = space.dimension if of_sites else space.parameters.size
     trained = Trained(
         found.status, _reason(found, steps), history, np.full(len(history), np.nan), 0,
         time.perf_counter() - began, free,
