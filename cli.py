@@ -44,8 +44,8 @@ GuideName = Annotated[str, typer.Option(help="A name ('elbowroom guides MODEL').
 Engine = Annotated[
     str,
     typer.Option(
-        help="fixed_draws (deterministic), svi (stochastic), or auto: fixed_draws where model, "
-        "guide and options allow it."
+        help="fixed_draws (deterministic), svi (stochastic), em (expectation-maximisation), or "
+        "auto: what the guide needs, fixed_draws where model, guide and options allow it."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of all random numbers; drawn by default.")]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import xarray
 
+from elbowroom.alternating import EM
 from elbowroom.data.tables import read_table
 from elbowroom.deterministic import survey
 from elbowroom.diagnostics.compare import (
@@ -158,7 +159,12 @@ def compare(
     for guide, objective in parts:
         if guide == NUTS and objective is None:
             continue
-        resolve_guide(guide, problem)
+        declared = resolve_guide(guide, problem)
+        if objective is not None and "svi" not in declared.engines:
+            raise OptionError(
+                f"--guide {guide}:{objective}: the guide '{guide}' is not fitted by stochastic "
+                f"gradients, whose objective that is; give --guide {guide}."
+            )
         if objective is not None and objective not in OBJECTIVES:
             raise OptionError(
                 f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
@@ -186,7 +192,7 @@ def compare(
             taken = chosen_engine(engine, resolve_guide(guide, problem), problem, chosen)
             fit = fit_problem(
                 problem, guide, chosen, engine=engine, seed=seed, draws=count, progress=report,
-                landscape=landscape(taken if apart else ""),
+                landscape=None if taken == EM else landscape(taken if apart else ""),
             )  # fmt: skip
         except ElbowroomError as error:
             rows.append(Row(name, {}, None, str(error)))

@@ -9,21 +9,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbowroom.diagnostics.latent_health import latent_health
 from elbowroom.diagnostics.measures import bound, no_loo
 from elbowroom.diagnostics.predictive import predictive_checks
 from elbowroom.diagnostics.verdict import Evidence, judge, unresolved_quantities
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.guides import Guide, Start
+from elbowroom.guides.space import LatentSpace
+from elbowroom.inference.densities.importance import (
+    effective_sample_size,
+    k_hat_threshold,
+    pareto_k_hat,
+)
 from elbowroom.inference.densities.landscape import Landscape
+from elbowroom.inference.densities.maximum import LARGEST, why_no_maximum
 from elbowroom.inference.isolation import Parameters
+from elbowroom.inference.stochastic.elbo import GuideSites
 from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.plan import Task
 from elbowroom.posterior import run_folder
-from elbowroom.posterior.correction import Correction
-from elbowroom.posterior.draws import Draws
+from elbowroom.posterior.correction import Correction, reweighted
+from elbowroom.posterior.draws import Draws, draw
 from elbowroom.posterior.groups import posterior_tree, replicated, reported_quantities
-from elbowroom.posterior.row_weights import RowCorrection
+from elbowroom.posterior.row_weights import RowCorrection, corrected_rows, weigh_rows
 
+DRAWS = 2000
+"""Posterior draws by default, of an engine that has none of its own."""
+MOST_DRAWS = 8
+"""Times as many that are weighed, where the weights are uneven."""
+ROW_DRAWS = 4
+"""Times as many that are weighed of each row, where all latents are the rows'."""
+MOST_NUMBERS = 40_000_000
+"""Numbers in those."""
+ENOUGH = 1000.0
+"""Effective draws at which no more are weighed."""
 SPIKE = 5.0
 """Nats of Laplace evidence below the evidence of the draws at which a mode holds no mass."""
 
@@ -39,7 +58,7 @@ class Fitted:
         parameters: Of it and of the model.
         trained: How the optimiser went.
         objective: The name of the ELBO that was maximised, and why.
-        engine: "svi" or "fixed_draws".
+        engine: "svi", "fixed_draws" or "em".
         point: Whether it is one point.
         starts: How many starts reached the optimum, and of how many, where there are no modes.
     """
@@ -137,6 +156,70 @@ def conclude(
     )  # fmt: skip
 
 
+def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: Landscape) -> Fit:
+    """Draws from a fitted guide, weighs the draws, and makes a fit of them."""
+    problem, space, arguments = task.problem, task.problem.space, task.problem.arguments
+    called, parameters, point = fitted.callable, fitted.parameters, fitted.point
+    count = DRAWS if task.draws is None else task.draws
+    with problem.session(task.seed + 1, parameters):
+        random = np.random.default_rng(task.seed)
+        correction: Correction | RowCorrection | None = None
+        health: dict[str, Any] = {}
+        said: list[str] = []
+        if space.rows_only and not point and set(space.discrete) <= sites.discrete:
+            weighed = weigh_rows(
+                problem.function, called, arguments, space, _weighed(count, space),
+                space.local,
+            )  # fmt: skip
+            raw = weighed.together.first(count)
+            correction = corrected_rows(weighed, count, random)
+            health, said = latent_health(
+                problem.function, called, arguments, space, weighed,
+                amortised=amortised(fitted.guide, parameters.values, space),
+            )  # fmt: skip
+        else:
+            raw = draw(problem.function, called, arguments, space, count)
+            if not point:
+                more = raw
+                while _wasteful(more) and len(more.log_p) < MOST_DRAWS * count:
+                    again = draw(problem.function, called, arguments, space, len(more.log_p))
+                    more = more.followed_by(again)
+                correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
+        found = conclude(task, fitted, raw, correction, landscape)
+    found.measures.update(health)
+    evidence, remarks = replace(found.evidence, health=tuple(said)), found.remarks
+    if problem.posterior is not None:
+        found.measures["log_likelihood"] = float(raw.log_p[0])
+        point_values = {site.name: raw.sites[site.name][0] for site in space.sites}
+        reason = why_no_maximum(problem, point_values, fitted.start)
+        evidence = replace(evidence, maximum=reason or "")
+        if space.dimension > LARGEST and fitted.guide.steps is None:  # which see to it themselves
+            remarks.append(
+                f"whether the likelihood has a maximum there, in {space.dimension} dimensions, was "
+                "not looked at."
+            )
+    return replace(found, evidence=evidence, remarks=remarks)
+
+
+def amortised(guide: Guide, parameters: Mapping[str, Tensor], space: LatentSpace) -> bool:
+    """Whether a guide is declared to be amortised, or no parameter has a part for each row."""
+    rows = space.subsampled
+    shapes = [value.shape for value in parameters.values()]
+    return guide.amortised or rows is None or not any(rows.size in shape for shape in shapes)
+
+
+def _weighed(count: int, space: LatentSpace) -> int:
+    """Draws of each row that are weighed: a few times as many, where memory allows."""
+    return max(count, min(ROW_DRAWS * count, MOST_NUMBERS // max(space.dimension, 1)))
+
+
+def _wasteful(drawn: Draws) -> bool:
+    """Whether the weights are good, but so uneven that more draws are worth their while."""
+    k_hat = pareto_k_hat(drawn.log_weights)
+    few = effective_sample_size(drawn.log_weights) < ENOUGH
+    return few and k_hat <= k_hat_threshold(len(drawn.log_p))
+
+
 def _evidence(
     fitted: Fitted,
     raw: Draws,
@@ -213,7 +296,8 @@ def _evidence_of_rows(
     evidence = Evidence(
         fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
         k_hat, correction.weighted, correction.fewest_effective, correction.usable, shift, ratio,
-        predictive=tuple(sentences), rows=(len(correction.k_hat), correction.unreliable),
+        starts=fitted.starts, predictive=tuple(sentences),
+        rows=(len(correction.k_hat), correction.unreliable),
     )  # fmt: skip
     return evidence, measures
 

@@ -57,7 +57,7 @@ class Fit:
         start: Where the guide began, which its parameters are relative to.
         parameters: Of the guide and the model, as fitted.
         callable: The guide itself.
-        engine: "svi" or "fixed_draws".
+        engine: "svi", "fixed_draws" or "em".
         evidence: What the verdict is made of.
         held: The draws that the posterior holds: "raw", the guide's own; "corrected"; "nuts".
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.

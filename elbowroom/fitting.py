@@ -9,6 +9,7 @@ import pandas as pd
 import pyro
 from pyro.infer.autoguide import AutoGuide
 
+from elbowroom.alternating import EM, fit_em
 from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
 from elbowroom.diagnostics.checks import Finding, run_checks
 from elbowroom.diagnostics.estimators import GRADIENTS, measure
@@ -33,7 +34,7 @@ from elbowroom.posterior.unfinished import Request, change_request, unfinished
 from elbowroom.referring import add_reference
 from elbowroom.stochastic import fit_stochastic
 
-ENGINES = ("auto", "fixed_draws", "svi")
+ENGINES = ("auto", "fixed_draws", "svi", "em")
 AUTO_FULL_RANK = 200
 """The largest latent dimension for which `auto` takes `full_rank` for a user's own model."""
 
@@ -134,8 +135,9 @@ def fit(
             dict of its arguments. By default the model's bundled dataset.
         guide: A name, a guide function, or a Pyro AutoGuide class. `auto` takes the cheapest whose
             posterior can be trusted; for a model with latents for each row, its own.
-        engine: "fixed_draws", deterministic; "svi", stochastic; "auto" takes the first where the
-            model, the guide and the options allow it.
+        engine: "fixed_draws", deterministic; "svi", stochastic; "em", expectation-maximisation,
+            which the guide of that name needs; "auto" takes the first where the model, the guide
+            and the options allow it.
         seed: Of all random numbers; drawn and recorded by default.
         draws: Posterior draws.
         keep_local: Whether to keep the draws of large latents that each row has.
@@ -252,6 +254,12 @@ class Work:
 
     def done(self, task: Task) -> Fit:
         """Does it."""
+        asked = "--reference" if self.reference else self.fallback and "--fallback nuts"
+        if asked and resolve_guide(self.guide, task.problem).likelihood:
+            raise OptionError(
+                f"{asked}: the guide '{self.guide}' leaves the priors out, and NUTS needs them; "
+                "fit with another guide."
+            )
         found = _fit_task(task, self.guide, self.engine, report=self.report)
         if found.trained.status == "interrupted":
             return found
@@ -297,8 +305,8 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
         raise unknown("engine", engine, ENGINES)
     if engine != "auto":
         return engine
-    if guide is not None and guide.engines == ("fixed_draws",):
-        return "fixed_draws"
+    if guide is not None and len(guide.engines) == 1:
+        return guide.engines[0]
     if guide is None and problem.model.engine is not None:
         return problem.model.engine
     fits = guide is None or "fixed_draws" in guide.engines
@@ -349,6 +357,8 @@ def _fit_task(
     report: Callable[[str], None] | None = None,
 ) -> Fit:
     automatic = isinstance(guide, str) and guide == "auto"
+    if automatic and engine == EM:
+        guide, automatic = EM, False
     guide = resolve_guide(guide, task.problem)
     asked = (engine, None, task.problem, task.settings)
     if automatic and not guide.exact and chosen_engine(*asked) == "fixed_draws":
@@ -356,7 +366,14 @@ def _fit_task(
         if reason is not None:
             raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
         return climb_ladder(task, report)
-    if chosen_engine(engine, guide, task.problem, task.settings) == "fixed_draws":
+    chosen = chosen_engine(engine, guide, task.problem, task.settings)
+    if chosen not in guide.engines:
+        raise OptionError(
+            f"--engine {chosen}: the guide '{guide.name}' needs --engine {guide.engines[0]}."
+        )
+    if chosen == EM:
+        return fit_em(task, guide)
+    if chosen == "fixed_draws":
         try:
             return fit_fixed_draws(task, guide, landscape)
         except NoModeError as error:
@@ -365,6 +382,4 @@ def _fit_task(
             found = fit_stochastic(task, guide)
             why = str(error).partition(";")[0]
             return replace(found, remarks=[*found.remarks, f"By stochastic gradients: {why}."])
-    if guide.engines == ("fixed_draws",):
-        raise OptionError(f"--engine svi: the guide '{guide.name}' needs --engine fixed_draws.")
     return fit_stochastic(task, guide, landscape)

@@ -83,6 +83,7 @@ def load(
             "does not hold; give it as er.load(path, guide=...)."
         )
     fitted_guide = resolve_guide(guide or config["guide"], problem)
+    problem = problem.for_guide(fitted_guide)
     parameters, called = _restored(problem, fitted_guide, start, run.parameters)
     history = run.history
     trained = Trained(

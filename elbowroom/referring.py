@@ -57,6 +57,11 @@ def add_reference(
         True
     """
     problem = fit.problem
+    if problem.posterior is not None:
+        raise OptionError(
+            f"the guide '{fit.guide.name}' leaves the priors out, without which there is no "
+            "posterior to compare with; fit with another guide."
+        )
     reason = why_not(problem)
     if reason is not None:
         raise OptionError(f"there is no reference for this run: {reason}.")

@@ -4,7 +4,7 @@ A guide's builder is called as `build(space, start)` with the model's `LatentSpa
 `Start`, and gives what Pyro calls a guide: a callable with the model's arguments.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -56,6 +56,9 @@ class Guide:
         exact: Whether it is the posterior itself, at given points; `auto` takes it.
         replaces: The guide for any model that it is, for this model, by another name.
         engines: Those that fit it, the one that `auto` takes first.
+        likelihood: Whether the priors of what it estimates are left out.
+        steps: Given the model's arguments and the columns' names, the steps of
+            expectation-maximisation; see `elbowroom.inference.expectation_maximisation.Steps`.
     """
 
     name: str
@@ -69,6 +72,8 @@ class Guide:
     exact: bool = False
     replaces: str | None = None
     engines: tuple[str, ...] = ("svi",)
+    likelihood: bool = False
+    steps: Callable[[Mapping[str, Any], Sequence[str]], Any] | None = None
 
 
 _registered: dict[tuple[str | None, str], Guide] = {}
@@ -105,22 +110,45 @@ def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, G
         >>> list(guides_for("bayesian_regression"))[:2]
         ['structured', 'map']
     """
+    written = _written_for(model)
+    return {
+        name: guide
+        for name, guide in written.items()
+        if _why_not(guide, model, local_latents) is None
+    }
+
+
+def _written_for(model: str | None) -> Mapping[str, Guide]:
+    """The guides for a model and those for any, whether they can hold its latents or not."""
     import_module("elbowroom.guides.auto")
     if model is not None and find_spec(f"elbowroom.guides.{model}") is not None:
         import_module(f"elbowroom.guides.{model}")
-    general = model is None or get_model(model).continuous
-    fitting = [
-        guide
-        for guide in _registered.values()
-        if guide.model == model or (general and guide.model is None)
-    ]
+    fitting = [guide for guide in _registered.values() if guide.model in (None, model)]
     fitting.sort(key=lambda guide: guide.model is None)
     replaced = {guide.replaces for guide in fitting}
-    return {
-        guide.name: guide
-        for guide in fitting
-        if not (guide.dense and local_latents) and (guide.model or guide.name not in replaced)
-    }
+    return {guide.name: guide for guide in fitting if guide.model or guide.name not in replaced}
+
+
+def _why_not(guide: Guide, model: str | None, local_latents: bool) -> str | None:
+    """Why a guide cannot hold a model's latents; None if it can."""
+    if guide.model is None and model is not None and not get_model(model).continuous:
+        return f"is for continuous latents, and those of {model} are discrete"
+    if guide.dense and local_latents:
+        return "needs every latent at once, and this model has latents for each row"
+    if guide.likelihood and guide.model is None:
+        if local_latents:
+            return (
+                "has no spread to sum over the latents that this model has for each row; its point "
+                "parameters (pyro.param) are at the maximum of their likelihood, or of its bound, "
+                "under every guide"
+            )
+        population = None if model is None else get_model(model).population
+        if population:
+            return (
+                f"leaves the priors out, and the density of '{population[0]}' in {model} is no "
+                "prior: it tells what the groups are drawn from, and is a part of the likelihood"
+            )
+    return None
 
 
 def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guide:
@@ -133,18 +161,13 @@ def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guid
     fitting = guides_for(model, local_latents)
     if name in fitting:
         return fitting[name]
-    known = guides_for(model)
+    known = _written_for(model)
     if name in known:
+        reason = _why_not(known[name], model, local_latents)
         raise OptionError(
-            f"the guide '{name}' needs every latent at once, and this model has latents for each "
-            f"row; the guides that fit: {', '.join(fitting)}."
+            f"the guide '{name}' {reason}; the guides that fit: {', '.join(fitting)}."
         )
-    if name in guides_for(None):
-        raise OptionError(
-            f"the guide '{name}' is for continuous latents, and those of {model} are discrete; the "
-            f"guides that fit: {', '.join(fitting)}."
-        )
-    owners = [owner for owner in model_summaries() if name in guides_for(owner)]
+    owners = [owner for owner in model_summaries() if name in _written_for(owner)]
     if owners:
         raise OptionError(
             f"the guide '{name}' was written for {', '.join(owners)}, not for "

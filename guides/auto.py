@@ -155,6 +155,15 @@ def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return site_guide(space, start, centred, sample)
 
 
+@register("mle", "maximum likelihood: a point, the priors left out", point=True, likelihood=True)
+def mle(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """The maximum of the likelihood of the sites' values, discrete ones summed out.
+
+    Fisher, 1922, "On the mathematical foundations of theoretical statistics".
+    """
+    return map_guide(space, start)
+
+
 BOTH = ("fixed_draws", "svi")
 LANDING = "sticking_the_landing"
 """The objective of guides that can come near any posterior: its noise is that of what they miss."""

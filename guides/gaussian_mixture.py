@@ -1,6 +1,8 @@
 """The guides written for `gaussian_mixture`."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -12,9 +14,14 @@ from torch import Tensor
 from elbowroom.guides import Start, register
 from elbowroom.guides.auto import sample_normal, sample_site, scales
 from elbowroom.guides.space import LatentSpace
+from elbowroom.models.gaussian_mixture import starts
 
 CONCENTRATION = 20.0
 """The Dirichlet's total concentration for each component, where a guide begins."""
+
+LOG_TWO_PI = math.log(2 * math.pi)
+NARROWEST = 1e-10
+"""A component's variance in some direction, of all rows' there, at which it has closed in."""
 
 
 def _weights(value: Tensor) -> None:
@@ -129,3 +136,207 @@ def initial_logits(values: dict[str, Tensor], arguments: Any) -> Tensor:
     means, widths = values["standardised_means"], values["standardised_scales"]
     normal = dist.Normal(means, widths.expand_as(means)).to_event(1)
     return normal.log_prob(x.unsqueeze(1)) + values["weights"].log()
+
+
+@dataclass(frozen=True)
+class Components:
+    """A mixture of Normals of scaled columns: what expectation-maximisation estimates.
+
+    Attributes:
+        weights: (components,).
+        means: (components, columns).
+        covariances: (components, columns, columns).
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+
+@dataclass(frozen=True)
+class MixtureSteps:
+    """Expectation-maximisation for a mixture of Normals, in scaled columns, float64.
+
+    Dempster, Laird and Rubin, 1977, "Maximum likelihood from incomplete data via the EM algorithm".
+    See `elbowroom.inference.expectation_maximisation.Steps`.
+
+    Attributes:
+        arguments: Of the model.
+        columns: Their names.
+        x: Scaled rows, (rows, columns).
+        units: What the logarithms of the columns' scales take from the log density.
+        whole: Lower Cholesky factor of the covariance of all rows, as far as components have one;
+            None if it is singular.
+    """
+
+    arguments: Mapping[str, Any]
+    columns: Sequence[str]
+    x: Tensor
+    units: float
+    whole: Tensor | None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], columns: Sequence[str]) -> "MixtureSteps":
+        """The steps for a model's arguments and the columns' names.
+
+        Example:
+            >>> x = torch.tensor([[0.0], [1.0], [5.0], [6.0]])
+            >>> steps = MixtureSteps.of(
+            ...     {"x": x, "centre": x.mean(0), "spread": x.std(0), "components": 2,
+            ...      "covariance_type": "full"},
+            ...     ["a"],
+            ... )
+            >>> values = steps.starts(1, 0)[0]
+            >>> again = steps.maximise(steps.expect(values))
+            >>> steps.log_likelihood(again) > steps.log_likelihood(values)
+            True
+        """
+        centre, spread, x = (arguments[n].double().cpu() for n in ("centre", "spread", "x"))
+        units = len(x) * float(spread.log().sum())
+        scaled = (x - centre) / spread
+        whole = torch.cov(scaled.T, correction=0).reshape(len(centre), len(centre))
+        if arguments["covariance_type"] != "full":
+            whole = torch.diag(whole.diagonal())
+        singular = float(torch.linalg.eigvalsh(whole)[0]) < NARROWEST
+        factor = None if singular else torch.linalg.cholesky(whole)
+        return cls(arguments, columns, scaled, units, factor)
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.x)
+
+    def starts(self, count: int, seed: int) -> list[Components]:
+        """Those of the model, by k-means."""
+        found = []
+        for values in starts(self.arguments, count, seed):
+            named = {name: value.double().cpu() for name, value in values.items()}
+            means = named["standardised_means"]
+            variances = named["standardised_scales"].square().expand_as(means)
+            found.append(Components(named["weights"], means, torch.diag_embed(variances)))
+        return found
+
+    def _joint(self, values: Components) -> Tensor:
+        """Log p(row, component), (rows, components)."""
+        factor = torch.linalg.cholesky(values.covariances)  # (components, columns, columns)
+        apart = self.x - values.means.unsqueeze(1)  # (components, rows, columns)
+        standard = torch.linalg.solve_triangular(factor, apart.mT, upper=False)
+        log_determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        columns = self.x.shape[1]
+        log_density = -0.5 * (standard.square().sum(1) + columns * LOG_TWO_PI).T - log_determinant
+        return log_density + values.weights.log()
+
+    def expect(self, values: Components) -> Tensor:
+        """The responsibilities: each row's probabilities of the components, (rows, components)."""
+        return self._joint(values).softmax(-1)
+
+    def maximise(self, expected: Tensor) -> Components:
+        """The weighed means and covariances of the rows; the latter in the shape asked for."""
+        total = expected.sum(0)  # (components,)
+        shares = expected / total  # (rows, components)
+        means = shares.T @ self.x
+        apart = self.x.unsqueeze(1) - means  # (rows, components, columns)
+        kind = self.arguments["covariance_type"]
+        if kind == "full":
+            covariances = torch.einsum("nk,nki,nkj->kij", shares, apart, apart)
+        else:
+            variances = torch.einsum("nk,nki->ki", shares, apart.square())
+            if kind == "spherical":
+                variances = variances.mean(1, keepdim=True).expand_as(variances)
+            covariances = torch.diag_embed(variances)
+        return Components(total / self.rows, means, covariances)
+
+    def elbo(self, values: Components, expected: Tensor) -> float:
+        """The expected log density of rows and components, and the entropy of the latter."""
+        energy = torch.where(expected > 0, expected * self._joint(values), 0.0).sum()
+        return float(energy - torch.xlogy(expected, expected).sum()) - self.units
+
+    def log_likelihood(self, values: Components) -> float:
+        """Log p(x), in the user's units."""
+        return float(self._joint(values).logsumexp(-1).sum()) - self.units
+
+    def closing_in(self, values: Components, expected: Tensor) -> str | None:
+        """A component without width in some direction, or without rows."""
+        if self.whole is None:
+            return f"the columns {', '.join(self.columns)} determine each other."
+        lost = ~torch.isfinite(values.means).all(-1)
+        if lost.any():
+            return f"{int(lost.sum())} of {len(lost)} components lost all their rows."
+        half = torch.linalg.solve_triangular(self.whole, values.covariances, upper=False)
+        relative = torch.linalg.solve_triangular(self.whole, half.mT, upper=False)
+        widths = torch.linalg.eigvalsh(relative)[:, 0]  # (components,)
+        number = int(widths.argmin())
+        if float(widths[number]) > NARROWEST:
+            return None
+        rows = (expected[:, number] > 0.5).nonzero()[:, 0].tolist()
+        named = ", ".join(str(row + 1) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+        return (
+            f"{self._named(values, number)} closes in on {len(rows)} "
+            f"row{'' if len(rows) == 1 else 's'} ({named})."
+        )
+
+    def _named(self, values: Components, number: int) -> str:
+        """A component by its number among those in the order of the first column, and its mean."""
+        at = values.means[:, 0]
+        rank = int((at < at[number]).sum()) + 1
+        centre, spread = (float(self.arguments[name][0]) for name in ("centre", "spread"))
+        mean = centre + spread * float(at[number])
+        return f"component {rank} of {len(at)}, at {self.columns[0]} {mean:.4g},"
+
+    def sites(self, values: Components) -> dict[str, Tensor]:
+        """The model's sites, in scaled columns."""
+        deviations = values.covariances.diagonal(dim1=-2, dim2=-1).sqrt()
+        factor = torch.linalg.cholesky(values.covariances)
+        spherical = self.arguments["covariance_type"] == "spherical"
+        return {
+            "weights": values.weights,
+            "standardised_means": values.means,
+            "standardised_scales": deviations[:, :1] if spherical else deviations,
+            "correlation_cholesky": factor / deviations.unsqueeze(-1),
+        }
+
+    def remarks(self, values: Components, expected: Tensor) -> list[str]:
+        """Components whose covariance rests on hardly more rows than it takes."""
+        columns = self.x.shape[1]
+        least = {"full": columns + 1, "diagonal": 2, "spherical": 2}
+        fewest = 2 * least[self.arguments["covariance_type"]]
+        few = [k for k, rows in enumerate(expected.sum(0).tolist()) if rows < fewest]
+        if not few:
+            return []
+        rows = float(expected[:, few[0]].sum())
+        named = f"{self._named(values, few[0])} rests on {rows:.1f} rows"
+        others = f", and {len(few) - 1} more on as few" if len(few) > 1 else ""
+        return [
+            f"{named}{others}: what likelihood that gains may be chance; give fewer --components, "
+            "or --guide map."
+        ]
+
+    @property
+    def mend(self) -> str:
+        """What to do where a component closes in."""
+        simpler = {"full": "diagonal", "diagonal": "spherical"}
+        kind = simpler.get(self.arguments["covariance_type"])
+        other = f"--covariance-type {kind}, " if kind else ""
+        return f"give fewer --components, {other}or --guide map, whose priors keep them open."
+
+
+@register(
+    "em",
+    "maximum likelihood by expectation-maximisation: a point, the priors left out",
+    model="gaussian_mixture",
+    point=True,
+    likelihood=True,
+    engines=("em",),
+    steps=MixtureSteps.of,
+)
+def em(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """The point that `MixtureSteps` found; nothing is left to optimise."""
+    values = space.constrain(start.location)
+
+    def guide(**arguments: Any) -> None:
+        plates = space.plates(arguments)
+        for site in space.sites:
+            with plates(site.plates):
+                pyro.sample(site.name, dist.Delta(values[site.name], event_dim=site.event_dim))
+
+    return guide

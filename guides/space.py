@@ -404,6 +404,38 @@ def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:
     return isinstance(first, families) and not torch.equal(first.scale, second.scale)
 
 
+def dependent_sites(
+    model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace, runs: int = 8
+) -> tuple[str, ...]:
+    """The continuous sites whose density depends on other latent sites, or on point parameters.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+        space: Its latent space.
+        runs: At random values; a dependence on a discrete site may be missed in a few.
+
+    Example:
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     effect = pyro.sample("effect", dist.Normal(0.0, scale))
+        ...     pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+        >>> arguments = {"y": torch.tensor(0.5)}
+        >>> dependent_sites(model, arguments, LatentSpace.of(model, arguments))
+        ('effect',)
+    """
+    first, *others = [trace_model(model, arguments).nodes for _ in range(runs)]
+    found = []
+    for site in space.sites:
+        node: Any = first[site.name]
+        density = node["fn"].log_prob(node["value"].detach())
+        fns: list[Any] = [other[site.name]["fn"] for other in others]
+        again = [fn.log_prob(node["value"].detach()) for fn in fns]
+        if density.requires_grad or not all(torch.equal(density, each) for each in again):
+            found.append(site.name)
+    return tuple(found)
+
+
 def takes_batches(model: Callable[..., Any]) -> bool:
     """Whether a model takes `batch_size`, the rows of a minibatch."""
     return "batch_size" in inspect.signature(model).parameters

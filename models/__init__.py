@@ -76,6 +76,8 @@ class Model:
         normals: `normals(arguments, sites, points)` gives the distribution of a row at one draw of
             the sites that are not for each row, and at the point parameters: that of a mixture of
             Normals, as weights (K,), means (K, columns) and covariances (K, columns, columns).
+        population: Latent sites whose density is no prior, but tells what a population is like, so
+            that it is a part of the likelihood; None for those whose density depends on others.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Model:
     continuous: bool = True
     verbs: tuple[str, ...] = ("score",)
     normals: Callable[..., tuple[Any, Any, Any]] | None = None
+    population: tuple[str, ...] | None = None
 
 
 _registered: dict[str, tuple[Model, str]] = {}

@@ -238,6 +238,7 @@ register(
         predicts="y",
         dataset="heights",
         internal=("standardised_coefficients",),
+        population=(),  # the variance scales the coefficients' prior, and is the rows' own
     ),
     __name__,
 )

@@ -181,6 +181,7 @@ register(
         predicts="y",
         dataset="eight_schools",
         internal=("standardised_effects",),
+        population=("effects", "standardised_effects"),
     ),
     __name__,
 )

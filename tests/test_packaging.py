@@ -43,6 +43,7 @@ FLOORS = [
             "plan",
             "fitted",
             "concluding",
+            "alternating",
             "deterministic",
             "stochastic",
             "ladder",

@@ -294,10 +294,11 @@ def _undisturbed(check: Callable[[Subject], list[str]], subject: Subject) -> lis
 def run_checks(problem: Problem, guide: Guide, settings: Settings, seed: int) -> list[Finding]:
     """Every check of a model, its data and a guide, each with what it found."""
     try:
+        fitted_to = problem.for_guide(guide)
         landscape = explore(problem, min(settings.restarts, 2), seed)
     except ElbowroomError as error:
         return [Finding("model", "error", str(error))]
-    found = []
+    found, problem = [], fitted_to
     with problem.session(seed):
         called = guide.build(problem.space, landscape.start())
         subject = Subject(problem, guide, called, settings)

@@ -9,8 +9,8 @@ import pandas as pd
 import xarray
 
 COLUMNS = (
-    "objective", "elbo", "elbo_se", "k_hat", "elpd_loo", "elpd_loo_se", "seconds", "parameters",
-    "converged", "verdict",
+    "objective", "elbo", "elbo_se", "log_likelihood", "k_hat", "elpd_loo", "elpd_loo_se",
+    "seconds", "parameters", "converged", "verdict",
 )  # fmt: skip
 
 WHERE_KNOWN = (
@@ -41,10 +41,10 @@ class Row:
 def comparison_table(rows: list[Row]) -> pd.DataFrame:
     """One line a method, best ELBO first, those without a bound next, failures last.
 
-    Columns: the objective that was maximised, elbo and elbo_se in nats, k_hat, elpd_loo and its
-    se, seconds, parameters, converged, verdict, best (whether no other bound is higher), error;
-    where a method has them, its amortisation_gap in nats a row, and what `elbowroom.held_out` tells
-    of rows held out.
+    Columns: the objective that was maximised, elbo and elbo_se in nats, log_likelihood where the
+    priors are left out, k_hat, elpd_loo and its se, seconds, parameters, converged, verdict, best
+    (whether no other bound is higher), error; where a method has them, its amortisation_gap in nats
+    a row, and what `elbowroom.held_out` tells of rows held out.
     """
     known = [name for name in WHERE_KNOWN if any(name in row.measures for row in rows)]
     lines = []

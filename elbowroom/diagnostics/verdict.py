@@ -106,6 +106,8 @@ class Evidence:
             climb was stopped, exceeds that of the draws.
         less: Nats of evidence that another guide of the same model found beyond the draws', and the
             standard error of the difference.
+        maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
+        mend: What to do where the optimum was not reached, if the engine knows.
         ladder: Whether the guide `auto` tries several for this model.
         flat: Whether the density has a point without gradient and without curvature, and no mode.
         slope: The largest relative difference of the density's gradient from differences of its
@@ -140,6 +142,8 @@ class Evidence:
     rows: tuple[int, float] | None = None
     health: tuple[str, ...] = ()
     ladder: bool = True
+    maximum: str = ""
+    mend: str = ""
 
     @property
     def lacking(self) -> bool:
@@ -221,6 +225,9 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
     """
     reasons, advice = [], []
     agrees = evidence.reference is not None and evidence.reference[1]
+    if evidence.maximum:
+        reasons.append(evidence.maximum)
+        advice.append("fit with --guide map, whose priors give it one, or a smaller model.")
     if evidence.point:
         reasons.append("The guide is one point, which has no spread.")
         advice.append("fit with --guide auto.")
@@ -243,11 +250,12 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         advice.append("take the reference's draws.")
     if not evidence.converged and not agrees:
         reasons.append(evidence.status[:1].upper() + evidence.status[1:])
-        advice.append(
+        usual = (
             "give more --steps, or a smaller --learning-rate; of minibatches, larger ones."
             if evidence.stochastic
             else "fit with --guide auto, or write the model with a non-centred parameterisation."
         )
+        advice.append(evidence.mend or usual)
     upper = k_hat_interval(evidence.k_hat, evidence.draws)[1]
     rests_on_weights = not (evidence.point or agrees)
     if evidence.rows is not None and not evidence.point:

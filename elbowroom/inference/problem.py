@@ -16,7 +16,8 @@ from torch import Tensor
 
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError, ModelError, OptionError, unknown
-from elbowroom.guides.space import LatentSpace, Plate, dim_names
+from elbowroom.guides import Guide
+from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
 from elbowroom.inference.isolation import Parameters, isolated, placed
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
@@ -37,6 +38,19 @@ class _Reported(Messenger):
             msg["infer"] = {**(msg["infer"] or {}), "_deterministic": True}
 
 
+class _LeftOut(Messenger):
+    """Leaves the densities of sites out."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        super().__init__()
+        self.sites = set(sites)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites:
+            # Masked by itself: objectives with closed forms do not read the site's own mask.
+            msg["fn"] = msg["fn"].mask(False)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model, its options, the data and what was made of them.
@@ -51,6 +65,7 @@ class Problem:
         dtype: Of all numbers.
         device: Of all tensors.
         reparameterised: Location-scale sites that are written by their standardised values.
+        posterior: The same with its priors, where these are left out.
     """
 
     model: Model
@@ -62,6 +77,7 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
     reparameterised: tuple[str, ...] = ()
+    posterior: "Problem | None" = None
 
     def reparameterise(self, sites: Sequence[str]) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
@@ -109,6 +125,50 @@ class Problem:
         return replace(
             self, model=model, data=data, prepared=prepared, arguments=arguments, space=space
         )
+
+    def without_priors(self) -> "Problem":
+        """The same likelihood with flat priors of the continuous latents, on the sites' values.
+
+        Discrete sites keep their probabilities, so that what is summed over them is the marginal
+        likelihood of the others.
+
+        Raises:
+            OptionError: If the density of a site is no prior, but a part of the likelihood: it has
+                a value for each observation, or depends on other sites or on point parameters.
+        """
+        space, sites = self.space, [site.name for site in self.space.sites]
+        if not sites:
+            raise OptionError(
+                "--guide mle: the model has no continuous latent to estimate; its point parameters "
+                "are at the maximum of their likelihood under any guide."
+            )
+        if space.per_observation:
+            raise OptionError(
+                f"--guide mle: site '{space.per_observation[0]}' has a value for each observation, "
+                "which is to be summed over, and not estimated; fit with another guide."
+            )
+        dependent: Sequence[str] | None = self.model.population
+        if dependent is None:
+            with isolated(0, dtype=self.dtype, device=self.device):
+                dependent = dependent_sites(self.model.function, self.arguments, space)
+        for name in dependent:
+            if name in sites:
+                raise OptionError(
+                    f"--guide mle: the density of site '{name}' depends on other latent sites or "
+                    "point parameters, so that it is no prior but a part of the likelihood, which "
+                    "would tell nothing of those without it; fit with --guide map or auto."
+                )
+        free = _LeftOut(sites)(self.model.function)
+
+        @wraps(self.model.function)  # keeps the names of the arguments
+        def function(**arguments: Any) -> Any:
+            return free(**arguments)
+
+        return replace(self, model=replace(self.model, function=function), posterior=self)
+
+    def for_guide(self, guide: Guide) -> "Problem":
+        """What a guide is fitted to: this, or without priors if it leaves them out."""
+        return self.without_priors() if guide.likelihood else self
 
     @property
     def hidden(self) -> set[str]:

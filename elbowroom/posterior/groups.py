@@ -204,6 +204,9 @@ def _log_likelihood(
 def _prior(
     problem: Problem, data: Mapping[str, Tensor], notes: list[str]
 ) -> dict[str, dict[str, Tensor]]:
+    if problem.posterior is not None:
+        notes.append("prior and prior_predictive are left out: the fit has no priors.")
+        return {}
     numbers = sum(value.numel() for value in data.values())
     count = max(1, min(PRIOR_DRAWS, LARGEST_GROUP // max(1, numbers)))
     try:

@@ -118,7 +118,7 @@ def show_plan(plan: Plan) -> None:
         add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
     numbers = f"{settings.dtype} on {problem.device.type}"
-    if plan.engine == "fixed_draws":
+    if plan.engine == "fixed_draws" or plan.engine == "em":
         add(rows, "engine", f"{plan.objective[0]}: {plan.objective[1]}")
         numbers = f"float64 on cpu, {settings.restarts} starts"
     elif not plan.guide.exact or problem.space.parameters.size:
@@ -245,6 +245,8 @@ def _show(
     if not math.isnan(measures["elbo"]):
         add(lines, "ELBO", f"{measures['elbo']:.2f} ± {measures['elbo_se']:.2f} nats")
         add(lines, "k-hat of the guide", _k_hat(measures))
+    if "log_likelihood" in measures:
+        add(lines, "log likelihood", f"{measures['log_likelihood']:.2f} nats")
     if "log_evidence" in measures:
         evidence, error = measures["log_evidence"], measures["log_evidence_se"]
         gap = max(0.0, measures["kl_to_posterior"])
@@ -362,6 +364,9 @@ def show_comparison(comparison: Comparison) -> None:
     wide = out.width >= WIDE
     extra = {name: label for name, label in EXTRA.items() if name in comparison.table}
     names += extra.values()
+    likelihoods = comparison.table["log_likelihood"].notna().any()
+    if likelihoods:
+        names.insert(2, "log likelihood")
     if wide:
         names += ["parameters", "objective"]
     made = table("guide", *names, right=tuple(names))
@@ -385,6 +390,8 @@ def show_comparison(comparison: Comparison) -> None:
         for measure in extra:
             error = row.get(f"{measure}_se", math.nan) if wide else math.nan
             cells.append(_with_error(row[measure], error, 2))
+        if likelihoods:
+            cells.insert(3, _with_error(row["log_likelihood"], math.nan, 2))
         if wide:
             cells += [str(int(row["parameters"])), row["objective"]]
         add(made, *cells, style="bold" if row["best"] else "")

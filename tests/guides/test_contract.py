@@ -44,8 +44,8 @@ PRESENT = {
     "bayesian_neural_network": {"bayes_by_backprop"},
     "bayesian_regression": {"structured"},
     "conjugate": {"exact"},
-    "factor_analysis": {"exact", "linear", "local"},
-    "gaussian_mixture": {"collapsed", "local"},
+    "factor_analysis": {"em", "exact", "linear", "local"},
+    "gaussian_mixture": {"collapsed", "em", "local"},
     "hierarchical_normal": set(),
     "conditional_vae": {"encoder", "local"},
     "vae": {"encoder", "local"},
@@ -53,7 +53,11 @@ PRESENT = {
 # A response of noise, and priors that leave little but a linear map: one mode, nearly Normal.
 SMALL_NETWORK = {"response": "noise", "hidden": (1,), "activation": "tanh", "prior_scale": 0.2}
 DENSE = {"full_rank", "low_rank", "linear_response", "laplace", "pathfinder", "flow"}
-GENERAL = {"map", "mean_field"} | DENSE
+GENERAL = {"map", "mle", "mean_field"} | DENSE
+LIKELIHOOD = {"mle"}
+"""Those that leave priors out."""
+GROUPED = ("hierarchical_normal",)
+"""Models with groups, whose effects have no prior."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,8 @@ def test_no_model_or_guide_has_gone() -> None:
     assert set(model_summaries()) >= set(PRESENT)
     for model, own in PRESENT.items():
         general = GENERAL - DENSE - {"mean_field"} if model in LOCAL else GENERAL
+        if model in LOCAL + GROUPED:
+            general = general - LIKELIHOOD
         general = general if get_model(model).continuous else set()
         assert set(guides_for(model, local_latents=model in LOCAL)) >= own | general, model
     assert set(guides_for(None)) >= GENERAL
@@ -191,8 +197,10 @@ def check_schema(fit: Fit, guide: Guide) -> None:
         assert values.dims[:2] == ("chain", "draw"), name
         assert np.isfinite(values).all(), name
     assert {"log_p", "log_q"} <= set(fit.posterior["sample_stats"].data_vars)
-    for group in ("observed_data", "posterior_predictive", "prior_predictive", "log_likelihood"):
+    for group in ("observed_data", "posterior_predictive", "log_likelihood"):
         assert group in fit.posterior.children, group
+    assert ("prior_predictive" in fit.posterior.children) != guide.likelihood
+    assert (fit.problem.posterior is not None) == guide.likelihood
     observed = fit.problem.observed
     predicted = fit.posterior["posterior_predictive"][observed]
     assert predicted.dims == ("chain", "draw", *fit.posterior["observed_data"][observed].dims)
@@ -240,7 +248,9 @@ def test_every_objective_that_a_guide_is_allowed_estimates_the_same_elbo(
 ) -> None:
     """Where the guide begins; one that left a term out would be off by more than its noise."""
     problem, _, begin = begun(model)
-    declared, space, arguments = guide_of(model, guide), problem.space, problem.arguments
+    declared = guide_of(model, guide)
+    problem = problem.for_guide(declared)
+    space, arguments = problem.space, problem.arguments
     estimates = {}
     with isolated(SEED, None, problem.dtype, problem.device):
         called = declared.build(space, begin.start())
