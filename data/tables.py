@@ -86,9 +86,9 @@ def select_columns(
         >>> select_columns(read_table("iris"), exclude=["petal_width"]).columns.tolist()
         ['sepal_length', 'sepal_width', 'petal_length']
     """
-    left_out = _known(table, "exclude", exclude)
+    left_out = named_columns(table, "exclude", exclude)
     if columns is not None:
-        names = _known(table, "columns", columns)
+        names = named_columns(table, "columns", columns)
         if both := [name for name in names if name in left_out]:
             raise OptionError(
                 f"column '{both[0]}' is in both `columns` and `exclude`: name it in one of them."
@@ -208,8 +208,17 @@ def _missing_file(path: Path) -> DataError:
     return DataError(f"there is no file '{path}'; {'; '.join(hints)}.")
 
 
-def _known(table: pandas.DataFrame, option: str, names: Sequence[str]) -> list[str]:
-    """The names an option gave, each a column of the table and given once."""
+def named_columns(table: pandas.DataFrame, option: str, names: Sequence[str]) -> list[str]:
+    """The names an option gave, each a column of the table and given once.
+
+    Raises:
+        DataError: A name is not a column of the table; the nearest one is named.
+        OptionError: A name is given twice.
+
+    Example:
+        >>> named_columns(read_table("iris"), "response", "species")
+        ['species']
+    """
     given = [names] if isinstance(names, str) else list(names)
     present = set(table.columns)
     for place, name in enumerate(given):

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elbowroom.data.tables import align_columns, select_columns
+from elbowroom.data.tables import named_columns, select_columns
 from elbowroom.errors import DataError, OptionError
 
 
@@ -46,8 +46,7 @@ def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:
     response = given or column_of_role(table, "response")
     if response is None:
         raise OptionError(hint)
-    align_columns(table, [response])
-    return str(response)
+    return named_columns(table, "response", response)[0]
 
 
 LISTED = 20

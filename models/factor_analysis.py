@@ -54,12 +54,18 @@ class Options:
 def points(columns: int, latent: int, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The mean (columns,), loadings (columns, latent) and noise (columns,), of scaled columns."""
     mean = pyro.param("mean", lambda: torch.zeros(columns))
-    loadings = pyro.param("loadings", lambda: 0.3 * torch.randn(columns, latent).tril())
+    loadings = pyro.param("loadings", lambda: _initial(columns, latent))
     noise = pyro.param(
         "noise", lambda: torch.full((1 if shared else columns,), 0.7),
         constraint=constraints.positive,
     )  # fmt: skip
     return mean, loadings.tril(), noise.expand(columns)
+
+
+def _initial(columns: int, latent: int) -> Tensor:
+    """Loadings at random, those on the diagonal positive: of the latents' signs, one choice."""
+    drawn = 0.3 * torch.randn(columns, latent).tril()
+    return drawn * torch.where(drawn.diagonal() < 0, -1.0, 1.0)
 
 
 def posterior(x: Tensor, mean: Tensor, loadings: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

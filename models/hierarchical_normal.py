@@ -7,7 +7,7 @@
 With one row a group and its known standard error this is a meta-analysis (Rubin, 1981, "Estimation
 in parallel randomized experiments"); with several rows a group and no standard error, whose place
 `sigma` ~ Exponential(1 / sd of y) takes, the one-way random-effects model. `--parameterisation
-non_centered`, the default, samples (effects - mean) / sd, which the data must be few for;
+non_centered`, the default, samples (effects - mean) / sd, which suits few rows a group;
 `centered` samples the effects themselves, which suits many rows a group (Betancourt and Girolami,
 2015, "Hamiltonian Monte Carlo for hierarchical models"). Where no prior is given it is scaled to
 the data: m and c the mean and standard deviation of y, s 2.5 of these.

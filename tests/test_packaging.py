@@ -18,11 +18,9 @@ from elbowroom.models import model_summaries
 
 ROOT = Path(elbowroom.__file__).resolve().parents[1]
 LINKS = ("models", "guides", "data", "cli.py")
-MODULES = sorted(
-    module.name
-    for module in pkgutil.walk_packages(elbowroom.__path__, "elbowroom.")
-    if not module.ispkg
-)
+FOUND = list(pkgutil.walk_packages(elbowroom.__path__, "elbowroom."))
+MODULES = sorted(module.name for module in FOUND if not module.ispkg)
+PACKAGES = sorted(module.name for module in FOUND if module.ispkg)
 FLOORS = [
     {"elbowroom.errors"},
     {"elbowroom.data"},
@@ -84,7 +82,7 @@ def test_imports_run_one_way(module: str) -> None:
             assert _floor(str(node.module)) <= _floor(module), (module, node.module)
 
 
-@pytest.mark.parametrize("module", ["elbowroom", *MODULES])
+@pytest.mark.parametrize("module", ["elbowroom", *PACKAGES, *MODULES])
 def test_examples_in_docstrings_run(module: str) -> None:
     with pyro.get_param_store().scope():
         result = doctest.testmod(import_module(module), optionflags=doctest.ELLIPSIS)
