@@ -3,12 +3,12 @@
 Run `python benchmarks/methods.py`; about an hour on one core. `--only` takes a part of a model's
 name, `--output` writes the table as JSON.
 
-A quarter of the rows is held out of all fits. `test` is the mean log density of these in nats, with
-its standard error: of the posterior predictive, or where rows have latents, by importance
-sampling. `coverage` is the share of them in their intervals of 90 %, `spread` the predictions' mean
-sd over that of what came, `calibration` the distance of probabilities from frequencies. `ELBO` and
-`log lik` are of all rows that were learned from. `shift` and `sd ratio` are to NUTS, where it can be
-had, else to the guide with the best ELBO.
+A quarter of the rows is held out of all fits. `test` is the mean log density of these in nats,
+with its standard error: of the posterior predictive, or where rows have latents, by importance
+sampling. `coverage` is the share of them in their intervals of 90 %, `spread` the predictions'
+mean sd over that of what came, `calibration` the distance of probabilities from frequencies.
+`ELBO` and `log lik` are of all rows that were learned from. `shift` and `sd ratio` are to NUTS,
+where it can be had, else to the guide with the best ELBO.
 """
 
 import argparse
