@@ -84,7 +84,8 @@ def fit_em(task: Task, guide: Guide) -> Fit:
     first = location.double().cpu().numpy()
     fit = draw_and_conclude(task, fitted, sites, Landscape(None, None, [], 0, first, 0.0))
     doubtful = found.status == "diverged" or closing
-    mend = steps.mend if doubtful else "give more --steps."
+    more = "" if found.status == "converged" else "give more --steps."
+    mend = steps.mend if doubtful else more
     maximum = "" if found.status == "diverged" else fit.evidence.maximum  # said by the status
     evidence = replace(fit.evidence, mend=mend, maximum=maximum)
     return replace(fit, remarks=[*fit.remarks, *remarks], evidence=evidence)

@@ -43,6 +43,11 @@ MOST_NUMBERS = 40_000_000
 """Numbers in those."""
 ENOUGH = 1000.0
 """Effective draws at which no more are weighed."""
+PRIORS = (
+    "read the point parameters as the maximum of their likelihood, or give them priors: "
+    "pyro.sample in the place of pyro.param."
+)
+"""What to do where a model has points alone."""
 SPIKE = 5.0
 """Nats of Laplace evidence below the evidence of the draws at which a mode holds no mass."""
 
@@ -110,6 +115,8 @@ def conclude(
     shown = reported_quantities(problem, own) if problem.reparameterised else own
     evidence, more = _evidence(fitted, raw, correction, shown, landscape, missed)
     evidence = replace(evidence, ladder=problem.model.engine is None)
+    if fitted.point and not problem.space.sites:
+        evidence = replace(evidence, mend=PRIORS)
     attributes = {
         "model": problem.model.name,
         "guide": guide.name,
@@ -142,7 +149,7 @@ def conclude(
     measures = bound(raw, fitted.point, correction)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
     measures.update(more, predictive_checks=shares)
-    if fitted.point or problem.space.row_latents:
+    if fitted.point or problem.space.row_latents(raw.sites):
         measures.update(no_loo())
 
     def complete() -> tuple[Any, list[str]]:

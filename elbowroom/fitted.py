@@ -94,6 +94,11 @@ class Fit:
         return judge(self.evidence)
 
     @property
+    def row_latents(self) -> bool:
+        """Whether rows have latents that the guide draws."""
+        return self.problem.space.local_continuous or self.evidence.rows is not None
+
+    @property
     def model_parameters(self) -> dict[str, Tensor]:
         """The values of the model's own point parameters (`pyro.param`), float64."""
         values = constrained_values(self.parameters)
@@ -258,7 +263,7 @@ class Fit:
             arguments, observed = problem.new_arguments(data)
             if problem.space.per_observation:
                 self._check_amortised()
-        if problem.space.row_latents:
+        if self.row_latents:
             sites = self.draw(self.diagnostics["draws"], seed, data).sites
         else:
             sites = self.global_sites()
@@ -274,7 +279,7 @@ class Fit:
         Raises:
             GuideError: If the model has latents for each row: their bound is `elbo`.
         """
-        if self.problem.space.row_latents:
+        if self.row_latents:
             raise GuideError(
                 "a model with latents for each row has a bound instead: Fit.elbo(data)."
             )
@@ -491,7 +496,7 @@ class Fit:
                 return row_weights.weigh_rows(
                     problem.function, guide, arguments, problem.space, draws, keep
                 )
-        if problem.space.row_latents:
+        if self.row_latents:
             raise GuideError(
                 f"the guide '{self.guide.name}' is a point, or the model has latents of rows and "
                 "others: its rows have no weights of their own."

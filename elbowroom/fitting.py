@@ -52,6 +52,8 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         fitting = guides_for(problem.model_name, space.local_continuous)
         if problem.model_name is not None:
             guide = next(iter(fitting))
+        elif not space.sites:  # points alone, and what is summed over
+            guide = "map"
         else:
             full = space.dimension <= AUTO_FULL_RANK and "full_rank" in fitting
             guide = "full_rank" if full else "mean_field"

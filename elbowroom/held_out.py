@@ -76,7 +76,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
         "test_log_density": float(density.mean()),
         "test_log_density_se": float(density.std(ddof=1) / len(density) ** 0.5),
     }
-    if problem.space.row_latents or problem.model.predicts in problem.space.discrete:
+    if fit.row_latents or problem.model.predicts in problem.space.discrete:
         return found
     predicted = fit.predict(table, INTERVAL)
     observed = _observed(fit, table)
@@ -101,7 +101,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
 
 def _log_density(fit: Fit, table: pd.DataFrame) -> np.ndarray:
     """Of each row, in nats."""
-    if not fit.problem.space.row_latents:
+    if not fit.row_latents:
         return fit.log_density(table)
     if fit.guide.amortised:
         return fit.weigh_rows(table, DRAWS, fit.seed).log_density()[0]

@@ -67,7 +67,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                 ),
                 settings,
                 space.subsampled,
-                space.row_latents,
+                space.row_latents(sites.names),
                 task.progress,
                 task.checkpoints,
             )  # fmt: skip

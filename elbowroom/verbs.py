@@ -32,6 +32,10 @@ class Fitted(Protocol):
     parameters: Parameters
 
     @property
+    def row_latents(self) -> bool:
+        """Whether rows have latents that the guide draws."""
+
+    @property
     def point_parameters(self) -> dict[str, np.ndarray]:
         """The model's own point parameters."""
 
@@ -212,7 +216,7 @@ def generate(
     # The observations are freed inside: the other way round frees what is conditioned on too.
     free = Unobserved()(problem.function)
     if data is not None:
-        if not problem.space.row_latents:
+        if not fit.row_latents:
             raise OptionError("--data: the model has no latents of rows to be near given ones.")
         return _near(fit, count, data, expected, seed)
     with problem.session(seed, fit.parameters), torch.no_grad():

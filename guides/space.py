@@ -1,7 +1,7 @@
 """A model's latent sites, and the unconstrained coordinates in which guides describe them."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -259,10 +259,14 @@ class LatentSpace:
         """Whether a continuous site has a value for each row."""
         return any(self.subsampled in site.plates for site in self.sites)
 
-    @property
-    def row_latents(self) -> bool:
-        """Whether rows have latents that a guide gives: continuous ones, or discrete ones alone."""
-        return self.local_continuous or (not self.sites and bool(self.discrete))
+    def row_latents(self, drawn: Iterable[str]) -> bool:
+        """Whether rows have latents that a guide draws, and which are not summed over given others.
+
+        Args:
+            drawn: The sites that the guide draws.
+        """
+        alone = not self.sites and not set(self.discrete).isdisjoint(drawn)
+        return self.local_continuous or alone
 
     @property
     def rows_only(self) -> bool:
@@ -271,10 +275,13 @@ class LatentSpace:
         observed = all(self.subsampled in plates for plates in self.observed_plates.values())
         return self.subsampled is not None and latents == set(self.local) and observed
 
-    def given(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of draws, those given which discrete sites are summed over; all, if all are discrete."""
+    def given(self, sites: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+        """Of draws, those given which discrete sites are summed over; all, if all are discrete.
+
+        Where none is drawn, `count` numbers that no site has stand for as many draws.
+        """
         known = {site.name: sites[site.name] for site in self.sites if site.name in sites}
-        return known or dict(sites)
+        return known or dict(sites) or {" index": torch.zeros(count)}
 
     def split(self, u: Tensor) -> dict[str, Tensor]:
         """The unconstrained value of each site, from the flat vector u of shape (D,)."""

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.constraints import unit_interval
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
@@ -248,3 +249,49 @@ def test_a_start_from_some_of_the_rows_says_nothing_of_the_evidence_of_all(seed:
     y = 3 + torch.randn(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     fit = er.fit(model, {"y": y}, "mean_field", seed=seed, batch_size=1000, steps=600, draws=400)
     assert "evidence" not in str(fit.verdict)
+
+
+def mixture_of_points(x: Tensor, batch_size: int | None = None) -> None:
+    share = pyro.param("share", torch.tensor(0.4).double(), constraint=unit_interval)
+    means = pyro.param("means", torch.tensor([-1.0, 1.0]).double())
+    with pyro.plate("rows", len(x), subsample_size=batch_size):
+        second = pyro.sample("second", dist.Bernoulli(share))
+        seen = pyro.subsample(x, event_dim=0)
+        pyro.sample("x", dist.Normal(means[second.long()], 1.0), obs=seen)
+
+
+def nothing(x: Tensor, batch_size: int | None = None) -> None:
+    """All latents are summed over."""
+
+
+def amortised(x: Tensor, batch_size: int | None = None) -> None:
+    level, slope = (pyro.param(name, torch.tensor(0.1).double()) for name in ("level", "slope"))
+    with pyro.plate("rows", len(x), subsample_size=batch_size):
+        seen = pyro.subsample(x, event_dim=0)
+        pyro.sample("second", dist.Bernoulli(logits=level + slope * seen))
+
+
+@pytest.mark.parametrize("guide", ["auto", nothing, amortised])
+def test_a_mixture_of_points_is_at_its_maximum_likelihood(guide: Any) -> None:
+    """Its guide has no site, or draws the components, whose posterior is a logistic function."""
+    random = np.random.default_rng(0)
+    x = np.concatenate([random.normal(-1.5, size=80), random.normal(1.5, size=120)])
+    options: dict[str, Any] = {"steps": 2000, "seed": 1, "draws": 400, "held_out": 0.0}
+    fit = er.fit(mixture_of_points, {"x": torch.tensor(x)}, guide, **options)
+    share, means = 0.5, np.array([-1.0, 1.0])
+    for _ in range(500):  # expectation-maximisation by hand
+        joint = np.array([1 - share, share]) * np.exp(-0.5 * (x[:, None] - means) ** 2)
+        on = joint / joint.sum(1, keepdims=True)
+        share, means = on[:, 1].mean(), (on * x[:, None]).sum(0) / on.sum(0)
+    density = np.log(joint.sum(1) / np.sqrt(2 * np.pi))
+    tolerance = 0.1 / len(x) ** 0.5 if guide != amortised else 0.1
+    np.testing.assert_allclose(fit.point_parameters["means"], means, atol=tolerance)
+    scored = fit.score(draws=1000)
+    assert (np.abs(scored["log_density"] - density) < 5 * scored["standard_error"] + 0.05).all()
+    assert fit.score(draws=1000)["log_density"].sum() == pytest.approx(density.sum(), abs=0.3)
+    if guide != amortised:
+        assert "give them priors" in fit.verdict.advice
+        assert fit.posterior["posterior_predictive"]["x"].shape == (1, 400, 200)
+        predicted = fit.predict()
+        assert abs(predicted["sd"].mean() - x.std()) < 0.1
+        np.testing.assert_allclose(predicted["log_density"], density, atol=0.01)

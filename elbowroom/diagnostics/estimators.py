@@ -157,7 +157,7 @@ def measure(
                 name, settings.particles, problem.space, alpha=settings.alpha,
                 baseline=settings.baseline,
             ),
-            settings, problem.space.subsampled, problem.space.row_latents,
+            settings, problem.space.subsampled, problem.space.row_latents(sites.names),
         )  # fmt: skip
         stages = _Stages(run)
         run.run(stages)

@@ -107,7 +107,7 @@ class Evidence:
         less: Nats of evidence that another guide of the same model found beyond the draws', and the
             standard error of the difference.
         maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
-        mend: What to do where the optimum was not reached, if the engine knows.
+        mend: What to do where the optimum was not reached, or is one point, if more is known.
         ladder: Whether the guide `auto` tries several for this model.
         flat: Whether the density has a point without gradient and without curvature, and no mode.
         slope: The largest relative difference of the density's gradient from differences of its
@@ -230,7 +230,7 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         advice.append("fit with --guide map, whose priors give it one, or a smaller model.")
     if evidence.point:
         reasons.append("The guide is one point, which has no spread.")
-        advice.append("fit with --guide auto.")
+        advice.append(evidence.mend or "fit with --guide auto.")
     if evidence.flat:
         reasons.append(
             "The log density is flat in some direction, so that the posterior may not be proper."

@@ -51,6 +51,16 @@ class _LeftOut(Messenger):
             msg["fn"] = msg["fn"].mask(False)
 
 
+def _named_as(model: Callable[..., Any], changed: Any) -> Callable[..., Any]:
+    """A changed model that takes the arguments of the model by their names."""
+
+    @wraps(model)
+    def function(**arguments: Any) -> Any:
+        return changed(**arguments)
+
+    return function
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model, its options, the data and what was made of them.
@@ -90,10 +100,7 @@ class Problem:
         config: Any = {site: LocScaleReparam(centered=0.0) for site in sites}
         changed = _Reported(sites)(poutine.reparam(self.model.function, config=config))
 
-        @wraps(self.model.function)  # keeps the names of the arguments
-        def function(**arguments: Any) -> Any:
-            return changed(**arguments)
-
+        function = _named_as(self.model.function, changed)
         with isolated(0, dtype=self.dtype, device=self.device):
             space = LatentSpace.of(function, self.arguments)
         model = replace(self.model, function=function)
@@ -112,10 +119,7 @@ class Problem:
         held = {name: value.to(self.device, self.dtype) for name, value in points.items()}
         substituted: Any = poutine.substitute(self.model.function, data=held)
 
-        @wraps(self.model.function)
-        def function(**arguments: Any) -> Any:
-            return substituted(**arguments)
-
+        function = _named_as(self.model.function, substituted)
         training = Training(self.data, self.prepared.arguments)
         with isolated(0, dtype=self.dtype, device=self.device):
             prepared = self.model.prepare(data, self.options, training)
@@ -159,11 +163,7 @@ class Problem:
                     "would tell nothing of those without it; fit with --guide map or auto."
                 )
         free = _LeftOut(sites)(self.model.function)
-
-        @wraps(self.model.function)  # keeps the names of the arguments
-        def function(**arguments: Any) -> Any:
-            return free(**arguments)
-
+        function = _named_as(self.model.function, free)
         return replace(self, model=replace(self.model, function=function), posterior=self)
 
     def for_guide(self, guide: Guide) -> "Problem":

@@ -89,9 +89,10 @@ def draw(
 
     chunk = chunk_size(arguments, space)
     with torch.no_grad():
-        sites = map_draws(sample, {" index": torch.zeros(count)}, chunk)
+        index = {" index": torch.zeros(count)}
+        sites = map_draws(sample, index, chunk)
         log_q = sites.pop(" log_q")
-        log_p = map_draws(log_joint, sites, chunk)
+        log_p = map_draws(log_joint, sites or index, chunk)
     return Draws(
         {name: value.cpu() for name, value in sites.items()},
         log_p.double().cpu().numpy(),

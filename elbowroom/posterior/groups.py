@@ -44,7 +44,9 @@ def posterior_tree(
         The tree, and a line for everything that was left out of it.
     """
     sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
-    given = space.given(sites)
+    given = space.given(
+        sites, len(drawn["sample_stats"]["log_p"]) if "sample_stats" in drawn else 1
+    )
     kept, notes = _kept(problem, sites, keep_local)
 
     groups: dict[str, Mapping[str, Any]] = {"posterior": reported_quantities(problem, sites, kept)}
@@ -102,7 +104,7 @@ def reported_quantities(
     }
     if not space.deterministic_plates:
         return shown
-    given = space.given(sites)
+    given = space.given(sites, 1)
     more = evaluate(problem.function, problem.arguments, given, space, pointwise=False)
     return shown | more.deterministics
 
@@ -116,7 +118,7 @@ def replicated(
     """
     data, _ = _data(problem)
     space = problem.space
-    if not data or space.shared_discrete or space.row_latents:
+    if not data or not sites or space.shared_discrete or space.row_latents(sites):
         return {}, {}
     continuous = {site.name: sites[site.name] for site in problem.space.sites}
     few = _thin({name: values[:CHECKED_DRAWS] for name, values in continuous.items()}, data)

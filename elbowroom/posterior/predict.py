@@ -12,6 +12,9 @@ from elbowroom.errors import ModelError
 from elbowroom.inference.problem import Problem
 from elbowroom.posterior.predictive import assignments, evaluate, predict_sites, probabilities
 
+DRAWS = 1000
+"""Of predictions where all parameters are points."""
+
 
 def log_density_of_rows(
     problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
@@ -25,7 +28,7 @@ def row_log_likelihood(
     problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
 ) -> np.ndarray:
     """The log density of each row at each draw, (draws, rows)."""
-    scored = evaluate(problem.function, arguments, problem.space.given(sites), problem.space)
+    scored = evaluate(problem.function, arguments, problem.space.given(sites, 1), problem.space)
     return scored.log_likelihood[problem.observed].double().numpy()
 
 
@@ -47,7 +50,7 @@ def predict_rows(
             f"'{problem.space.shared_discrete[0]}' is discrete and shared by several observations; "
             "such a model cannot predict yet."
         )
-    given = problem.space.given(sites)
+    given = problem.space.given(sites, DRAWS)
     target = problem.model.predicts or problem.observed
     classes = problem.prepared.coords.get("class")
     if target in problem.space.discrete:
@@ -64,7 +67,7 @@ def predict_rows(
         if problem.model.in_units is not None:
             values = problem.model.in_units(values, problem.prepared.arguments)
         table = _described(problem, target, values.numpy(), interval)
-    rows = not problem.space.row_latents and problem.space.observed_plates[problem.observed]
+    rows = not problem.space.row_latents(sites) and problem.space.observed_plates[problem.observed]
     if rows and observed:
         density = log_density_of_rows(problem, arguments, sites)
         if density.shape == (len(table),):
