@@ -275,11 +275,11 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             if evidence.k_hat > k_hat_threshold(evidence.draws)
             else f"The importance weights may not mend the guide: {_weights(evidence)}"
         )
-        advice.append(
-            "fit with --guide auto."
-            if evidence.stochastic and evidence.ladder
-            else "compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts."
-        )
+        nuts = "compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts."
+        if not evidence.ladder:  # of a network's weights, that have more modes than are found
+            nuts = "judge its predictions of rows held out: elbowroom compare --test-size 0.25."
+        auto = evidence.stochastic and evidence.ladder
+        advice.append("fit with --guide auto." if auto else nuts)
     elif rests_on_weights and not evidence.effective >= FEWEST_EFFECTIVE:
         reasons.append(f"Too few effective draws: {_weights(evidence)}")
         advice.append("give more --draws.")

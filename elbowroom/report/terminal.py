@@ -1,7 +1,7 @@
 """What a fit, a comparison and a run look like on a terminal, and the progress of one."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +16,11 @@ from elbowroom.comparing import Comparison
 from elbowroom.diagnostics.checks import Finding
 from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.fitted import Fit
+from elbowroom.inference.densities.importance import k_hat_threshold
 from elbowroom.inference.stochastic.settings import length
 from elbowroom.plan import Plan
+from elbowroom.posterior.correction import FEWEST_EFFECTIVE
+from elbowroom.posterior.row_weights import UNRELIABLE
 from elbowroom.posterior.run_folder import Run
 from elbowroom.posterior.tree import check_interval, labelled_points, summarise
 from elbowroom.report.listing import add, console, table
@@ -250,12 +253,12 @@ def _show(
     if "log_evidence" in measures:
         evidence, error = measures["log_evidence"], measures["log_evidence_se"]
         gap = max(0.0, measures["kl_to_posterior"])
-        add(
-            lines,
-            "log p(data)",
-            f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap:.2f}, the guide's KL divergence "
-            "from the posterior",
-        )
+        text = f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap:.2f}, the guide's KL divergence "
+        text += "from the posterior"
+        if not _weights_tell(measures):
+            effective = measures["corrected_effective_sample_size"]
+            text = f"not known: {evidence:.2f} nats by weights worth {effective:,.0f} draws"
+        add(lines, "log p(data)", text)
     if not math.isnan(measures["elpd_loo"]):
         high = measures["high_k_rows"]
         caveat = f", {high:.0%} of rows too influential to be sure" if high else ""
@@ -414,6 +417,15 @@ def show_comparison(comparison: Comparison) -> None:
     for row in comparison.table.to_dict("records"):
         if row["error"]:
             out.print(Text(f"{row['guide']} failed: {row['error']}", style="yellow"))
+
+
+def _weights_tell(measures: Mapping[str, Any]) -> bool:
+    """Whether importance weights are good enough for the evidence to rest on."""
+    if "unreliable_rows" in measures:
+        return bool(measures["unreliable_rows"] <= UNRELIABLE)
+    limit = k_hat_threshold(measures["weighted_draws"])
+    enough = measures["corrected_effective_sample_size"] >= FEWEST_EFFECTIVE
+    return bool(measures["corrected_k_hat"] <= limit and enough)
 
 
 def _with_error(value: float, error: float, digits: int) -> str:
