@@ -136,7 +136,7 @@ def calibration_error(probabilities: np.ndarray, observed: np.ndarray) -> float:
 
     Example:
         >>> sure = np.array([[0.8, 0.2]] * 10)
-        >>> calibration_error(sure, np.array([0] * 8 + [1] * 2))
+        >>> round(calibration_error(sure, np.array([0] * 8 + [1] * 2)), 3)
         0.0
         >>> round(calibration_error(sure, np.array([0] * 5 + [1] * 5)), 3)
         0.3
