@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -161,6 +162,7 @@ def test_every_model_has_a_page_and_a_picture(name: str) -> None:
         assert guide in _known(name), guide
 
 
+@cache
 def _known(model: str) -> set[str]:
     """What a page may name among the guides: guides, models, objectives and options."""
     from elbowroom.guides import guides_for

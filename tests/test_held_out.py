@@ -36,7 +36,7 @@ def test_a_split_has_every_row_once(rows: int, size: float, seed: int) -> None:
 def factors() -> er.Comparison:
     return er.compare(
         "factor_analysis", "iris", ["exact", "local", "map"], latent=1, seed=1, test_size=0.2,
-        steps=4000, draws=200,
+        steps=1500, draws=200,
     )  # fmt: skip
 
 

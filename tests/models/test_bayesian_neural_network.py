@@ -25,7 +25,7 @@ def table() -> pd.DataFrame:
 
 @cache
 def fitted() -> er.Fit:
-    return er.fit(MODEL, table(), response="y", seed=1, steps=4000, prior_scale=2.0)
+    return er.fit(MODEL, table(), response="y", seed=1, steps=2500, prior_scale=2.0)
 
 
 def test_intervals_widen_away_from_the_data() -> None:

@@ -14,7 +14,7 @@ from elbowroom.inference.stochastic.estimators import Analytic, Objective
 from elbowroom.inference.stochastic.local_reparameterisation import LocalReparameterisation
 from elbowroom.models._layers import sample_layers, through
 
-ROWS, NOISE, DRAWS = 12, 0.7, 4000
+ROWS, NOISE, DRAWS = 12, 0.7, 1500
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(ROWS, 2, generator=GENERATOR, dtype=torch.float64)
 Y = torch.randn(ROWS, generator=GENERATOR, dtype=torch.float64)
