@@ -19,8 +19,8 @@ MODEL = "mixture_density_network"
 @cache
 def fitted() -> er.Fit:
     return er.fit(
-        MODEL, guide="map", seed=1, steps=600, learning_rate=0.03, activation="tanh", hidden=(12,), draws=100,
-        prior_scale=3.0,
+        MODEL, guide="map", seed=1, steps=600, learning_rate=0.03, activation="tanh", hidden=(12,),
+        draws=100, prior_scale=3.0,
     )  # fmt: skip
 
 
