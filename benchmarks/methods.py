@@ -1,7 +1,7 @@
 """Every model by every method on its bundled data: bound, held-out density, time and verdict.
 
 Run `python benchmarks/methods.py`; about an hour on one core. `--only` takes a part of a model's
-name, `--output` writes the table as JSON.
+name, `--output` writes the table as JSON, and `--table` as Markdown (`methods.md` is such a one).
 
 A quarter of the rows is held out of all fits. `test` is the mean log density of these in nats,
 with its standard error: of the posterior predictive, or where rows have latents, by importance
@@ -99,10 +99,31 @@ def row(name: str, line: dict[str, Any], differences: pd.DataFrame) -> dict[str,
     }  # fmt: skip
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows by model, each with the columns that one of its methods has a number in."""
+    parts = []
+    for name, lines in pd.DataFrame(rows).groupby("model", sort=False):
+        table = lines.drop(columns=["model", "error"]).dropna(axis=1, how="all")
+        cells = [list(table.columns), ["---"] * table.shape[1]]
+        cells += [[_cell(value) for value in line] for line in table.itertuples(index=False)]
+        said = [f"\n{r['method']} failed: {r['error']}" for r in rows
+                if r["model"] == name and r["error"]]  # fmt: skip
+        body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        parts.append(f"## {name}\n\n{body}\n" + "".join(f"{each}\n" for each in said))
+    return "\n".join(parts)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.3f}"
+    return "" if value is None else str(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare every model's methods.")
     parser.add_argument("--only", default="", help="a part of the models' names")
     parser.add_argument("--output", type=Path, help="where to write the table, as JSON")
+    parser.add_argument("--table", type=Path, help="where to write it as Markdown")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -118,6 +139,8 @@ def main() -> None:
         print(f"\n{name}\n{shown.round(3).to_string(index=False)}", flush=True)
         if options.output is not None:
             options.output.write_text(json.dumps(rows, indent=1, default=float) + "\n")
+        if options.table is not None:
+            options.table.write_text(markdown(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
