@@ -199,7 +199,7 @@ def choose_objective(
     if requested in PATHWISE and sites.discrete:
         raise OptionError(
             f"--elbo {requested} needs reparameterised sites, and '{min(sites.discrete)}' is "
-            "discrete; give --elbo trace_graph."
+            "discrete; give --elbo trace_graph, or of several draws vimco."
         )
     if requested in PATHWISE and sites.rough:
         raise OptionError(
