@@ -102,9 +102,9 @@ SETTINGS: dict[str, Any] = {
     "elbo": Annotated[
         str | None,
         typer.Option(
-            help="trace, trace_mean_field, sticking_the_landing, score_function, trace_graph, "
-            "trace_enum, wake_sleep; of several --particles iwae, dreg, renyi, vimco, "
-            "reweighted_wake_sleep (default: what suits the pair)."
+            help="trace, trace_mean_field, local_reparameterisation, sticking_the_landing, "
+            "score_function, trace_graph, trace_enum, wake_sleep; of several --particles iwae, "
+            "dreg, renyi, vimco, reweighted_wake_sleep (default: what suits the pair)."
         ),
     ],
     "alpha": Annotated[
@@ -385,7 +385,10 @@ def compare(
         )  # fmt: skip
     terminal.show_comparison(result)
     saved = _save(result, folder, overwrite)
-    outcomes.draw_predictions(result, saved)
+    try:
+        outcomes.draw_predictions(result, saved)
+    except ElbowroomError as error:  # the results are there
+        typer.echo(f"no picture of predictions: {error}", err=True)
     terminal.show_saved(saved)
     if not result.fits:
         raise typer.Exit(1)

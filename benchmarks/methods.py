@@ -5,10 +5,11 @@ name, `--output` writes the table as JSON, and `--table` as Markdown (`methods.m
 
 A quarter of the rows is held out of all fits. `test` is the mean log density of these in nats,
 with its standard error: of the posterior predictive, or where rows have latents, by importance
-sampling. `coverage` is the share of them in their intervals of 90 %, `spread` the predictions'
-mean sd over that of what came, `calibration` the distance of probabilities from frequencies.
-`ELBO` and `log lik` are of all rows that were learned from. `shift` and `sd ratio` are to NUTS,
-where it can be had, else to the guide with the best ELBO.
+sampling; `unreliable` is the share of rows whose importance weights are poor. `coverage` is the
+share of them in their intervals of 90 %, `spread` the predictions' mean sd over that of what came,
+`calibration` the distance of probabilities from frequencies. `ELBO` and `log lik` are of all rows
+that were learned from. `shift` and `sd ratio` are to NUTS, where it can be had, else to the guide
+with the best ELBO.
 """
 
 import argparse
@@ -94,7 +95,8 @@ def row(name: str, line: dict[str, Any], differences: pd.DataFrame) -> dict[str,
     shift, ratio = own["mean_shift"].abs().max(), own["sd_ratio"]
     return {
         "model": name, "method": line["guide"], "test": line.get("test_log_density"),
-        "test_se": line.get("test_log_density_se"), "coverage": line.get("test_coverage"),
+        "test_se": line.get("test_log_density_se"), "unreliable": line.get("test_unreliable"),
+        "coverage": line.get("test_coverage"),
         "spread": line.get("test_spread"), "calibration": line.get("test_calibration_error"),
         "ELBO": line["elbo"], "log lik": line["log_likelihood"],
         "amortised": line.get("amortisation_gap"), "shift": shift, "sd ratio, lowest": ratio.min(),

@@ -2,13 +2,16 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
 
 from elbowroom.concluding import Fitted, draw_and_conclude
+from elbowroom.deterministic import STOCHASTIC_ONLY
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
@@ -24,8 +27,10 @@ from elbowroom.plan import Plan, Task
 EM = "em"
 """The name of the engine, and of the guides that it fits."""
 OBJECTIVE = (EM, "the log likelihood, by expectation and maximisation in turn")
-OTHERS = ("elbo", "batch_size", "epochs", "kl_warm_up", "free_bits")
-"""Settings that ask for another objective, or for other data, than the steps have."""
+OTHERS = tuple(
+    each for each in (*STOCHASTIC_ONLY, "alpha", "baseline", "fixed_draws") if each != "steps"
+)
+"""Settings that the steps do not have."""
 
 
 def fit_em(task: Task, guide: Guide) -> Fit:
@@ -36,7 +41,7 @@ def fit_em(task: Task, guide: Guide) -> Fit:
     """
     problem, settings, seed = task.problem.for_guide(guide), task.settings, task.seed
     task = replace(task, problem=problem)
-    _check(settings)
+    _check(problem.model.suggested, settings)
     assert guide.steps is not None
     if task.announce is not None:
         task.announce(Plan(problem, guide, settings, OBJECTIVE, seed, EM))
@@ -86,15 +91,15 @@ def fit_em(task: Task, guide: Guide) -> Fit:
     doubtful = found.status == "diverged" or closing
     more = "" if found.status == "converged" else "give more --steps."
     mend = steps.mend if doubtful else more
-    maximum = "" if found.status == "diverged" else fit.evidence.maximum  # said by the status
+    maximum = fit.evidence.maximum if found.status == "converged" else ""  # or the status says it
     evidence = replace(fit.evidence, mend=mend, maximum=maximum)
     return replace(fit, remarks=[*fit.remarks, *remarks], evidence=evidence)
 
 
-def _check(settings: Settings) -> None:
+def _check(suggested: Mapping[str, Any], settings: Settings) -> None:
     """Sees that nothing is asked for that the steps do not have."""
     for name in OTHERS:
-        if getattr(settings, name) != getattr(Settings(), name):
+        if getattr(settings, name) not in (getattr(Settings(), name), suggested.get(name)):
             raise OptionError(
                 f"--{name.replace('_', '-')}: the guide 'em' maximises the likelihood of all rows "
                 "in closed form, which has no such option; leave it out."

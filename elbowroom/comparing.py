@@ -150,7 +150,9 @@ def compare(
     if test is not None and not problem.new_arguments(test)[1]:
         raise DataError("the table lacks what was observed, which is to be foretold.")
     if guides is None:
-        guides = list(guides_for(problem.model_name, problem.space.local_continuous))
+        fitting = guides_for(problem.model_name, problem.space.local_continuous).values()
+        some = bool(problem.space.sites)
+        guides = [g.name for g in fitting if some or g.model or (g.point and not g.likelihood)]
     names = [g if isinstance(g, str) else resolve_guide(g, problem).name for g in guides]
     for name in names:
         if names.count(name) > 1:
@@ -203,7 +205,7 @@ def compare(
             "objective": fit.objective[0],
             "converged": fit.converged,
             "verdict": fit.verdict.level,
-            **({} if test is None else held_out_scores(fit, test)),
+            **_scored(fit, test),
         }
         rows.append(Row(name, measures, _compared(fit)))
         if fit.trained.status == "interrupted":
@@ -219,6 +221,17 @@ def _split(model: Any, data: Any, size: float, seed: int) -> tuple[pd.DataFrame,
     if source is None or isinstance(source, Mapping):
         raise OptionError("--test-size holds rows of a table out; give the data as a table.")
     return split_rows(read_table(source), size, seed)
+
+
+def _scored(fit: Fit, test: pd.DataFrame | None) -> dict[str, float]:
+    """What a fit makes of rows held out, if there are any; a remark where it can make nothing."""
+    if test is None:
+        return {}
+    try:
+        return held_out_scores(fit, test)
+    except ElbowroomError as error:
+        fit.remarks.append(f"the rows held out have no score: {error}")
+        return {}
 
 
 def _compared(fit: Fit) -> xarray.Dataset:
@@ -250,6 +263,6 @@ def _by_nuts(
         "parameters": 0,
         "converged": True,
         "verdict": fit.verdict.level,
-        **({} if test is None else held_out_scores(fit, test)),
+        **_scored(fit, test),
     }
     return Row(NUTS, measures, _compared(fit))

@@ -14,7 +14,7 @@ from elbowroom.diagnostics.measures import bound, no_loo
 from elbowroom.diagnostics.predictive import predictive_checks
 from elbowroom.diagnostics.verdict import Evidence, judge, unresolved_quantities
 from elbowroom.fitted import Fit, canonical_sites
-from elbowroom.guides import Guide, Start
+from elbowroom.guides import Guide, Start, is_amortised
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.densities.importance import (
     effective_sample_size,
@@ -182,7 +182,7 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
             correction = corrected_rows(weighed, count, random)
             health, said = latent_health(
                 problem.function, called, arguments, space, weighed,
-                amortised=amortised(fitted.guide, parameters.values, space),
+                amortised=is_amortised(fitted.guide, parameters.values, space),
             )  # fmt: skip
         else:
             raw = draw(problem.function, called, arguments, space, count)
@@ -206,13 +206,6 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
                 "not looked at."
             )
     return replace(found, evidence=evidence, remarks=remarks)
-
-
-def amortised(guide: Guide, parameters: Mapping[str, Tensor], space: LatentSpace) -> bool:
-    """Whether a guide is declared to be amortised, or no parameter has a part for each row."""
-    rows = space.subsampled
-    shapes = [value.shape for value in parameters.values()]
-    return guide.amortised or rows is None or not any(rows.size in shape for shape in shapes)
 
 
 def _weighed(count: int, space: LatentSpace) -> int:

@@ -16,7 +16,7 @@ from elbowroom import verbs
 from elbowroom.diagnostics.measures import leave_one_out
 from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, OptionError, users_code
-from elbowroom.guides import Guide, Start, guides_for
+from elbowroom.guides import Guide, Start, guides_for, is_amortised
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.landscape import density_of
 from elbowroom.inference.isolation import (
@@ -97,6 +97,17 @@ class Fit:
     def row_latents(self) -> bool:
         """Whether rows have latents that the guide draws."""
         return self.problem.space.local_continuous or self.evidence.rows is not None
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether observations have latents, which the guide gives those that it was fitted to."""
+        return bool(self.problem.space.per_observation) or self.evidence.rows is not None
+
+    @property
+    def amortised(self) -> bool:
+        """Whether the guide gives the latents of other rows, too."""
+        space = self.problem.space
+        return space.rows_only and is_amortised(self.guide, self.parameters.values, space)
 
     @property
     def model_parameters(self) -> dict[str, Tensor]:
@@ -180,12 +191,12 @@ class Fit:
             return draw(self.problem.function, guide, arguments, self.problem.space, count)
 
     def _check_amortised(self) -> None:
-        if not self.guide.amortised:
+        if not self.amortised:
             fitting = guides_for(self.problem.model_name, True).values()
-            names = ", ".join(guide.name for guide in fitting if guide.amortised)
+            names = " or ".join(guide.name for guide in fitting if guide.amortised)
             raise GuideError(
                 f"the guide '{self.guide.name}' knows the fitted rows only; for new ones fit with "
-                f"--guide {names or 'an amortised guide'}."
+                f"{f'--guide {names}' if names else 'an amortised guide'}."
             )
 
     def sample(self, n: int = 1000, seed: int = 0) -> Any:
@@ -261,7 +272,7 @@ class Fit:
         arguments = problem.arguments
         if data is not None:
             arguments, observed = problem.new_arguments(data)
-            if problem.space.per_observation:
+            if self.rows_apart:
                 self._check_amortised()
         if self.row_latents:
             sites = self.draw(self.diagnostics["draws"], seed, data).sites
@@ -283,7 +294,7 @@ class Fit:
             raise GuideError(
                 "a model with latents for each row has a bound instead: Fit.elbo(data)."
             )
-        if self.problem.space.per_observation:
+        if self.rows_apart:
             self._check_amortised()
         arguments, observed = self.problem.new_arguments(data)
         if not observed:
@@ -481,7 +492,7 @@ class Fit:
         """
         if data is None:
             return self.problem.arguments
-        if self.problem.space.per_observation:
+        if self.rows_apart:
             self._check_amortised()
         arguments, observed = self.problem.new_arguments(data)
         if not observed:

@@ -58,7 +58,13 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
             full = space.dimension <= AUTO_FULL_RANK and "full_rank" in fitting
             guide = "full_rank" if full else "mean_field"
     if isinstance(guide, str):
-        return get_guide(guide, problem.model_name, space.local_continuous)
+        named = get_guide(guide, problem.model_name, space.local_continuous)
+        if named.model is None and not (space.sites or named.point):
+            raise OptionError(
+                f"the guide '{guide}' is for continuous latents, and the model has none; fit with "
+                "--guide map, which puts its point parameters at their maximum likelihood."
+            )
+        return named
     if isinstance(guide, type) and issubclass(guide, AutoGuide):
         name, blocked = guide.__name__, pyro.poutine.block(problem.function, hide=[*space.discrete])
         return Guide(name, "a Pyro AutoGuide", lambda space, start: guide(blocked))
@@ -257,9 +263,10 @@ class Work:
     def done(self, task: Task) -> Fit:
         """Does it."""
         asked = "--reference" if self.reference else self.fallback and "--fallback nuts"
-        if asked and resolve_guide(self.guide, task.problem).likelihood:
+        guide = _engines_own(self.guide, self.engine)
+        if asked and resolve_guide(guide, task.problem).likelihood:
             raise OptionError(
-                f"{asked}: the guide '{self.guide}' leaves the priors out, and NUTS needs them; "
+                f"{asked}: the guide '{guide}' leaves the priors out, and NUTS needs them; "
                 "fit with another guide."
             )
         found = _fit_task(task, self.guide, self.engine, report=self.report)
@@ -318,6 +325,11 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
     return "fixed_draws" if fits and not stochastic and why_not(problem, guide) is None else "svi"
 
 
+def _engines_own(guide: Any, engine: str) -> Any:
+    """The guide, or that of an engine that has one of its own."""
+    return EM if engine == EM and isinstance(guide, str) and guide == "auto" else guide
+
+
 def checked_draws(draws: int | None) -> None:
     """Sees that the posterior draws of a fit are enough.
 
@@ -358,9 +370,8 @@ def _fit_task(
     landscape: Landscape | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Fit:
+    guide = _engines_own(guide, engine)
     automatic = isinstance(guide, str) and guide == "auto"
-    if automatic and engine == EM:
-        guide, automatic = EM, False
     guide = resolve_guide(guide, task.problem)
     asked = (engine, None, task.problem, task.settings)
     if automatic and not guide.exact and chosen_engine(*asked) == "fixed_draws":

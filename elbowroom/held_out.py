@@ -10,6 +10,7 @@ from elbowroom.errors import GuideError, ModelError, OptionError
 from elbowroom.fitted import Fit
 from elbowroom.fitting import fit_problem
 from elbowroom.inference.isolation import constrained_values
+from elbowroom.posterior.row_weights import RowWeights
 
 DRAWS = 1000
 """Of the latents of each row."""
@@ -38,6 +39,7 @@ def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFram
         (7, 3)
     """
     rows = len(table)
+    size = min(max(size, -1.0), rows + 1.0) if np.isfinite(size) else -1.0
     count = round(size * rows) if 0 < size < 1 else round(size)
     if not FEWEST <= count <= rows - FEWEST:
         raise OptionError(
@@ -60,7 +62,9 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
         `test_log_density`, the mean log density of a row in nats: of the posterior predictive, or
         where rows have latents, summed over these by importance sampling; where the guide knows the
         fitted rows alone, it is fitted to these first, with the model's point parameters held.
-        `test_log_density_se`, its standard error over the rows. Where a number is foretold,
+        `test_log_density_se`, its standard error over the rows; `test_unreliable`, the share of
+        rows whose importance weights are not good enough for their density, which is then rather a
+        lower bound. Where a number is foretold,
         `test_coverage`, the share of the rows inside their intervals of 90 %, and `test_spread`,
         the mean sd of the predictions over the sd of what came. Where classes are,
         `test_calibration_error`, the mean distance of their probabilities from their frequencies
@@ -68,14 +72,21 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
         fit has not is not there.
     """
     problem = fit.problem
+    weights: RowWeights | None = None
     try:
-        density = _log_density(fit, table)
+        if fit.row_latents:
+            weights = _weighed(fit, table)
+            density = weights.log_density()[0]
+        else:
+            density = fit.log_density(table)
     except (GuideError, ModelError):  # a point has no density of a row's latents
         density = np.full(len(table), np.nan)
     found = {
         "test_log_density": float(density.mean()),
         "test_log_density_se": float(density.std(ddof=1) / len(density) ** 0.5),
     }
+    if weights is not None:
+        found["test_unreliable"] = weights.unreliable()
     if fit.row_latents or problem.model.predicts in problem.space.discrete:
         return found
     predicted = fit.predict(table, INTERVAL)
@@ -99,12 +110,10 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _log_density(fit: Fit, table: pd.DataFrame) -> np.ndarray:
-    """Of each row, in nats."""
-    if not fit.row_latents:
-        return fit.log_density(table)
-    if fit.guide.amortised:
-        return fit.weigh_rows(table, DRAWS, fit.seed).log_density()[0]
+def _weighed(fit: Fit, table: pd.DataFrame) -> RowWeights:
+    """Draws of the rows' latents, from a guide that is fitted to them if it has to be."""
+    if fit.amortised:
+        return fit.weigh_rows(table, DRAWS, fit.seed)
     points = constrained_values(fit.parameters)
     held = {name: points[name] for name in fit.problem.space.parameters.initial}
     size = fit.settings.batch_size
@@ -115,7 +124,7 @@ def _log_density(fit: Fit, table: pd.DataFrame) -> np.ndarray:
         fit.problem.with_rows(table, held), fit.guide, settings, engine=fit.engine, seed=fit.seed,
         draws=100,
     )  # fmt: skip
-    return again.weigh_rows(None, DRAWS, fit.seed).log_density()[0]
+    return again.weigh_rows(None, DRAWS, fit.seed)
 
 
 def _observed(fit: Fit, table: pd.DataFrame) -> np.ndarray:

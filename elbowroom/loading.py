@@ -139,7 +139,8 @@ def resume(
 ) -> Fit:
     """Goes on with a run that was killed, interrupted, or stopped at its budget.
 
-    The result is, bit for bit on a CPU, that of the run that was never stopped.
+    The result is, bit for bit on a CPU, that of the run that was never stopped; with other `steps`,
+    up to where the first budget ended, since the run was looked at there.
 
     Args:
         path: The folder that `fit` kept its checkpoints in, or the run folder that took its place.

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pyro
 import torch
 
-from elbowroom.concluding import Fitted, amortised, draw_and_conclude
+from elbowroom.concluding import Fitted, draw_and_conclude
 from elbowroom.diagnostics.checks import Subject, before_run
 from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit
-from elbowroom.guides import Guide, Start
+from elbowroom.guides import Guide, Start, is_amortised
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.landscape import Landscape, explore
 from elbowroom.inference.isolation import (
@@ -46,10 +46,11 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
         called = guide.build(space, start)
         sites = read_guide(called, arguments, space)
         name, why = choose_objective(settings.elbo, guide.elbo, space, sites, settings.free_bits)
-        if OBJECTIVES[name].of_rows and not amortised(guide, parameter_values(), space):
+        if OBJECTIVES[name].of_rows and not is_amortised(guide, parameter_values(), space):
             raise OptionError(
                 f"--elbo {name} shows the guide rows that the model made, and '{guide.name}' has "
-                "parameters for each fitted row; give an amortised guide, or --elbo trace_graph."
+                "parameters for each fitted row (a size of one is the number of rows); give an "
+                "amortised guide, or --elbo trace_graph."
             )
         warnings = before_run(Subject(problem, guide, called, settings))
         if task.announce is not None:
@@ -94,4 +95,6 @@ def _rehearse(problem: Problem, guide: Guide, settings: Settings, seed: int) -> 
             raise OptionError(
                 f"--elbo {name} ({why}) takes several draws; give --particles 2 or more."
             )
+        if settings.insomnia != Settings().insomnia and name != "reweighted_wake_sleep":
+            raise OptionError(f"--insomnia is of --elbo reweighted_wake_sleep, not of {name}.")
         check_enumerable(problem.function, problem.arguments, problem.space, sites)

@@ -99,6 +99,19 @@ def register(
     return add
 
 
+def is_amortised(guide: Guide, parameters: Mapping[str, "Tensor"], space: "LatentSpace") -> bool:
+    """Whether a guide is declared to be amortised, or no parameter has a part for each row.
+
+    Args:
+        guide: Its declaration.
+        parameters: Its values, by name, and the model's.
+        space: The model's latent space.
+    """
+    rows = space.subsampled
+    shapes = [value.shape for value in parameters.values()]
+    return guide.amortised or (rows is not None and not any(rows.size in s for s in shapes))
+
+
 def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, Guide]:
     """The guides that fit a model, its hand-written ones first; None names a user's own model.
 

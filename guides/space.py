@@ -241,10 +241,9 @@ class LatentSpace:
 
     @property
     def per_observation(self) -> tuple[str, ...]:
-        """The sites with a value for each observation: continuous ones, or discrete ones alone."""
+        """The continuous sites with a value for each observation."""
         wholes = [set(plates) for plates in self.observed_plates.values() if plates]
-        placed = {site.name: site.plates for site in self.sites} or self.discrete
-        return tuple(n for n, plates in placed.items() if any(w <= set(plates) for w in wholes))
+        return tuple(s.name for s in self.sites if any(w <= set(s.plates) for w in wholes))
 
     @property
     def shared_discrete(self) -> tuple[str, ...]:
@@ -375,7 +374,7 @@ def of_each_row(trace: Any, plate: Plate) -> Tensor:
     trace.compute_log_prob()
     total: Any = 0.0
     for node in trace.nodes.values():
-        if node["type"] != "sample":
+        if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
             continue
         size = {frame.name: frame.size for frame in node["cond_indep_stack"]}.get(plate.name)
         if size is not None:

@@ -118,6 +118,11 @@ def _design(table: pd.DataFrame, source: pd.DataFrame, names: list[str], new: bo
             parts.append(columns[[name]])
         else:
             levels = sorted(source[name].dropna().unique(), key=str)
+            if len(levels) < 2:
+                raise DataError(
+                    f"column '{name}' has one label, which tells nothing: leave it out (`--exclude "
+                    f"{name}`)."
+                )
             found = indicators(columns[name], levels).numpy()
             labels = [f"{name}={level}" for level in levels]
             # All of them but the first: together they are one.

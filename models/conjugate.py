@@ -135,9 +135,10 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     source = table if training is None else training.table
     response = _response(source, options)
     y = None
-    if training is None or (response in table.columns and not table[response].isna().all()):
+    new = training is not None
+    if not new or (response in table.columns and not table[response].isna().all()):
         column = align_columns(table, [response])
-        column = numeric_columns(column, allow_constant=options.likelihood != "regression")
+        column = numeric_columns(column, allow_constant=new or options.likelihood != "regression")
         y = cells(column)[:, 0]  # (rows,)
         _check_cells(y, response, options.likelihood)
     names: list[str] = []
@@ -145,7 +146,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     centre = spread = torch.zeros(0)
     if options.likelihood == "regression":
         names = predictor_columns(source, response, options.columns, options.exclude)
-        chosen = numeric_columns(align_columns(table, names), allow_constant=training is not None)
+        chosen = numeric_columns(align_columns(table, names), allow_constant=new)
         predictors = cells(chosen)  # (rows, columns)
         if training is None:
             centre, spread = predictors.mean(0), predictors.std(0)

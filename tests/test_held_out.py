@@ -14,7 +14,7 @@ from scipy import stats
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
 from elbowroom.held_out import calibration_error, split_rows
-from elbowroom.report.outcomes import draw_predictions
+from elbowroom.report import outcomes
 
 
 @given(rows=st.integers(4, 60), size=st.floats(0.01, 59.0), seed=st.integers(0, 99))
@@ -118,6 +118,8 @@ def test_probabilities_are_compared_with_frequencies() -> None:
         (None, {"test_size": 0.001}, OptionError, "holds 0 out; at least 2 are needed"),
         (None, {"test_size": 149}, OptionError, "as many to learn from"),
         (None, {"test_size": -1.0}, OptionError, "--test-size -1"),
+        (None, {"test_size": float("nan")}, OptionError, "--test-size"),
+        (None, {"test_size": float("inf")}, OptionError, "--test-size"),
     ],
 )
 def test_a_split_that_cannot_be_is_said(
@@ -142,9 +144,56 @@ def test_rows_that_cannot_be_foretold_are_named_before_anything_is_fitted() -> N
         )
 
 
+def drawn(monkeypatch: pytest.MonkeyPatch, found: er.Comparison, folder: Path) -> dict[str, Any]:
+    """What the picture of predictions is made of."""
+    seen: dict[str, Any] = {}
+    names = ("reach", "panels", "rows", "path", "title")
+    monkeypatch.setattr(
+        outcomes,
+        "picture_of_predictions",
+        lambda *given: seen.update(zip(names, given, strict=True)),
+    )
+    outcomes.draw_predictions(found, folder)
+    return seen
+
+
+def test_a_picture_is_of_the_predictions_whatever_the_columns_are_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A predictor called mean, a coded label whose median is none, and an empty column."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"mean": random.normal(size=40), "arm": [1, 2] * 20, "note": [None] * 40})
+    table["y"] = 2 * table["mean"] + 3 * table["arm"] + 0.1 * random.normal(size=40)
+    found = er.compare(
+        "bayesian_regression", table, ["laplace"], formula="y ~ mean + C(arm)", seed=1
+    )
+    seen = drawn(monkeypatch, found, tmp_path)
+    slope = np.polyfit(seen["reach"], seen["panels"]["laplace"]["mean"], 1)[0]
+    assert slope == pytest.approx(2, abs=0.1)
+
+
+def test_every_model_of_numbers_is_pictured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"likelihood": "regression", "response": "progression"}
+    found = er.compare("conjugate", "diabetes", ["exact"], seed=1, **given)
+    assert list(drawn(monkeypatch, found, tmp_path)["panels"]) == ["exact"]
+    assert len(found.fits["exact"].predict(er.load_dataset("diabetes").head(1))) == 1
+
+
+def test_poor_importance_weights_are_told(factors: er.Comparison) -> None:
+    """Of a guide that is the posterior none is; of one that was hardly fitted nearly all are."""
+    table: Any = factors.table.set_index("guide")
+    assert table.loc["exact", "test_unreliable"] == 0
+    hasty: Any = er.compare(
+        "factor_analysis", "iris", ["local"], latent=1, seed=1, test_size=0.2, steps=20, draws=200
+    ).table
+    assert hasty["test_unreliable"].iloc[0] > 0.2
+
+
 def test_predictions_beyond_the_data_are_pictured(tmp_path: Path) -> None:
     found = er.compare(
         "bayesian_regression", "diabetes", ["laplace"], formula="progression ~ bmi + bp", seed=1
     )
-    draw_predictions(found, tmp_path)
+    outcomes.draw_predictions(found, tmp_path)
     assert (tmp_path / "predictions.png").stat().st_size > 10_000

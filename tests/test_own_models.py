@@ -289,9 +289,32 @@ def test_a_mixture_of_points_is_at_its_maximum_likelihood(guide: Any) -> None:
     scored = fit.score(draws=1000)
     assert (np.abs(scored["log_density"] - density) < 5 * scored["standard_error"] + 0.05).all()
     assert fit.score(draws=1000)["log_density"].sum() == pytest.approx(density.sum(), abs=0.3)
+    new = {"x": torch.tensor([-1.5, 0.0, 1.5])}
+    held = fit.score(new)
+    joint = np.array([1 - share, share]) * np.exp(-0.5 * (new["x"].numpy()[:, None] - means) ** 2)
+    expected = np.log(joint.sum(1) / np.sqrt(2 * np.pi))
+    assert (np.abs(held["log_density"] - expected) < 5 * held["standard_error"] + 0.05).all()
     if guide != amortised:
+        assert len(fit.predict(new)) == 3
         assert "give them priors" in fit.verdict.advice
         assert fit.posterior["posterior_predictive"]["x"].shape == (1, 400, 200)
         predicted = fit.predict()
         assert abs(predicted["sd"].mean() - x.std()) < 0.1
         np.testing.assert_allclose(predicted["log_density"], density, atol=0.01)
+
+
+@pytest.mark.parametrize("guide", ["low_rank", "flow", "full_rank", "mean_field", "laplace"])
+def test_guides_for_continuous_latents_want_some(guide: str) -> None:
+    data = {"x": torch.linspace(-2, 2, 30).double()}
+    with pytest.raises(OptionError, match="the model has none; fit with --guide map"):
+        er.fit(mixture_of_points, data, guide, seed=1, steps=20)
+
+
+def test_a_comparison_of_points_has_one_guide_and_foretells() -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"x": np.concatenate([random.normal(-2, size=60), random.normal(2, size=60)])}
+    )
+    found = er.compare(mixture_of_points, table, seed=1, steps=500, test_size=0.25)
+    assert found.table["guide"].tolist() == ["map"]
+    assert np.isfinite(found.table["test_log_density"]).all()

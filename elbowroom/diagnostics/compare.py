@@ -14,8 +14,8 @@ COLUMNS = (
 )  # fmt: skip
 
 WHERE_KNOWN = (
-    "amortisation_gap", "test_log_density", "test_log_density_se", "test_coverage", "test_spread",
-    "test_calibration_error",
+    "amortisation_gap", "test_log_density", "test_log_density_se", "test_unreliable",
+    "test_coverage", "test_spread", "test_calibration_error",
 )  # fmt: skip
 """Columns that a comparison has where a method has the number."""
 DIFFERENCES = ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]

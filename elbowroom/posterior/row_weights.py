@@ -91,6 +91,11 @@ class RowWeights:
         """The Pareto shape of each row's weights, (rows,); see `smoothed`."""
         return np.array([self.smoothed(row)[1] for row in self.log_weights.T])
 
+    def unreliable(self) -> float:
+        """The share of the rows whose weights are not good enough for their log density."""
+        reliable = _reliable(self.k_hat(), self.effective(), len(self.log_p))
+        return float(np.mean(~reliable))
+
     def smoothed(self, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         """A row's Pareto-smoothed log weights, and their shape.
 

@@ -113,7 +113,7 @@ def draw_manifold(fit: Fit, table: pd.DataFrame, size: int) -> Callable[[Path], 
 def draw_predictions(comparison: Comparison, folder: Path) -> None:
     """A picture of what the methods foretell along the first predictor that is a number.
 
-    The others are held at their medians, or at what is most common. There is none where no number
+    The others are held near their medians, or at what is most common. There is none where no number
     is foretold from columns.
     """
     fits = dict(list(comparison.fits.items())[:PANELS])
@@ -132,24 +132,25 @@ def draw_predictions(comparison: Comparison, folder: Path) -> None:
     low, high = float(table[column].min()), float(table[column].max())
     reach = np.linspace(low - BEYOND * (high - low), high + BEYOND * (high - low), POINTS)
     held = {name: _typical(table[name]) for name in table.columns if name != column}
-    line = pd.DataFrame({**held, column: reach})[list(table.columns)]
+    line = pd.DataFrame({**held, column: reach}, index=range(POINTS))[list(table.columns)]
     line.attrs = table.attrs
-    panels = {}
-    for name, fit in fits.items():
-        found = fit.predict(line, 0.9)
-        panels[name] = found.assign(**{column: reach})
+    panels = {name: fit.predict(line, 0.9) for name, fit in fits.items()}
     observed = problem.arguments[problem.observed].double().cpu().numpy()
     response = getattr(problem.options, "response", None) or problem.observed
     rows = pd.DataFrame({column: table[column].to_numpy(), response: observed})
-    others = "" if len(numbers) == 1 else ", the other columns at their medians"
+    others = "" if len(numbers) == 1 else ", the other columns near their medians"
     title = f"{problem.model.name}: predictions along {column}{others}"
-    picture_of_predictions(panels, rows, folder / "predictions.png", title)
+    picture_of_predictions(reach, panels, rows, folder / "predictions.png", title)
 
 
 def _typical(column: pd.Series) -> Any:
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        return column.median()
-    return column.mode().iloc[0]
+    """A value that is there: of numbers the one nearest to the median, else the most common."""
+    known = column.dropna()
+    if known.empty:
+        return None
+    if pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_bool_dtype(known):
+        return known.iloc[(known - known.median()).abs().to_numpy().argmin()]
+    return known.mode().iloc[0]
 
 
 def draw_latents(fit: Fit, data: Any, table: pd.DataFrame) -> Callable[[Path], None]:

@@ -102,12 +102,17 @@ def picture_of_images(
 
 
 def picture_of_predictions(
-    panels: Mapping[str, pd.DataFrame], rows: pd.DataFrame, path: Path, title: str
+    reach: np.ndarray,
+    panels: Mapping[str, pd.DataFrame],
+    rows: pd.DataFrame,
+    path: Path,
+    title: str,
 ) -> None:
     """What methods foretell along one column, within its range and outside of it.
 
     Args:
-        panels: By the method's name, lines with the column, mean, lower and upper, in order.
+        reach: Values of the column, in order.
+        panels: By the method's name, a line for each of them with mean, lower and upper.
         rows: The column, and what was observed.
         path: Of the PNG file.
         title: Of the picture.
@@ -122,10 +127,10 @@ def picture_of_predictions(
         ax.axvspan(rows[column].min(), rows[column].max(), color="#f1f1f1", zorder=0)
         ax.scatter(rows[column], rows[response], s=7, color="#555555", linewidth=0, zorder=2)
         ax.fill_between(
-            found[column], found["lower"], found["upper"], color=COLOURS[0], alpha=0.3, linewidth=0,
+            reach, found["lower"], found["upper"], color=COLOURS[0], alpha=0.3, linewidth=0,
             zorder=1,
         )  # fmt: skip
-        ax.plot(found[column], found["mean"], color=COLOURS[0], linewidth=1.6, zorder=3)
+        ax.plot(reach, found["mean"], color=COLOURS[0], linewidth=1.6, zorder=3)
         ax.set_title(name, fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylim(low - 0.75 * (high - low), high + 0.75 * (high - low))

@@ -43,7 +43,7 @@ EXTRA = {
 """Columns of a comparison that not all have, and what they are called on a terminal."""
 EXPLAINED = {
     "amortisation_gap": "amortised: nats a row that a guide of each row's own would gain",
-    "test_log_density": "test: the log density of a row held out",
+    "test_log_density": "test: the log density of a row held out (≥: by poor importance weights)",
     "test_coverage": "coverage: the share of these in their intervals of 90 %",
     "test_spread": "spread: the predictions' mean sd over that of what came",
     "test_calibration_error": "calibration: how far probabilities are from frequencies",
@@ -392,7 +392,8 @@ def show_comparison(comparison: Comparison) -> None:
         ]
         for measure in extra:
             error = row.get(f"{measure}_se", math.nan) if wide else math.nan
-            cells.append(_with_error(row[measure], error, 2))
+            doubtful = measure == "test_log_density" and row.get("test_unreliable", 0) > UNRELIABLE
+            cells.append(f"{'≥ ' if doubtful else ''}{_with_error(row[measure], error, 2)}")
         if likelihoods:
             cells.insert(3, _with_error(row["log_likelihood"], math.nan, 2))
         if wide:

@@ -117,7 +117,8 @@ def test_the_prior_of_the_output_does_not_grow_with_the_width() -> None:
         ({"x": [1.0, 2.0], "y": [1.0, 2.0]}, {}, OptionError, "give --response COLUMN"),
         ({"x": [1.0, 2.0], "y": ["a", "a"]}, {"response": "y"}, DataError, "'y' has one class"),
         ({"x": [1.0, None], "y": [1.0, 2.0]}, {"response": "y"}, DataError, "'x'"),
-        ({"x": ["a", None], "y": [1.0, 2.0]}, {"response": "y"}, DataError, "'x', row 2"),
+        ({"x": ["a", None], "y": [1.0, 2.0]}, {"response": "y"}, DataError, "'x' has one label"),
+        ({"x": ["a", None, "b"], "y": [1.0, 2.0, 3.0]}, {"response": "y"}, DataError, "'x', row 2"),
         ({"x": [1.0, 2.0], "y": [None, "a"]}, {"response": "y"}, DataError, "one class"),
         (
             {"x": [1.0, 2.0], "y": ["a", "b"]},

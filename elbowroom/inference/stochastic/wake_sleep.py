@@ -1,16 +1,17 @@
 """Wake-sleep: the model learns from the data, the guide from the model's own dreams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from elbowroom.errors import ModelError
-from elbowroom.guides.space import FixedRows, SeenRows, Unobserved
+from elbowroom.guides.space import FixedRows, Plate, SeenRows, Unobserved
 from elbowroom.inference.stochastic.estimators import (
     Detached,
     Estimate,
@@ -32,7 +33,8 @@ def log_density_of_dreams(
     guide: Callable[..., Any],
     arguments: dict[str, Any],
     rows: dict[str, Tensor],
-    observed: Any,
+    observed: Sequence[str],
+    plate: Plate,
 ) -> Any:
     """The guide's log density of the latents of rows that the model made, given these rows, ().
 
@@ -45,28 +47,53 @@ def log_density_of_dreams(
         arguments: Keyword arguments of both.
         rows: Of a minibatch, by the plate's name: as many are dreamt, and lie in their place.
         observed: The observed sites, each the name of an argument too.
+        plate: Of the rows.
 
     Raises:
-        ModelError: If an observed site is no argument, so that the guide cannot be shown a dream.
+        ModelError: If an observed site is not the argument of its name, so that the guide cannot be
+            shown a dream. Looked at while Pyro validates.
     """
-    missing = [name for name in observed if not isinstance(arguments.get(name), Tensor)]
-    if missing:
-        raise ModelError(
-            f"the guide cannot be shown a dream of '{missing[0]}': give the model's argument that "
-            "holds it the name of the site."
-        )
     with FixedRows(rows), _AsGiven():
+        if is_validation_enabled():
+            _check_arguments(model, arguments, rows, observed, plate)
         with torch.no_grad():
             dream: Any = poutine.trace(Unobserved()(model)).get_trace(**arguments)
         shown = dict(arguments)
         for name in observed:
-            value, whole = dream.nodes[name]["value"], arguments[name]
+            node, whole = dream.nodes[name], arguments[name]
+            value = node["value"]
             if value.shape != whole.shape:
-                (index,) = rows.values()
-                value = whole.index_copy(0, index, value.to(whole))
+                axis = _axis_of_rows(node, plate)
+                value = whole.index_copy(axis, rows[plate.name], value.to(whole))
             shown[name] = value
         replayed = poutine.replay(guide, trace=still(dream))
         return poutine.trace(replayed).get_trace(**shown).log_prob_sum()
+
+
+def _axis_of_rows(node: Any, plate: Plate) -> int:
+    """Where the rows are among the dims of a site's value."""
+    return len(node["fn"].batch_shape) + plate.dim
+
+
+def _check_arguments(
+    model: Callable[..., Any],
+    arguments: dict[str, Any],
+    rows: dict[str, Tensor],
+    observed: Sequence[str],
+    plate: Plate,
+) -> None:
+    """Sees that what is observed is what the arguments of the same names hold."""
+    with torch.no_grad():
+        nodes: Any = poutine.trace(model).get_trace(**arguments).nodes
+    for name in observed:
+        value, whole = nodes[name]["value"], arguments.get(name, torch.zeros(0))
+        if value.shape != whole.shape and whole.numel():
+            whole = whole.index_select(_axis_of_rows(nodes[name], plate), rows[plate.name])
+        if not torch.equal(value, whole):
+            raise ModelError(
+                f"the guide cannot be shown a dream of '{name}': what the site observes is to be "
+                "the model's argument of the same name, as it is."
+            )
 
 
 class WakeSleep(Objective):
@@ -96,7 +123,10 @@ class WakeSleep(Objective):
             awake = model_trace.log_prob_sum()
             asleep: Any = 0.0
             if torch.is_grad_enabled():
-                asleep = log_density_of_dreams(model, guide, arguments, seen.rows, self.observed)
+                assert self.rows is not None
+                asleep = log_density_of_dreams(
+                    model, guide, arguments, seen.rows, self.observed, self.rows
+                )
             yield awake - guide_trace.log_prob_sum(), awake + asleep
 
 
@@ -122,7 +152,10 @@ class ReweightedWakeSleep(ImportanceWeighted):
         with SeenRows() as seen:
             loss, surrogate = super().loss_and_surrogate(model, guide, arguments)
         if self.insomnia < 1 and torch.is_grad_enabled():
-            asleep = log_density_of_dreams(model, guide, arguments, seen.rows, self.observed)
+            assert self.rows is not None
+            asleep = log_density_of_dreams(
+                model, guide, arguments, seen.rows, self.observed, self.rows
+            )
             surrogate = surrogate - (1 - self.insomnia) * asleep
         return loss, surrogate
 

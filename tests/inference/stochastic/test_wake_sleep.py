@@ -179,7 +179,9 @@ def test_dreams_are_shown_as_they_are_where_data_are_drawn_anew() -> None:
             with Fresh():
                 with FixedRows(rows):
                     guide(**given)  # which draws data anew
-                total = log_density_of_dreams(problem.function, guide, given, rows, ("x",))
+                plate = problem.space.subsampled
+                assert plate is not None
+                total = log_density_of_dreams(problem.function, guide, given, rows, ("x",), plate)
             found.append(flat(total, parameters))
     check(found, exact)
 
@@ -187,8 +189,9 @@ def test_dreams_are_shown_as_they_are_where_data_are_drawn_anew() -> None:
 @pytest.mark.parametrize("name", ["wake_sleep", "reweighted_wake_sleep", "vimco", "score_function"])
 def test_each_is_recorded_and_learns(name: str) -> None:
     digits = er.load_dataset("digits").head(200)
+    share: dict[str, Any] = {"insomnia": 0.5} if name == "reweighted_wake_sleep" else {}
     found = er.fit(
-        "helmholtz_machine", digits, elbo=name, insomnia=0.5, units=(6, 3), epochs=60,
+        "helmholtz_machine", digits, elbo=name, **share, units=(6, 3), epochs=60,
         batch_size=50, seed=1, draws=100, schedule="constant", learning_rate=0.02, particles=4,
     )  # fmt: skip
     assert found.trained.eager is None
@@ -251,7 +254,7 @@ DATA = {"data": torch.linspace(-2, 2, 30).double()}
 @pytest.mark.parametrize(
     ("guide", "options", "error", "said"),
     [
-        (amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError), "a dream of 'y': give the"),
+        (amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError), "a dream of 'y': what"),
         (by_row, {"elbo": "wake_sleep"}, OptionError, "'by_row' has parameters for each fitted"),
         (amortised, {"elbo": "vimco"}, OptionError, "takes several draws together"),
         (
@@ -265,6 +268,53 @@ def test_what_cannot_dream_is_said(
 ) -> None:
     with pytest.raises(error, match=said):
         er.fit(rows_model, DATA, guide, seed=1, steps=20, **options)
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_a_dream_is_shown_as_it_would_be_observed_or_not_at_all(batch_size: int | None) -> None:
+    """Where the model scales its argument, a dream of the site is no value of the argument."""
+
+    def scaled(y: Tensor, batch_size: int | None = None) -> None:
+        chance = pyro.param("chance", torch.tensor(0.4).double())
+        with pyro.plate("rows", len(y), subsample_size=batch_size):
+            on = pyro.sample("on", dist.Bernoulli(chance))
+            pyro.sample("y", dist.Normal(on, 1.0), obs=pyro.subsample(y, event_dim=0) / 10)
+
+    def guide(y: Tensor, batch_size: int | None = None) -> None:
+        amortised(y, batch_size)
+
+    with pytest.raises(ModelError, match="is to be the model's argument of the same name, as it"):
+        er.fit(scaled, {"y": DATA["data"]}, guide, elbo="wake_sleep", seed=1, steps=20,
+               batch_size=batch_size)  # fmt: skip
+
+
+def test_rows_may_lie_in_a_plate_to_the_left() -> None:
+    """Rows at -2, the columns of each at -1: one latent a cell."""
+
+    def cells(x: Tensor, batch_size: int | None = None) -> None:
+        chance = pyro.param("chance", torch.tensor(0.4).double())
+        rows = pyro.plate("rows", len(x), subsample_size=batch_size, dim=-2)
+        with rows, pyro.plate("columns", x.shape[1], dim=-1):
+            on = pyro.sample("on", dist.Bernoulli(chance))
+            pyro.sample("x", dist.Normal(4 * on, 1.0), obs=pyro.subsample(x, event_dim=0))
+
+    def guide(x: Tensor, batch_size: int | None = None) -> None:
+        level, slope = (pyro.param(n, torch.tensor(0.1).double()) for n in ("level", "slope"))
+        rows = pyro.plate("rows", len(x), subsample_size=batch_size, dim=-2)
+        with rows, pyro.plate("columns", x.shape[1], dim=-1):
+            seen = pyro.subsample(x, event_dim=0)
+            pyro.sample("on", dist.Bernoulli(logits=level + slope * seen))
+
+    random = torch.Generator().manual_seed(0)
+    on = (torch.rand(60, 3, generator=random) < 0.3).double()
+    x = 4 * on + torch.randn(60, 3, generator=random, dtype=torch.float64)
+    for name, particles in (("wake_sleep", 1), ("vimco", 4), ("reweighted_wake_sleep", 4)):
+        found = er.fit(
+            cells, {"x": x}, guide, elbo=name, particles=particles, batch_size=20, steps=1500,
+            learning_rate=0.03, seed=1, draws=200, held_out=0.0,
+        )  # fmt: skip
+        assert abs(found.point_parameters["chance"] - float(on.mean())) < 0.06
+        assert len(found.score(draws=100)) == 60
 
 
 @pytest.mark.parametrize("guide", ["map", "mean_field"])
