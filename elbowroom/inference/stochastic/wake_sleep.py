@@ -29,12 +29,11 @@ class _AsGiven(Messenger):
 
 
 def log_density_of_dreams(
+    objective: Objective,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     arguments: dict[str, Any],
     rows: dict[str, Tensor],
-    observed: Sequence[str],
-    plate: Plate,
 ) -> Any:
     """The guide's log density of the latents of rows that the model made, given these rows, ().
 
@@ -42,17 +41,18 @@ def log_density_of_dreams(
     parameters they were drawn with.
 
     Args:
+        objective: Which knows the plate of the rows and the observed sites.
         model: The Pyro model.
         guide: The guide.
         arguments: Keyword arguments of both.
         rows: Of a minibatch, by the plate's name: as many are dreamt, and lie in their place.
-        observed: The observed sites, each the name of an argument too.
-        plate: Of the rows.
 
     Raises:
         ModelError: If an observed site is not the argument of its name, so that the guide cannot be
             shown a dream. Looked at while Pyro validates.
     """
+    observed, plate = objective.observed, objective.rows
+    assert plate is not None
     with FixedRows(rows), _AsGiven():
         if is_validation_enabled():
             _check_arguments(model, arguments, rows, observed, plate)
@@ -123,10 +123,7 @@ class WakeSleep(Objective):
             awake = model_trace.log_prob_sum()
             asleep: Any = 0.0
             if torch.is_grad_enabled():
-                assert self.rows is not None
-                asleep = log_density_of_dreams(
-                    model, guide, arguments, seen.rows, self.observed, self.rows
-                )
+                asleep = log_density_of_dreams(self, model, guide, arguments, seen.rows)
             yield awake - guide_trace.log_prob_sum(), awake + asleep
 
 
@@ -152,10 +149,7 @@ class ReweightedWakeSleep(ImportanceWeighted):
         with SeenRows() as seen:
             loss, surrogate = super().loss_and_surrogate(model, guide, arguments)
         if self.insomnia < 1 and torch.is_grad_enabled():
-            assert self.rows is not None
-            asleep = log_density_of_dreams(
-                model, guide, arguments, seen.rows, self.observed, self.rows
-            )
+            asleep = log_density_of_dreams(self, model, guide, arguments, seen.rows)
             surrogate = surrogate - (1 - self.insomnia) * asleep
         return loss, surrogate
 

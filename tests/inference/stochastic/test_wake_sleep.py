@@ -173,15 +173,14 @@ def test_dreams_are_shown_as_they_are_where_data_are_drawn_anew() -> None:
         p, q = every_density(problem, guide, dreams)
         exact = len(ROWS) * COPIES * flat((p.exp().detach() * q).sum(), parameters)
         rows = {"rows": torch.arange(0, len(ROWS) * COPIES, 2)}  # of one kind
+        objective = make_objective("wake_sleep", 1, problem.space)
         given = {**problem.arguments, "batch_size": COPIES}
         found = []
         for _ in range(3 * GRADIENTS):
             with Fresh():
                 with FixedRows(rows):
                     guide(**given)  # which draws data anew
-                plate = problem.space.subsampled
-                assert plate is not None
-                total = log_density_of_dreams(problem.function, guide, given, rows, ("x",), plate)
+                total = log_density_of_dreams(objective, problem.function, guide, given, rows)
             found.append(flat(total, parameters))
     check(found, exact)
 
