@@ -8,6 +8,7 @@ it costs nothing; `get_model` imports the one file that is asked for.
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
@@ -127,6 +128,11 @@ def model_summaries() -> dict[str, str]:
         >>> list(model_summaries())[:2]
         ['bayesian_neural_network', 'bayesian_regression']
     """
+    return dict(_summaries())
+
+
+@cache
+def _summaries() -> dict[str, str]:
     summaries = {}
     for file in sorted(files(__name__).iterdir(), key=lambda file: file.name):
         if file.name.endswith(".py") and not file.name.startswith("_"):
@@ -145,8 +151,9 @@ def get_model(name: str) -> Model:
         >>> get_model("bayesian_regression").observed
         'response'
     """
-    names = model_summaries()
+    names = _summaries()
     if name not in names:
         raise unknown("model", name, names)
-    import_module(f"{__name__}.{name}")
+    if name not in _registered:
+        import_module(f"{__name__}.{name}")
     return _registered[name][0]
