@@ -96,6 +96,7 @@ def test_compare_writes_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "★" in out
 
 
+@pytest.mark.slow
 def test_a_model_without_global_quantities_is_compared_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +293,7 @@ def test_every_objective_is_named_in_the_help() -> None:
     assert set(OBJECTIVES) <= set(re.findall(r"\w+", text))
 
 
+@pytest.mark.slow
 def test_estimators_writes_a_table_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ def test_species_are_found_from_default_settings(seed: int) -> None:
     assert (np.diff(means.isel(column=0)) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_held_out_density_is_scikit_learns(seed: int) -> None:
     flowers = er.load_dataset("iris")

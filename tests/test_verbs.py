@@ -137,6 +137,7 @@ def test_imputed_cells_of_a_mixture_follow_the_components_that_are_left(mixture:
     assert abs(found.mean() - x.mean()) < 0.2
 
 
+@pytest.mark.slow
 def test_a_chain_finds_what_the_closed_form_does() -> None:
     """The chain for autoencoders, on factor analysis with a guide that is not exact."""
     from elbowroom.posterior.imputing import from_chains

@@ -216,7 +216,7 @@ def local_guide(y: Tensor, batch_size: int | None = None) -> None:
         pyro.sample("z", dist.Normal(weight * batch, log_scale.exp()))
 
 
-@pytest.mark.parametrize("name", ["iwae", "dreg"])
+@pytest.mark.parametrize("name", ["iwae", pytest.param("dreg", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [None, 2])
 def test_rows_with_latents_have_weights_of_their_own(name: str, size: int | None) -> None:
     """The bound of two draws is the sum of the rows', of a minibatch in the mean."""

@@ -309,8 +309,8 @@ def test_rows_may_lie_in_a_plate_to_the_left() -> None:
     x = 4 * on + torch.randn(60, 3, generator=random, dtype=torch.float64)
     for name, particles in (("wake_sleep", 1), ("vimco", 4), ("reweighted_wake_sleep", 4)):
         found = er.fit(
-            cells, {"x": x}, guide, elbo=name, particles=particles, batch_size=20, steps=1500,
-            learning_rate=0.03, seed=1, draws=200, held_out=0.0,
+            cells, {"x": x}, guide, elbo=name, particles=particles, batch_size=20, steps=600,
+            learning_rate=0.05, seed=1, draws=200, held_out=0.0,
         )  # fmt: skip
         assert abs(found.point_parameters["chance"] - float(on.mean())) < 0.06
         assert len(found.score(draws=100)) == 60
