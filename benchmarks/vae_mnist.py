@@ -17,8 +17,8 @@ bound by half a nat up or down.
 `bound` is minus the ELBO of a held-out image in nats, from 100 draws; `nll` is minus the log
 density by importance sampling with 5,000 draws of each image, as the paper has it; lower is better.
 Of the `vae` it is taken where there is an `iwae` beside it. `--only torch vae --seeds 8` compares
-these two, which differ from seed to seed by a third of a nat; `vae_same_noise.py` does so on the same
-random numbers.
+these two, which differ from seed to seed by a third of a nat; `vae_same_noise.py` does so
+on the same random numbers.
 """
 
 import argparse
