@@ -1,6 +1,6 @@
 """One Helmholtz machine learned in six ways on the same rows and budget.
 
-Run `python benchmarks/helmholtz.py --output helmholtz.json`; about half an hour on one core.
+Run `python benchmarks/helmholtz.py --output helmholtz.json`; some minutes a seed on one core.
 
 The bundled digits, their pixels drawn as ink or paper once; 1,437 rows to learn from and 360 held
 out. All have the same draws of the latents for each row and step, minibatches, Adam, a cosine rate

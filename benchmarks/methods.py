@@ -1,6 +1,6 @@
 """Every model by every method on its bundled data: bound, held-out density, time and verdict.
 
-Run `python benchmarks/methods.py`; about an hour on one core. `--only` takes a part of a model's
+Run `python benchmarks/methods.py`; half an hour on one core. `--only` takes a part of a model's
 name, `--output` writes the table as JSON, and `--table` as Markdown (`methods.md` is such a one).
 
 A quarter of the rows is held out of all fits. `test` is the mean log density of these in nats,

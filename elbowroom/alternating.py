@@ -37,7 +37,7 @@ def fit_em(task: Task, guide: Guide) -> Fit:
     """Fits a guide whose steps are known in closed form; see `elbowroom.fitting.fit`.
 
     Raises:
-        OptionError: If a setting asks for another objective than the likelihood of all rows.
+        OptionError: If a setting asks for what the steps do not have.
     """
     problem, settings, seed = task.problem.for_guide(guide), task.settings, task.seed
     task = replace(task, problem=problem)

@@ -125,7 +125,7 @@ def _binary_health(names: list[str], weighed: RowWeights) -> tuple[dict[str, Any
     if silent:
         sentences.append(
             f"Posterior collapse: {silent} of {latents} latents tell nothing of a row; fit with "
-            "another --seed, --elbo reweighted_wake_sleep, or fewer --units."
+            "another --seed, --elbo reweighted_wake_sleep, or fewer latents."
         )
     gap = float((weighed.log_density()[0] - weighed.elbo).mean())
     measures = {

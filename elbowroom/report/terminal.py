@@ -121,7 +121,7 @@ def show_plan(plan: Plan) -> None:
         add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
     numbers = f"{settings.dtype} on {problem.device.type}"
-    if plan.engine == "fixed_draws" or plan.engine == "em":
+    if plan.engine in ("fixed_draws", "em"):
         add(rows, "engine", f"{plan.objective[0]}: {plan.objective[1]}")
         numbers = f"float64 on cpu, {settings.restarts} starts"
     elif not plan.guide.exact or problem.space.parameters.size:
