@@ -270,7 +270,7 @@ def _evidence(
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,
         shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
-        missing=missing, flat=landscape.flat, slope=slope,
+        missing=missing, flat=landscape.flat, slope=slope, outside=correction.outside,
     )  # fmt: skip
     return evidence, measures
 

@@ -31,7 +31,8 @@ from elbowroom.inference.deterministic.fixed_draws import Draws as FixedDraws
 from elbowroom.inference.deterministic.fixed_draws import Optimum
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.sampling.adaptive import Mixture, sampled, sampled_nested
+from elbowroom.inference.sampling.adaptive import sampled, sampled_nested
+from elbowroom.inference.sampling.mixtures import Mixture
 from elbowroom.inference.stochastic.elbo import read_guide
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained

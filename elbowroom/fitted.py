@@ -26,7 +26,8 @@ from elbowroom.inference.isolation import (
     isolated,
 )
 from elbowroom.inference.problem import Problem
-from elbowroom.inference.sampling.adaptive import AdaptiveImportance, Proposal
+from elbowroom.inference.sampling.adaptive import AdaptiveImportance
+from elbowroom.inference.sampling.mixtures import Proposal
 from elbowroom.inference.stochastic import baselines
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained

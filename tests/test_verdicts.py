@@ -21,7 +21,7 @@ from elbowroom.fitted import Fit
 from elbowroom.inference.densities.importance import k_hat_threshold
 from elbowroom.inference.densities.modes import climb
 from elbowroom.inference.deterministic import fixed_draws
-from elbowroom.inference.sampling import adaptive
+from elbowroom.inference.sampling import adaptive, mixtures
 
 ERRORS = 4
 """Standard errors that a Monte Carlo result may be off."""
@@ -101,8 +101,9 @@ SCHOOLS = {"effect": tensor(EFFECT), "error": tensor(ERROR)}
 
 @pytest.fixture
 def all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No coordinates are drawn given the others."""
+    """No coordinates are drawn given the others, and none by several components."""
     monkeypatch.setattr(adaptive, "split_of", lambda curvature: None)
+    monkeypatch.setattr(adaptive, "MOST_APART", 0)
 
 
 @pytest.mark.slow
@@ -271,7 +272,7 @@ def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(
     """The best of two modes, with 999 times the mass, has no guide: as if it had no optimum."""
     responses = deterministic.responses
     monkeypatch.setattr(deterministic, "responses", lambda *given: responses(*given)[1:])
-    monkeypatch.setattr(adaptive, "FEW", 0)  # no far draws, which would find it
+    monkeypatch.setattr(mixtures, "FEW", 0)  # no far draws, which would find it
     fit = er.fit(two_normals(1e-3), data=NOTHING, guide="linear_response", seed=1)
     assert fit.verdict.level == NOT_TRUSTED
     missing = np.log(0.999 / 0.001)

@@ -25,6 +25,8 @@ MISSING = 5.0
 """Nats of evidence that the draws may lack against Laplace's estimate at the best mode."""
 LESS = 0.02
 """Nats that another guide may find beyond the draws; so it may `ERRORS` standard errors."""
+OUTSIDE, FEWEST_CHAINS = 0.002, 3
+"""The posterior's mass that chains from the draws may find outside, and by how many chains."""
 SLOPE = 1e-3
 """The relative error of a gradient above which it is wrong."""
 HEAVY = 0.45
@@ -106,6 +108,8 @@ class Evidence:
             climb was stopped, exceeds that of the draws.
         less: Nats of evidence that another guide of the same model found beyond the draws', and the
             standard error of the difference.
+        outside: The posterior's mass of chains that began at the draws and came to where no draw
+            is, and how many chains did so.
         maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
         mend: What to do where the optimum was not reached, or is one point, if more is known.
         ladder: Whether the guide `auto` tries several for this model.
@@ -136,6 +140,7 @@ class Evidence:
     predictive: tuple[str, ...] = ()
     missing: float = 0.0
     less: tuple[float, float] = (0.0, 0.0)
+    outside: tuple[float, int] = (0.0, 0)
     flat: bool = False
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
@@ -299,6 +304,13 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
         reasons.append(
             f"Another guide found {evidence.less[0]:.2g} nats more evidence: these draws lack a "
             "part of the posterior."
+        )
+        advice.append("compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts.")
+    share, chains = evidence.outside
+    if rests_on_weights and share > OUTSIDE and chains >= FEWEST_CHAINS:
+        reasons.append(
+            f"Markov chains that began at the draws came to where no draw is: at least {share:.1%} "
+            "of the posterior is missing."
         )
         advice.append("compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts.")
     if evidence.unresolved and not reasons:

@@ -15,7 +15,8 @@ from elbowroom.inference.densities.importance import (
     smoothed,
     standard_errors,
 )
-from elbowroom.inference.sampling.adaptive import AdaptiveImportance, Proposal
+from elbowroom.inference.sampling.adaptive import AdaptiveImportance
+from elbowroom.inference.sampling.mixtures import Proposal
 
 FEWEST_EFFECTIVE = 100.0
 """Effective draws below which corrected draws are worth less than the guide's own."""
@@ -36,6 +37,8 @@ class Correction:
         log_evidence: Log p(data), and its standard error.
         modes: The shares of the mass of the parts that the draws came from, largest first.
         proposal: What fresh draws can be made from, if not the guide.
+        outside: The posterior's mass of chains that began at the draws and came to where no draw
+            is, and how many chains did so.
     """
 
     sites: dict[str, Tensor]
@@ -48,6 +51,7 @@ class Correction:
     log_evidence: tuple[float, float]
     modes: tuple[float, ...] = ()
     proposal: Proposal | None = None
+    outside: tuple[float, int] = (0.0, 0)
 
     @property
     def usable(self) -> bool:
@@ -94,7 +98,7 @@ def adapted(importance: AdaptiveImportance, count: int) -> Correction:
     quantities = importance.quantities()
     heaviest = np.argmax(np.nan_to_num(standard_errors(importance.weights, quantities)[1]))
     picked = resampled(importance.weights, count, importance.random, quantities[:, heaviest])
-    index = torch.as_tensor(picked)
+    index, coverage = torch.as_tensor(picked), importance.coverage
     return Correction(
         {name: values[index] for name, values in weighted.items()},
         importance.log_p[picked],
@@ -106,4 +110,5 @@ def adapted(importance: AdaptiveImportance, count: int) -> Correction:
         log_mean_exp(importance.log_weights),
         importance.shares(),
         importance.proposal,
+        (0.0, 0) if coverage is None else (coverage.share, coverage.chains),
     )

@@ -191,6 +191,10 @@ class Conditional:
             waiting, share = waiting[~better], share / 2
         return found
 
+    @property
+    def _rows(self) -> int:
+        return max(1, min(ROWS, NUMBERS // self.density.dimension))
+
     def complete(
         self, shared: np.ndarray, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -205,11 +209,31 @@ class Conditional:
         Returns:
             Points (n, D), and the log density of what was drawn, (n,).
         """
-        rows = max(1, min(ROWS, NUMBERS // self.density.dimension))
-        chunks = np.split(shared, np.arange(rows, len(shared), rows))
+        chunks = np.split(shared, np.arange(self._rows, len(shared), self._rows))
         parts = [self._complete(chunk, random) for chunk in chunks]
         points, log_q = zip(*parts, strict=True)
         return np.concatenate(points), np.concatenate(log_q)
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        """The log density of drawing the blocks of points (n, D) given the others, (n,)."""
+        rows = self._rows
+        chunks = np.split(points, np.arange(rows, len(points), rows))
+        return np.concatenate([self._log_density(chunk) for chunk in chunks])
+
+    def _log_density(self, points: np.ndarray) -> np.ndarray:
+        centres, factors = self.settled(self.begin(points[:, self.split.shared]))
+        apart = (points - centres)[:, self.split.blocks]  # (n, blocks, k)
+        standard = np.einsum("nbji,nbj->nbi", factors, apart)
+        return self._log_t(standard, factors)
+
+    def _log_t(self, standard: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        """Of standardised draws of the blocks, (n, blocks, k), the log density, (n,)."""
+        freedom, size = self.freedom, standard.shape[-1]
+        constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
+        constant -= size / 2 * np.log(freedom * np.pi)
+        log_q = constant - (freedom + size) / 2 * np.log1p(np.square(standard).sum(-1) / freedom)
+        log_q += np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(-1)
+        return log_q.sum(-1)
 
     def _complete(
         self, shared: np.ndarray, random: np.random.Generator
@@ -222,11 +246,7 @@ class Conditional:
         standard = normal / radius[..., None]
         drawn = np.linalg.solve(np.swapaxes(factors, -1, -2), standard[..., None])[..., 0]
         self._move(points, np.arange(len(points)), drawn)
-        constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
-        constant -= size / 2 * np.log(freedom * np.pi)
-        log_q = constant - (freedom + size) / 2 * np.log1p(np.square(standard).sum(-1) / freedom)
-        log_q += np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(-1)
-        return points, log_q.sum(-1)
+        return points, self._log_t(standard, factors)
 
 
 def _factors(precisions: np.ndarray) -> np.ndarray:

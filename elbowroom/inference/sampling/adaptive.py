@@ -1,14 +1,11 @@
 """Importance sampling from proposals that adapt to what was drawn."""
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
-from scipy.linalg import solve_triangular
-from scipy.special import gammaln, logsumexp
-from scipy.stats import f
+from scipy.special import logsumexp
 
 from elbowroom.inference.densities.conditional import Conditional, Split, split_of
 from elbowroom.inference.densities.curvature import Curvature
@@ -25,6 +22,8 @@ from elbowroom.inference.densities.importance import (
     standard_errors,
 )
 from elbowroom.inference.deterministic.wide import Response
+from elbowroom.inference.sampling.coverage import Coverage, beyond, look_beyond
+from elbowroom.inference.sampling.mixtures import Mixture, Proposal, mixed
 
 FEWEST_DRAWS = 1000
 """Of the first round of adaptive importance sampling."""
@@ -42,165 +41,24 @@ PRECISE = 0.03
 """The Monte Carlo error of every mean and sd, in sds, at which it ends."""
 EFFICIENT = 0.3
 """Effective draws for each draw at which a proposal is not adapted any more."""
-FREEDOM = 7.0
-"""The fewest degrees of freedom of a proposal."""
-DEFENSIVE, REACH, FEW = 0.1, 100.0, 20
-"""The share of draws with Cauchy tails, where these end, in scales, and the most coordinates.
-
-They bound the weights where the target's tails are heavier than the others' (Hesterberg, 1995,
-"Weighted average importance sampling and defensive mixture distributions"), and reach so far that
-the draws tell whether a quantity has a variance. In many dimensions they would all miss the target.
-"""
 COMFORTABLE = 0.25
 """The k-hat above which moments may be a few in a hundred off with weights that can be used."""
 PARTS = 6
-"""Components of a proposal for one mode that is not elliptic."""
+"""Components by which a proposal that is not elliptic grows."""
 MOST_APART = 20
 """The most coordinates that they are tried in."""
 HEAVY_PARTS, THIN = 2, 0.1
 """Components where the proposals before were too thin, and their share."""
-REFINEMENTS = 3
+REFINEMENTS = 5
+"""Times that the components are made anew."""
 CLUSTERED = 2000
 """Draws that they are made of."""
 ADAPTATIONS = 5
 ROUNDS = 6
+LONGER = 3
+"""Times as far that chains go where the posterior is known not to be elliptic."""
 UNSURE = 5
 """Rounds that are drawn where k-hat is not small, though weights and errors are good."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture of multivariate t distributions over unconstrained coordinates.
-
-    Attributes:
-        shares: Of the components, (K,), summing to one.
-        means: (K, D).
-        factors: Lower Cholesky factors of the scale matrices, (K, D, D).
-        freedom: Degrees of freedom.
-    """
-
-    shares: np.ndarray
-    means: np.ndarray
-    factors: np.ndarray
-    freedom: float
-
-    def marginal(self, coordinates: np.ndarray) -> "Mixture":
-        """The mixture of some coordinates, (S,), with tails that suit their number."""
-        rows = self.factors[:, coordinates]
-        covariances = rows @ np.swapaxes(rows, 1, 2)
-        return Mixture.of(self.shares, self.means[:, coordinates], covariances)
-
-    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
-        """Draws, (count, D); each component gives its share of them as nearly as can be."""
-        ends = np.floor(np.cumsum(self.shares) * count + 0.5).astype(int)
-        ends[-1] = count
-        size = self.means.shape[1]
-        normal = random.standard_normal((count, size))
-        radius = np.sqrt(random.chisquare(self.freedom, count) / self.freedom)
-        standard = normal / radius[:, None]
-        far = random.permutation(count) < DEFENSIVE * count * (size <= FEW)
-        # A ratio of chi-squares has an F distribution; its share within reach, inverted.
-        ratio = f.ppf(random.uniform(size=far.sum()) * f.cdf(REACH**2, size, 1), size, 1)
-        lengths = np.linalg.norm(normal[far], axis=1)
-        standard[far] = normal[far] * (np.sqrt(size * ratio) / lengths)[:, None]
-        parts, begin = [], 0
-        for mean, factor, end in zip(self.means, self.factors, ends, strict=True):
-            parts.append(mean + standard[begin:end] @ factor.T)
-            begin = end
-        return np.concatenate(parts)
-
-    def log_densities(self, points: np.ndarray) -> np.ndarray:
-        """Log share plus log density of each component, (n, K)."""
-        size, columns = points.shape[1], []
-        for share, mean, factor in zip(self.shares, self.means, self.factors, strict=True):
-            standard = solve_triangular(factor, (points - mean).T, lower=True, check_finite=False)
-            distance = np.square(standard).sum(0)
-            log_density = _log_t(distance, size, self.freedom)
-            if size <= FEW:
-                log_density = np.logaddexp(
-                    np.log1p(-DEFENSIVE) + log_density, np.log(DEFENSIVE) + _log_far(distance, size)
-                )
-            log_determinant = np.log(np.diag(factor)).sum()
-            columns.append(np.log(share) + log_density - log_determinant)
-        return np.stack(columns, axis=1)
-
-    def log_density(self, points: np.ndarray) -> np.ndarray:
-        """Of the mixture, (n,)."""
-        return logsumexp(self.log_densities(points), axis=1)
-
-    @classmethod
-    def of(cls, shares: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> "Mixture":
-        """A mixture with tails that suit the dimension.
-
-        Against a Normal target a t with half as many degrees of freedom as dimensions keeps three
-        quarters of its draws; fewer in high dimensions would waste most of them.
-        """
-        freedom = max(FREEDOM, means.shape[1] / 2)
-        return cls(shares / shares.sum(), means, np.linalg.cholesky(covariances), freedom)
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What draws of the whole unconstrained vector are made from.
-
-    Attributes:
-        mixture: Of all coordinates, or of those that are drawn first.
-        blocks: Indices of the others, (blocks, k); None if there are none.
-        mean: Where the search for the blocks' conditional mode begins, (D,); see `Conditional`.
-        slope: How that place moves, (blocks · k, S).
-    """
-
-    mixture: Mixture
-    blocks: np.ndarray | None = None
-    mean: np.ndarray | None = None
-    slope: np.ndarray | None = None
-
-    def conditional(self, density: Density) -> Conditional | None:
-        """The blocks given the other coordinates, if they are drawn so."""
-        if self.blocks is None or self.mean is None:
-            return None
-        shared = np.setdiff1d(np.arange(len(self.mean)), self.blocks)
-        return Conditional(density, Split(shared, self.blocks), self.mean, self.slope)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The proposal as named arrays."""
-        found = {**vars(self.mixture), **vars(self)}
-        return {
-            name: np.asarray(value)
-            for name, value in found.items()
-            if name != "mixture" and value is not None
-        }
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Proposal":
-        """The proposal of named arrays."""
-        mixture = Mixture(
-            arrays["shares"], arrays["means"], arrays["factors"], float(arrays["freedom"])
-        )
-        return cls(mixture, *(arrays.get(name) for name in ("blocks", "mean", "slope")))
-
-    @property
-    def description(self) -> str | None:
-        """How the coordinates were drawn, where it was not all of them together."""
-        if self.blocks is None or self.mean is None:
-            return None
-        return (
-            f"{self.blocks.size} of the {len(self.mean)} coordinates were drawn given the others, "
-            "from their conditional distributions."
-        )
-
-
-def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:
-    """Log density of a standard multivariate t distribution at squared distances."""
-    constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
-    constant -= size / 2 * np.log(freedom * np.pi)
-    return constant - (freedom + size) / 2 * np.log1p(distance / freedom)
-
-
-def _log_far(distance: np.ndarray, size: int) -> np.ndarray:
-    """Log density of a standard multivariate Cauchy distribution that ends at `REACH`."""
-    within = _log_t(distance, size, 1.0) - np.log(f.cdf(REACH**2, size, 1))
-    return np.where(distance <= size * REACH**2, within, -np.inf)
 
 
 class AdaptiveImportance:
@@ -240,6 +98,7 @@ class AdaptiveImportance:
         self.density, self.random, self.conditional = density, random, conditional
         self.modes = np.arange(len(first.shares)) if modes is None else modes
         self.adapted = first
+        self.coverage: Coverage | None = None
         self._begin(first)
 
     def _begin(self, first: Mixture) -> None:
@@ -279,6 +138,13 @@ class AdaptiveImportance:
         self.log_q = logsumexp(self._log_q, axis=1, b=shares) + self._log_blocks
         self.log_weights = self.log_p - self.log_q
         self.log_smoothed, self.k_hat = smoothed(self.log_weights)
+
+    def log_proposal(self, points: np.ndarray) -> np.ndarray:
+        """The log density, at any points (n, D), of what the draws were drawn from, (n,)."""
+        outer, shares = self._outer(points), np.array(self.counts) / sum(self.counts)
+        log_q = np.stack([proposal.log_density(outer) for proposal in self.proposals], axis=1)
+        log_blocks = 0.0 if self.conditional is None else self.conditional.log_density(points)
+        return logsumexp(log_q, axis=1, b=shares) + log_blocks
 
     def _outer(self, points: np.ndarray) -> np.ndarray:
         """The coordinates that are drawn from the mixtures."""
@@ -321,7 +187,8 @@ class AdaptiveImportance:
             except np.linalg.LinAlgError:
                 continue
             means[k] = keep * mean + (1 - keep) * means[k]
-        shares = np.maximum(shares if np.isfinite(shares).all() else latest.shares, 0.02)
+        least = min(0.02, 0.2 / len(shares))
+        shares = np.maximum(shares if np.isfinite(shares).all() else latest.shares, least)
         shares = shares / shares.sum()
         self.proposals.append(replace(latest, shares=shares, means=means, factors=factors))
 
@@ -361,13 +228,13 @@ class AdaptiveImportance:
         return upper < k_hat_threshold(draws) and self.effective_sample_size > EFFICIENT * draws
 
     def freeze(self) -> None:
-        """Begins anew with the mixture of all proposals so far.
+        """Begins anew with the latest proposal, and a part of the first.
 
         The weights of draws that a proposal was adapted to are too even, and their evidence too
         low: what is handed out are fresh draws.
         """
-        self.adapted = self.proposals[-1]
-        self._begin(self.whole)
+        first, self.adapted = self.proposals[0], self.proposals[-1]
+        self._begin(mixed([self.adapted, first], [4, 1]))
 
     @property
     def proposal(self) -> Proposal:
@@ -380,20 +247,41 @@ class AdaptiveImportance:
     @property
     def whole(self) -> Mixture:
         """What all draws so far were drawn from."""
-        return _mixed(self.proposals, self.counts)
+        return mixed(self.proposals, self.counts)
 
-    def of_one_mode(self, first: Mixture) -> "AdaptiveImportance":
-        """Sampling of the same density anew, by components that all belong to one mode."""
-        modes = np.zeros(len(first.shares), dtype=int)
+    def _tiled(self) -> np.ndarray:
+        """The mode of each component of `whole`."""
+        return np.tile(self.modes, len(self.whole.shares) // len(self.modes))
+
+    def _anew(self, first: Mixture, modes: np.ndarray) -> "AdaptiveImportance":
+        """Sampling of the same density from other components."""
         return AdaptiveImportance(self.density, first, self.random, modes, self.conditional)
 
+    def refined(self, curvature: Curvature, parts: int) -> "AdaptiveImportance":
+        """Sampling anew by several components that follow bends, skew and what was not covered.
+
+        Args:
+            curvature: Of the density.
+            parts: About how many components.
+        """
+        proposal = self.apart(parts)
+        if self.coverage is not None and self.coverage.chains:
+            share = min(0.5, max(THIN, 3 * self.coverage.share))
+            new = beyond(self, self.coverage, curvature)
+            proposal = mixed([proposal, new], [1 - share, share])
+        nearest = self.whole.log_densities(proposal.means).argmax(1)
+        found = self._anew(proposal, self._tiled()[nearest])
+        found.run()
+        return self.joined(found) if found.lacks(self) else found
+
     def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
-        """Both samples of one mode as one, from the mixture of both proposals.
+        """Both samples as one, from the mixture of both proposals.
 
         What one of them has seen of a tail, the other one's luck does not hide.
         """
         counts = [len(self.points), len(other.points)]
-        pooled = self.of_one_mode(_mixed([self.whole, other.whole], counts))
+        modes = np.concatenate([self._tiled(), other._tiled()])
+        pooled = self._anew(mixed([self.whole, other.whole], counts), modes)
         pooled.counts, pooled._log_q = [sum(counts)], np.zeros((0, 1))
         pooled._add(
             np.concatenate([self.points, other.points]),
@@ -468,8 +356,8 @@ class AdaptiveImportance:
         masses = parts.sum(0).reshape(-1, len(self.modes)).sum(0)
         return tuple(sorted(map(float, np.bincount(self.modes, weights=masses)), reverse=True))
 
-    def apart(self) -> Mixture:
-        """A proposal of several components for one mode, which follows its bends and skew.
+    def apart(self, parts: int) -> Mixture:
+        """A proposal of several components, which follows bends and skew.
 
         Each begins at a cluster of the draws, or of those with the largest weights, where the
         proposals are too thin (Hoogerheide, Kaashoek and van Dijk, 2007, "On the shape of posterior
@@ -485,8 +373,8 @@ class AdaptiveImportance:
         drawn = points[resampled(self.weights, CLUSTERED, self.random)]
         heavy = points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
         scales = np.sqrt(np.diag(whole))
-        shares, means, covariances = [], [], []
-        for chosen, most, mass in ((drawn, PARTS, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
+        sizes, means, covariances = [], [], []
+        for chosen, most, mass in ((drawn, parts, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
             distinct = np.unique(chosen / scales, axis=0)
             start = self.random.choice(distinct, min(most, len(distinct)), replace=False)
             with warnings.catch_warnings():
@@ -494,13 +382,13 @@ class AdaptiveImportance:
                 _, labels = kmeans2(chosen / scales, start, minit="matrix")
             for label in np.unique(labels):
                 part = chosen[labels == label]
-                shares.append(mass * len(part) / len(chosen))
+                sizes.append(mass * len(part) / len(chosen))
                 means.append(part.mean(0))
                 own = np.cov(part, rowvar=False).reshape(size, size) if len(part) > 1 else whole
                 covariances.append((own + whole) / 2)
         factors = np.linalg.cholesky(np.stack(covariances))
         return replace(
-            self.adapted, shares=np.array(shares), means=np.stack(means), factors=factors
+            self.adapted, shares=np.array(sizes), means=np.stack(means), factors=factors
         )
 
 
@@ -540,24 +428,14 @@ def _along(mixture: Mixture, density: Density, split: Split) -> Conditional:
     return Conditional(density, split, mean, slope)
 
 
-def _mixed(mixtures: list[Mixture], counts: list[int]) -> Mixture:
-    """The mixture that so many draws of each are drawn from."""
-    weight = np.array(counts) / sum(counts)
-    return replace(
-        mixtures[0],
-        shares=np.concatenate([w * m.shares for w, m in zip(weight, mixtures, strict=True)]),
-        means=np.concatenate([mixture.means for mixture in mixtures]),
-        factors=np.concatenate([mixture.factors for mixture in mixtures]),
-    )
-
-
 def sampled(
     density: Density, curvature: Curvature, first: Mixture, random: np.random.Generator
 ) -> AdaptiveImportance:
     """Adaptive importance sampling in the way that suits a density best.
 
     First of all coordinates together. Where the weights of that are not even enough, of some given
-    the others, which costs some gradients for each draw; then by several components for one mode.
+    the others, which costs some gradients for each draw; then by several components for each mode,
+    until chains that begin at the draws stay among them.
 
     Args:
         density: The log density.
@@ -566,12 +444,12 @@ def sampled(
         random: Of the draws.
 
     Returns:
-        The draws with their weights; `settled` tells whether these are good.
+        The draws with their weights; `settled` tells whether these are good, and `coverage` where
+        the chains came to.
     """
     found = AdaptiveImportance(density, first, random)
     found.run()
-    single = len(first.shares) == 1
-    split = split_of(curvature) if single and np.isfinite(found.k_hat) else None
+    split = split_of(curvature) if len(first.shares) == 1 and np.isfinite(found.k_hat) else None
     most = 0 if split is None else NESTED_ROUND // (split.cost * density.work)
     if split is not None and most >= FEWEST_DRAWS and not found.comfortable:
         conditional = _along(found.adapted, density, split)
@@ -580,17 +458,16 @@ def sampled(
         nested.run()
         if not nested.lacks(found) and nested.discomfort < found.discomfort:
             found = nested
-    cheap = found.conditional is None or most >= FULL_ROUND
     narrow = found.adapted.means.shape[1] <= MOST_APART
+    cheap = found.conditional is None or most >= FULL_ROUND
     refined = 0
-    while single and cheap and narrow and np.isfinite(found.k_hat) and refined < REFINEMENTS:
-        if found.comfortable or found.plenty or (refined and found.settled):
+    while np.isfinite(found.k_hat):
+        found.coverage = look_beyond(found, LONGER if refined else 1)
+        good = not found.coverage.chains and (
+            found.comfortable or found.plenty or (refined and found.settled)
+        )
+        if good or not (narrow and cheap) or refined >= REFINEMENTS:
             break
-        apart = found.of_one_mode(found.apart())
-        apart.run()
-        found = found.joined(apart)
         refined += 1
-    if refined:  # what was adapted to is not handed out
-        found = found.of_one_mode(found.whole)
-        found.finish()
+        found = found.refined(curvature, PARTS * refined)
     return found

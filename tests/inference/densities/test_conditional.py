@@ -20,7 +20,8 @@ from elbowroom.inference.densities.conditional import Conditional, Split, split_
 from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.sampling.adaptive import PARTS, AdaptiveImportance, Mixture, sampled
+from elbowroom.inference.sampling.adaptive import PARTS, AdaptiveImportance, sampled
+from elbowroom.inference.sampling.mixtures import Mixture
 
 Model = Callable[..., Any]
 ERRORS = 4.0
@@ -248,7 +249,7 @@ def test_several_components_follow_a_bent_density() -> None:
     found = sampled(density, Curvature(density), first, np.random.default_rng(1))
     assert found.k_hat < 0.5
     assert found.shares() == pytest.approx((1.0,))
-    assert len(found.modes) > PARTS
+    assert len(found.modes) >= PARTS
     weights = np.exp(found.log_weights + 0.5 * LOG_2PI)
     assert abs(weights.mean() - 1) < ERRORS * weights.std() / len(weights) ** 0.5
     effective = found.effective_sample_size
@@ -303,6 +304,6 @@ def test_few_effective_draws_are_no_error() -> None:
     for seed in range(3):
         importance = AdaptiveImportance(density, first, np.random.default_rng(seed))
         importance.round(1000)
-        proposal = importance.apart()
+        proposal = importance.apart(PARTS)
         assert np.isfinite(proposal.factors).all()
         assert proposal.shares.sum() == pytest.approx(1.0)
