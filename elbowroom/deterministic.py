@@ -17,6 +17,7 @@ from elbowroom.guides.auto import cholesky, scales, whitened
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.landscape import LARGEST, Landscape, density_of, explore
+from elbowroom.inference.densities.mixtures import Mixture
 from elbowroom.inference.densities.point_parameters import Sample, maximise
 from elbowroom.inference.deterministic.approximations import (
     METHODS,
@@ -32,7 +33,6 @@ from elbowroom.inference.deterministic.fixed_draws import Optimum
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import sampled, sampled_nested
-from elbowroom.inference.sampling.mixtures import Mixture
 from elbowroom.inference.stochastic.elbo import read_guide
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained

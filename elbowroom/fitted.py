@@ -27,7 +27,7 @@ from elbowroom.inference.isolation import (
 )
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import AdaptiveImportance
-from elbowroom.inference.sampling.mixtures import Proposal
+from elbowroom.inference.sampling.proposal import Proposal
 from elbowroom.inference.stochastic import baselines
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained

@@ -23,7 +23,7 @@ from elbowroom.inference.problem import (
     option_names,
     resolve_model,
 )
-from elbowroom.inference.sampling.mixtures import Proposal
+from elbowroom.inference.sampling.proposal import Proposal
 from elbowroom.inference.stochastic.elbo import read_guide
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained

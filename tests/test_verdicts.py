@@ -18,10 +18,11 @@ from elbowroom import deterministic
 from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED
 from elbowroom.errors import GuideError, ModelError
 from elbowroom.fitted import Fit
+from elbowroom.inference.densities import mixtures
 from elbowroom.inference.densities.importance import k_hat_threshold
 from elbowroom.inference.densities.modes import climb
 from elbowroom.inference.deterministic import fixed_draws
-from elbowroom.inference.sampling import adaptive, mixtures
+from elbowroom.inference.sampling import adaptive
 
 ERRORS = 4
 """Standard errors that a Monte Carlo result may be off."""

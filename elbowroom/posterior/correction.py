@@ -16,7 +16,7 @@ from elbowroom.inference.densities.importance import (
     standard_errors,
 )
 from elbowroom.inference.sampling.adaptive import AdaptiveImportance
-from elbowroom.inference.sampling.mixtures import Proposal
+from elbowroom.inference.sampling.proposal import Proposal
 
 FEWEST_EFFECTIVE = 100.0
 """Effective draws below which corrected draws are worth less than the guide's own."""

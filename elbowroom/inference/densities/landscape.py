@@ -1,14 +1,12 @@
 """The lie of a problem's log density: where several starts climb to, before any guide is fitted."""
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from elbowroom.guides import Start
@@ -18,6 +16,7 @@ from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.modes import EXPENSIVE, Mode, distinct, find_modes
 from elbowroom.inference.densities.point_parameters import MaximumLikelihood
+from elbowroom.inference.densities.starts import Starts
 from elbowroom.inference.isolation import isolated, placed
 from elbowroom.inference.problem import Problem
 
@@ -29,6 +28,10 @@ WIDE_STARTS = 2
 """Starts beyond."""
 ENOUGH_ROWS = 20_000
 """From which a fit by minibatches finds where to begin."""
+SEARCHES = 4
+"""Times that climbs begin where the known modes explain least."""
+WITHIN = 12.0
+"""Nats of Laplace evidence below the best mode's at which another mode matters."""
 MOST_STARTS = 4
 """Times the starts asked for, where only one of them reaches the best mode."""
 
@@ -48,6 +51,7 @@ class Landscape:
         starts: Where guides begin, (n, D), if the dimension is too large for modes.
         likelihood: The point parameters of the model that it is the landscape of, if it has any.
         rows: How many rows it is of, where these are not all.
+        unfinished: Whether the last climbs still found modes.
     """
 
     density: Density | None
@@ -59,12 +63,12 @@ class Landscape:
     starts: np.ndarray | None = None
     likelihood: MaximumLikelihood | None = None
     rows: int | None = None
+    unfinished: bool = False
 
     @property
     def best(self) -> Mode | None:
         """The mode with the highest Laplace evidence, if there is one."""
-        proper = [mode for mode in self.modes if mode.reached and mode.precision is not None]
-        return proper[0] if proper else None
+        return next(iter(_proper(self.modes)), None)
 
     @property
     def flat(self) -> bool:
@@ -127,6 +131,8 @@ def explore(
 ) -> Landscape:
     """Climbs from several starts: the model's own, the origin, prior draws and random points.
 
+    Then from where the modes found explain the density least, as long as that finds more of them.
+
     Models with latents for each row, or point parameters of no known value, begin near the origin
     of the unconstrained space instead: their mode is no guide to their posterior. They begin at
     small random values, since at equal ones a decoder has nothing to tell rows apart by.
@@ -155,7 +161,8 @@ def explore(
         rows = ENOUGH_ROWS if sampled and many else None
         density = density_of(problem, parameters, rows=rows)
         curvature = Curvature(density)
-        starts = _starts(problem, density, restarts, seed)
+        others = Starts(density, np.random.default_rng(seed))
+        starts = _starts(problem, others, restarts, seed)
         first = next(starts)
         restarts = min(restarts, 3) if density.width > EXPENSIVE else restarts
         wide = density.dimension > LARGEST
@@ -167,6 +174,19 @@ def explore(
             seconds = time.perf_counter() - began
             return Landscape(density, curvature, [], 0, first, seconds, batch, rows=rows)
         modes, tried = find_modes(density, curvature, batch), restarts
+        unfinished = False
+        for _ in range(SEARCHES if restarts > 1 else 0):
+            proper = _proper(modes)
+            more = others.unexplained(proper, restarts) if proper else batch[:0]
+            unfinished = len(more) > 0
+            if not unfinished:
+                break
+            more = _settled(curvature, _brought_in(density, first, more))
+            modes = distinct([*modes, *find_modes(density, curvature, more)], space)
+            tried += len(more)
+            unfinished = len(_proper(modes)) > len(proper)
+            if not unfinished:
+                break
         while restarts > 1 and modes and modes[0].starts == 1:
             # A density without a mode has none for more starts either.
             if tried >= (MOST_STARTS if modes[0].reached else 2) * restarts:
@@ -176,20 +196,25 @@ def explore(
             modes = distinct([*modes, *find_modes(density, curvature, more)], space)
             tried += restarts
     seconds = time.perf_counter() - began
-    return Landscape(density, curvature, modes, tried, first, seconds, rows=rows)
+    return Landscape(
+        density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished
+    )
 
 
-def _starts(problem: Problem, density: Density, count: int, seed: int) -> Iterator[np.ndarray]:
-    """The model's own starts; else the origin, then prior draws and random points in turn."""
-    random = np.random.default_rng(seed)
-    yield from _own_starts(problem, count, seed)
-    if problem.model.starts is None:
-        yield np.zeros(density.dimension)
-    while True:
-        drawn = _prior_draw(density)
-        if drawn is not None:
-            yield drawn
-        yield random.uniform(-2, 2, density.dimension)
+def _proper(modes: list[Mode]) -> list[Mode]:
+    """Those with a precision whose evidence is near the best one's, that first."""
+    proper = [mode for mode in modes if mode.reached and mode.precision is not None]
+    return [mode for mode in proper if mode.log_evidence > proper[0].log_evidence - WITHIN]
+
+
+def _starts(problem: Problem, others: Starts, count: int, seed: int) -> Iterator[np.ndarray]:
+    """The model's own starts; else the origin; then prior draws and random points in turn."""
+    own = list(_own_starts(problem, count, seed))
+    yield from own
+    found = others.first()
+    if own:
+        next(found)  # the origin
+    yield from found
 
 
 def _own_starts(problem: Problem, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -223,18 +248,3 @@ def _settled(curvature: Curvature, starts: np.ndarray) -> np.ndarray:
         return starts
     conditional = Conditional(density, Split(structure.apart, structure.together), starts[0])
     return conditional.settled(starts)[0]
-
-
-def _prior_draw(density: Density) -> np.ndarray | None:
-    """A draw of the latent sites from the model, unconstrained; None if a prior has no sampler."""
-    space = density.space
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a draw that no one asked for
-            trace = poutine.trace(density.model).get_trace(**density.arguments)
-            values: Any = {site.name: trace.nodes[site.name]["value"] for site in space.sites}
-            drawn = space.unconstrain(values).double().numpy()
-    # An improper prior, or a model that cannot be run at an unlikely draw of its own.
-    except (NotImplementedError, ValueError, RuntimeError, KeyError):
-        return None
-    return drawn if np.isfinite(drawn).all() else None

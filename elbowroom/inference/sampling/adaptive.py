@@ -21,9 +21,10 @@ from elbowroom.inference.densities.importance import (
     smoothed,
     standard_errors,
 )
+from elbowroom.inference.densities.mixtures import Mixture, mixed
 from elbowroom.inference.deterministic.wide import Response
 from elbowroom.inference.sampling.coverage import Coverage, beyond, look_beyond
-from elbowroom.inference.sampling.mixtures import Mixture, Proposal, mixed
+from elbowroom.inference.sampling.proposal import Proposal
 
 FEWEST_DRAWS = 1000
 """Of the first round of adaptive importance sampling."""
@@ -387,9 +388,7 @@ class AdaptiveImportance:
                 own = np.cov(part, rowvar=False).reshape(size, size) if len(part) > 1 else whole
                 covariances.append((own + whole) / 2)
         factors = np.linalg.cholesky(np.stack(covariances))
-        return replace(
-            self.adapted, shares=np.array(sizes), means=np.stack(means), factors=factors
-        )
+        return replace(self.adapted, shares=np.array(sizes), means=np.stack(means), factors=factors)
 
 
 def sampled_nested(

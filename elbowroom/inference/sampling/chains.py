@@ -34,10 +34,10 @@ class State:
 
 
 class Chains:
-    """Hamiltonian Monte Carlo by several chains together (Neal, 2011, "MCMC using Hamiltonian
-    dynamics").
+    """Hamiltonian Monte Carlo by several chains together.
 
-    Each trajectory keeps the density: draws of it before are draws of it afterwards.
+    Each trajectory keeps the density: draws of it before are draws of it afterwards (Neal, 2011,
+    "MCMC using Hamiltonian dynamics").
 
     Args:
         density: The log density.
@@ -48,7 +48,9 @@ class Chains:
         steps: Leapfrog steps of a trajectory, at most.
 
     Attributes:
-        states: After each trajectory.
+        state: Where they are.
+        step: Of the leapfrog steps, in standard deviations.
+        length: How many there are in a trajectory.
     """
 
     def __init__(

@@ -14,8 +14,8 @@ import numpy as np
 
 from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.importance import resampled
+from elbowroom.inference.densities.mixtures import Mixture
 from elbowroom.inference.sampling.chains import Chains
-from elbowroom.inference.sampling.mixtures import Mixture
 
 if TYPE_CHECKING:
     from elbowroom.inference.sampling.adaptive import AdaptiveImportance

@@ -19,9 +19,9 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.densities.conditional import Conditional, Split, split_of
 from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.mixtures import Mixture
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.sampling.adaptive import PARTS, AdaptiveImportance, sampled
-from elbowroom.inference.sampling.mixtures import Mixture
 
 Model = Callable[..., Any]
 ERRORS = 4.0

@@ -23,9 +23,9 @@ from elbowroom.inference.densities.importance import (
     smoothed,
     standard_errors,
 )
+from elbowroom.inference.densities.mixtures import DEFENSIVE, FEW, REACH, Mixture
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.sampling.adaptive import ENOUGH, PRECISE, AdaptiveImportance
-from elbowroom.inference.sampling.mixtures import DEFENSIVE, FEW, REACH, Mixture
 from elbowroom.posterior.correction import FEWEST_EFFECTIVE, adapted, reweighted
 
 

@@ -1,6 +1,6 @@
 """Mixtures of multivariate t distributions, which importance draws are made from."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -8,9 +8,6 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, logsumexp
 from scipy.stats import f
-
-from elbowroom.inference.densities.conditional import Conditional, Split
-from elbowroom.inference.densities.density import Density
 
 FREEDOM = 7.0
 """The fewest degrees of freedom of a proposal."""
@@ -21,6 +18,7 @@ They bound the weights where the target's tails are heavier than the others' (He
 "Weighted average importance sampling and defensive mixture distributions"), and reach so far that
 the draws tell whether a quantity has a variance. In many dimensions they would all miss the target.
 """
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -93,57 +91,6 @@ class Mixture:
         return cls(shares / shares.sum(), means, np.linalg.cholesky(covariances), freedom)
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """What draws of the whole unconstrained vector are made from.
-
-    Attributes:
-        mixture: Of all coordinates, or of those that are drawn first.
-        blocks: Indices of the others, (blocks, k); None if there are none.
-        mean: Where the search for the blocks' conditional mode begins, (D,); see `Conditional`.
-        slope: How that place moves, (blocks · k, S).
-    """
-
-    mixture: Mixture
-    blocks: np.ndarray | None = None
-    mean: np.ndarray | None = None
-    slope: np.ndarray | None = None
-
-    def conditional(self, density: Density) -> Conditional | None:
-        """The blocks given the other coordinates, if they are drawn so."""
-        if self.blocks is None or self.mean is None:
-            return None
-        shared = np.setdiff1d(np.arange(len(self.mean)), self.blocks)
-        return Conditional(density, Split(shared, self.blocks), self.mean, self.slope)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The proposal as named arrays."""
-        found = {**vars(self.mixture), **vars(self)}
-        return {
-            name: np.asarray(value)
-            for name, value in found.items()
-            if name != "mixture" and value is not None
-        }
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Proposal":
-        """The proposal of named arrays."""
-        mixture = Mixture(
-            arrays["shares"], arrays["means"], arrays["factors"], float(arrays["freedom"])
-        )
-        return cls(mixture, *(arrays.get(name) for name in ("blocks", "mean", "slope")))
-
-    @property
-    def description(self) -> str | None:
-        """How the coordinates were drawn, where it was not all of them together."""
-        if self.blocks is None or self.mean is None:
-            return None
-        return (
-            f"{self.blocks.size} of the {len(self.mean)} coordinates were drawn given the others, "
-            "from their conditional distributions."
-        )
-
-
 def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:
     """Log density of a standard multivariate t distribution at squared distances."""
     constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
@@ -163,7 +110,7 @@ def _log_far(distance: np.ndarray, size: int) -> np.ndarray:
     return np.where(distance <= size * REACH**2, within, -np.inf)
 
 
-def mixed(mixtures: list[Mixture], counts: list[int]) -> Mixture:
+def mixed(mixtures: list[Mixture], counts: Sequence[float]) -> Mixture:
     """The mixture that so many draws of each are drawn from."""
     weight = np.array(counts) / sum(counts)
     return replace(

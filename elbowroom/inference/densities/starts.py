@@ -1,0 +1,175 @@
+"""Where climbs begin: spread out as the prior is and farther, and where no known mode explains.
+
+The candidates are draws of the prior, nearer to its middle and twice as far from it, its corners,
+points near the origin, draws about each known mode that are far wider than it, and its reflections.
+They go a few steps uphill, and the next climbs begin at those whose density then exceeds most what
+the known modes account for.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from pyro import poutine
+from scipy.linalg import solve_triangular
+from torch.func import vmap
+
+from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.mixtures import Mixture
+from elbowroom.inference.densities.modes import Mode
+from elbowroom.inference.densities.score import Batchable
+
+DRAWS = 64
+"""Of the prior."""
+FEW_DRAWS = 8
+"""Of a prior that can be drawn from one by one alone."""
+NUMBERS = 20_000_000
+"""In the candidates' evaluations, at most."""
+SOME = 16
+"""Candidates of each kind."""
+SCALES = (0.3, 1.0, 2.0)
+"""Distances of candidates from the middle of the prior, relative to its draws'."""
+CORNER = 1.5
+"""The distance of corners from the middle of the prior in each coordinate, in its sds."""
+WIDER, ABOUT = (3.0, 10.0, 30.0), 4
+"""Distances of candidates from a mode, in its own sds; and how many are at each."""
+REFLECTED = 4
+"""Modes about which there are candidates."""
+UPHILL = 12
+"""Steps that candidates go uphill before they are judged."""
+UNEXPLAINED = 2.0
+"""Nats by which a candidate's density exceeds what known modes account for."""
+APART = 1.0
+"""The mean squared distance of two starts, in the best mode's sds."""
+
+
+class Starts:
+    """Candidates for the starts of climbs.
+
+    Args:
+        density: The log density.
+        random: Of the candidates.
+
+    Attributes:
+        prior: Draws of the prior, unconstrained, (n, D); none where it has no sampler.
+    """
+
+    def __init__(self, density: Density, random: np.random.Generator) -> None:
+        self.density, self.random = density, random
+        self.most = max(FEW_DRAWS, NUMBERS // (UPHILL * max(density.width, density.dimension)))
+        self.prior = prior_draws(density, min(DRAWS, self.most))
+        self._next = iter(self.prior)
+
+    def first(self) -> Iterator[np.ndarray]:
+        """The origin, then prior draws and random points in turn, each (D,)."""
+        yield np.zeros(self.density.dimension)
+        while True:
+            drawn = next(self._next, None)
+            if drawn is not None:
+                yield drawn
+            yield self.random.uniform(-2, 2, self.density.dimension)
+
+    def unexplained(self, modes: Sequence[Mode], count: int) -> np.ndarray:
+        """Places that the known modes explain least, far from each other, (n, D).
+
+        Args:
+            modes: With a precision each, the best first.
+            count: At most.
+        """
+        covariances = [np.linalg.inv(_precision(mode)) for mode in modes]
+        roots = [np.linalg.cholesky(covariance) for covariance in covariances]
+        promises = np.array([mode.promise for mode in modes])
+        explained = Mixture.of(
+            np.exp(promises - promises[0]),
+            np.stack([mode.location for mode in modes]),
+            np.stack(covariances),
+        )
+        places, values = self._uphill(self._candidates(modes, roots), roots[0])
+        with np.errstate(invalid="ignore"):
+            excess = values - explained.log_density(places) - np.logaddexp.reduce(promises)
+        order = np.argsort(-excess)
+        chosen: list[int] = []
+        for i in order[excess[order] > UNEXPLAINED]:
+            gaps = solve_triangular(roots[0], (places[chosen] - places[i]).T, lower=True)
+            if len(chosen) < count and (np.square(gaps).mean(0) > APART).all():
+                chosen.append(int(i))
+        return places[chosen]
+
+    def _uphill(self, points: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The points a few steps uphill, in the units of a mode, and the log density there."""
+        values, gradients = self.density.value_and_gradient(points)
+        steps = np.ones(len(points))
+        for _ in range(UPHILL):
+            with np.errstate(all="ignore"):
+                ahead = points + steps[:, None] * (gradients @ root) @ root.T
+                new_values, new_gradients = self.density.value_and_gradient(ahead)
+                usable = np.isfinite(new_values) & np.isfinite(new_gradients).all(1)
+                better = usable & ~(new_values < values)
+            points = np.where(better[:, None], ahead, points)
+            values = np.where(better, new_values, values)
+            gradients = np.where(better[:, None], new_gradients, gradients)
+            steps = np.where(better, np.minimum(1.5 * steps, 1.0), steps / 4)
+        return points, values
+
+    def _candidates(self, modes: Sequence[Mode], roots: Sequence[np.ndarray]) -> np.ndarray:
+        size, random, prior = self.density.dimension, self.random, self.prior
+        if not len(prior):
+            prior = random.uniform(-2, 2, (SOME, size))
+        middle, spread = np.median(prior, axis=0), prior.std(0)
+        parts = [random.uniform(-2, 2, (SOME, size))]
+        parts += [
+            middle + scale * (prior[random.integers(len(prior), size=SOME)] - middle)
+            for scale in SCALES
+        ]
+        signs = random.choice([-1.0, 1.0], (SOME, size))
+        signs[0], signs[1] = 1.0, -1.0
+        parts.append(middle + CORNER * signs * spread)
+        for mode, root in [*zip(modes, roots, strict=True)][:REFLECTED]:
+            for width in WIDER:
+                parts.append(mode.location + width * random.standard_normal((ABOUT, size)) @ root.T)
+            turned = np.tile(mode.location, (min(size, SOME), 1))
+            picked = random.permutation(size)[: len(turned)]
+            turned[np.arange(len(turned)), picked] *= -1
+            parts += [turned, -mode.location[None], (2 * middle - mode.location)[None]]
+        found = np.concatenate(parts)
+        return found[random.permutation(len(found))[: self.most]]
+
+
+def _precision(mode: Mode) -> np.ndarray:
+    assert mode.precision is not None
+    return mode.precision
+
+
+def prior_draws(density: Density, count: int) -> np.ndarray:
+    """Draws of the latent sites from the model, unconstrained, (draws, D).
+
+    They are drawn in one batched call where the model allows it, else a few one by one; there are
+    none where a prior has no sampler.
+    """
+    space = density.space
+
+    def draw(_: torch.Tensor) -> torch.Tensor:
+        trace = poutine.trace(density.model).get_trace(**density.arguments)
+        return space.unconstrain(
+            {site.name: trace.nodes[site.name]["value"] for site in space.sites}
+        )
+
+    # An improper prior, or a model that cannot be run at an unlikely draw of its own.
+    failures = (NotImplementedError, ValueError, RuntimeError, KeyError, TypeError)
+    drawn: list[torch.Tensor] = []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws that no one asked for
+        try:
+            with Batchable():
+                drawn = [*vmap(draw, randomness="different")(torch.zeros(count))]
+        except failures:
+            for _ in range(min(count, FEW_DRAWS)):
+                try:
+                    drawn.append(draw(torch.zeros(())))
+                except failures:
+                    continue
+    if not drawn:
+        return np.zeros((0, density.dimension))
+    points = torch.stack(drawn).double().numpy()
+    return points[np.isfinite(points).all(1)]
