@@ -230,6 +230,7 @@ def _evidence(
 ) -> tuple[Evidence, dict[str, Any]]:
     """What the verdict is made of, and the numbers among it by name."""
     best, missing = landscape.best, 0.0
+    coverage = correction.coverage if isinstance(correction, Correction) else None
     starts = fitted.starts
     slope = 0.0 if landscape.density is None else landscape.density.slope_error
     if best is not None:
@@ -241,6 +242,8 @@ def _evidence(
         if missing < -SPIKE:  # a narrow spike, which holds none of the mass
             starts = None
         missing = max(missing, higher)
+        if coverage is not None and not coverage.places:
+            missing = 0.0  # Laplace's estimate is too high, as the best place is drawn from
     if correction is None:
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
@@ -270,7 +273,9 @@ def _evidence(
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,
         shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
-        missing=missing, flat=landscape.flat, slope=slope, outside=correction.outside,
+        missing=missing, flat=landscape.flat, slope=slope,
+        outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
+        unfinished=landscape.unfinished and not (coverage is not None and coverage.whole),
     )  # fmt: skip
     return evidence, measures
 

@@ -101,7 +101,9 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
             few = found.density.affordable(2 * count, 1000) // 2
             raw = _raw(found.density, approximation, few, random)
             assert landscape.curvature is not None
-            importance = sampled(found.density, landscape.curvature, found.proposal, random)
+            importance = sampled(
+                found.density, landscape.curvature, found.proposal, random, landscape.places
+            )
             correction = adapted(importance, count)
     if landscape.likelihood is not None and not landscape.likelihood.converged:
         reason = f"{landscape.likelihood.climbs} climbs of the marginal likelihood were not enough."

@@ -102,6 +102,8 @@ def bijection(support: Any) -> Transform:
     Raises:
         NotImplementedError: If there is none.
     """
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        support = support.base_constraint  # of every component
     if support is constraints.lower_cholesky:
         return CholeskyFactor()
     if support is constraints.positive_definite:

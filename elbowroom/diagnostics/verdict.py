@@ -110,6 +110,7 @@ class Evidence:
             standard error of the difference.
         outside: The posterior's mass of chains that began at the draws and came to where no draw
             is, and how many chains did so.
+        unfinished: Whether the last starts still found new modes.
         maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
         mend: What to do where the optimum was not reached, or is one point, if more is known.
         ladder: Whether the guide `auto` tries several for this model.
@@ -141,6 +142,7 @@ class Evidence:
     missing: float = 0.0
     less: tuple[float, float] = (0.0, 0.0)
     outside: tuple[float, int] = (0.0, 0)
+    unfinished: bool = False
     flat: bool = False
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
@@ -294,6 +296,9 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "missed."
         )
         advice.append(f"give --restarts {4 * evidence.starts[1]}.")
+    if evidence.unfinished:
+        reasons.append("The last starts still found new modes: others may be missed.")
+        advice.append("compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts.")
     if evidence.missing > MISSING:
         reasons.append(
             f"The draws hold {evidence.missing:.0f} nats less evidence than the best place climbed "

@@ -16,6 +16,7 @@ from elbowroom.inference.densities.importance import (
     standard_errors,
 )
 from elbowroom.inference.sampling.adaptive import AdaptiveImportance
+from elbowroom.inference.sampling.coverage import Coverage
 from elbowroom.inference.sampling.proposal import Proposal
 
 FEWEST_EFFECTIVE = 100.0
@@ -37,8 +38,7 @@ class Correction:
         log_evidence: Log p(data), and its standard error.
         modes: The shares of the mass of the parts that the draws came from, largest first.
         proposal: What fresh draws can be made from, if not the guide.
-        outside: The posterior's mass of chains that began at the draws and came to where no draw
-            is, and how many chains did so.
+        coverage: Whether the draws are everywhere, where that was looked at.
     """
 
     sites: dict[str, Tensor]
@@ -51,7 +51,7 @@ class Correction:
     log_evidence: tuple[float, float]
     modes: tuple[float, ...] = ()
     proposal: Proposal | None = None
-    outside: tuple[float, int] = (0.0, 0)
+    coverage: Coverage | None = None
 
     @property
     def usable(self) -> bool:
@@ -98,7 +98,7 @@ def adapted(importance: AdaptiveImportance, count: int) -> Correction:
     quantities = importance.quantities()
     heaviest = np.argmax(np.nan_to_num(standard_errors(importance.weights, quantities)[1]))
     picked = resampled(importance.weights, count, importance.random, quantities[:, heaviest])
-    index, coverage = torch.as_tensor(picked), importance.coverage
+    index = torch.as_tensor(picked)
     return Correction(
         {name: values[index] for name, values in weighted.items()},
         importance.log_p[picked],
@@ -110,5 +110,5 @@ def adapted(importance: AdaptiveImportance, count: int) -> Correction:
         log_mean_exp(importance.log_weights),
         importance.shares(),
         importance.proposal,
-        (0.0, 0) if coverage is None else (coverage.share, coverage.chains),
+        importance.coverage,
     )

@@ -27,6 +27,8 @@ ONE_BY_ONE = 1_000_000
 """The nanoseconds of a model's run, more or less."""
 LARGEST = 4_000_000
 """Numbers of one operation on a batch, for the memory's sake."""
+UNSTEADY = 0.5
+"""Nats by which a value without digits jumps."""
 AGREEMENT = 1e-8
 """The largest relative difference between the recorded and the model's own values."""
 
@@ -41,6 +43,7 @@ class Density:
         dimension: Of the vector, D.
         how: "recorded"; "batched", if the model could not be recorded but can be batched; "one by
             one", if it can be neither.
+        unsteady: Points that were found to have a value without digits.
         evaluations: Points at which the gradient or the value was taken.
         work: Numbers that the operations of one gradient give: about as many nanoseconds.
         slope_error: The largest difference of the gradient from differences of the value in random
@@ -83,7 +86,7 @@ class Density:
         if parameters:
             self.model = poutine.substitute(model, data=dict(parameters))
         self.dimension = space.dimension + (space.parameters.size if with_parameters else 0)
-        self.evaluations = 0
+        self.evaluations = self.unsteady = 0
         numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
         self.width = max([1, space.dimension, *self._widths(numbers)])
         self.work = ONE_BY_ONE
@@ -190,6 +193,11 @@ class Density:
     @property
     def note(self) -> str | None:
         """What a user should know of how the density is evaluated."""
+        if self.how == "recorded" and self.unsteady:
+            return (
+                f"at {self.unsteady} of the draws the model's log density had lost its digits, as "
+                "a difference of huge numbers; they were left out."
+            )
         if self.how == "recorded":
             return None
         reason = "its operations depend on the values of its sites or cannot be batched"
@@ -221,6 +229,21 @@ class Density:
         parts = [self._evaluate(chunk, gradient=False)[0] for chunk in self._chunks(points)]
         values = np.concatenate(parts)
         return np.where(np.isnan(values), -np.inf, values)
+
+    def steady(self, points: np.ndarray) -> np.ndarray:
+        """Whether the log density has digits at each row of `points`, (n, D) to (n,).
+
+        Far out it may be a difference of huge numbers, which jumps by more than a nat where its
+        argument hardly moves.
+        """
+        if not len(points):
+            return np.zeros(0, dtype=bool)
+        moves = 1e-10 * (1 + np.abs(points)) * np.array([-2.0, -1.0, 1.0, 2.0])[:, None, None]
+        values = self.value((points + moves).reshape(-1, self.dimension)).reshape(4, -1)
+        with np.errstate(invalid="ignore"):
+            found = np.ptp(values, axis=0) < UNSTEADY
+        self.unsteady += int((~found).sum())
+        return found
 
     def _chunks(self, points: np.ndarray) -> list[np.ndarray]:
         self.evaluations += len(points)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Landscape:
         likelihood: The point parameters of the model that it is the landscape of, if it has any.
         rows: How many rows it is of, where these are not all.
         unfinished: Whether the last climbs still found modes.
+        climbed: Where candidates for more climbs came to, (n, D).
     """
 
     density: Density | None
@@ -64,11 +65,19 @@ class Landscape:
     likelihood: MaximumLikelihood | None = None
     rows: int | None = None
     unfinished: bool = False
+    climbed: np.ndarray | None = None
 
     @property
     def best(self) -> Mode | None:
         """The mode with the highest Laplace evidence, if there is one."""
         return next(iter(_proper(self.modes)), None)
+
+    @property
+    def places(self) -> np.ndarray:
+        """What draws have to cover, (n, D): modes, and where candidates for starts came to."""
+        modes = [mode.location for mode in _proper(self.modes)]
+        found = np.stack(modes) if modes else np.zeros((0, len(self.first)))
+        return found if self.climbed is None else np.concatenate([found, self.climbed])
 
     @property
     def flat(self) -> bool:
@@ -177,13 +186,19 @@ def explore(
         unfinished = False
         for _ in range(SEARCHES if restarts > 1 else 0):
             proper = _proper(modes)
-            more = others.unexplained(proper, restarts) if proper else batch[:0]
-            unfinished = len(more) > 0
-            if not unfinished:
+            if not proper:
+                break
+            more, arrived = others.unexplained(proper, restarts)
+            modes = [
+                replace(mode, starts=mode.starts + int(count))
+                for mode, count in zip(modes, [*arrived, *[0] * len(modes)], strict=False)
+            ]
+            tried += int(arrived.sum()) + len(more)
+            unfinished = False
+            if not len(more):
                 break
             more = _settled(curvature, _brought_in(density, first, more))
             modes = distinct([*modes, *find_modes(density, curvature, more)], space)
-            tried += len(more)
             unfinished = len(_proper(modes)) > len(proper)
             if not unfinished:
                 break
@@ -197,8 +212,9 @@ def explore(
             tried += restarts
     seconds = time.perf_counter() - began
     return Landscape(
-        density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished
-    )
+        density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished,
+        climbed=others.climbed,
+    )  # fmt: skip
 
 
 def _proper(modes: list[Mode]) -> list[Mode]:

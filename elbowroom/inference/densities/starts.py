@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from scipy.linalg import solve_triangular
+from scipy.stats import qmc
 from torch.func import vmap
 
 from elbowroom.inference.densities.density import Density
@@ -40,6 +41,11 @@ UPHILL = 12
 """Steps that candidates go uphill before they are judged."""
 UNEXPLAINED = 2.0
 """Nats by which a candidate's density exceeds what known modes account for."""
+SCANNED, SCAN, BOX = 2, 8192, (20.0, 7.0)
+"""The most dimensions in which a box is filled with points, how many, and its half side in sds
+for each number of dimensions."""
+NEAR = 0.5
+"""Nats, and squared sds, from a mode at which a candidate has come to it."""
 APART = 1.0
 """The mean squared distance of two starts, in the best mode's sds."""
 
@@ -53,12 +59,14 @@ class Starts:
 
     Attributes:
         prior: Draws of the prior, unconstrained, (n, D); none where it has no sampler.
+        climbed: Where the latest candidates came to, (n, D).
     """
 
     def __init__(self, density: Density, random: np.random.Generator) -> None:
         self.density, self.random = density, random
         self.most = max(FEW_DRAWS, NUMBERS // (UPHILL * max(density.width, density.dimension)))
         self.prior = prior_draws(density, min(DRAWS, self.most))
+        self.climbed = np.zeros((0, density.dimension))
         self._next = iter(self.prior)
 
     def first(self) -> Iterator[np.ndarray]:
@@ -70,12 +78,15 @@ class Starts:
                 yield drawn
             yield self.random.uniform(-2, 2, self.density.dimension)
 
-    def unexplained(self, modes: Sequence[Mode], count: int) -> np.ndarray:
-        """Places that the known modes explain least, far from each other, (n, D).
+    def unexplained(self, modes: Sequence[Mode], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places that the known modes explain least, and how many candidates came to each mode.
 
         Args:
             modes: With a precision each, the best first.
-            count: At most.
+            count: Of places, at most.
+
+        Returns:
+            Places far from each other, (n, D); and a number for each mode, (modes,).
         """
         covariances = [np.linalg.inv(_precision(mode)) for mode in modes]
         roots = [np.linalg.cholesky(covariance) for covariance in covariances]
@@ -85,16 +96,42 @@ class Starts:
             np.stack([mode.location for mode in modes]),
             np.stack(covariances),
         )
-        places, values = self._uphill(self._candidates(modes, roots), roots[0])
-        with np.errstate(invalid="ignore"):
-            excess = values - explained.log_density(places) - np.logaddexp.reduce(promises)
+        total = np.logaddexp.reduce(promises)
+
+        def excess_of(values: np.ndarray, points: np.ndarray) -> np.ndarray:
+            with np.errstate(invalid="ignore"):
+                return values - explained.log_density(points) - total
+
+        candidates = self._candidates(modes, roots)
+        if self.density.dimension <= SCANNED and self.most >= SCAN:
+            scanned = self._scan(modes[0], roots[0])
+            excess = excess_of(self.density.value(scanned), scanned)
+            candidates = np.concatenate([candidates, scanned[np.argsort(-excess)[:SOME]]])
+        places, values = self._uphill(candidates, roots[0])
+        excess, self.climbed = excess_of(values, places), places
         order = np.argsort(-excess)
         chosen: list[int] = []
         for i in order[excess[order] > UNEXPLAINED]:
             gaps = solve_triangular(roots[0], (places[chosen] - places[i]).T, lower=True)
             if len(chosen) < count and (np.square(gaps).mean(0) > APART).all():
                 chosen.append(int(i))
-        return places[chosen]
+        arrived = [
+            (values > mode.log_density - NEAR)
+            & (
+                np.square(solve_triangular(root, (places - mode.location).T, lower=True)).sum(0)
+                < NEAR
+            )
+            for mode, root in zip(modes, roots, strict=True)
+        ]
+        return places[chosen], np.sum(arrived, axis=1)
+
+    def _scan(self, mode: Mode, root: np.ndarray) -> np.ndarray:
+        """Points that fill a box about a mode evenly, (`SCAN`, D), for narrow modes."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a number of points that is no power of two
+            even = qmc.Sobol(self.density.dimension, rng=self.random).random(SCAN)
+        half = BOX[self.density.dimension - 1]
+        return mode.location + half * (2 * even - 1) @ root.T
 
     def _uphill(self, points: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The points a few steps uphill, in the units of a mode, and the log density there."""

@@ -23,7 +23,7 @@ from elbowroom.inference.densities.importance import (
 )
 from elbowroom.inference.densities.mixtures import Mixture, mixed
 from elbowroom.inference.deterministic.wide import Response
-from elbowroom.inference.sampling.coverage import Coverage, beyond, look_beyond
+from elbowroom.inference.sampling.coverage import Coverage, local_components, look_beyond, thin
 from elbowroom.inference.sampling.proposal import Proposal
 
 FEWEST_DRAWS = 1000
@@ -50,6 +50,12 @@ MOST_APART = 20
 """The most coordinates that they are tried in."""
 HEAVY_PARTS, THIN = 2, 0.1
 """Components where the proposals before were too thin, and their share."""
+HIGH = 1.0
+"""Nats above the proposal's centres from which a value is looked at twice."""
+HEAVIEST_SHARE = 0.02
+"""Of the mass, that one draw may hold without a look at where it is."""
+LOCAL = 0.3
+"""The share of components about places that were too thin."""
 REFINEMENTS = 5
 """Times that the components are made anew."""
 CLUSTERED = 2000
@@ -100,6 +106,8 @@ class AdaptiveImportance:
         self.modes = np.arange(len(first.shares)) if modes is None else modes
         self.adapted = first
         self.coverage: Coverage | None = None
+        means = first.means if conditional is None else conditional.begin(first.means)
+        self.peak = float(density.value(means).max())
         self._begin(first)
 
     def _begin(self, first: Mixture) -> None:
@@ -126,7 +134,14 @@ class AdaptiveImportance:
         if self.conditional is not None:
             new, log_blocks = self.conditional.complete(new, self.random)
         self.counts[-1] += count
-        self._add(new, self.density.value(new), log_blocks)
+        self._add(new, self._values(new), log_blocks)
+
+    def _values(self, points: np.ndarray) -> np.ndarray:
+        """The log density; minus infinity where it is high by a loss of digits alone."""
+        values = self.density.value(points)
+        high = np.flatnonzero(values > self.peak + HIGH)
+        values[high[~self.density.steady(points[high])]] = -np.inf
+        return values
 
     def _add(self, points: np.ndarray, log_p: np.ndarray, log_blocks: np.ndarray) -> None:
         outer = self._outer(points)
@@ -266,10 +281,10 @@ class AdaptiveImportance:
             parts: About how many components.
         """
         proposal = self.apart(parts)
-        if self.coverage is not None and self.coverage.chains:
-            share = min(0.5, max(THIN, 3 * self.coverage.share))
-            new = beyond(self, self.coverage, curvature)
-            proposal = mixed([proposal, new], [1 - share, share])
+        places = thin(self, self.coverage)
+        if len(places):
+            new = local_components(self, places, curvature)
+            proposal = mixed([proposal, new], [1 - LOCAL, LOCAL])
         nearest = self.whole.log_densities(proposal.means).argmax(1)
         found = self._anew(proposal, self._tiled()[nearest])
         found.run()
@@ -329,6 +344,11 @@ class AdaptiveImportance:
     def comfortable(self) -> bool:
         """Whether the weights are so even that another way of drawing has nothing to gain."""
         return self.k_hat < COMFORTABLE and self.settled
+
+    @property
+    def uneven(self) -> bool:
+        """Whether one draw holds so much that a narrow part may hide behind it."""
+        return bool(normalised(self.log_weights).max() > HEAVIEST_SHARE)
 
     @property
     def plenty(self) -> bool:
@@ -428,7 +448,11 @@ def _along(mixture: Mixture, density: Density, split: Split) -> Conditional:
 
 
 def sampled(
-    density: Density, curvature: Curvature, first: Mixture, random: np.random.Generator
+    density: Density,
+    curvature: Curvature,
+    first: Mixture,
+    random: np.random.Generator,
+    places: np.ndarray | None = None,
 ) -> AdaptiveImportance:
     """Adaptive importance sampling in the way that suits a density best.
 
@@ -441,6 +465,7 @@ def sampled(
         curvature: Of it; it tells which coordinates part from the others.
         first: The first proposal.
         random: Of the draws.
+        places: That the draws have to cover, such as modes, (n, D).
 
     Returns:
         The draws with their weights; `settled` tells whether these are good, and `coverage` where
@@ -459,11 +484,14 @@ def sampled(
             found = nested
     narrow = found.adapted.means.shape[1] <= MOST_APART
     cheap = found.conditional is None or most >= FULL_ROUND
+    there = np.zeros((0, density.dimension)) if places is None else places
     refined = 0
     while np.isfinite(found.k_hat):
-        found.coverage = look_beyond(found, LONGER if refined else 1)
-        good = not found.coverage.chains and (
-            found.comfortable or found.plenty or (refined and found.settled)
+        found.coverage = look_beyond(found, there, LONGER if refined else 1)
+        good = (
+            found.coverage.whole
+            and not found.uneven
+            and (found.comfortable or found.plenty or (refined and found.settled))
         )
         if good or not (narrow and cheap) or refined >= REFINEMENTS:
             break

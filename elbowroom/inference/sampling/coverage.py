@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from elbowroom.inference.densities.curvature import Curvature
-from elbowroom.inference.densities.importance import resampled
+from elbowroom.inference.densities.importance import k_hat_threshold, resampled
 from elbowroom.inference.densities.mixtures import Mixture
 from elbowroom.inference.sampling.chains import Chains
 
@@ -29,6 +29,8 @@ STEPS = 64
 """Of a trajectory, at most."""
 ABOVE = 0.5
 """Nats above the largest weight of the draws from which a place counts as outside."""
+NEAR = 50.0
+"""Nats below the highest place from which a place is not looked at."""
 WORK = 2_000_000_000
 """Nanoseconds of gradients, more or less."""
 FEWEST = 8
@@ -37,6 +39,10 @@ WHOLE = 300
 """The largest dimension in which chains move in units of the whole covariance."""
 PARTS = 8
 """New components, at most."""
+HEAVIEST = 20
+"""Draws beside which new components are put where the weights have a heavy tail."""
+FINE = 1e-2
+"""The scale of differences of the gradient, in sds: a new component may be far narrower."""
 NARROWER = 16.0
 """The precision of the posterior that is added to the local one, in a new component."""
 
@@ -49,11 +55,18 @@ class Coverage:
         outside: Places whose weights would exceed those of all draws, (n, D).
         share: The posterior's mass that the chains there stand for.
         chains: How many chains came to such a place.
+        places: How many of the places that were to be covered are not.
     """
 
     outside: np.ndarray
     share: float
     chains: int
+    places: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the draws are everywhere."""
+        return not (self.chains or self.places)
 
 
 def spread(importance: "AdaptiveImportance") -> np.ndarray:
@@ -71,7 +84,7 @@ def spread(importance: "AdaptiveImportance") -> np.ndarray:
     return np.linalg.cholesky(covariance)
 
 
-def look_beyond(importance: "AdaptiveImportance", longer: int = 1) -> Coverage:
+def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: int = 1) -> Coverage:
     """Runs short chains from the draws, and sees where they come to.
 
     Half of them begin at the draws with the largest weights, where what was not drawn is nearest,
@@ -79,6 +92,7 @@ def look_beyond(importance: "AdaptiveImportance", longer: int = 1) -> Coverage:
 
     Args:
         importance: The draws.
+        places: That are to be covered, such as modes, (n, D).
         longer: Times as many leapfrog steps as usual.
     """
     density, random = importance.density, importance.random
@@ -99,33 +113,59 @@ def look_beyond(importance: "AdaptiveImportance", longer: int = 1) -> Coverage:
         density, importance.points[np.concatenate(begun)], spread(importance), random, steps
     )
     top = log_weights[np.isfinite(log_weights)].max() + ABOVE
-    found, hits = [], np.zeros(len(mass))
+
+    def uncovered(points: np.ndarray, values: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return values - importance.log_proposal(points) > top
+
+    missed = places[:0]
+    if len(places):
+        values = density.value(places)
+        near = values > values.max() - NEAR
+        missed = places[near][uncovered(places[near], values[near])]
+    found, hits = [missed], np.zeros(len(mass))
     for _ in range(TRAJECTORIES):
         state = chains.advance()
-        with np.errstate(invalid="ignore"):
-            outside = state.values - importance.log_proposal(state.points) > top
+        outside = uncovered(state.points, state.values)
         found.append(state.points[outside])
         hits += outside
-    return Coverage(np.concatenate(found), float(mass @ hits / TRAJECTORIES), int((hits > 0).sum()))
+    share = float(mass @ hits / TRAJECTORIES)
+    return Coverage(np.concatenate(found), share, int((hits > 0).sum()), len(missed))
 
 
-def beyond(importance: "AdaptiveImportance", coverage: Coverage, curvature: Curvature) -> Mixture:
-    """Components for the places that draws did not cover, shaped by the curvature there."""
+def thin(importance: "AdaptiveImportance", coverage: Coverage | None) -> np.ndarray:
+    """Places where the proposals are too thin, far from each other, (n, D).
+
+    Those that chains came to and draws did not; and of draws whose weights have a heavy tail the
+    heaviest.
+    """
+    places = importance.points[:0] if coverage is None else coverage.outside
+    if importance.uneven or not importance.k_hat <= k_hat_threshold(len(importance.log_weights)):
+        heaviest = np.argsort(-importance.log_weights)[:HEAVIEST]
+        places = np.concatenate([importance.points[heaviest], places])
+    if not len(places):
+        return places
     factor = spread(importance)
-    whitened = np.linalg.solve(factor, coverage.outside.T).T
+    whitened = places / factor if factor.ndim == 1 else np.linalg.solve(factor, places.T).T
     chosen = [0]
-    distance = np.full(len(whitened), np.inf)
-    while len(chosen) < min(PARTS, len(whitened)):  # each the farthest from those before
+    distance = np.full(len(places), np.inf)
+    while len(chosen) < min(PARTS, len(places)):  # each the farthest from those before
         gap = np.square(whitened - whitened[chosen[-1]]).sum(1)
         distance = np.minimum(distance, gap)
         chosen.append(int(np.argmax(distance)))
-    places = coverage.outside[chosen]
-    size = places.shape[1]
+    return places[chosen]
+
+
+def local_components(
+    importance: "AdaptiveImportance", places: np.ndarray, curvature: Curvature
+) -> Mixture:
+    """Components about some places, (n, D), shaped by the curvature there."""
+    factor = spread(importance)
     scales = np.sqrt(np.square(factor).sum(1))
-    local = factor.T @ curvature(places, scales * 1e-2) @ factor  # in whitened coordinates
+    local = factor.T @ curvature(places, FINE * scales) @ factor  # in whitened coordinates
     values, vectors = np.linalg.eigh(np.where(np.isfinite(local), local, 0.0))
     sds = 1 / np.sqrt(np.maximum(values, 0.0) + NARROWER)
     factors = factor @ vectors * sds[:, None, :]
     covariances = factors @ np.swapaxes(factors, 1, 2)
-    covariances += 1e-12 * np.eye(size) * np.square(scales)
+    covariances += 1e-12 * np.diag(np.square(scales))
     return Mixture.of(np.ones(len(places)), places, covariances)
