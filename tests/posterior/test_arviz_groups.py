@@ -8,6 +8,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
+import xarray
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
@@ -112,6 +113,18 @@ def test_arviz_opens_the_file_and_works_on_it(
         loo = arviz.loo(fit.to_arviz())
     # ArviZ smooths fewer weights, since it takes the draws to be a chain's.
     assert float(loo.elpd_loo) == pytest.approx(fit.diagnostics["elpd_loo"], abs=0.2)
+
+
+@pytest.mark.parametrize("alias", [True, False])
+def test_an_arviz_of_trees_is_given_the_tree(
+    alias: bool, regression: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ArviZ 1.x, with and without its alias InferenceData."""
+    if alias:
+        monkeypatch.setattr(arviz, "InferenceData", xarray.DataTree)
+    else:
+        monkeypatch.delattr(arviz, "InferenceData", raising=False)
+    assert regression.to_arviz() is regression.posterior
 
 
 def test_large_local_latents_are_left_out_with_a_line(autoencoder: Fit) -> None:
