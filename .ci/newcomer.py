@@ -69,9 +69,10 @@ with step("ArviZ"):
             raise RuntimeError(f"elpd {elpd}, where the fit says {fit.diagnostics['elpd_loo']}")
 with step("the command line"):
     command("fit", "--help")
-    command("fit", "gaussian_mixture", "--data", "iris", "--seed", "1", "--output", "mixture")
-    command("reference", "mixture", "--draws", "200")
-    command("predict", "mixture", "--data", "iris", "--output", "predictions.csv")
+    data = ("--data", "diabetes")
+    command("fit", "bayesian_regression", *data, "--guide", "laplace", "--output", "again")
+    command("reference", "again", "--draws", "200")
+    command("predict", "again", *data, "--output", "predictions.csv")
 
 shown = ", ".join(f"{name} {version(name)}" for name in SHOWN)
 print(f"Python {sys.version.split()[0]}, {shown}: fitted, saved, loaded, predicted, exported")

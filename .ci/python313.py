@@ -3,7 +3,7 @@
 Debian 13 has both, torch built for the CPU (PyPI's needs gigabytes of CUDA). Its packages are
 unpacked into FOLDER/debian, and run with their own C library, whichever the machine's is;
 FOLDER/venv is an environment without pip that sees torch alone of them. Downloads about 190 MB
-from the mirror that the machine's apt is configured for, and needs 1 GB; all of it in FOLDER.
+from the mirror that the machine's apt is configured for, and takes 1 GB; all of it in FOLDER.
 
 Ends with 3, and a line that says why, where it cannot be had.
 """
@@ -14,9 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
+from typing import NoReturn
 
 SUITE = "trixie"
 WANTED = ("python3.13", "python3-torch")
@@ -26,7 +27,7 @@ MOST = 400_000_000
 CANNOT_BE_HAD = 3
 
 
-def give_up(reason: str) -> None:
+def give_up(reason: str) -> NoReturn:
     """Ends the script."""
     print(reason)
     sys.exit(CANNOT_BE_HAD)
@@ -37,29 +38,53 @@ def output_of(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def mirrors(folder: Path) -> list[str]:
+    """Where apt is configured to look; it is asked with a state of its own, and changes nothing."""
+    state, cache = folder / "state", folder / "cache"
+    (state / "lists/partial").mkdir(parents=True)
+    (cache / "archives/partial").mkdir(parents=True)
+    own = [
+        "-o",
+        f"Dir::State={state}",
+        "-o",
+        f"Dir::Cache={cache}",
+        "-o",
+        "Dir::Bin::dpkg=/bin/false",
+    ]
+    listed = output_of("apt-get", *own, "--print-uris", "update")
+    return list(dict.fromkeys(re.findall(r"'(https?://[^']+?)/*/dists/", listed)))
+
+
 def download(address: str, sha256: str | None = None) -> bytes:
     """A file of the mirror, compared with its hash."""
-    with urllib.request.urlopen(address, timeout=60) as answer:
-        content: bytes = answer.read()
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            content: bytes = answer.read()
+    except (OSError, HTTPException) as error:
+        give_up(f"{address}: {error}")
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         give_up(f"{address} is not the file that the signed index tells of")
     return content
 
 
-def index_of(mirror: str, architecture: str, folder: Path) -> dict[str, dict[str, str]]:
-    """The fields of each package of the suite, by its name."""
-    signed = folder / "InRelease"
+def release_of(mirror: str, folder: Path) -> str:
+    """The suite's list of indexes, as signed with a key that this machine knows."""
+    signed, content = folder / "InRelease", folder / "Release"
     signed.write_bytes(download(f"{mirror}/dists/{SUITE}/InRelease"))
-    content = folder / "Release"
     verify = ["gpgv", "--quiet", "--keyring", KEYS, "--output", str(content), str(signed)]
     if subprocess.run(verify, capture_output=True, check=False).returncode:
         give_up(f"{SUITE} is not signed with a key of {KEYS}")
+    return content.read_text()
+
+
+def index_of(mirror: str, folder: Path) -> dict[str, dict[str, str]]:
+    """The fields of each package of the suite, by its name."""
+    architecture = output_of("dpkg", "--print-architecture").strip()
     name = f"main/binary-{architecture}/Packages.xz"
-    entry = re.search(rf"^ ([0-9a-f]{{64}}) +\d+ {name}$", content.read_text(), flags=re.M)
-    if not entry:
+    entries = re.findall(rf"^ ([0-9a-f]{{64}}) +\d+ {name}$", release_of(mirror, folder), re.M)
+    if not entries:
         give_up(f"{SUITE} has no {name}")
-        raise AssertionError
-    packed = download(f"{mirror}/dists/{SUITE}/{name}", entry[1])
+    packed = download(f"{mirror}/dists/{SUITE}/{name}", entries[0])
     packages = {}
     for paragraph in lzma.decompress(packed).decode().split("\n\n"):
         fields = dict(re.findall(r"^(\S+): (.*)$", paragraph, flags=re.M))
@@ -93,13 +118,11 @@ def needed(packages: dict[str, dict[str, str]]) -> list[str]:
 
 def unpack(folder: Path) -> None:
     """Downloads and unpacks the packages."""
-    architecture = output_of("dpkg", "--print-architecture").strip()
-    options = ["--format", "$(REPO_URI)", "Identifier: Packages", "Origin: Debian"]
-    mirrors = output_of("apt-get", "indextargets", *options).split()
-    mirror = next((m.rstrip("/") for m in mirrors if m.startswith(("http:", "https:"))), "")
-    if not mirror:
+    # Debian's archive is called so on every mirror; beside it lie its security updates, and others.
+    mirror = next((m for m in mirrors(folder) if m.endswith("/debian")), None)
+    if mirror is None:
         give_up("apt is configured for no mirror of Debian's")
-    packages = index_of(mirror, architecture, folder)
+    packages = index_of(mirror, folder)
     names = needed(packages)
     size = sum(int(packages[name]["Size"]) for name in names)
     if size > MOST:
@@ -138,8 +161,5 @@ if __name__ == "__main__":
     absent = [tool for tool in ("apt-get", "dpkg", "dpkg-deb", "gpgv") if not shutil.which(tool)]
     if absent:
         give_up(f"no {' or '.join(absent)}: not a Debian machine")
-    try:
-        unpack(place)
-    except (urllib.error.URLError, TimeoutError) as error:
-        give_up(f"the mirror does not answer: {error}")
+    unpack(place)
     make_environment(place)

@@ -126,7 +126,7 @@ def to_arviz(tree: xarray.DataTree) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # arviz announces its 1.0 on import
         import arviz
-    # ArviZ 1.x keeps the name InferenceData for the tree itself, and may warn where it is asked for.
+    # ArviZ 1.x keeps the name InferenceData for the tree, and its getattr may warn.
     wanted = vars(arviz).get("InferenceData", xarray.DataTree)
     if issubclass(wanted, xarray.DataTree):
         return tree

@@ -208,16 +208,16 @@ def test_starts_without_density_are_refused_and_a_mode_is_not() -> None:
     assert sampled(Formula(standard), np.zeros((2, 1)), draws=50, tune=100).points.std() > 0.5
 
 
-class Asked(Exception):
+class AskedError(Exception):
     """Holds what a stand-in of nutpie was asked for."""
 
 
 def older(*_: Any, low_rank_modified_mass_matrix: bool = False, **rest: Any) -> None:
-    raise Asked(low_rank_modified_mass_matrix)
+    raise AskedError(low_rank_modified_mass_matrix)
 
 
 def newer(*_: Any, adaptation: str = "diag", **rest: Any) -> None:
-    raise Asked(adaptation == "low_rank" and "low_rank_modified_mass_matrix" not in rest)
+    raise AskedError(adaptation == "low_rank" and "low_rank_modified_mass_matrix" not in rest)
 
 
 @pytest.mark.parametrize("sample", [older, newer])
@@ -225,7 +225,7 @@ def test_nutpie_is_asked_for_correlations_by_the_name_that_it_has(
     sample: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nutpie.sample", sample)
-    with pytest.raises(Asked, match="True"):
+    with pytest.raises(AskedError, match="True"):
         sampled(Formula(standard), starts(1), draws=50, tune=100)
 
 
