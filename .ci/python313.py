@@ -35,7 +35,10 @@ def give_up(reason: str) -> NoReturn:
 
 def output_of(*command: str) -> str:
     """What a command prints."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        give_up(f"{command[0]}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def mirrors(folder: Path) -> list[str]:
@@ -43,15 +46,8 @@ def mirrors(folder: Path) -> list[str]:
     state, cache = folder / "state", folder / "cache"
     (state / "lists/partial").mkdir(parents=True)
     (cache / "archives/partial").mkdir(parents=True)
-    own = [
-        "-o",
-        f"Dir::State={state}",
-        "-o",
-        f"Dir::Cache={cache}",
-        "-o",
-        "Dir::Bin::dpkg=/bin/false",
-    ]
-    listed = output_of("apt-get", *own, "--print-uris", "update")
+    folders = ["-o", f"Dir::State={state}", "-o", f"Dir::Cache={cache}"]
+    listed = output_of("apt-get", *folders, "--print-uris", "update")
     return list(dict.fromkeys(re.findall(r"'(https?://[^']+?)/*/dists/", listed)))
 
 
@@ -140,7 +136,9 @@ def make_environment(folder: Path) -> None:
     """Has the unpacked Python run with its own libraries, and makes the environment."""
     python = folder / "debian/usr/bin/python3.13"
     program = python.rename(python.with_name("python3.13-itself"))
-    loader = next((folder / "debian/usr/lib").glob("*-linux-gnu*/ld-linux-*.so.*"))
+    loader = next((folder / "debian/usr/lib").glob("*-linux-gnu*/ld-linux-*.so.*"), None)
+    if loader is None:
+        give_up(f"{SUITE} has no loader here where it is looked for")
     libraries = [loader.parent, loader.parent / "blas", loader.parent / "lapack"]
     path = ":".join(map(str, libraries))
     python.write_text(
