@@ -5,12 +5,16 @@ import doctest
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import elbowroom
 from elbowroom.guides import guides_for
@@ -80,6 +84,29 @@ def test_imports_run_one_way(module: str) -> None:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("elbowroom."):
             assert _floor(str(node.module)) <= _floor(module), (module, node.module)
+
+
+def _imported() -> set[str]:
+    """The top-level names that the package's source imports, the standard library's left out."""
+    found = set()
+    for module in ["elbowroom", *PACKAGES, *MODULES]:
+        source = Path(import_module(module).__file__ or "").read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(str(node.module).split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"elbowroom"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["reference"]]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    owners = packages_distributions()
+    imported = {canonicalize_name(owners[name][0]) for name in _imported()}
+    # xarray is told to use h5netcdf, by its name, and h5netcdf uses h5py.
+    assert imported | {"h5netcdf", "h5py"} == declared
 
 
 @pytest.mark.parametrize("module", ["elbowroom", *PACKAGES, *MODULES])

@@ -122,14 +122,16 @@ def in_chains(dataset: xarray.Dataset, chains: int) -> xarray.Dataset:
 
 
 def to_arviz(tree: xarray.DataTree) -> Any:
-    """The tree as the installed ArviZ takes it: InferenceData before 1.0, the tree itself after."""
+    """The tree as the installed ArviZ takes it: the tree itself, or InferenceData before 1.0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # arviz announces its 1.0 on import
         import arviz
-    if not hasattr(arviz, "InferenceData"):
+    # ArviZ 1.x keeps the name InferenceData for the tree, and its getattr may warn.
+    wanted = vars(arviz).get("InferenceData", xarray.DataTree)
+    if issubclass(wanted, xarray.DataTree):
         return tree
     groups: Any = {name: node.to_dataset() for name, node in tree.children.items()}
-    return arviz.InferenceData(**groups)
+    return wanted(**groups)
 
 
 def check_interval(interval: float) -> None:

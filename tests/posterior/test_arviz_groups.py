@@ -1,13 +1,16 @@
 """The posterior in the ArviZ schema, and what ArviZ itself makes of it."""
 
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import arviz
 import numpy as np
 import pytest
 import torch
+import xarray
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
@@ -106,12 +109,29 @@ def test_arviz_opens_the_file_and_works_on_it(
     fit.save(tmp_path / "run")
     for opened in (arviz.from_netcdf(tmp_path / "run" / "posterior.nc"), fit.to_arviz()):
         assert len(arviz.summary(opened, kind="stats")) == len(fit.summary())
-        arviz.plot_posterior(opened, var_names=[next(iter(opened.posterior.data_vars))])
+        plot = vars(arviz).get("plot_posterior") or arviz.plot_dist  # of ArviZ 1.x
+        plot(opened, var_names=[next(iter(opened.posterior.data_vars))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of rows with a high Pareto k
         loo = arviz.loo(fit.to_arviz())
     # ArviZ smooths fewer weights, since it takes the draws to be a chain's.
-    assert float(loo.elpd_loo) == pytest.approx(fit.diagnostics["elpd_loo"], abs=0.2)
+    elpd = loo.elpd if hasattr(loo, "elpd") else loo.elpd_loo
+    assert float(elpd) == pytest.approx(fit.diagnostics["elpd_loo"], abs=0.2)
+
+
+def _warns(name: str) -> Any:
+    warnings.warn(f"{name} is the tree", FutureWarning, stacklevel=2)
+    return xarray.DataTree
+
+
+@pytest.mark.parametrize("names", [{}, {"InferenceData": xarray.DataTree}, {"__getattr__": _warns}])
+def test_an_arviz_of_trees_is_given_the_tree(
+    names: dict[str, Any], regression: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ArviZ 1.x: with no InferenceData, with another name for the tree, with one that warns."""
+    monkeypatch.setitem(sys.modules, "arviz", ModuleType("arviz"))
+    vars(sys.modules["arviz"]).update(names)
+    assert regression.to_arviz() is regression.posterior
 
 
 def test_large_local_latents_are_left_out_with_a_line(autoencoder: Fit) -> None:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,8 @@ def _by_nutpie(
     start, and the same seed would not give the same draws.
     """
     gathered = Gathered(density, starts, tune + draws)
+    named = "adaptation" in signature(nutpie.sample).parameters  # as newer versions call it
+    low_rank = {"adaptation": "low_rank"} if named else {"low_rank_modified_mass_matrix": True}
     samplers: list[Any] = []
     chains: dict[int, _Chain] = {}
     interrupted = False
@@ -254,10 +257,10 @@ def _by_nutpie(
                     chains=1,
                     cores=1,
                     seed=seeds[chain],
-                    low_rank_modified_mass_matrix=True,
                     progress_bar=False,
                     return_raw_trace=True,
                     blocking=False,
+                    **low_rank,
                 )
             )
         _wait(samplers, chains, gathered, tune, progress)

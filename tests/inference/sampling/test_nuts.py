@@ -208,6 +208,27 @@ def test_starts_without_density_are_refused_and_a_mode_is_not() -> None:
     assert sampled(Formula(standard), np.zeros((2, 1)), draws=50, tune=100).points.std() > 0.5
 
 
+class AskedError(Exception):
+    """Holds what a stand-in of nutpie was asked for."""
+
+
+def older(*_: Any, low_rank_modified_mass_matrix: bool = False, **rest: Any) -> None:
+    raise AskedError(low_rank_modified_mass_matrix)
+
+
+def newer(*_: Any, adaptation: str = "diag", **rest: Any) -> None:
+    raise AskedError(adaptation == "low_rank" and "low_rank_modified_mass_matrix" not in rest)
+
+
+@pytest.mark.parametrize("sample", [older, newer])
+def test_nutpie_is_asked_for_correlations_by_the_name_that_it_has(
+    sample: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nutpie.sample", sample)
+    with pytest.raises(AskedError, match="True"):
+        sampled(Formula(standard), starts(1), draws=50, tune=100)
+
+
 def asked_by_chains(calls: list[int], says: bool) -> tuple[Gathered, list[bool]]:
     """Chains that ask so many times each; `says`: whether they tell of their last draw."""
     density: Any = Formula(standard, 2)
