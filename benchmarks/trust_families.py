@@ -379,7 +379,7 @@ def needle(random: Random) -> Case:
 @family
 def mirror(random: Random) -> Case:
     """Readings of squares: 2^D modes, of one height or not."""
-    dimension, noise = int(random.integers(1, 5)), log_uniform(random, 0.1, 2)
+    dimension, noise = int(random.integers(1, 4)), log_uniform(random, 0.1, 2)
     centre = float(random.choice([0.0, random.normal()]))
     y = random.uniform(-1, 6, size=dimension)
 
