@@ -315,24 +315,33 @@ def unequal_mixture(random: Random) -> Case:
     apart = random.uniform(1, 12)
     sds, weights = np.array([1.0, ratio]), np.array([share, 1 - share])
     means = np.stack([np.zeros(dimension), apart * rotation(random, dimension)[0]])
-    prior = bool(random.integers(2))
+    summed = bool(random.integers(2))
+    y, noise = means.mean(axis=0), apart * log_uniform(random, 0.5, 5)
 
-    def model(means: Tensor, sds: Tensor, weights: Tensor) -> None:
-        parts = dist.Normal(means, sds[:, None]).to_event(1)
-        mixture = dist.MixtureSameFamily(dist.Categorical(weights), parts)
-        if prior:
-            pyro.sample("x", mixture)
+    def model(y: Tensor, means: Tensor, sds: Tensor, weights: Tensor) -> None:
+        kinds = dist.Categorical(weights)
+        if summed:  # a discrete latent, which is summed out, and a reading
+            kind = pyro.sample("kind", kinds)
+            x = pyro.sample("x", dist.Normal(means[kind], sds[kind].unsqueeze(-1)).to_event(1))
+            pyro.sample("y", dist.Normal(x, noise).to_event(1), obs=y)
         else:
+            parts = dist.Normal(means, sds[:, None]).to_event(1)
+            mixture = dist.MixtureSameFamily(kinds, parts)
             pyro.factor("density", mixture.log_prob(flat(dimension)))
 
+    data = tensors(y=y, means=means, sds=sds, weights=weights)
+    if summed:
+        evidence = normal(y, means, sds[:, None] ** 2 + noise**2).sum(axis=1)
+        weights = weights * np.exp(evidence - evidence.max())
+        weights /= weights.sum()
+        kept = noise**2 / (noise**2 + sds**2)
+        means, sds = kept[:, None] * means + (1 - kept[:, None]) * y, sds * np.sqrt(kept)
     x = _mixture(random, weights, means, sds)
-    strength = {"dimension": dimension, "share": share, "ratio": ratio, "apart": apart}
-    return Case(
-        {**strength, "prior": prior},
-        model,
-        tensors(means=means, sds=sds, weights=weights),
-        {"x": x},
-    )
+    strength = {
+        "dimension": dimension, "share": float(weights[0]), "ratio": ratio, "apart": apart,
+        "summed": summed,
+    }  # fmt: skip
+    return Case(strength, model, data, {"x": x})
 
 
 def _shifted(

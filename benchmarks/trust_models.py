@@ -13,13 +13,11 @@ from benchmarks.trust_families import FAMILIES, Random, family, flat, tensors
 from benchmarks.trust_truths import (
     DRAWS,
     Case,
-    Sites,
     log_uniform,
     normal,
     on_line,
     quadrature,
     rotation,
-    scalars,
 )
 
 __all__ = ["FAMILIES"]  # all of them
@@ -248,7 +246,7 @@ def saturation(random: Random) -> Case:
         curve = -limit * np.expm1(-rate * x)
         return normal(points, 0.0, 2.25).sum(axis=1) + normal(y, curve, noise**2).sum(axis=1)
 
-    points, weights = quadrature(log_density, [(-12, 12)] * 2, (600, 1000))
+    points, weights = quadrature(log_density, [(-12, 12)] * 2, (400, 700))
     strength = {"rows": rows, "noise": noise, "latest": latest}
     sites = {"limit": np.exp(points[:, 0]), "rate": np.exp(points[:, 1])}
     return Case(strength, model, tensors(x=x, y=y), sites, weights)
@@ -284,7 +282,7 @@ def gaussian_process(random: Random) -> Case:
         prior = normal(points[:, 0], 0.0, 1.0) - 0.5 * np.exp(2 * points[:, 1]) + points[:, 1]
         return prior + likelihood
 
-    points, weights = quadrature(log_density, [(-8, 8), (-25, 3)], (150, 300))
+    points, weights = quadrature(log_density, [(-8, 8), (-25, 3)], (100, 200))
     strength = {"rows": float(rows)}
     sites = {"length": np.exp(points[:, 0]), "noise": np.exp(points[:, 1])}
     return Case(strength, model, tensors(distance=distance, y=y), sites, weights)
@@ -327,7 +325,7 @@ def variance_component(random: Random) -> Case:
         value += law.logpdf(spread, scale=scale) + log_spread
         return value + stats.halfnorm.logpdf(sigma, scale=5.0) + log_sigma
 
-    points, weights = quadrature(log_density, [(-25, 12), (-4, 4)], (300, 600))
+    points, weights = quadrature(log_density, [(-25, 12), (-4, 4)], (200, 400))
     spread_at, sigma_at = np.exp(_picked(random, points, weights)).T
     variance = spread_at**2 + sigma_at**2 / each
     total = 0.01 + groups / variance
@@ -344,7 +342,7 @@ def variance_component(random: Random) -> Case:
 
 @family
 def group_shares(random: Random) -> Case:
-    """Few trials in few groups, whose logits have a common mean and spread; those are compared."""
+    """Few trials in few groups, whose logits have a common mean and spread."""
     groups, trials = int(random.integers(2, 7)), int(random.integers(1, 15))
     spread = float(random.choice([0.0, 0.5, 2.0]))
     chance = special.expit(1.5 * random.normal() + spread * random.normal(size=groups))
@@ -357,27 +355,32 @@ def group_shares(random: Random) -> Case:
             logit = pyro.sample("logit", dist.Normal(mean, spread))
             pyro.sample("y", dist.Binomial(trials, logits=logit), obs=y)
 
-    z = np.linspace(-8, 8, 161)
-    prior_z = normal(z, 0.0, 1.0)
+    z = np.linspace(-8, 8, 161)  # of the standardised logits
+
+    def each_group(points: np.ndarray) -> np.ndarray:
+        """The log density of each group's data and z, (groups, points, z)."""
+        mean, log_spread = points.T[..., None]
+        logit = mean + np.exp(log_spread) * z
+        yes, no = special.log_expit(logit), special.log_expit(-logit)
+        counts = y[:, None, None]
+        return normal(z, 0.0, 1.0) + counts * yes + (trials - counts) * no
 
     def log_density(points: np.ndarray) -> np.ndarray:
-        mean, log_spread = points.T[..., None]
-        logit = mean + np.exp(log_spread) * z  # (points, z)
-        yes, no = special.log_expit(logit), special.log_expit(-logit)
         value = normal(points[:, 0], 0.0, 4.0) - 0.125 * np.exp(2 * points[:, 1]) + points[:, 1]
-        for count in y:
-            along = prior_z + count * yes + (trials - count) * no
-            value += special.logsumexp(along, axis=1)
-        return value
+        return value + special.logsumexp(each_group(points), axis=2).sum(axis=0)
 
     points, weights = quadrature(log_density, [(-14, 14), (-25, 3)], (80, 160))
-    sites = {"mean": points[:, 0], "spread": np.exp(points[:, 1])}
+    picked = random.choice(len(points), size=DRAWS, p=weights)
+    mean, spread_at = points[picked, 0], np.exp(points[picked, 1])
+    logit = np.empty((DRAWS, groups))
+    for at in np.unique(picked):
+        here = np.flatnonzero(picked == at)
+        for j, along in enumerate(each_group(points[at : at + 1])[:, 0]):
+            drawn = on_line(z, along, random, len(here))
+            logit[here, j] = mean[here] + spread_at[here] * drawn
+    sites = {"mean": mean, "spread": spread_at, "logit": logit}
     strength = {"groups": groups, "trials": trials, "spread": spread}
-    return Case(strength, model, tensors(y=y), sites, weights, named=_shared)
-
-
-def _shared(sites: Sites) -> Sites:
-    return scalars({name: sites[name] for name in ("mean", "spread")})
+    return Case(strength, model, tensors(y=y), sites)
 
 
 @family
@@ -404,7 +407,7 @@ def beta_binomial(random: Random) -> Case:
             value += special.betaln(one + count, two + trials - count) - special.betaln(one, two)
         return value
 
-    points, weights = quadrature(log_density, [(-30, 30), (-13, 19)], (300, 600))
+    points, weights = quadrature(log_density, [(-30, 30), (-13, 19)], (200, 300))
     sites = {"share": special.expit(points[:, 0]), "strong": np.exp(points[:, 1])}
     strength = {"rows": rows, "trials": trials, "concentration": concentration}
     return Case(strength, model, tensors(y=y), sites, weights)
@@ -456,22 +459,22 @@ def plateau(random: Random) -> Case:
 
 
 @family
-def dependent_support(random: Random) -> Case:
-    """Two shares that sum to less than one: the support of one depends on the other."""
+def broken_stick(random: Random) -> Case:
+    """Two shares that sum to less than one, by a fraction of what the first one leaves."""
     noise, y = log_uniform(random, 0.03, 0.5), random.uniform(-0.2, 1.2)
     slope = random.uniform(-1, 2)
 
     def model(y: Tensor) -> None:
         a = pyro.sample("a", dist.Uniform(0.0, 1.0))
-        b = pyro.sample("b", dist.Uniform(0.0, 1 - a))
-        pyro.sample("y", dist.Normal(a + slope * b, noise), obs=y)
+        part = pyro.sample("part", dist.Uniform(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a + slope * part * (1 - a), noise), obs=y)
 
-    def log_density(points: np.ndarray) -> np.ndarray:  # of a and b / (1 - a), uniform beforehand
+    def log_density(points: np.ndarray) -> np.ndarray:
         a, part = points.T
         return normal(y, a + slope * part * (1 - a), noise**2)
 
     points, weights = quadrature(log_density, [(0, 1)] * 2, (600, 800))
-    sites = {"a": points[:, 0], "b": points[:, 1] * (1 - points[:, 0])}
+    sites = {"a": points[:, 0], "part": points[:, 1]}
     return Case({"noise": noise, "slope": slope, "y": y}, model, tensors(y=y), sites, weights)
 
 
