@@ -16,6 +16,7 @@ from benchmarks.trust_truths import (
     log_uniform,
     normal,
     on_line,
+    on_lines,
     quadrature,
     rotation,
 )
@@ -116,7 +117,7 @@ def horseshoe(random: Random) -> Case:
             slopes = pyro.sample("slopes", dist.Normal(0.0, tau * local))
             pyro.sample("y", dist.Normal(slopes, 1.0), obs=y)
 
-    log_tau, log_local = np.linspace(-25, 15, 800), np.linspace(-25, 25, 3000)
+    log_tau, log_local = np.linspace(-25, 15, 800), np.linspace(-25, 25, 2000)
     prior = stats.halfcauchy.logpdf(np.exp(log_local)) + log_local
     variance = 1 + np.exp(2 * (log_tau[:, None] + log_local))  # (tau, local)
     # Each reading given tau, its own scale summed out.
@@ -124,12 +125,8 @@ def horseshoe(random: Random) -> Case:
     prior_tau = stats.halfcauchy.logpdf(np.exp(log_tau), scale=overall) + log_tau
     tau = on_line(log_tau, prior_tau + given.sum(axis=0), random)
     place = np.rint((tau - log_tau[0]) / (log_tau[1] - log_tau[0])).astype(int)
-    local = np.empty((DRAWS, count))
-    for at in np.unique(place):
-        here = np.flatnonzero(place == at)
-        for j, each in enumerate(y):
-            along = prior + normal(each, 0.0, variance[at])
-            local[here, j] = on_line(log_local, along, random, len(here))
+    along = [prior + normal(each, 0.0, variance) for each in y]
+    local = np.stack([on_lines(log_local, each, place, random) for each in along], axis=1)
     tau, local = np.exp(tau), np.exp(local)
     share = (tau[:, None] * local) ** 2 / (1 + (tau[:, None] * local) ** 2)
     slopes = share * y + np.sqrt(share) * random.normal(size=(DRAWS, count))
@@ -369,15 +366,12 @@ def group_shares(random: Random) -> Case:
         value = normal(points[:, 0], 0.0, 4.0) - 0.125 * np.exp(2 * points[:, 1]) + points[:, 1]
         return value + special.logsumexp(each_group(points), axis=2).sum(axis=0)
 
-    points, weights = quadrature(log_density, [(-14, 14), (-25, 3)], (80, 160))
+    points, weights = quadrature(log_density, [(-14, 14), (-25, 3)], (60, 100))
     picked = random.choice(len(points), size=DRAWS, p=weights)
+    used, rows = np.unique(picked, return_inverse=True)
+    drawn = [on_lines(z, along, rows, random) for along in each_group(points[used])]
     mean, spread_at = points[picked, 0], np.exp(points[picked, 1])
-    logit = np.empty((DRAWS, groups))
-    for at in np.unique(picked):
-        here = np.flatnonzero(picked == at)
-        for j, along in enumerate(each_group(points[at : at + 1])[:, 0]):
-            drawn = on_line(z, along, random, len(here))
-            logit[here, j] = mean[here] + spread_at[here] * drawn
+    logit = mean[:, None] + spread_at[:, None] * np.stack(drawn, axis=1)
     sites = {"mean": mean, "spread": spread_at, "logit": logit}
     strength = {"groups": groups, "trials": trials, "spread": spread}
     return Case(strength, model, tensors(y=y), sites)
@@ -400,12 +394,16 @@ def beta_binomial(random: Random) -> Case:
 
     def log_density(points: np.ndarray) -> np.ndarray:
         share, strong = special.expit(points[:, 0]), np.exp(points[:, 1])
-        one, two = share * strong, special.expit(-points[:, 0]) * strong
+        # The logs of strong (strong + 1) ..., and of the same of its two parts.
+        steps = np.arange(trials)
+        parts = (share * strong, special.expit(-points[:, 0]) * strong, strong)
+        yes, no, all_ = (
+            np.pad(np.cumsum(np.log(part[:, None] + steps), axis=1), ((0, 0), (1, 0)))
+            for part in parts
+        )
         value = normal(points[:, 1], 3.0, 4.0)
         value += special.log_expit(points[:, 0]) + special.log_expit(-points[:, 0])
-        for count in y:
-            value += special.betaln(one + count, two + trials - count) - special.betaln(one, two)
-        return value
+        return value + (yes[:, y] + no[:, trials - y]).sum(axis=1) - rows * all_[:, -1]
 
     points, weights = quadrature(log_density, [(-30, 30), (-13, 19)], (200, 300))
     sites = {"share": special.expit(points[:, 0]), "strong": np.exp(points[:, 1])}

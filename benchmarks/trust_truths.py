@@ -145,10 +145,20 @@ def on_line(
     grid: np.ndarray, log_density: np.ndarray, random: np.random.Generator, count: int = DRAWS
 ) -> np.ndarray:
     """Exact draws of a density on a line, by the inverse of its integral over a fine grid."""
-    density = np.exp(log_density - log_density.max())
-    areas = np.diff(grid) * (density[1:] + density[:-1]) / 2
-    integral = np.concatenate([[0.0], np.cumsum(areas)])
-    return np.interp(random.uniform(size=count) * integral[-1], integral, grid)
+    return on_lines(grid, log_density[None], np.zeros(count, dtype=int), random)
+
+
+def on_lines(
+    grid: np.ndarray, log_densities: np.ndarray, rows: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """The same of several densities over one grid, (densities, grid), one draw for each row."""
+    density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
+    areas = np.diff(grid) * (density[:, 1:] + density[:, :-1]) / 2
+    integral = np.pad(np.cumsum(areas, axis=1), ((0, 0), (1, 0)))
+    integral /= integral[:, -1:]
+    places = np.arange(len(integral))[:, None] + integral  # one after the other
+    drawn = rows + random.uniform(size=len(rows))
+    return np.interp(drawn, places.ravel(), np.tile(grid, len(integral)))
 
 
 def quadrature(

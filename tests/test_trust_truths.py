@@ -21,7 +21,17 @@ COUNT = 20_000
 """Points of a truth that are looked at."""
 ERRORS = 5.0
 """Standard errors by which an identity may fail."""
-FAST = ("banana", "product", "needle", "hierarchy", "horseshoe", "rare_counts", "change_point")
+FAST = ("product", "needle", "unequal_mixture", "hierarchy", "change_point")
+
+
+def smallest(family: str) -> Case:
+    """The first case of at most two dimensions, whose modes' shares a quadrature tells; or any."""
+    cases = (make(family, number, seed=1) for number in range(6))
+    first = next(cases)
+    for case in (first, *cases):
+        if sum(values[0].size for values in case.points.values()) <= 2:
+            return case
+    return first
 
 
 def density_and_points(case: Case, random: np.random.Generator) -> tuple[Density, np.ndarray]:
@@ -41,7 +51,7 @@ def density_and_points(case: Case, random: np.random.Generator) -> tuple[Density
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_truth(family: str) -> None:
     """The score identities at its points; in two dimensions or fewer its moments by quadrature."""
-    case = make(family, 0, seed=1)
+    case = smallest(family)
     density, points = density_and_points(case, np.random.default_rng(0))
     with isolated(0, dtype=torch.float64, threads=1):
         gradient = density.value_and_gradient(points)[1]
