@@ -1,9 +1,11 @@
 """A test of trust by families: is a fit that says it can be trusted right?
 
-Run `python benchmarks/trust.py --output trust.json`; TIME on one core. `--families banana,ring`
-takes some families, `--per-family N` that many posteriors of each, `--jobs N` as many processes.
+Run `python benchmarks/trust.py --limit 20 --output trust.json`; a quarter of an hour on one core.
+Without the limit, fits that climb to the last guide, a flow, take minutes each. `--families
+banana,ring` takes some families, `--per-family N` that many posteriors of each, `--jobs N` as many
+processes, of one thread each.
 
-A family (see `trust_families.py`; `--list` names them) makes posteriors of one kind at random
+A family (see `trust_families.py` and `trust_models.py`; `--list` names them) makes posteriors of one kind at random
 strengths, in models as users write them. The truth is exact draws or a quadrature, never
 Elbowroom's own. Each is fitted by `er.fit(model, data, seed=...)` with all defaults.
 
