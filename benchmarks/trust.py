@@ -7,7 +7,8 @@ processes, of one thread each.
 
 A family (see `trust_families.py` and `trust_models.py`; `--list` names them) makes posteriors of
 one kind at random strengths, in models as users write them or as bare densities. The truth is exact
-draws or a quadrature, never Elbowroom's own. Each is fitted by `er.fit(model, data, seed=...)` with all defaults.
+draws or a quadrature, never Elbowroom's own.
+Each is fitted by `er.fit(model, data, seed=...)` with all defaults.
 
 The error is the worst over all scalars of |mean - truth| / sd and |log(sd / truth)|; of scalars
 whose sd 4,000 exact draws would not give to 10 %, of the 5, 50 and 95 % quantiles, in units of the
