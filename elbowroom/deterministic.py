@@ -29,7 +29,7 @@ from elbowroom.inference.deterministic.approximations import (
 )
 from elbowroom.inference.deterministic.fixed_draws import Draws as FixedDraws
 from elbowroom.inference.deterministic.fixed_draws import Optimum
-from elbowroom.inference.isolation import Parameters, isolated, parameter_values
+from elbowroom.inference.isolation import Parameters, isolated, placed_values
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import Mixture, sampled, sampled_nested
 from elbowroom.inference.stochastic.elbo import read_guide
@@ -258,10 +258,8 @@ def _as_pyro(
                 store[name] = _tensor(value, problem).reshape(store[name].shape)
         if landscape.likelihood is not None:
             trace_model(problem.function, problem.arguments)  # makes the model's own parameters
-            store = pyro.get_param_store()
-            for name, number in landscape.likelihood.values.items():
-                store[name] = number.to(problem.device, problem.dtype)
-        values = parameter_values()
+        likelihood = landscape.likelihood
+        values = placed_values({} if likelihood is None else likelihood.values)
     history = np.asarray(found.history)
     trained = Trained(
         found.status,

@@ -166,7 +166,7 @@ class Fit:
             return {
                 name: node["value"].detach().cpu().numpy().copy()
                 for name, node in nodes.items()
-                if node["type"] == "param"
+                if node["type"] == "param" and name in self.parameters.values
             }
 
     @contextmanager

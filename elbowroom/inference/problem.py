@@ -17,8 +17,10 @@ from torch import Tensor
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError, ModelError, OptionError, unknown
 from elbowroom.guides import Guide
+from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
 from elbowroom.inference.isolation import Parameters, isolated, placed
+from elbowroom.inference.leaves import check_parameters
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 
@@ -116,10 +118,8 @@ class Problem:
         Raises:
             DataError: If a column is missing or cannot be used.
         """
-        held = {name: value.to(self.device, self.dtype) for name, value in points.items()}
-        substituted: Any = poutine.substitute(self.model.function, data=held)
-
-        function = _named_as(self.model.function, substituted)
+        values = {name: value.to(self.device, self.dtype) for name, value in points.items()}
+        function = _named_as(self.model.function, held(self.model.function, values))
         training = Training(self.data, self.prepared.arguments)
         with isolated(0, dtype=self.dtype, device=self.device):
             prepared = self.model.prepare(data, self.options, training)
@@ -337,6 +337,7 @@ def bind(
         prepared = model.prepare(data, options, None)
         arguments = placed(prepared.arguments, dtype, device)
         space = LatentSpace.of(model.function, arguments)
+        check_parameters(model.function, arguments)
     return Problem(model, options, data, prepared, arguments, space, dtype, device)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from elbowroom.errors import ModelError
+from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.densities.score import Batchable, score
 from elbowroom.inference.recorded.recording import BATCHES, record
@@ -81,7 +81,7 @@ class Density:
         self.model, self.arguments, self.space = model, arguments, space
         self.with_parameters = with_parameters
         if parameters:
-            self.model = poutine.substitute(model, data=dict(parameters))
+            self.model = held(model, parameters)
         self.dimension = space.dimension + (space.parameters.size if with_parameters else 0)
         self.evaluations = 0
         numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
@@ -100,7 +100,7 @@ class Density:
         model = self.model
         if self.with_parameters:
             u, beside = u[: self.space.dimension], u[self.space.dimension :]
-            model = poutine.substitute(model, data=self.space.parameters.constrained(beside))
+            model = held(model, self.space.parameters.constrained(beside))
         parts = self.space.split(u)
         values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
         total = score(model, self.arguments, values, self.space).log_joint
