@@ -180,7 +180,13 @@ def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
         return Sample(importance.points, importance.log_q)
 
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
-        likelihood = maximise(density_of(problem, with_parameters=True), sample)
+        joint = density_of(problem, with_parameters=True)
+        if joint.how == "one by one":
+            raise GuideError(
+                "the model cannot be run for many draws at once, so that its marginal likelihood "
+                "would take too long to maximise; fit with --engine svi."
+            )
+        likelihood = maximise(joint, sample)
     landscape = explore(problem, restarts, seed, likelihood.values)
     return replace(landscape, likelihood=likelihood, seconds=time.perf_counter() - began)
 

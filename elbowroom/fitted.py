@@ -25,6 +25,7 @@ from elbowroom.inference.isolation import (
     constrained_values,
     isolated,
 )
+from elbowroom.inference.leaves import kept_buffers
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import AdaptiveImportance, Proposal
 from elbowroom.inference.stochastic import baselines
@@ -229,7 +230,10 @@ class Fit:
             drawn = self.draw(4 * count, seed)
             return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
         problem = self.problem
-        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        with (
+            kept_buffers(problem.function),
+            isolated(seed, dtype=torch.float64, threads=problem.threads),
+        ):
             density = density_of(problem, constrained_values(self.parameters))
             importance = AdaptiveImportance(
                 density, self.proposal.mixture, random, None, self.proposal.conditional(density)

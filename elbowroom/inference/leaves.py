@@ -6,6 +6,7 @@ that `pyro.module` was never told of; and over those whose gradient is cut off o
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -149,3 +150,19 @@ def _places(tensor: Tensor, function: Callable[..., Any]) -> Iterator[tuple[bool
                     yield True, path, name
         elif each is tensor and path:
             yield False, path, ""
+
+
+@contextmanager
+def kept_buffers(*functions: Callable[..., Any]) -> Iterator[None]:
+    """Puts back, at the end, what the modules that functions reach keep beside their parameters.
+
+    A normalisation layer in training updates its running means each time that it is run.
+    """
+    modules = [each for _, each in reached_from(*functions) if isinstance(each, nn.Module)]
+    before = [(each, each.detach().clone()) for module in modules for each in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for each, was in before:
+                each.copy_(was)

@@ -308,6 +308,8 @@ class Batchable(TorchFunctionMode):
                 return None
         if function in self._normalising and args[5]:
             args = (*args[:3], None, None, *args[5:])
+        if function is Tensor.add_ and args[0].dtype is torch.int64 and args[1:] == (1,):
+            return args[0]  # such a layer's count of its batches
         made = self._made.get(function, function)(*args, **(kwargs or {}))
         if self.batched is not None and function in self._blank and made.is_floating_point():
             return made + self.batched.to(made.dtype)

@@ -97,6 +97,9 @@ def _reached(path: str, each: Any) -> Iterator[tuple[str, Any]]:
         if hasattr(each, "__dict__"):
             at = f"{path}." if path else "self."
             yield from ((f"{at}{name}", value) for name, value in list(vars(each).items()))
+        if not _of_library(type(each).__module__):
+            methods = [each for each in vars(type(each)).values() if isinstance(each, FunctionType)]
+            yield from ((path, method) for method in methods)
 
 
 def _of_library(module: str | None) -> bool:
