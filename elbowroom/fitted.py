@@ -17,6 +17,7 @@ from elbowroom.diagnostics.measures import leave_one_out
 from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, OptionError, users_code
 from elbowroom.guides import Guide, Start, guides_for, is_amortised
+from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.landscape import density_of
 from elbowroom.inference.isolation import (
@@ -163,11 +164,10 @@ class Fit:
         """The model's own point parameters (`pyro.param`), as fitted, by name."""
         problem = self.problem
         with problem.session(0, self.parameters):
-            nodes: Any = trace_model(problem.function, problem.arguments).nodes
+            trace: Any = trace_model(problem.function, problem.arguments)
             return {
-                name: node["value"].detach().cpu().numpy().copy()
-                for name, node in nodes.items()
-                if node["type"] == "param" and name in self.parameters.values
+                name: trace.nodes[name]["value"].detach().cpu().numpy().copy()
+                for name in fitted_names(trace)
             }
 
     @contextmanager

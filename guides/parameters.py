@@ -5,7 +5,7 @@ One rule tells parameters and data apart, whether they are made by `pyro.param`,
 that does not is data.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -52,8 +52,7 @@ class PointParameters:
         """
         store = pyro.get_param_store()
         values, constraints = dict(store.named_parameters()), store.get_state()["constraints"]
-        first = {id(values[name]): name for name in reversed(list(fitted_names(trace)))}
-        names = list(reversed(first.values()))
+        names = fitted_names(trace)
         return cls(
             {name: values[name].detach().double().cpu().clone() for name in names},
             {name: constraints[name] for name in names},
@@ -72,6 +71,12 @@ class PointParameters:
     @property
     def why_not(self) -> str | None:
         """Why they cannot be fitted by their marginal likelihood; None if they can."""
+        matrices = sum(value.dim() > 1 for value in self.initial.values())
+        if matrices > 1:
+            return (
+                f"the model has {matrices} matrices of point parameters, as a network of several "
+                "layers has, whose likelihood may have many maxima"
+            )
         if self.size > MOST:
             return f"the model has {self.size} numbers in point parameters, more than {MOST}"
         return None
@@ -92,12 +97,17 @@ class PointParameters:
         }
 
 
-def fitted_names(trace: Any) -> Iterator[str]:
-    """The names of the parameters in a trace that are fitted, those held at some values aside."""
-    store = pyro.get_param_store()
+def fitted_names(trace: Any) -> list[str]:
+    """The names of the parameters in a trace that are fitted, those held at some values aside.
+
+    A tensor of several names has the first.
+    """
+    store = dict(pyro.get_param_store().named_parameters())
+    first: dict[int, str] = {}
     for name, node in trace.nodes.items():
         if node["type"] == "param" and name in store and not node["infer"].get(HELD):
-            yield name
+            first.setdefault(id(store[name]), name)
+    return list(first.values())
 
 
 def _initial(msg: Any) -> Any:

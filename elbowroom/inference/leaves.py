@@ -93,9 +93,9 @@ def check_parameters(model: Callable[..., Any], arguments: Mapping[str, Any]) ->
     names = [name for name, value in cut.items() if _depends(density, first, [value])]
     raise ModelError(
         f"the model's density depends on the parameter '{(names or list(cut))[0]}', but has no "
-        "gradient by it, so that nothing would fit it: leave out the detach(), torch.no_grad() or "
-        "rounding that cuts it off, or hold it as data: a plain tensor, or requires_grad_(False) of "
-        "a module's."
+        "gradient by it, so that nothing would fit it: leave out the detach() or torch.no_grad() "
+        "that cuts it off, or hold it as data: a plain tensor, or requires_grad_(False) of a "
+        "module's."
     )
 
 
