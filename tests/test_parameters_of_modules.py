@@ -192,9 +192,7 @@ def test_one_tensor_of_several_names_is_one_parameter() -> None:
 def test_a_weight_with_a_prior_is_a_latent_and_the_bias_a_parameter() -> None:
     layer = PyroModule[nn.Linear](1, 1)
     layer.weight = PyroSample(dist.Normal(tensor(0.0), 1.0).expand([1, 1]).to_event(2))
-    fit = er.fit(
-        Layered(layer, False), DATA, guide="linear_response", engine="fixed_draws", seed=1
-    )
+    fit = er.fit(Layered(layer, False), DATA, guide="linear_response", engine="fixed_draws", seed=1)
 
     def loss(at: np.ndarray) -> float:
         covariance = np.exp(2 * at[1]) * np.eye(ROWS) + np.outer(X, X) + np.outer(Z, Z)

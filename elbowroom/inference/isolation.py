@@ -178,7 +178,9 @@ def _isolated(
             FittedAlone(),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", ".*was not registered in the param store", UserWarning)
+            warnings.filterwarnings(
+                "ignore", ".*was not registered in the param store", UserWarning
+            )
             if parameters is not None:
                 set_parameter_values(state["params"], parameters.values)
             pyro.set_rng_seed(seed)
