@@ -228,7 +228,7 @@ def held(model: Callable[..., Any], values: Mapping[str, Tensor]) -> Callable[..
 
     Example:
         >>> from pyro.nn import PyroModule
-        >>> module = PyroModule("module")
+        >>> module = PyroModule()
         >>> module.layer = nn.Linear(1, 1, bias=False)
         >>> module.forward = lambda x: module.layer(x)
         >>> with FittedAlone(), pyro.get_param_store().scope():

@@ -28,6 +28,7 @@ DATA = {"x": tensor(X), "z": tensor(Z), "y": tensor(Y)}
 FROZEN = 0.5
 """Where the weight of z begins, and stays where it is data."""
 POSITIVE = constraints.positive
+PYRO_LINEAR: Any = PyroModule[nn.Linear]
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +46,15 @@ def log_marginal(weight: float, bias: float, log_scale: float) -> float:
 
 def truth(frozen: bool) -> tuple[np.ndarray, float]:
     """Weight, bias and scale at the maximum of the marginal likelihood, and its logarithm."""
-    head = [FROZEN] if frozen else []
+    head: list[Any] = [FROZEN] if frozen else []
     best = minimize(
         lambda at: -log_marginal(*head, *at), np.zeros(3 - len(head)), method="BFGS", tol=1e-9
     )
-    weight, bias, log_scale = *head, *best.x
+    weight, bias, log_scale = head + list(best.x)
     return np.array([weight, bias, np.exp(log_scale)]), -float(best.fun)
 
 
-def likelihood(mean: Tensor, scale: Tensor, x: Tensor, y: Tensor) -> None:
+def likelihood(mean: Tensor, scale: Any, x: Tensor, y: Tensor) -> None:
     slope = pyro.sample("slope", dist.Normal(tensor(0.0), 1.0))
     with pyro.plate("row", len(x)):
         pyro.sample("y", dist.Normal(mean + slope * x, scale), obs=y)
@@ -73,7 +74,7 @@ class Free(PyroModule):
         super().__init__()
         self.weight = nn.Parameter(tensor(FROZEN), requires_grad=not frozen)
         self.bias = nn.Parameter(tensor(0.0))
-        self.scale = PyroParam(tensor(2.0), POSITIVE)
+        self.scale: Any = PyroParam(tensor(2.0), POSITIVE)
 
     def forward(self, x: Tensor, z: Tensor, y: Tensor) -> None:
         likelihood(self.weight * z + self.bias, self.scale, x, y)
@@ -88,7 +89,7 @@ class Layered(PyroModule):
         for name, value in network.named_parameters():
             value.requires_grad_(not (frozen and name.endswith("weight")))
 
-    @PyroParam(constraint=POSITIVE)
+    @PyroParam(constraint=POSITIVE)  # type: ignore[arg-type]
     def scale(self) -> Tensor:
         return tensor(2.0)
 
@@ -119,7 +120,7 @@ SPELLINGS: dict[str, Callable[[bool], Any]] = {
     "nn.Parameter": Free,
     "nn.Linear": lambda frozen: Layered(begun(nn.Linear(1, 1)), frozen),
     "nn.Sequential": lambda frozen: Layered(nn.Sequential(begun(nn.Linear(1, 1))), frozen),
-    "PyroModule[nn.Linear]": lambda frozen: Layered(begun(PyroModule[nn.Linear](1, 1)), frozen),
+    "PyroModule[nn.Linear]": lambda frozen: Layered(begun(PYRO_LINEAR(1, 1)), frozen),
     "to_pyro_module_": converted,
 }
 
@@ -190,7 +191,7 @@ def test_one_tensor_of_several_names_is_one_parameter() -> None:
 
 
 def test_a_weight_with_a_prior_is_a_latent_and_the_bias_a_parameter() -> None:
-    layer = PyroModule[nn.Linear](1, 1)
+    layer = PYRO_LINEAR(1, 1)
     layer.weight = PyroSample(dist.Normal(tensor(0.0), 1.0).expand([1, 1]).to_event(2))
     fit = er.fit(Layered(layer, False), DATA, guide="linear_response", engine="fixed_draws", seed=1)
 
@@ -282,7 +283,7 @@ class OwnGuide(PyroModule):
         super().__init__()
         self.location = nn.Parameter(tensor(0.0))
         self.shift = nn.Parameter(tensor(0.1), requires_grad=False)
-        self.spread = PyroParam(tensor(0.3), POSITIVE)
+        self.spread: Any = PyroParam(tensor(0.3), POSITIVE)
 
     def forward(self, x: Tensor, z: Tensor, y: Tensor) -> None:
         pyro.sample("slope", dist.Normal(self.location + self.shift, self.spread))

@@ -178,6 +178,7 @@ def _isolated(
             FittedAlone(),
             warnings.catch_warnings(),
         ):
+            # A frozen parameter of a module is data, of which there is nothing to warn.
             warnings.filterwarnings(
                 "ignore", ".*was not registered in the param store", UserWarning
             )

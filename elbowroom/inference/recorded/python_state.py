@@ -48,9 +48,8 @@ def reached_from(*functions: Any) -> Iterator[tuple[str, Any]]:
     What is no plain number or string comes once.
 
     Example:
-        >>> numbers = {"two": 2}
-        >>> list(reached_from(lambda: numbers["two"]))[-1]
-        ("numbers['two']", 2)
+        >>> list(reached_from({"two": [2]}))[-1]
+        ("['two'][0]", 2)
     """
     seen: set[int] = set()
     waiting = deque(("", function) for function in functions)
