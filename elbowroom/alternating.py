@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 
 from elbowroom.concluding import Fitted, draw_and_conclude
@@ -18,7 +17,7 @@ from elbowroom.guides import Guide, Start
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.expectation_maximisation import BUDGET, Found, Steps, best_of
-from elbowroom.inference.isolation import Parameters, isolated, parameter_values
+from elbowroom.inference.isolation import Parameters, isolated, placed_values
 from elbowroom.inference.stochastic.elbo import read_guide
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained
@@ -74,10 +73,7 @@ def fit_em(task: Task, guide: Guide) -> Fit:
         called = guide.build(space, start)
         sites = read_guide(called, problem.arguments, space)
         trace_model(problem.function, problem.arguments)  # makes the model's own parameters
-        store = pyro.get_param_store()
-        for name in set(store.keys()) & set(values):
-            store[name] = values[name].clone()
-        parameters = Parameters(state, parameter_values())
+        parameters = Parameters(state, placed_values(values))
     history = np.asarray(found.elbo)
     free = space.dimension if of_sites else space.parameters.size
     trained = Trained(

@@ -30,7 +30,7 @@ from elbowroom.inference.deterministic.approximations import (
 )
 from elbowroom.inference.deterministic.fixed_draws import Draws as FixedDraws
 from elbowroom.inference.deterministic.fixed_draws import Optimum
-from elbowroom.inference.isolation import Parameters, isolated, parameter_values
+from elbowroom.inference.isolation import Parameters, isolated, placed_values
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import sampled, sampled_nested
 from elbowroom.inference.stochastic.elbo import read_guide
@@ -183,7 +183,13 @@ def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
         return Sample(importance.points, importance.log_q)
 
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
-        likelihood = maximise(density_of(problem, with_parameters=True), sample)
+        joint = density_of(problem, with_parameters=True)
+        if joint.how == "one by one":
+            raise GuideError(
+                "the model cannot be run for many draws at once, so that its marginal likelihood "
+                "would take too long to maximise; fit with --engine svi."
+            )
+        likelihood = maximise(joint, sample)
     landscape = explore(problem, restarts, seed, likelihood.values)
     return replace(landscape, likelihood=likelihood, seconds=time.perf_counter() - began)
 
@@ -261,10 +267,8 @@ def _as_pyro(
                 store[name] = _tensor(value, problem).reshape(store[name].shape)
         if landscape.likelihood is not None:
             trace_model(problem.function, problem.arguments)  # makes the model's own parameters
-            store = pyro.get_param_store()
-            for name, number in landscape.likelihood.values.items():
-                store[name] = number.to(problem.device, problem.dtype)
-        values = parameter_values()
+        likelihood = landscape.likelihood
+        values = placed_values({} if likelihood is None else likelihood.values)
     history = np.asarray(found.history)
     trained = Trained(
         found.status,

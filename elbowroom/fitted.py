@@ -17,6 +17,7 @@ from elbowroom.diagnostics.measures import leave_one_out
 from elbowroom.diagnostics.verdict import Evidence, Verdict, judge
 from elbowroom.errors import DataError, GuideError, OptionError, users_code
 from elbowroom.guides import Guide, Start, guides_for, is_amortised
+from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.landscape import density_of
 from elbowroom.inference.isolation import (
@@ -25,6 +26,7 @@ from elbowroom.inference.isolation import (
     constrained_values,
     isolated,
 )
+from elbowroom.inference.leaves import kept_buffers
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import AdaptiveImportance
 from elbowroom.inference.sampling.proposal import Proposal
@@ -163,11 +165,10 @@ class Fit:
         """The model's own point parameters (`pyro.param`), as fitted, by name."""
         problem = self.problem
         with problem.session(0, self.parameters):
-            nodes: Any = trace_model(problem.function, problem.arguments).nodes
+            trace: Any = trace_model(problem.function, problem.arguments)
             return {
-                name: node["value"].detach().cpu().numpy().copy()
-                for name, node in nodes.items()
-                if node["type"] == "param"
+                name: trace.nodes[name]["value"].detach().cpu().numpy().copy()
+                for name in fitted_names(trace)
             }
 
     @contextmanager
@@ -230,7 +231,10 @@ class Fit:
             drawn = self.draw(4 * count, seed)
             return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
         problem = self.problem
-        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        with (
+            kept_buffers(problem.function),
+            isolated(seed, dtype=torch.float64, threads=problem.threads),
+        ):
             density = density_of(problem, constrained_values(self.parameters))
             importance = AdaptiveImportance(
                 density, self.proposal.mixture, random, None, self.proposal.conditional(density)

@@ -18,6 +18,7 @@ from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
 from elbowroom.inference.densities.landscape import LARGEST, Landscape
 from elbowroom.inference.isolation import checked_seed, resolve_device, resolve_dtype
+from elbowroom.inference.leaves import kept_buffers
 from elbowroom.inference.problem import (
     Problem,
     bind,
@@ -373,6 +374,18 @@ def _fit_task(
     guide = _engines_own(guide, engine)
     automatic = isinstance(guide, str) and guide == "auto"
     guide = resolve_guide(guide, task.problem)
+    with kept_buffers(task.problem.function, guide.build):
+        return _fit_guide(task, guide, automatic, engine, landscape, report)
+
+
+def _fit_guide(
+    task: Task,
+    guide: Guide,
+    automatic: bool,
+    engine: str,
+    landscape: Landscape | None,
+    report: Callable[[str], None] | None,
+) -> Fit:
     asked = (engine, None, task.problem, task.settings)
     if automatic and not guide.exact and chosen_engine(*asked) == "fixed_draws":
         reason = why_not(task.problem)

@@ -15,6 +15,7 @@ from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.inference.densities.landscape import density_of
 from elbowroom.inference.isolation import checked_seed, constrained_values, isolated
+from elbowroom.inference.leaves import kept_buffers
 from elbowroom.inference.sampling.nuts import NutsDraws, sample_nuts
 from elbowroom.posterior.groups import posterior_tree, reported_quantities
 from elbowroom.posterior.tree import Names, build_tree, in_chains
@@ -74,7 +75,10 @@ def add_reference(
         unconstrained[site.name.replace("/", ".")].to_numpy()[0, picked].reshape(CHAINS, -1)
         for site in problem.space.sites
     ]
-    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+    with (
+        kept_buffers(problem.function),
+        isolated(seed, dtype=torch.float64, threads=problem.threads),
+    ):
         density = density_of(problem, constrained_values(fit.parameters))
         starts = np.concatenate(parts, axis=1).astype(float)
         nuts = sample_nuts(

@@ -108,8 +108,17 @@ def trace_model(
     Raises:
         ModelError: If the model raises.
     """
-    with users_code("the model cannot be run", ModelError), _UnconstrainedValues(width):
-        return poutine.trace(model).get_trace(**arguments)
+    try:
+        with users_code("the model cannot be run", ModelError), _UnconstrainedValues(width):
+            return poutine.trace(model).get_trace(**arguments)
+    except ModelError as error:
+        if "same dtype" in str(error):
+            own = str(torch.get_default_dtype()).partition(".")[2]
+            raise ModelError(
+                f"{error}; the fit's numbers are {own}: make those of networks so too, by "
+                f"network.to(torch.{own}), or choose the others with --dtype."
+            ) from error
+        raise
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:

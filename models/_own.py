@@ -68,8 +68,13 @@ def _argument(name: str, value: Any) -> Any:
         if array.dtype.kind not in "biuf":
             raise DataError(f"data['{name}'] is not numeric; encode it as numbers.")
         value = torch.as_tensor(array)
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        raise DataError(
+            f"data['{name}'] requires a gradient, and data are not fitted: give its values with "
+            ".detach(), or make it a parameter in the model with pyro.param."
+        )
     if isinstance(value, torch.Tensor):
-        value = value.detach().clone()  # the user may change theirs after the fit
+        value = value.clone()  # the user may change theirs after the fit
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         bad = ~torch.isfinite(value)
         if bad.any():

@@ -2,7 +2,8 @@
 
 import secrets
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch.distributions import Distribution, transform_to
 
 from elbowroom.errors import OptionError, unknown
+from elbowroom.guides.parameters import FittedAlone
 
 _ONE_AT_A_TIME = threading.RLock()
 """Pyro's store, torch's defaults and the seeds belong to the process: threads take turns."""
@@ -88,6 +90,25 @@ def constrained_values(parameters: Parameters) -> dict[str, torch.Tensor]:
     }
 
 
+def placed_values(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All unconstrained parameters of the active store, with some in the place of what it holds.
+
+    The store's tensors, which may be those of a network of the user's, stay as they are.
+
+    Args:
+        values: Constrained, by name.
+    """
+    store = pyro.get_param_store()
+    named, constraints = dict(store.named_parameters()), store.get_state()["constraints"]
+    # By the tensor: one may have several names.
+    new = {
+        id(named[name]): transform_to(constraints[name]).inv(value).to(named[name])
+        for name, value in values.items()
+        if name in named
+    }
+    return {name: new.get(id(each), each).detach().clone() for name, each in named.items()}
+
+
 def set_parameter_values(tensors: dict[str, Any], values: dict[str, torch.Tensor]) -> None:
     """Fills parameters in place."""
     with torch.no_grad():
@@ -152,8 +173,15 @@ def _isolated(
             threadpool_limits(threads),
             pyro.validation_enabled(validate),
             on_device,
+            pyro.settings.context(module_local_params=False),
             pyro.get_param_store().scope(store) as state,
+            FittedAlone(),
+            warnings.catch_warnings(),
         ):
+            # A frozen parameter of a module is data, of which there is nothing to warn.
+            warnings.filterwarnings(
+                "ignore", ".*was not registered in the param store", UserWarning
+            )
             if parameters is not None:
                 set_parameter_values(state["params"], parameters.values)
             pyro.set_rng_seed(seed)

@@ -1,7 +1,7 @@
 """A model bound to its data: what every later step of a fit is asked about."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError, ModelError, OptionError, unknown
 from elbowroom.guides import Guide
+from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
 from elbowroom.inference.isolation import Parameters, isolated, placed
+from elbowroom.inference.leaves import check_parameters, kept_buffers
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 
@@ -116,10 +118,8 @@ class Problem:
         Raises:
             DataError: If a column is missing or cannot be used.
         """
-        held = {name: value.to(self.device, self.dtype) for name, value in points.items()}
-        substituted: Any = poutine.substitute(self.model.function, data=held)
-
-        function = _named_as(self.model.function, substituted)
+        values = {name: value.to(self.device, self.dtype) for name, value in points.items()}
+        function = _named_as(self.model.function, held(self.model.function, values))
         training = Training(self.data, self.prepared.arguments)
         with isolated(0, dtype=self.dtype, device=self.device):
             prepared = self.model.prepare(data, self.options, training)
@@ -176,14 +176,17 @@ class Problem:
         standardised = {f"{site}_decentered" for site in self.reparameterised}
         return {*self.model.internal, *standardised}
 
-    def session(
-        self, seed: int, parameters: Parameters | None = None
-    ) -> AbstractContextManager[Any]:
+    @contextmanager
+    def session(self, seed: int, parameters: Parameters | None = None) -> Iterator[Any]:
         """A block in which this problem's model and guides are run; see `isolated`.
 
         Small problems run on one thread: waking the others costs more than they do.
         """
-        return isolated(seed, parameters, self.dtype, self.device, threads=self.threads)
+        with (
+            kept_buffers(self.function),
+            isolated(seed, parameters, self.dtype, self.device, threads=self.threads) as state,
+        ):
+            yield state
 
     @property
     def threads(self) -> int | None:
@@ -333,10 +336,11 @@ def bind(
         data = read_table(data)
     elif model.options is not None:
         data = pd.DataFrame(dict(data))
-    with isolated(0, dtype=dtype, device=device):
+    with kept_buffers(model.function), isolated(0, dtype=dtype, device=device):
         prepared = model.prepare(data, options, None)
         arguments = placed(prepared.arguments, dtype, device)
         space = LatentSpace.of(model.function, arguments)
+        check_parameters(model.function, arguments)
     return Problem(model, options, data, prepared, arguments, space, dtype, device)
 
 

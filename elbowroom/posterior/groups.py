@@ -10,6 +10,7 @@ import xarray
 from torch import Tensor
 
 from elbowroom.errors import ModelError
+from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import sample_sites, trace_model
 from elbowroom.inference.problem import Problem
 from elbowroom.posterior.predictive import (
@@ -177,8 +178,8 @@ def _data(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _points(problem: Problem) -> dict[str, Tensor]:
     """The model's point parameters, unless they are the many of a network."""
     with torch.no_grad():
-        nodes: Any = trace_model(problem.function, problem.arguments).nodes
-    params = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
+        trace: Any = trace_model(problem.function, problem.arguments)
+    params = {name: trace.nodes[name]["value"] for name in fitted_names(trace)}
     few = sum(value.numel() for value in params.values()) <= MOST_POINTS
     return {name: value.detach().cpu().clone() for name, value in params.items() if few}
 

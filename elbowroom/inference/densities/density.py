@@ -6,17 +6,19 @@ replayed for batches of points at a small part of the cost of running the model.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
-from elbowroom.errors import ModelError
+from elbowroom.errors import ModelError, users_code
+from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.densities.score import Batchable, score
+from elbowroom.inference.leaves import leaves
 from elbowroom.inference.recorded.recording import BATCHES, record
 
 CACHED = 60_000
@@ -29,6 +31,10 @@ LARGEST = 4_000_000
 """Numbers of one operation on a batch, for the memory's sake."""
 UNSTEADY = 0.5
 """Nats by which a value without digits jumps."""
+IN_FLOAT64 = (
+    "the model's log density cannot be evaluated in float64; make the numbers of its networks so, "
+    "by network.double(), and fit with --dtype float64"
+)
 AGREEMENT = 1e-8
 """The largest relative difference between the recorded and the model's own values."""
 
@@ -83,8 +89,9 @@ class Density:
     ) -> None:
         self.model, self.arguments, self.space = model, arguments, space
         self.with_parameters = with_parameters
+        self._holds = bool(parameters) or with_parameters
         if parameters:
-            self.model = poutine.substitute(model, data=dict(parameters))
+            self.model = held(model, parameters)
         self.dimension = space.dimension + (space.parameters.size if with_parameters else 0)
         self.evaluations = self.unsteady = 0
         numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
@@ -103,7 +110,7 @@ class Density:
         model = self.model
         if self.with_parameters:
             u, beside = u[: self.space.dimension], u[self.space.dimension :]
-            model = poutine.substitute(model, data=self.space.parameters.constrained(beside))
+            model = held(model, self.space.parameters.constrained(beside))
         parts = self.space.split(u)
         values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
         total = score(model, self.arguments, values, self.space).log_joint
@@ -148,7 +155,9 @@ class Density:
         points = torch.randn(count + 2, self.dimension, generator=generator, dtype=torch.float64)
         points = 0.3 * points
         probes = points[count:]
-        expected = self._one_by_one(probes)
+        with users_code(IN_FLOAT64, ModelError):
+            expected = self._one_by_one(probes)
+            self._check_held(probes[0])
         if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected]):
             raise ModelError(
                 "the model's log density is random: two runs at one point differ; draw random "
@@ -171,6 +180,17 @@ class Density:
             except Exception:
                 continue
         return "one by one", self._one_by_one
+
+    def _check_held(self, point: Tensor) -> None:
+        """Sees that no network is left whose own tensors went in where others were given."""
+        with suppress(torch.linalg.LinAlgError), torch.enable_grad():
+            for leaf in leaves(self(point)):
+                if self._holds and isinstance(leaf, nn.Parameter):
+                    raise ModelError(
+                        f"a parameter of shape {tuple(leaf.shape)} is used before it is registered "
+                        "with pyro.param or pyro.module, or where torch does not show it, as in "
+                        "torch.jit: register it first in the model, or fit with --engine svi."
+                    )
 
     def _slope_error(self) -> float:
         random = np.random.default_rng(0)

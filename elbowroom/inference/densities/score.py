@@ -267,14 +267,15 @@ def assignment_probabilities(
 class Batchable(TorchFunctionMode):
     """Says in another way what `vmap` refuses.
 
-    Random numbers are made anew where torch fills a tensor in place, and a boolean mask is filled
-    where it is indexed.
+    Random numbers are made anew where torch fills a tensor in place, a boolean mask is filled where
+    it is indexed, and what a normalisation layer in training keeps of a batch is not updated.
 
     Args:
         batched: A scalar zero of the batch. What a model makes to be filled in place is then made
             in the batch as well.
     """
 
+    _normalising = frozenset({torch.batch_norm, torch.instance_norm})
     _blank = frozenset({torch.zeros, torch.ones, torch.empty, torch.full})
 
     def __init__(self, batched: Tensor | None = None) -> None:
@@ -305,6 +306,10 @@ class Batchable(TorchFunctionMode):
             if masked and index.shape == tensor.shape and isinstance(value, (int, float)):
                 tensor.masked_fill_(index, value)
                 return None
+        if function in self._normalising and args[5]:
+            args = (*args[:3], None, None, *args[5:])
+        if function is Tensor.add_ and args[0].dtype is torch.int64 and args[1:] == (1,):
+            return args[0]  # such a layer's count of its batches
         made = self._made.get(function, function)(*args, **(kwargs or {}))
         if self.batched is not None and function in self._blank and made.is_floating_point():
             return made + self.batched.to(made.dtype)

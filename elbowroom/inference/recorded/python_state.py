@@ -1,5 +1,6 @@
 """The plain numbers that functions keep in Python, where no recording of tensors sees them."""
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from operator import length_hint
@@ -10,6 +11,8 @@ from torch import nn
 
 MOST = 5000
 """Objects that are looked at."""
+PLAIN = (bool, int, float, complex, str)
+"""Of which there is nothing further to reach."""
 LIBRARIES = ("torch", "pyro", "numpy", "elbowroom", "builtins")
 """Those whose own functions and objects keep nothing of a user's."""
 
@@ -31,47 +34,71 @@ def python_numbers(*functions: Any) -> list[Any]:
         False
     """
     found: list[Any] = []
-    seen: set[int] = set()
-    waiting = list(functions)
-    while waiting and len(seen) < MOST:
-        each = waiting.pop()
-        if each is None or isinstance(each, (bool, int, float, complex, str)):
+    for _, each in reached_from(*functions):
+        if each is None or isinstance(each, PLAIN):
             found.append(each)
-        elif id(each) not in seen:
-            seen.add(id(each))
-            if hasattr(each, "__next__") and not isinstance(each, GeneratorType):
-                found.append((repr(each), length_hint(each, -1)))
-            waiting.extend(_reached(each))
+        elif hasattr(each, "__next__") and not isinstance(each, GeneratorType):
+            found.append((repr(each), length_hint(each, -1)))
     return found
 
 
-def _reached(each: Any) -> Iterator[Any]:
+def reached_from(*functions: Any) -> Iterator[tuple[str, Any]]:
+    """The objects that functions reach, the nearest first, each with how code there names it.
+
+    What is no plain number or string comes once.
+
+    Example:
+        >>> list(reached_from({"two": [2]}))[-1]
+        ("['two'][0]", 2)
+    """
+    seen: set[int] = set()
+    waiting = deque(("", function) for function in functions)
+    while waiting and len(seen) < MOST:
+        path, each = waiting.popleft()
+        plain = each is None or isinstance(each, PLAIN)
+        if plain or id(each) not in seen:
+            yield path, each
+        if not plain and id(each) not in seen:
+            seen.add(id(each))
+            waiting.extend(_reached(path, each))
+
+
+def _reached(path: str, each: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(each, (list, tuple, set, frozenset)):
-        yield from list(each)
+        yield from ((f"{path}[{i}]", value) for i, value in enumerate(each))
     elif isinstance(each, dict):
-        yield from list(each.values())
+        yield from ((f"{path}[{key!r}]", value) for key, value in list(each.items()))
     elif isinstance(each, partial):
-        yield from (each.func, each.args, each.keywords)
+        yield path, each.func
+        yield from ((f"{path}args[{i}]", value) for i, value in enumerate(each.args))
+        yield from each.keywords.items()
     elif isinstance(each, MethodType):
-        yield from (each.__func__, each.__self__)
+        yield path, each.__func__
+        yield "self", each.__self__
     elif isinstance(each, FunctionType):
-        for cell in each.__closure__ or ():
+        for name, cell in zip(each.__code__.co_freevars, each.__closure__ or (), strict=True):
             try:
-                yield cell.cell_contents
+                yield name, cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-        yield from (each.__defaults__, each.__kwdefaults__)
+        yield path, each.__defaults__
+        yield from (each.__kwdefaults__ or {}).items()
         # A library's function names its own globals, which are no one's counters.
         if not _of_library(each.__module__):
-            names = each.__code__.co_names
-            yield from (each.__globals__[name] for name in names if name in each.__globals__)
+            names = [name for name in each.__code__.co_names if name in each.__globals__]
+            yield from ((name, each.__globals__[name]) for name in names)
     elif isinstance(each, GeneratorType):
         if each.gi_frame is not None:
-            yield from list(each.gi_frame.f_locals.values())
+            yield from list(each.gi_frame.f_locals.items())
     elif isinstance(each, nn.Module) or (
         not isinstance(each, type) and not _of_library(type(each).__module__)
     ):
-        yield from list(vars(each).values()) if hasattr(each, "__dict__") else ()
+        if hasattr(each, "__dict__"):
+            at = f"{path}." if path else "self."
+            yield from ((f"{at}{name}", value) for name, value in list(vars(each).items()))
+        if not _of_library(type(each).__module__):
+            methods = [each for each in vars(type(each)).values() if isinstance(each, FunctionType)]
+            yield from ((path, method) for method in methods)
 
 
 def _of_library(module: str | None) -> bool:

@@ -19,6 +19,7 @@ from torch.optim.adam import adam
 
 from elbowroom.errors import ModelError, OptionError, users_code
 from elbowroom.guides.space import Plate
+from elbowroom.inference.leaves import check_leaves
 from elbowroom.inference.recorded.recording import Handed
 from elbowroom.inference.stochastic import baselines
 from elbowroom.inference.stochastic.checkpoint import (
@@ -218,8 +219,13 @@ class Optimisation:
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(seed)
-            # With gradients, of which baselines make parameters.
-            self.objective.loss_and_surrogate(self.model, self.guide, {**self.arguments, **extra})
+
+            def surrogate() -> Tensor:
+                # With gradients, of which baselines make parameters.
+                given = {**self.arguments, **extra}
+                return self.objective.loss_and_surrogate(self.model, self.guide, given)[1]
+
+            check_leaves(surrogate, {"the model": self.model, "the guide": self.guide})
 
     def _rule(self, held: Tensor | None) -> Rule:
         settings, parameters = self.settings, self.parameters

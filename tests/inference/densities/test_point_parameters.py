@@ -120,7 +120,7 @@ def test_guides_of_both_engines_are_compared() -> None:
 
 
 def test_what_has_no_such_maximum_goes_to_stochastic_gradients() -> None:
-    network = torch.nn.Linear(1, 1)
+    network = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
 
     def regression(x: Tensor, y: Tensor) -> None:
         pyro.module("network", network)
