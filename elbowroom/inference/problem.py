@@ -19,6 +19,7 @@ from elbowroom.errors import DataError, ModelError, OptionError, unknown
 from elbowroom.guides import Guide
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
 from elbowroom.inference.isolation import Parameters, isolated, placed
+from elbowroom.inference.validation import validate
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 
@@ -76,6 +77,7 @@ class Problem:
         device: Of all tensors.
         reparameterised: Location-scale sites that are written by their standardised values.
         posterior: The same with its priors, where these are left out.
+        doubts: What may be wrong with the model or its data, each with the edit.
     """
 
     model: Model
@@ -88,6 +90,7 @@ class Problem:
     device: torch.device
     reparameterised: tuple[str, ...] = ()
     posterior: "Problem | None" = None
+    doubts: tuple[str, ...] = ()
 
     def reparameterise(self, sites: Sequence[str]) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
@@ -336,8 +339,13 @@ def bind(
     with isolated(0, dtype=dtype, device=device):
         prepared = model.prepare(data, options, None)
         arguments = placed(prepared.arguments, dtype, device)
+    with isolated(0, dtype=dtype, device=device):
+        doubts = validate(model.function, arguments)
+    with isolated(0, dtype=dtype, device=device):
         space = LatentSpace.of(model.function, arguments)
-    return Problem(model, options, data, prepared, arguments, space, dtype, device)
+    return Problem(
+        model, options, data, prepared, arguments, space, dtype, device, doubts=doubts
+    )
 
 
 def without_observation(
