@@ -344,8 +344,9 @@ def bind(
     with isolated(0, dtype=dtype, device=device):
         space = LatentSpace.of(model.function, arguments)
     return Problem(
-        model, options, data, prepared, arguments, space, dtype, device, doubts=doubts
-    )
+        model, options, data, prepared, arguments, space, dtype, device,
+        doubts=(*doubts, *prepared.doubts),
+    )  # fmt: skip
 
 
 def without_observation(
