@@ -108,7 +108,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         always = [place for place in found if all(_has(run, place) for run in valid)]
         for extra in range(len(widths), MOST_RUNS if always else 0):
             # Wider and wider, from its priors in between.
-            run = _run(model, arguments, None if extra % 3 == 0 else 0.2 * extra, extra)
+            run = _run(model, arguments, None if extra % 3 == 0 else 0.1 * extra, extra)
             if run.failure is None:
                 always = [place for place in always if _has(run, place)]
             if not always:
@@ -231,8 +231,15 @@ def _minibatch(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
     )
     if largest > 2:
         small = {**arguments, "batch_size": 2}
-        with pyro.validation_enabled(False):
-            _shapes(_trace(model, small, WIDTHS[0]), arguments)
+        try:
+            with pyro.validation_enabled(False):
+                _shapes(_trace(model, small, WIDTHS[0]), arguments)
+        except ElbowroomError as error:
+            raise ModelError(
+                f"in a minibatch of 2 rows: {str(error).split(' Give the value')[0]} Take the rows "
+                "of the plate, as rows, in `with pyro.plate(..., subsample_size=batch_size) as "
+                "rows`: y[rows], or pyro.subsample(y, event_dim=0)."
+            ) from error
 
 
 # Shapes
@@ -250,6 +257,8 @@ def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
         if node["infer"].get("_deterministic"):
             continue
         shape = _one_term_each(name, node, arguments)
+        if isinstance(node["fn"], dist.Unit):
+            _no_pairs(name, node, shape, arguments)
         try:
             # Of the log probability only the shape is read.
             check_site_shape({**node, "log_prob": torch.empty(shape, device="meta")}, nesting)
@@ -308,7 +317,14 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
         )
     for what in ("mask", "scale"):
         if isinstance(node[what], Tensor):
-            widened = torch.broadcast_shapes(scored, node[what].shape)
+            try:
+                widened = torch.broadcast_shapes(scored, node[what].shape)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
+                    f"{list(scored)}, which do not go together; give the {what} the shape of the "
+                    "batch."
+                ) from error
             if math.prod(widened) != math.prod(scored):
                 raise ModelError(
                     f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
@@ -317,6 +333,18 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
                 )
             scored = widened
     return scored
+
+
+def _no_pairs(name: str, node: Any, shape: torch.Size, arguments: Mapping[str, Any]) -> None:
+    """A factor has no value to count by: one number for each pair of rows in a plate is told."""
+    outside = shape[: len(shape) + min((plate.dim for plate in plates_of(node)), default=-99)]
+    for plate in plates_of(node):
+        if plate.size > 1 and plate.size in outside:
+            raise ModelError(
+                f"site '{name}': the factor has shape {list(shape)}, a number for each pair of the "
+                f"rows in the plate '{plate.name}'. {_shape_edit(arguments)} If it is meant so, "
+                "sum it over the other dim."
+            )
 
 
 def _times(many: torch.Size, one: torch.Size) -> str:
@@ -371,15 +399,23 @@ def _argument(
     """An argument that breaks its constraint."""
     wanted, edit = _described(constraint)
     numbers = value[bad].detach()
+    if not _is_zero(getattr(constraint, "lower_bound", 0)):
+        edit = "see that it is, at all values of the latents."
     # Where exp or a sigmoid is rounded to its limit, or a matrix cannot be factorised, the draw
     # was far; the model is right.
-    far = (numbers.isinf() | (numbers == 0) | (numbers == 1)).all() or constraint.event_dim == 2
+    far = (numbers.isinf() | (numbers == 0) | (numbers == 1)).all()
+    if constraint.event_dim == 2:
+        far = torch.allclose(numbers, numbers.mT) or (numbers.triu(1) == 0).all()
     return Fault(
         (name, parameter),
         f"site '{name}': the {parameter} of its {type(part).__name__} is {_shown(numbers)}"
         f"{_rows(bad) if bad.dim() else ''}, and must be {wanted}; {ARGUMENT_EDITS.get(edit, edit)}",
         warns=not bool(far),
     )
+
+
+def _is_zero(bound: Any) -> bool:
+    return isinstance(bound, (int, float)) and bound == 0
 
 
 # Observed values
@@ -413,6 +449,14 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
             f"{list(log_prob.shape)}, and the batch shape is {list(rows.shape)}; make it sum over "
             "the events alone."
         )
+    fractions = _fractions(fn, value)
+    if fractions.any():
+        yield Fault(
+            (name, "support"),
+            f"site '{name}': the values of a {type(base_of(fn)).__name__} are whole numbers:"
+            f"{_rows(fractions, value[fractions])}. Give counts, not shares of them.",
+            DataError,
+        )
     bad = rows & ~log_prob.isfinite()
     if bad.any():
         event = value[bad]
@@ -426,6 +470,15 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
             # Minus infinity is a density, of values that the latents exclude.
             warns=bool((log_prob[bad] != -math.inf).any()),
         )
+
+
+def _fractions(fn: Any, value: Tensor) -> Tensor:
+    """Which values are no whole numbers where all are: torch lets those of a Multinomial pass."""
+    try:
+        whole = fn.support.is_discrete and base_of(fn)._validate_args
+    except NotImplementedError:
+        whole = False
+    return value != value.round() if whole and value.is_floating_point() else value.new_zeros(()) > 0
 
 
 def _draw(fn: Any, like: Tensor) -> Tensor:
@@ -616,7 +669,8 @@ def _described(constraint: Any) -> tuple[str, str]:
     bounds = {}
     for bound in ("lower_bound", "upper_bound"):
         limit = torch.as_tensor(getattr(constraint, bound, math.nan))
-        bounds[bound] = f"{float(limit):g}" if limit.numel() == 1 else "each row's limit"
+        same = limit.numel() > 0 and bool((limit == limit.reshape(-1)[0]).all())
+        bounds[bound] = f"{float(limit.reshape(-1)[0]):g}" if same else "each row's limit"
     return wanted.format(**bounds), edit
 
 
