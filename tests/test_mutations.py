@@ -508,6 +508,45 @@ def covariance_as_factor(y: Tensor) -> None:
         pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), scale_tril=covariance), obs=y)
 
 
+def all_each_time(x: Tensor, y: Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    for i in pyro.plate("rows", len(y)):
+        pyro.sample(f"y_{i}", dist.Normal(slope * x, 1.0).to_event(1), obs=y)
+
+
+def two_for_two_parts(x: Tensor, y: Tensor, seen: Tensor) -> None:
+    """The same values at two sites, each of them for the rows that the other leaves out."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(y)):
+        with poutine.mask(mask=seen):
+            pyro.sample("near", dist.Normal(slope * x, 1.0), obs=y)
+        with poutine.mask(mask=~seen):
+            pyro.sample("far", dist.Normal(slope * x, 3.0), obs=y)
+
+
+def times_within_a_factor(x: Tensor, time: Tensor, died: Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    times = dist.Weibull((slope * x).exp(), 2.0)
+    with pyro.plate("rows", len(time)):
+        pyro.factor("times", died * times.log_prob(time))
+
+
+def scale_of_a_pareto(y: Tensor) -> None:
+    scale = pyro.sample("scale", dist.HalfNormal(10.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Pareto(scale, torch.tensor(2.0)), obs=y)
+
+
+def one_number(y: float) -> None:
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def slopes_guide(x: Tensor, y: Tensor) -> None:
+    pyro.sample("slope", dist.Normal(pyro.param("at", torch.zeros(3)), 0.1).to_event(1))
+    pyro.sample("noise", dist.LogNormal(0.0, 0.1))
+
+
 def guide_without_noise(x: Tensor, y: Tensor) -> None:
     pyro.sample("slope", dist.Normal(pyro.param("at", torch.zeros(())), 0.1))
 
@@ -613,6 +652,10 @@ BREAKS = [
     Break("shares for counts", "multinomial", {"y": SPLITS / 10}, ("site 'y'", "Give counts")),
     Break("below a bound", "bounded", {"y": -SHARE}, ("site 'y'", "row 1 has -")),
     Break("not a number", "line", {"y": torch.where(SEEN, Y, torch.nan)}, ("NaN", "drop")),
+    Break("times of 0 within a factor", times_within_a_factor,
+          {**MODELS["survival"][1], "time": SEEN.double()}, ("Weibull", "GreaterThan")),
+    Break("a limit that no draw keeps", scale_of_a_pareto, {"y": Y.exp() + 3},
+          ("not trusted", "site 'y'", "Pareto", "posterior draws"), "auto", fitted=True),
     # arguments
     Break("a scale below 0", line_with(scale=lambda: -1.0), LINE, ("site 'y'", "scale", "positive")),
     Break("a scale of 0", line_with(scale=lambda: 0.0), LINE, ("site 'y'", "scale is 0|scale of", "exp")),
@@ -637,6 +680,7 @@ BREAKS = [
     # guides
     Break("a site forgotten", "line", {}, ("site 'noise'",), guide_without_noise),
     Break("a site too many", "line", {}, ("'intercept'",), guide_with_another),
+    Break("a guide of another shape", "line", {}, ("site 'slope'", "shape"), slopes_guide),
     Break("a guide below 0", "line", {}, ("site 'noise'", "LogNormal"), guide_below_zero),
     # numbers of another type
     Break("answers of bool", "logistic", {"y": ANSWER.bool()}, ("site 'y'", r"y.double\(\)")),
@@ -647,6 +691,10 @@ BREAKS = [
     Break("numbers of float32", "line", {"x": X.float(), "y": Y.float()}),
     Break("x of int64 in a layer", "decoder", {"x": (3 * X).long()}, ("dtype", r"y.double\(\)|'x'")),
     Break("words", "line", {"x": np.array(["a"] * N)}, ("'x'", "numeric")),
+    Break("a number that is no tensor", one_number, {"y": 0.5}),
+    # twice
+    Break("all values at each row", all_each_time, MODELS["one by one"][1], ("'y_0'", "6 times")),
+    Break("two sites for two parts", two_for_two_parts, MODELS["masked"][1]),
     # gradients
     Break("a detached slope", line_with(mean=lambda slope, x: slope.detach() * x), LINE,
           ("gradient", "detach"), "auto", fitted=True),

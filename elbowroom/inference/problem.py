@@ -19,7 +19,7 @@ from elbowroom.errors import DataError, ModelError, OptionError, unknown
 from elbowroom.guides import Guide
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
 from elbowroom.inference.isolation import Parameters, isolated, placed
-from elbowroom.inference.validation import validate
+from elbowroom.inference.validation import check_shapes, validate
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 
@@ -234,6 +234,7 @@ class Problem:
 
         Raises:
             DataError: If a column is missing or cannot be used.
+            ModelError: If the shapes do not go together.
         """
         if self.model_name is not None or not isinstance(data, Mapping):
             data = read_table(data, minimum_rows=1)
@@ -244,7 +245,10 @@ class Problem:
                 return placed(new, self.dtype, self.device), new[self.observed] is not None
             complete = without_observation(self.prepared.arguments, new, self.space)
             observed = not any(name not in new for name in self.space.observed)
-            return placed(complete, self.dtype, self.device), observed
+            arguments = placed(complete, self.dtype, self.device)
+            # What stands in the place of an observation has its shape alone.
+            (validate if observed else check_shapes)(self.function, arguments)
+            return arguments, observed
 
 
 def resolve_model(model: str | Callable[..., Any] | Model) -> Model:

@@ -12,6 +12,7 @@ some of them only: that is an error where it is so at each of many, and a warnin
 
 import math
 import warnings
+from copy import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ LARGE = 200_000
 """Numbers in a model's arguments from which it is run at the first and the last of these alone."""
 MOST_RUNS = 60
 """Runs at ever wider values before what is invalid in each of them is an error."""
-DRAWS = 10
+DRAWS = 8
 """Posterior draws at which a fitted model is run again."""
 LISTED = 3
 """Rows in a message."""
@@ -50,13 +51,13 @@ class Fault:
     Attributes:
         place: The site and the part of it.
         text: What is said of it.
-        kind: Of the error that it is.
+        kind: Of the error that it is; None for what may be meant so, and is a warning.
         warns: Whether it is worth a warning where it is not so at all values.
     """
 
     place: tuple[str, str]
     text: str
-    kind: type[ElbowroomError] = ModelError
+    kind: type[ElbowroomError] | None = ModelError
     warns: bool = True
 
 
@@ -105,7 +106,10 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         if not valid:
             raise next(run.failure for run in runs if run.failure is not None)
         found = {fault.place: fault for run in reversed(valid) for fault in run.faults}
-        always = [place for place in found if all(_has(run, place) for run in valid)]
+        always = [
+            place for place, fault in found.items()
+            if fault.kind is not None and all(_has(run, place) for run in valid)
+        ]  # fmt: skip
         for extra in range(len(widths), MOST_RUNS if always else 0):
             # Wider and wider, from its priors in between.
             run = _run(model, arguments, None if extra % 3 == 0 else 0.1 * extra, extra)
@@ -113,14 +117,27 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
                 always = [place for place in always if _has(run, place)]
             if not always:
                 break
-    if always:
-        raise found[always[-1]].kind(found[always[-1]].text)
+    for place in always[-1:]:
+        raise (found[place].kind or ModelError)(found[place].text)
+    somewhere = (
+        " It is so in some of the runs at random values of the latents, where the density is not "
+        "defined."
+    )
     return tuple(
-        f"{fault.text} It is so in some of the runs at random values of the latents, where the "
-        "density is not defined."
+        fault.text + (somewhere if fault.kind else "")
         for place, fault in found.items()
         if any(each.warns for run in valid for each in run.faults if each.place == place)
     )
+
+
+def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
+    """The shapes alone, at one run; to be called in an isolated session.
+
+    Raises:
+        ModelError: If one is wrong, or the model cannot be run.
+    """
+    with torch.random.fork_rng(devices=[]):
+        _shapes(_trace(model, arguments, WIDTHS[0]), arguments)
 
 
 def _has(run: _Run, place: tuple[str, str]) -> bool:
@@ -147,7 +164,7 @@ def invalid_draws(
             values = {name: draws[index] for name, draws in sites.items()}
             held = poutine.condition(model, data=values)
             found = _run(held, arguments, None, seed, latents=set(values)).faults
-            faults += [fault for fault in found[:1] if fault.warns]
+            faults += [fault for fault in found if fault.warns and fault.kind][:1]
     if not faults:
         return None
     return f"At {len(faults)} of {len(chosen)} posterior draws the model is not valid: " + (
@@ -183,7 +200,9 @@ def _run(
             return _Run(failure=_plainer(failure, arguments))
         if isinstance(refused, NotImplementedError):
             return _Run(failure=ModelError(str(refused)))
-        return _Run(faults or (Fault(("", "run"), f"{refused}; mend what it names."),))
+        text = str(refused).split(", but found invalid values")[0]
+        edit = "mend what it names, or give that distribution validate_args=False if it is right."
+        return _Run(faults or (Fault(("", "run"), f"{text}: {edit}"),))
     _shapes(trace, arguments)
     with pyro.validation_enabled(True):
         observed = [
@@ -198,7 +217,7 @@ def _run(
                     faults += list(_values(name, node))
             except ElbowroomError as failure:
                 return _Run(failure=_plainer(failure, arguments))
-        return _Run(tuple(faults))
+        return _Run((*faults, *_seen_twice(observed)))
 
 
 def _trace(model: ModelFunction, arguments: Mapping[str, Any], width: float | None) -> Any:
@@ -285,6 +304,7 @@ def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
 def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.Size:
     """The shape of a site's log probability, which has one term for each event of its value."""
     fn, value = node["fn"], node["value"]
+    value = torch.as_tensor(value)
     events = value.dim() - fn.event_dim
     batch = value.shape[: max(events, 0)]
     edit = _shape_edit(arguments)
@@ -384,13 +404,20 @@ def _arguments(trace: Any) -> Iterator[Fault]:
     """Arguments that torch's validation refuses, by site."""
     for name, node in sample_sites(trace):
         for part in _parts(node["fn"]):
-            for parameter, constraint in part.arg_constraints.items():
+            for parameter, constraint in _constraints(part).items():
                 if parameter not in vars(part) or constraints.is_dependent(constraint):
                     continue
                 value = torch.as_tensor(getattr(part, parameter))
                 bad = ~constraint.check(value)
                 if bad.any():
                     yield _argument(name, part, parameter, constraint, value, bad)
+
+
+def _constraints(part: Distribution) -> Mapping[str, Any]:
+    try:
+        return part.arg_constraints
+    except NotImplementedError:
+        return {}
 
 
 def _argument(
@@ -421,19 +448,38 @@ def _is_zero(bound: Any) -> bool:
 # Observed values
 
 
+def _seen_twice(observed: list[tuple[str, Any]]) -> Iterator[Fault]:
+    """Values that several sites observe, none of them behind a mask."""
+    sites: dict[Any, list[tuple[str, Any]]] = {}
+    for name, node in observed:
+        value = node["value"]
+        if isinstance(value, Tensor) and value.numel() > 1:
+            sites.setdefault((value.data_ptr(), value.shape), []).append((name, node))
+    for same in sites.values():
+        if len(same) > 1 and (sum(_counted(node).int() for _, node in same) > 1).any():
+            names = ", ".join(f"'{name}'" for name, _ in same[:LISTED])
+            names += ", ..." if len(same) > LISTED else ""
+            yield Fault(
+                (same[0][0], "twice"),
+                f"sites {names} observe the same values, each of which counts {len(same)} times; "
+                "give each site its own, as in obs=y[i], or leave one out.",
+                None,
+            )
+
+
 def _values(name: str, node: Any) -> Iterator[Fault]:
     """Observed values that Pyro refuses, or that have no finite log density."""
     fn = node["fn"]
-    shape = torch.broadcast_shapes(node["value"].shape, fn.shape())
-    value = node["value"].detach().expand(shape)
+    value = torch.as_tensor(node["value"]).detach()
+    shape = torch.broadcast_shapes(value.shape, fn.shape())
+    value = value.expand(shape)
     counted = _counted(node).expand(shape)
     if not counted.any():
         return
-    stand_in = None
     if not counted.all():
         # Pyro looks at what a mask hides as well: a draw takes its place.
-        stand_in = _draw(fn, value)
-        value = torch.where(counted, value, stand_in)
+        _hidden_can_be_scored(name, fn, value)
+        value = torch.where(counted, value, _draw(fn, value))
     try:
         log_prob = fn.log_prob(value).detach()
     except ValueError as error:
@@ -472,6 +518,28 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
         )
 
 
+def _hidden_can_be_scored(name: str, fn: Any, value: Tensor) -> None:
+    """What a mask hides is evaluated all the same, and must not end in an error."""
+    try:
+        with pyro.validation_enabled(False):
+            _unvalidated(fn).log_prob(value)
+    except RuntimeError as error:
+        raise ModelError(
+            f"site '{name}': what its mask hides cannot be evaluated ({error}); fill it with any "
+            "value that its distribution can have, such as 0."
+        ) from error
+
+
+def _unvalidated(fn: Any) -> Any:
+    """A distribution whose own parts do not validate either."""
+    lax = copy(fn)
+    for name, part in vars(fn).items():
+        if isinstance(part, Distribution):
+            setattr(lax, name, _unvalidated(part))
+    lax._validate_args = False
+    return lax
+
+
 def _fractions(fn: Any, value: Tensor) -> Tensor:
     """Which values are no whole numbers where all are: torch lets those of a Multinomial pass."""
     try:
@@ -482,15 +550,19 @@ def _fractions(fn: Any, value: Tensor) -> Tensor:
 
 
 def _draw(fn: Any, like: Tensor) -> Tensor:
-    with torch.no_grad():
-        return fn.sample().to(like.dtype).expand(like.shape)
+    try:
+        with torch.no_grad():
+            return fn.sample().to(like.dtype).expand(like.shape)
+    except NotImplementedError:  # a distribution of the user's that has no sampler
+        return like
 
 
 def _counted(node: Any) -> Tensor:
     """Which numbers of a site's value no mask hides, broadcast against the value."""
     fn = node["fn"]
-    shape = torch.broadcast_shapes(node["value"].shape, fn.shape())
-    counted = torch.ones(shape, dtype=torch.bool, device=node["value"].device)
+    value = torch.as_tensor(node["value"])
+    shape = torch.broadcast_shapes(value.shape, fn.shape())
+    counted = torch.ones(shape, dtype=torch.bool, device=value.device)
     masks = [(node["mask"], fn.event_dim)]
     while isinstance(
         fn, (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
@@ -555,11 +627,9 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
 
 def _nonsense(fn: Any, value: Tensor, bad: Tensor) -> bool:
     """Whether values outside of the support have another log density than minus infinity."""
-    for part in _parts(fn):
-        part._validate_args = False
     try:
         with pyro.validation_enabled(False):
-            log_prob = fn.log_prob(value)
+            log_prob = _unvalidated(fn).log_prob(value)
     except RuntimeError:  # labels that index what is not there
         return True
     events = bad.reshape(*log_prob.shape, -1).any(-1) if bad.dim() else bad
@@ -692,4 +762,5 @@ def _rows(bad: Tensor, numbers: Tensor | None = None) -> str:
         said.append(where if number is None else f"{where} has {_shown(number)}")
     if len(places) > LISTED:
         said.append("...")
-    return f" {'in ' if numbers is None else ''}{', '.join(said)}"
+    from_one = " (from 1)" if bad.dim() == 1 else ""
+    return f" {'in ' if numbers is None else ''}{', '.join(said)}{from_one}"
