@@ -272,13 +272,13 @@ def decoder() -> Callable[..., None]:
     return model
 
 
-def masked(x: Tensor, y: Tensor, seen: Tensor) -> None:
+def masked(x: Tensor, y: Tensor, seen: Any) -> None:
     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
     with pyro.plate("rows", len(y)), poutine.mask(mask=seen):
         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
 
 
-def masked_counts(y: Tensor, seen: Tensor) -> None:
+def masked_counts(y: Tensor, seen: Any) -> None:
     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
     with pyro.plate("rows", len(y)):
         pyro.sample("y", dist.Poisson(rate).mask(seen), obs=y)
@@ -514,7 +514,7 @@ def all_each_time(x: Tensor, y: Tensor) -> None:
         pyro.sample(f"y_{i}", dist.Normal(slope * x, 1.0).to_event(1), obs=y)
 
 
-def two_for_two_parts(x: Tensor, y: Tensor, seen: Tensor) -> None:
+def two_for_two_parts(x: Tensor, y: Tensor, seen: Any) -> None:
     """The same values at two sites, each of them for the rows that the other leaves out."""
     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
     with pyro.plate("rows", len(y)):
@@ -535,11 +535,6 @@ def scale_of_a_pareto(y: Tensor) -> None:
     scale = pyro.sample("scale", dist.HalfNormal(10.0))
     with pyro.plate("rows", len(y)):
         pyro.sample("y", dist.Pareto(scale, torch.tensor(2.0)), obs=y)
-
-
-def one_number(y: float) -> None:
-    level = pyro.sample("level", dist.Normal(0.0, 1.0))
-    pyro.sample("y", dist.Normal(level, 1.0), obs=y)
 
 
 def slopes_guide(x: Tensor, y: Tensor) -> None:
@@ -575,23 +570,31 @@ BREAKS = [
     Break("an event, x", "as an event", {"x": COLUMN}, ("site 'y'", X_COLUMN)),
     Break("an event, y", "as an event", {"y": Y[:, None]}, ("site 'y'", Y_COLUMN)),
     Break(
-        "an event of both dims", line_with(likelihood=lambda m, s: dist.Normal(m, s).to_event(2)),
-        {"x": COLUMN, "y": Y}, ("site 'y'", "count", X_COLUMN),
+        "an event of both dims",
+        line_with(likelihood=lambda m, s: dist.Normal(m, s).to_event(2)),
+        {"x": COLUMN, "y": Y},
+        ("site 'y'", "count", X_COLUMN),
     ),
     Break("one value", "line", {"y": Y[0]}, ("len|0-d",)),
     Break(
-        "one value in a plate", line_with(value=lambda y: y[0]), LINE,
+        "one value in a plate",
+        line_with(value=lambda y: y[0]),
+        LINE,
         ("site 'y'", "40 times", r"obs=y.expand"),
     ),
     Break(
-        "the mean of the values", line_with(value=lambda y: y.mean(0, keepdim=True)), LINE,
+        "the mean of the values",
+        line_with(value=lambda y: y.mean(0, keepdim=True)),
+        LINE,
         ("site 'y'", "40 times"),
     ),
     Break("half of the values", "line", {"y": Y[:20]}, ("site y", "20", "same batch shape")),
     Break("half of x", "line", {"x": X[:20]}, ("site y", "40", "same batch shape")),
     Break("x with one row", "line", {"x": X[:1]}),
     Break("logistic, x", "logistic", {"x": COLUMN}, ("site 'y'", X_COLUMN)),
-    Break("poisson, exposure", "poisson", {"exposure": EXPOSURE[:, None]}, ("site 'y'", "exposure")),
+    Break(
+        "poisson, exposure", "poisson", {"exposure": EXPOSURE[:, None]}, ("site 'y'", "exposure")
+    ),
     Break("beta, x", "beta", {"x": COLUMN}, ("site 'y'", X_COLUMN)),
     Break("student, x", "student", {"x": COLUMN}, ("site 'y'", X_COLUMN)),
     Break("binomial, trials", "binomial", {"trials": TRIALS[:, None]}, ("site 'y'", "trials")),
@@ -608,34 +611,60 @@ BREAKS = [
     Break("a sum within the plate", sum_within, MODELS["survival"][1], ("site 'times'", "out of")),
     # plates
     Break("a plate's dim", line_with(dim=-2), LINE, ("site 'y'", "dim -2", "write dim=-1")),
-    Break("slopes in no plate", slopes_without_event, MODELS["categorical"][1],
-          ("site 'slopes'", r"to_event\(1\)")),
-    Break("groups in another dim", effects_of_rows_in_groups, MODELS["centred"][1],
-          ("site 'y'", "shape")),
+    Break(
+        "slopes in no plate",
+        slopes_without_event,
+        MODELS["categorical"][1],
+        ("site 'slopes'", r"to_event\(1\)"),
+    ),
+    Break(
+        "groups in another dim",
+        effects_of_rows_in_groups,
+        MODELS["centred"][1],
+        ("site 'y'", "shape"),
+    ),
     Break("a plate left open", effects_beside_rows, MODELS["centred"][1], ("site 'y'", "4 times")),
     # masks
-    Break("a mask in a column", "masked", {"seen": SEEN[:, None]}, ("site 'y'", "mask", "40 times")),
+    Break(
+        "a mask in a column", "masked", {"seen": SEEN[:, None]}, ("site 'y'", "mask", "40 times")
+    ),
     Break("a short mask", "masked", {"seen": SEEN[:20]}, ("mask|size",)),
     Break("a mask of numbers", "masked", {"seen": SEEN.double()}, ("mask|Bool|bool",)),
     Break("a fn's mask in a column", "masked counts", {"seen": SEEN[:, None]}, ("site 'y'",)),
-    Break("a mask of rows for an event", line_with(
-        likelihood=lambda m, s: dist.Normal(m, s).to_event(1).mask(SEEN)), LINE, ("site 'y'",)),
-    Break("the mask the wrong way", "masked counts", {"seen": ~SEEN, "y": MODELS["masked counts"][1]["y"]},
-          ("site 'y'", "row 1 has -9", "counts")),
+    Break(
+        "a mask of rows for an event",
+        line_with(likelihood=lambda m, s: dist.Normal(m, s).to_event(1).mask(SEEN)),
+        LINE,
+        ("site 'y'",),
+    ),
+    Break(
+        "the mask the wrong way",
+        "masked counts",
+        {"seen": ~SEEN, "y": MODELS["masked counts"][1]["y"]},
+        ("site 'y'", "row 1 has -9", "counts"),
+    ),
     Break("all rows masked", "masked", {"seen": torch.zeros(N, dtype=torch.bool)}),
     # supports and coding
     Break("answers 1 and 2", "logistic", {"y": ANSWER + 1}, ("site 'y'", "has 2", "y - 1")),
     Break("one answer of 2", "logistic", {"y": GAP}, ("site 'y'", "row 17 has 2", "0 and 1")),
     Break("answers -1 and 1", "logistic", {"y": 2 * ANSWER - 1}, ("site 'y'", "-1", "0 and 1")),
     Break("shares as answers", "logistic", {"y": SHARE}, ("site 'y'", "0 and 1")),
-    Break("counts of halves", "poisson", {"y": COUNT + 0.5}, ("site 'y'", "whole numbers", "Gamma")),
+    Break(
+        "counts of halves", "poisson", {"y": COUNT + 0.5}, ("site 'y'", "whole numbers", "Gamma")
+    ),
     Break("counts below 0", "poisson", {"y": COUNT - 3}, ("site 'y'", "has -", "from 0 on")),
-    Break("counts, negative binomial", "negative binomial", {"y": COUNT / 3}, ("site 'y'", "whole")),
+    Break(
+        "counts, negative binomial", "negative binomial", {"y": COUNT / 3}, ("site 'y'", "whole")
+    ),
     Break("counts, zero inflated", "zero inflated", {"y": COUNT + 0.1}, ("site 'y'", "whole")),
     Break("gamma of real numbers", "gamma", {"y": Y}, ("site 'y'", "row", "positive")),
     Break("gamma with a zero", "gamma", {"y": Y.exp() * SEEN}, ("site 'y'", "row 1", "leave")),
-    Break("log normal with a zero", "log normal", {"y": Y.exp() * SEEN}, ("site 'y'", "row 1 has 0")),
-    Break("shares of 0", "beta", {"y": SHARE * SEEN}, ("site 'y'", "row 1", "limit of the support")),
+    Break(
+        "log normal with a zero", "log normal", {"y": Y.exp() * SEEN}, ("site 'y'", "row 1 has 0")
+    ),
+    Break(
+        "shares of 0", "beta", {"y": SHARE * SEEN}, ("site 'y'", "row 1", "limit of the support")
+    ),
     Break("shares of 1", "beta", {"y": torch.where(SEEN, SHARE, 1.0)}, ("site 'y'", "row 1")),
     Break("percentages", "beta", {"y": 100 * SHARE}, ("site 'y'", "not percentages")),
     Break("beyond a stretched beta", "stretched beta", {"y": 12 * SHARE}, ("site 'y'", "row")),
@@ -645,33 +674,88 @@ BREAKS = [
     Break("a missing label of -1", "categorical", {"y": LABEL - 1}, ("site 'y'", "has -1")),
     Break("grades from 1", "ordinal", {"y": LABEL + 1}, ("site 'y'", "has 3", "y - 1")),
     Break("labels for one-hot rows", "one hot", {"y": LABEL}, ("site 'y'",)),
-    Break("labels as numbers of one", "one hot", {"y": torch.eye(3)[LABEL] * 2.0}, ("site 'y'", "one_hot")),
+    Break(
+        "labels as numbers of one",
+        "one hot",
+        {"y": torch.eye(3)[LABEL] * 2.0},
+        ("site 'y'", "one_hot"),
+    ),
     Break("hits beyond trials", "binomial", {"y": TRIALS + 1}, ("site 'y'", "each row's limit")),
     Break("totals", "multinomial", {"y": SPLITS + 1}, ("site 'y'", "total_count")),
-    Break("totals, dirichlet", "dirichlet-multinomial", {"y": SPLITS + 1}, ("site 'y'", "total_count|inf")),
+    Break(
+        "totals, dirichlet",
+        "dirichlet-multinomial",
+        {"y": SPLITS + 1},
+        ("site 'y'", "total_count|inf"),
+    ),
     Break("shares for counts", "multinomial", {"y": SPLITS / 10}, ("site 'y'", "Give counts")),
     Break("below a bound", "bounded", {"y": -SHARE}, ("site 'y'", "row 1 has -")),
     Break("not a number", "line", {"y": torch.where(SEEN, Y, torch.nan)}, ("NaN", "drop")),
-    Break("times of 0 within a factor", times_within_a_factor,
-          {**MODELS["survival"][1], "time": SEEN.double()}, ("Weibull", "GreaterThan")),
-    Break("a limit that no draw keeps", scale_of_a_pareto, {"y": Y.exp() + 3},
-          ("not trusted", "site 'y'", "Pareto", "posterior draws"), "auto", fitted=True),
+    Break(
+        "times of 0 within a factor",
+        times_within_a_factor,
+        {**MODELS["survival"][1], "time": SEEN.double()},
+        ("site 'times'", "nan in row 1"),
+    ),
+    Break(
+        "a limit that no draw keeps",
+        scale_of_a_pareto,
+        {"y": Y.exp() + 3},
+        ("not trusted", "site 'y'", "Pareto", "posterior draws"),
+        "auto",
+        fitted=True,
+    ),
     # arguments
-    Break("a scale below 0", line_with(scale=lambda: -1.0), LINE, ("site 'y'", "scale", "positive")),
-    Break("a scale of 0", line_with(scale=lambda: 0.0), LINE, ("site 'y'", "scale is 0|scale of", "exp")),
-    Break("a scale of both signs", line_with(scale=latent(dist.Normal(0.0, 1.0))), LINE,
-          ("site 'y'", "scale", "positive prior")),
-    Break("a scale of NaN", line_with(scale=lambda: torch.tensor(-1.0).sqrt()), LINE, ("site 'y'", "nan")),
+    Break(
+        "a scale below 0", line_with(scale=lambda: -1.0), LINE, ("site 'y'", "scale", "positive")
+    ),
+    Break(
+        "a scale of 0",
+        line_with(scale=lambda: 0.0),
+        LINE,
+        ("site 'y'", "scale is 0|scale of", "exp"),
+    ),
+    Break(
+        "a scale of both signs",
+        line_with(scale=latent(dist.Normal(0.0, 1.0))),
+        LINE,
+        ("site 'y'", "scale", "positive prior"),
+    ),
+    Break(
+        "a scale of NaN",
+        line_with(scale=lambda: torch.tensor(-1.0).sqrt()),
+        LINE,
+        ("site 'y'", "nan"),
+    ),
     Break("a prior's scale", prior_below_zero, LINE, ("site 'noise'", "scale", "positive")),
-    Break("a probability beyond 1", probability_of_a_normal, MODELS["logistic"][1],
-          ("site 'y'", "probs", "sigmoid")),
-    Break("no logistic link", probability_without_a_link, MODELS["logistic"][1],
-          ("site 'y'", "probs", "logits")),
+    Break(
+        "a probability beyond 1",
+        probability_of_a_normal,
+        MODELS["logistic"][1],
+        ("site 'y'", "probs", "sigmoid"),
+    ),
+    Break(
+        "no logistic link",
+        probability_without_a_link,
+        MODELS["logistic"][1],
+        ("site 'y'", "probs", "logits"),
+    ),
     Break("no log link", rate_without_a_link, MODELS["poisson"][1], ("site 'y'", "rate", "exp")),
-    Break("limits turned", reversed_uniform, MODELS["bounded"][1], ("site 'y'", "high of its Uniform")),
-    Break("a matrix that is not symmetric", not_symmetric, LINE, ("symmetric|definite", "site 'y'|run")),
-    Break("a covariance for its factor", covariance_as_factor, {"y": PAIRS},
-          ("site 'y'", "scale_tril", "cholesky")),
+    Break(
+        "limits turned", reversed_uniform, MODELS["bounded"][1], ("site 'y'", "of its Uniform")
+    ),
+    Break(
+        "a matrix that is not symmetric",
+        not_symmetric,
+        LINE,
+        ("symmetric|definite", "site 'y'|run"),
+    ),
+    Break(
+        "a covariance for its factor",
+        covariance_as_factor,
+        {"y": PAIRS},
+        ("site 'y'", "scale_tril", "cholesky"),
+    ),
     Break("trials below 0", "binomial", {"trials": TRIALS - 12}, ("site 'y'", "total_count")),
     # minibatches
     Break("scaled twice", scaled_twice, LINE, ("site 'slope'", "subsample_size=batch_size")),
@@ -689,15 +773,22 @@ BREAKS = [
     Break("counts of int64", "poisson", {"y": COUNT.long()}),
     Break("numbers of int64", "line", {"x": (3 * X).long(), "y": (3 * Y).long()}),
     Break("numbers of float32", "line", {"x": X.float(), "y": Y.float()}),
-    Break("x of int64 in a layer", "decoder", {"x": (3 * X).long()}, ("dtype", r"y.double\(\)|'x'")),
+    Break(
+        "x of int64 in a layer", "decoder", {"x": (3 * X).long()}, ("dtype", r"y.double\(\)|'x'")
+    ),
     Break("words", "line", {"x": np.array(["a"] * N)}, ("'x'", "numeric")),
-    Break("a number that is no tensor", one_number, {"y": 0.5}),
     # twice
     Break("all values at each row", all_each_time, MODELS["one by one"][1], ("'y_0'", "6 times")),
     Break("two sites for two parts", two_for_two_parts, MODELS["masked"][1]),
     # gradients
-    Break("a detached slope", line_with(mean=lambda slope, x: slope.detach() * x), LINE,
-          ("gradient", "detach"), "auto", fitted=True),
+    Break(
+        "a detached slope",
+        line_with(mean=lambda slope, x: slope.detach() * x),
+        LINE,
+        ("gradient", "detach"),
+        "auto",
+        fitted=True,
+    ),
     Break("an offset left out", offset_left_out, MODELS["poisson"][1]),
 ]
 
@@ -711,7 +802,8 @@ def bound(model: Callable[..., Any], data: Data) -> Problem:
 
 def by_pyro(problem: Problem, point: Tensor) -> float:
     """Pyro's log density at an unconstrained point, with validation on."""
-    values, jacobian, parts = {}, torch.zeros(()), problem.space.split(point)
+    values: dict[str, Tensor] = {}
+    jacobian, parts = torch.zeros(()), problem.space.split(point)
     for site in problem.space.sites:
         prior: Any = poutine.trace(poutine.condition(problem.function, data=values)).get_trace(
             **problem.arguments
@@ -788,3 +880,53 @@ def test_a_break_is_said_or_has_pyros_own_log_density(broken: Break) -> None:
             assert re.search(part, said), said or "nothing was said"
     else:
         assert_pyros_own(model, data)
+
+
+class Scaled(PyroModule):
+    """A model with a parameter of its own."""
+
+    def __init__(self, fitted: bool) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(tensor(2.0), requires_grad=fitted)
+
+    def forward(self, y: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(level, self.scale), obs=y)
+
+
+def layered(registered: bool, frozen: bool) -> Callable[..., None]:
+    layer = torch.nn.Linear(1, 1).double()
+    layer.weight.requires_grad_(not frozen)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        if registered:
+            pyro.module("layer", layer)
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(level + layer(x[:, None])[:, 0], 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:weight was not registered")
+@pytest.mark.parametrize(
+    ("model", "data", "names"),
+    [
+        (Scaled(True), {"y": Y}, {"scale"}),
+        (layered(True, False), LINE, {"layer$$$weight", "layer$$$bias"}),
+        (layered(True, True), LINE, {"layer$$$bias"}),
+        pytest.param(Scaled(False), {"y": Y}, set(), marks=pytest.mark.slow),
+    ],
+    ids=["free", "registered", "registered and frozen", "frozen"],
+)
+def test_a_parameter_is_fitted_where_it_requires_a_gradient(
+    model: Any, data: Data, names: set[str]
+) -> None:
+    assert set(bound(model, data).space.parameters.initial) == names
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_not_registered_is_refused() -> None:
+    with pytest.raises(ElbowroomError, match=r"pyro\.module"):
+        bound(layered(False, False), LINE)

@@ -12,8 +12,8 @@ some of them only: that is an error where it is so at each of many, and a warnin
 
 import math
 import warnings
-from copy import copy
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from elbowroom.guides.space import base_of, plates_of, sample_sites, takes_batch
 WIDTHS = (0.5, 0.5, 2.0, None, None)
 """Of the random unconstrained values that a model is run at; None for draws from its priors."""
 LARGE = 200_000
-"""Numbers in a model's arguments from which it is run at the first and the last of these alone."""
+"""Numbers in a model's arguments from which it is run at the first of these alone."""
 MOST_RUNS = 60
 """Runs at ever wider values before what is invalid in each of them is an error."""
 DRAWS = 8
@@ -68,9 +68,13 @@ class _Run:
     faults: tuple[Fault, ...] = ()
     failure: ElbowroomError | None = None
 
+    def has(self, place: tuple[str, str]) -> bool:
+        """Whether something is wrong with it."""
+        return any(fault.place == place for fault in self.faults)
+
 
 def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """Makes the checks of Pyro's and torch's validation; to be called in an isolated session.
+    r"""Makes the checks of Pyro's and torch's validation; to be called in an isolated session.
 
     Args:
         model: The Pyro model.
@@ -90,44 +94,46 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         ...         pyro.sample("y", dist.Bernoulli(share), obs=y)
         >>> validate(model, {"y": torch.tensor([0.0, 1.0])})
         ()
-        >>> validate(model, {"y": torch.tensor([1.0, 2.0])})
-        Traceback (most recent call last):
-        elbowroom.errors.DataError: site 'y': 1 of 2 values is not in the support of its Bernoulli, \
-0 or 1: row 2 has 2. Its values begin at 1: code them from 0, obs=y - 1.
+        >>> try:
+        ...     validate(model, {"y": torch.tensor([1.0, 2.0])})
+        ... except DataError as error:
+        ...     print(str(error).replace(": ", ":\n"))
+        site 'y':
+        1 of 2 values is not in the support of its Bernoulli, 0 or 1:
+        row 2 has 2 (from 1). Its values begin at 1:
+        code them from 0, obs=y - 1.
     """
     numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
-    widths = (WIDTHS[0], WIDTHS[-1]) if numbers > LARGE else WIDTHS
+    widths = WIDTHS[:1] if numbers > LARGE else WIDTHS
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of runs that are made for their errors alone
         runs = [_run(model, arguments, width, seed) for seed, width in enumerate(widths)]
+        for run in runs[:1]:
+            if run.failure is not None and all(other.failure for other in runs):
+                raise run.failure
         if takes_batches(model):
             _minibatch(model, arguments)
         valid = [run for run in runs if run.failure is None]
-        if not valid:
-            raise next(run.failure for run in runs if run.failure is not None)
-        found = {fault.place: fault for run in reversed(valid) for fault in run.faults}
         always = [
-            place for place, fault in found.items()
-            if fault.kind is not None and all(_has(run, place) for run in valid)
+            fault for fault in valid[0].faults
+            if fault.kind is not None and all(run.has(fault.place) for run in valid)
         ]  # fmt: skip
         for extra in range(len(widths), MOST_RUNS if always else 0):
             # Wider and wider, from its priors in between.
             run = _run(model, arguments, None if extra % 3 == 0 else 0.1 * extra, extra)
             if run.failure is None:
-                always = [place for place in always if _has(run, place)]
+                always = [fault for fault in always if run.has(fault.place)]
             if not always:
                 break
-    for place in always[-1:]:
-        raise (found[place].kind or ModelError)(found[place].text)
+    for fault in always:
+        if fault.kind is not None:
+            raise fault.kind(fault.text)
+    found = {fault.place: fault for run in reversed(valid) for fault in run.faults if fault.warns}
     somewhere = (
         " It is so in some of the runs at random values of the latents, where the density is not "
         "defined."
     )
-    return tuple(
-        fault.text + (somewhere if fault.kind else "")
-        for place, fault in found.items()
-        if any(each.warns for run in valid for each in run.faults if each.place == place)
-    )
+    return tuple(fault.text + (somewhere if fault.kind else "") for fault in found.values())
 
 
 def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
@@ -138,10 +144,6 @@ def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         _shapes(_trace(model, arguments, WIDTHS[0]), arguments)
-
-
-def _has(run: _Run, place: tuple[str, str]) -> bool:
-    return any(fault.place == place for fault in run.faults)
 
 
 def invalid_draws(
@@ -156,7 +158,7 @@ def invalid_draws(
     """
     count = len(next(iter(sites.values()), []))
     numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
-    chosen = torch.linspace(0, count - 1, min(count, 2 if numbers > LARGE else DRAWS)).long()
+    chosen = torch.linspace(0, count - 1, min(count, 1 if numbers > LARGE else DRAWS)).long()
     faults = []
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -188,21 +190,19 @@ def _run(
     try:
         with pyro.validation_enabled(True):
             trace = _trace(model, arguments, width)
-    except (ElbowroomError, NotImplementedError) as refused:
+    except ElbowroomError as refused:
         # Whether without validation, and which site it was then.
         torch.manual_seed(seed)
         try:
             with pyro.validation_enabled(False):
                 trace = _trace(model, arguments, width)
                 _shapes(trace, arguments)
-                faults = tuple(_arguments(trace))
-        except (ElbowroomError, NotImplementedError) as failure:
+                wrong = tuple(_arguments(trace))
+        except ElbowroomError as failure:
             return _Run(failure=_plainer(failure, arguments))
-        if isinstance(refused, NotImplementedError):
-            return _Run(failure=ModelError(str(refused)))
         text = str(refused).split(", but found invalid values")[0]
         edit = "mend what it names, or give that distribution validate_args=False if it is right."
-        return _Run(faults or (Fault(("", "run"), f"{text}: {edit}"),))
+        return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
     _shapes(trace, arguments)
     with pyro.validation_enabled(True):
         observed = [
@@ -210,7 +210,7 @@ def _run(
             if node["is_observed"] and not node["infer"].get("_deterministic")
             and name not in (latents or ()) and not isinstance(node["fn"], dist.Unit)
         ]  # fmt: skip
-        faults = []
+        faults: list[Fault] = []
         for name, node in observed:
             try:
                 with users_code(f"site '{name}': its log density cannot be evaluated", ModelError):
@@ -227,7 +227,7 @@ def _trace(model: ModelFunction, arguments: Mapping[str, Any], width: float | No
         return poutine.trace(model).get_trace(**arguments)
 
 
-def _plainer(failure: Exception, arguments: Mapping[str, Any]) -> ElbowroomError:
+def _plainer(failure: ElbowroomError, arguments: Mapping[str, Any]) -> ElbowroomError:
     """What a user's model raised, with the edit where the cause is a kind of number."""
     text = str(failure)
     whole = [
@@ -243,22 +243,20 @@ def _plainer(failure: Exception, arguments: Mapping[str, Any]) -> ElbowroomError
 
 
 def _minibatch(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
-    """The shapes of a minibatch, where a plate becomes smaller by it."""
-    whole = _trace(model, arguments, WIDTHS[0])
-    largest = max(
-        (plate.size for _, node in sample_sites(whole) for plate in plates_of(node)), default=0
-    )
-    if largest > 2:
-        small = {**arguments, "batch_size": 2}
-        try:
-            with pyro.validation_enabled(False):
-                _shapes(_trace(model, small, WIDTHS[0]), arguments)
-        except ElbowroomError as error:
-            raise ModelError(
-                f"in a minibatch of 2 rows: {str(error).split(' Give the value')[0]} Take the rows "
-                "of the plate, as rows, in `with pyro.plate(..., subsample_size=batch_size) as "
-                "rows`: y[rows], or pyro.subsample(y, event_dim=0)."
-            ) from error
+    """The shapes of a minibatch.
+
+    Raises:
+        ModelError: If one is wrong.
+    """
+    try:
+        with pyro.validation_enabled(False):
+            _shapes(_trace(model, {**arguments, "batch_size": 1}, WIDTHS[0]), arguments)
+    except ElbowroomError as error:
+        raise ModelError(
+            f"in a minibatch of one row: {str(error).split(' Give the value')[0]} Take the rows "
+            "of the plate: y[rows] in `with pyro.plate(..., subsample_size=batch_size) as rows`, "
+            "or pyro.subsample(y, event_dim=0)."
+        ) from error
 
 
 # Shapes
@@ -426,18 +424,19 @@ def _argument(
     """An argument that breaks its constraint."""
     wanted, edit = _described(constraint)
     numbers = value[bad].detach()
-    if not _is_zero(getattr(constraint, "lower_bound", 0)):
+    if not _is_zero(getattr(constraint, "lower_bound", getattr(constraint, "upper_bound", 0))):
         edit = "see that it is, at all values of the latents."
     # Where exp or a sigmoid is rounded to its limit, or a matrix cannot be factorised, the draw
     # was far; the model is right.
-    far = (numbers.isinf() | (numbers == 0) | (numbers == 1)).all()
+    far = bool((numbers.isinf() | (numbers == 0) | (numbers == 1)).all())
     if constraint.event_dim == 2:
-        far = torch.allclose(numbers, numbers.mT) or (numbers.triu(1) == 0).all()
+        far = torch.allclose(numbers, numbers.mT) or bool((numbers.triu(1) == 0).all())
     return Fault(
         (name, parameter),
         f"site '{name}': the {parameter} of its {type(part).__name__} is {_shown(numbers)}"
-        f"{_rows(bad) if bad.dim() else ''}, and must be {wanted}; {ARGUMENT_EDITS.get(edit, edit)}",
-        warns=not bool(far),
+        f"{_rows(bad) if bad.dim() else ''}, and must be {wanted}; "
+        f"{ARGUMENT_EDITS.get(edit, edit)}",
+        warns=not far,
     )
 
 
@@ -546,7 +545,9 @@ def _fractions(fn: Any, value: Tensor) -> Tensor:
         whole = fn.support.is_discrete and base_of(fn)._validate_args
     except NotImplementedError:
         whole = False
-    return value != value.round() if whole and value.is_floating_point() else value.new_zeros(()) > 0
+    return (
+        value != value.round() if whole and value.is_floating_point() else value.new_zeros(()) > 0
+    )
 
 
 def _draw(fn: Any, like: Tensor) -> Tensor:
@@ -718,6 +719,7 @@ _SUPPORTS: dict[str, tuple[str, str]] = {
     ),
 }
 _SUPPORTS["GreaterThanEq"] = ("{lower_bound} or above", _SUPPORTS["GreaterThan"][1])
+_SUPPORTS["LessThan"] = ("below {upper_bound}", "give values below it, or another distribution.")
 _SUPPORTS["HalfOpenInterval"] = _SUPPORTS["Interval"]
 
 ARGUMENT_EDITS = {
