@@ -35,7 +35,7 @@ from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Exclude
 
 FAR = 3.0
-"""Standard deviations between nought and the mean of counts that a Normal fits well enough."""
+"""Standard deviations between zero and the mean of counts that a Normal fits well enough."""
 MOST_COUNTS = 100
 """Different values; those of more are measured numbers that were rounded."""
 PRIOR_SCALE = 2.5
@@ -250,7 +250,7 @@ def _plain_columns(
 
 
 def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
-    """What a response is, if its noise cannot be Normal: two values, or counts near nought.
+    """What a response is, if its noise cannot be Normal: two values, or counts near zero.
 
     Example:
         >>> no_normal_number(torch.tensor([0.5, 1.5, 2.5]), "dose")

@@ -282,7 +282,7 @@ def before_run(subject: Subject) -> list[str]:
     """Runs every check; to be called in a session of the problem.
 
     Returns:
-        Warnings, each with the edit that mends it; without those that the verdict has.
+        Warnings, each with the edit that fixes it; without those that the verdict has.
 
     Raises:
         GuideError, ModelError, OptionError: At the first error, which names the site.

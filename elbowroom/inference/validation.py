@@ -164,8 +164,8 @@ def invalid_draws(
         warnings.simplefilter("ignore")
         for seed, index in enumerate(chosen.tolist()):
             values = {name: draws[index] for name, draws in sites.items()}
-            held = poutine.condition(model, data=values)
-            found = _run(held, arguments, None, seed, latents=set(values)).faults
+            conditioned = poutine.condition(model, data=values)
+            found = _run(conditioned, arguments, None, seed, latents=set(values)).faults
             faults += [fault for fault in found if fault.warns and fault.kind][:1]
     if not faults:
         return None
@@ -201,7 +201,7 @@ def _run(
         except ElbowroomError as failure:
             return _Run(failure=_plainer(failure, arguments))
         text = str(refused).split(", but found invalid values")[0]
-        edit = "mend what it names, or give that distribution validate_args=False if it is right."
+        edit = "fix what it names, or give that distribution validate_args=False if it is right."
         return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
     _shapes(trace, arguments)
     with pyro.validation_enabled(True):
@@ -574,12 +574,12 @@ def _counted(node: Any) -> Tensor:
     for mask, events in masks:
         if mask is not None:
             whole = torch.as_tensor(mask, device=counted.device)
-            counted = counted & whole.reshape(*whole.shape, *[1] * events)
+            counted = counted & whole.reshape((*whole.shape, *[1] * events))
     return counted
 
 
 def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
-    """Values that Pyro refuses: which, and how to mend them."""
+    """Values that Pyro refuses: which, and how to fix them."""
     family = type(base_of(fn)).__name__.removesuffix("Distribution")
     events = fn.event_dim
     support: Any = constraints.real
@@ -638,7 +638,7 @@ def _nonsense(fn: Any, value: Tensor, bad: Tensor) -> bool:
 
 
 def _from_one(support: Any, value: Tensor) -> bool:
-    """Whether labels are numbered from one instead of nought."""
+    """Whether labels are numbered from one instead of zero."""
     try:
         whole = support.is_discrete and bool((value >= 1).all())
         return whole and bool(support.check(value.double() - 1).all())
@@ -676,7 +676,7 @@ def _first_refused(fn: Any, value: Tensor) -> Tensor:
 _SUPPORTS: dict[str, tuple[str, str]] = {
     "Boolean": ("0 or 1", "code the two answers as 0 and 1."),
     "OneHot": (
-        "one 1 among noughts",
+        "one 1 among zeros",
         "give labels as torch.nn.functional.one_hot(y), or observe them under a Categorical.",
     ),
     "Multinomial": (
@@ -754,7 +754,7 @@ def _shown(numbers: Tensor) -> str:
 
 
 def _rows(bad: Tensor, numbers: Tensor | None = None) -> str:
-    """The first rows of some, counted from one; those of more dims by their index from nought."""
+    """The first rows of some, counted from one; those of more dims by their index from zero."""
     places = bad.nonzero()
     said = []
     for place, number in zip(

@@ -246,7 +246,7 @@ def test_a_share_of_trials_is_refused() -> None:
 
 
 def test_a_subtracted_offset_has_a_coefficient_of_one() -> None:
-    """By least squares with the offset's coefficient held at one."""
+    """By least squares with the offset's coefficient fixed at one."""
     data = table(200)
     fit = er.fit("bayesian_regression", data, formula="I(effect - age) ~ dose", seed=1)
     design = np.column_stack([np.ones(200), data["dose"]])
