@@ -235,7 +235,8 @@ def autoregression(y: Tensor) -> None:
 
 def one_by_one(x: Tensor, y: Tensor) -> None:
     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-    for i in pyro.plate("rows", len(y)):
+    rows: Any = pyro.plate("rows", len(y))
+    for i in rows:
         pyro.sample(f"y_{i}", dist.Normal(slope * x[i], 1.0), obs=y[i])
 
 
@@ -247,7 +248,8 @@ def gaussian_process(x: Tensor, y: Tensor) -> None:
 
 
 def network() -> Callable[..., None]:
-    layer = PyroModule[torch.nn.Linear](1, 1).double()
+    linear: Any = PyroModule[torch.nn.Linear]
+    layer = linear(1, 1).double()
     layer.weight = PyroSample(dist.Normal(tensor([[0.0]]), 1.0).to_event(2))
     layer.bias = PyroSample(dist.Normal(tensor([0.0]), 1.0).to_event(1))
 
@@ -574,6 +576,12 @@ BREAKS = [
         line_with(likelihood=lambda m, s: dist.Normal(m, s).to_event(2)),
         {"x": COLUMN, "y": Y},
         ("site 'y'", "count", X_COLUMN),
+    ),
+    Break(
+        "an event within the plate",
+        line_with(likelihood=lambda m, s: dist.Normal(m, s).to_event(1)),
+        LINE,
+        ("site 'y'", "40 times"),
     ),
     Break("one value", "line", {"y": Y[0]}, ("len|0-d",)),
     Break(

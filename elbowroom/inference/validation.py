@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
-from elbowroom.guides.space import base_of, plates_of, sample_sites, takes_batches, trace_model
+from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
 
 WIDTHS = (0.5, 0.5, 2.0, None, None)
 """Of the random unconstrained values that a model is run at; None for draws from its priors."""
@@ -40,6 +40,9 @@ LISTED = 3
 """Rows in a message."""
 NUMBERS = 3
 """Different values in a message."""
+
+WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+"""Distributions that change another one's shape or mask alone."""
 
 ModelFunction = Callable[..., Any]
 
@@ -455,7 +458,7 @@ def _seen_twice(observed: list[tuple[str, Any]]) -> Iterator[Fault]:
         if isinstance(value, Tensor) and value.numel() > 1:
             sites.setdefault((value.data_ptr(), value.shape), []).append((name, node))
     for same in sites.values():
-        if len(same) > 1 and (sum(_counted(node).int() for _, node in same) > 1).any():
+        if torch.stack([_counted(node).int() for _, node in same]).sum(0).max() > 1:
             names = ", ".join(f"'{name}'" for name, _ in same[:LISTED])
             names += ", ..." if len(same) > LISTED else ""
             yield Fault(
@@ -498,7 +501,7 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
     if fractions.any():
         yield Fault(
             (name, "support"),
-            f"site '{name}': the values of a {type(base_of(fn)).__name__} are whole numbers:"
+            f"site '{name}': the values of a {_family(fn)} are whole numbers:"
             f"{_rows(fractions, value[fractions])}. Give counts, not shares of them.",
             DataError,
         )
@@ -507,7 +510,7 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
         event = value[bad]
         yield Fault(
             (name, "density"),
-            f"site '{name}': the log density of its {type(base_of(fn)).__name__} is "
+            f"site '{name}': the log density of its {_family(fn)} is "
             f"{_shown(log_prob[bad])} for {_shown(event)}{_rows(bad)}; leave these rows out, move "
             "their values away from the limit of the support, or give the site a distribution with "
             "a density there.",
@@ -529,6 +532,13 @@ def _hidden_can_be_scored(name: str, fn: Any, value: Tensor) -> None:
         ) from error
 
 
+def _family(fn: Any) -> str:
+    """The name of a distribution, what it is wrapped into aside."""
+    while isinstance(fn, WRAPPERS):
+        fn = fn.base_dist
+    return type(fn).__name__.removesuffix("Distribution")
+
+
 def _unvalidated(fn: Any) -> Any:
     """A distribution whose own parts do not validate either."""
     lax = copy(fn)
@@ -542,12 +552,10 @@ def _unvalidated(fn: Any) -> Any:
 def _fractions(fn: Any, value: Tensor) -> Tensor:
     """Which values are no whole numbers where all are: torch lets those of a Multinomial pass."""
     try:
-        whole = fn.support.is_discrete and base_of(fn)._validate_args
+        whole = fn.support.is_discrete and all(part._validate_args for part in _parts(fn))
     except NotImplementedError:
         whole = False
-    return (
-        value != value.round() if whole and value.is_floating_point() else value.new_zeros(()) > 0
-    )
+    return value != value.round() if whole and value.is_floating_point() else value.isnan()
 
 
 def _draw(fn: Any, like: Tensor) -> Tensor:
@@ -565,9 +573,7 @@ def _counted(node: Any) -> Tensor:
     shape = torch.broadcast_shapes(value.shape, fn.shape())
     counted = torch.ones(shape, dtype=torch.bool, device=value.device)
     masks = [(node["mask"], fn.event_dim)]
-    while isinstance(
-        fn, (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-    ):
+    while isinstance(fn, WRAPPERS):
         if isinstance(fn, dist.MaskedDistribution):
             masks.append((fn._mask, fn.event_dim))
         fn = fn.base_dist
@@ -580,8 +586,7 @@ def _counted(node: Any) -> Tensor:
 
 def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
     """Values that Pyro refuses: which, and how to fix them."""
-    family = type(base_of(fn)).__name__.removesuffix("Distribution")
-    events = fn.event_dim
+    family, events = _family(fn), fn.event_dim
     support: Any = constraints.real
     bad = torch.zeros((), dtype=torch.bool)
     try:
@@ -598,18 +603,12 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
         bad = _first_refused(fn, value)
         wanted = "and first"
         edit = "bring the values to where it has a density, or give another distribution."
-    total = max(1, bad.numel())
-    if not bad.any() or not bad.dim():
-        shown = _shown(value)
+    total, count, numbers = bad.numel(), int(bad.sum()), value[bad]
+    if not count:  # for another reason
+        cause = refusal.split(", but found invalid values")[0]
         return Fault(
-            (name, "support"),
-            f"site '{name}': its value {shown} is not in the support of its {family}, {wanted}; "
-            f"{edit}",
-            DataError,
-            warns=_nonsense(fn, value, bad),
+            (name, "support"), f"site '{name}': Pyro refuses its values: {cause}", DataError
         )
-    numbers = value[bad]
-    count = int(bad.sum())
     moved = _from_one(support, value)
     if moved:
         edit = f"Its values begin at 1: code them from 0, obs={name} - 1."

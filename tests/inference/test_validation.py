@@ -83,7 +83,8 @@ def test_what_a_mask_hides_may_be_any_number(inner: bool) -> None:
     def model(y: Tensor, seen: Any) -> None:
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         counts = dist.Poisson(rate)
-        with pyro.plate("rows", len(y)), poutine.mask(mask=torch.tensor(True) if inner else seen):
+        outer: Any = torch.tensor(True) if inner else seen
+        with pyro.plate("rows", len(y)), poutine.mask(mask=outer):
             pyro.sample("y", counts.mask(seen) if inner else counts, obs=y)
 
     seen, points = X > -1, torch.randn(4, 1, dtype=torch.float64).numpy()
@@ -122,7 +123,8 @@ def grey(y: Tensor) -> None:
     """Shares under a Bernoulli that is told to take them, as of grey pixels."""
     share = pyro.sample("share", dist.Beta(1.0, 1.0))
     with pyro.plate("rows", len(y)):
-        pyro.sample("y", dist.Bernoulli(share.expand(len(y)), validate_args=False), obs=y)
+        answers = dist.Bernoulli(share.expand(len(y)), validate_args=False)
+        pyro.sample("y", answers.mask(y > 0.2), obs=y)
 
 
 def pairs(y: Tensor) -> None:
