@@ -437,7 +437,7 @@ def _argument(
     return Fault(
         (name, parameter),
         f"site '{name}': the {parameter} of its {type(part).__name__} is {_shown(numbers)}"
-        f"{_rows(bad) if bad.dim() else ''}, and must be {wanted}; "
+        f"{_rows(bad)}, and must be {wanted}; "
         f"{ARGUMENT_EDITS.get(edit, edit)}",
         warns=not far,
     )
@@ -552,10 +552,11 @@ def _unvalidated(fn: Any) -> Any:
 def _fractions(fn: Any, value: Tensor) -> Tensor:
     """Which values are no whole numbers where all are: torch lets those of a Multinomial pass."""
     try:
-        whole = fn.support.is_discrete and all(part._validate_args for part in _parts(fn))
+        whole = value.is_floating_point() and fn.support.is_discrete
+        whole = whole and all(part._validate_args for part in _parts(fn))
     except NotImplementedError:
         whole = False
-    return value != value.round() if whole and value.is_floating_point() else value.isnan()
+    return value != value.round() if whole else torch.zeros_like(value, dtype=torch.bool)
 
 
 def _draw(fn: Any, like: Tensor) -> Tensor:
@@ -605,10 +606,8 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
         edit = "bring the values to where it has a density, or give another distribution."
     total, count, numbers = bad.numel(), int(bad.sum()), value[bad]
     if not count:  # for another reason
-        cause = refusal.split(", but found invalid values")[0]
-        return Fault(
-            (name, "support"), f"site '{name}': Pyro refuses its values: {cause}", DataError
-        )
+        cause = f"Pyro refuses its values: {refusal.split(', but found invalid values')[0]}"
+        return Fault((name, "support"), f"site '{name}': {cause}", DataError)
     moved = _from_one(support, value)
     if moved:
         edit = f"Its values begin at 1: code them from 0, obs={name} - 1."
@@ -754,6 +753,8 @@ def _shown(numbers: Tensor) -> str:
 
 def _rows(bad: Tensor, numbers: Tensor | None = None) -> str:
     """The first rows of some, counted from one; those of more dims by their index from zero."""
+    if not bad.dim():
+        return "" if numbers is None else f" {_shown(numbers)}"
     places = bad.nonzero()
     said = []
     for place, number in zip(
