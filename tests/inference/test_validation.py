@@ -198,7 +198,7 @@ def test_a_support_that_some_latents_leave_is_no_error_and_an_empty_one_is() -> 
             pyro.sample("y", dist.Uniform(0.0, 50 * limit), obs=y)
 
     with isolated(0):
-        assert validate(model, {"y": 90 + X}) == ()
+        assert validate(model, {"y": 90 + X}) == validate(model, {"y": 1000 + X}) == ()
         with pytest.raises(DataError, match="row 1 has -"):
             validate(model, {"y": X})
 
