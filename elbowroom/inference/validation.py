@@ -27,6 +27,7 @@ from torch.distributions import Distribution, constraints
 
 from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
 from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
+from elbowroom.inference.wording import ARGUMENT_EDITS, LISTED, described, rows_of, shown
 
 WIDTHS = (0.5, 0.5, 2.0, None, None)
 """Of the random unconstrained values that a model is run at; None for draws from its priors."""
@@ -36,10 +37,6 @@ MOST_RUNS = 60
 """Runs at ever wider values before what is invalid in each of them is an error."""
 DRAWS = 8
 """Posterior draws at which a fitted model is run again."""
-LISTED = 3
-"""Rows in a message."""
-NUMBERS = 3
-"""Different values in a message."""
 
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 """Distributions that change another one's shape or mask alone."""
@@ -425,7 +422,7 @@ def _argument(
     name: str, part: Distribution, parameter: str, constraint: Any, value: Tensor, bad: Tensor
 ) -> Fault:
     """An argument that breaks its constraint."""
-    wanted, edit = _described(constraint)
+    wanted, edit = described(constraint)
     numbers = value[bad].detach()
     if not _is_zero(getattr(constraint, "lower_bound", getattr(constraint, "upper_bound", 0))):
         edit = "see that it is, at all values of the latents."
@@ -436,8 +433,8 @@ def _argument(
         far = torch.allclose(numbers, numbers.mT) or bool((numbers.triu(1) == 0).all())
     return Fault(
         (name, parameter),
-        f"site '{name}': the {parameter} of its {type(part).__name__} is {_shown(numbers)}"
-        f"{_rows(bad)}, and must be {wanted}; "
+        f"site '{name}': the {parameter} of its {type(part).__name__} is {shown(numbers)}"
+        f"{rows_of(bad)}, and must be {wanted}; "
         f"{ARGUMENT_EDITS.get(edit, edit)}",
         warns=not far,
     )
@@ -502,7 +499,7 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
         yield Fault(
             (name, "support"),
             f"site '{name}': the values of a {_family(fn)} are whole numbers:"
-            f"{_rows(fractions, value[fractions])}. Give counts, not shares of them.",
+            f"{rows_of(fractions, value[fractions])}. Give counts, not shares of them.",
             DataError,
         )
     bad = rows & ~log_prob.isfinite()
@@ -511,7 +508,7 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
         yield Fault(
             (name, "density"),
             f"site '{name}': the log density of its {_family(fn)} is "
-            f"{_shown(log_prob[bad])} for {_shown(event)}{_rows(bad)}; leave these rows out, move "
+            f"{shown(log_prob[bad])} for {shown(event)}{rows_of(bad)}; leave these rows out, move "
             "their values away from the limit of the support, or give the site a distribution with "
             "a density there.",
             DataError,
@@ -598,7 +595,7 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
             bad = ~support.check(value)
     except (NotImplementedError, RuntimeError):
         pass
-    wanted, edit = _described(support)
+    wanted, edit = described(support)
     first = not bad.any()
     if first:  # within a part of it, such as what a transform is made of
         bad = _first_refused(fn, value)
@@ -618,7 +615,7 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
         (name, "support"),
         f"site '{name}': {count:,} of {total:,} {'events' if event else 'values'} "
         f"{'is' if count == 1 else 'are'} not in the support of its {family}, {wanted}:"
-        f"{_rows(bad, numbers)}. {edit}",
+        f"{rows_of(bad, numbers)}. {edit}",
         DataError,
         warns=_nonsense(fn, value, bad),
     )
@@ -667,102 +664,3 @@ def _first_refused(fn: Any, value: Tensor) -> Tensor:
         low, high = (low, middle) if refused(middle) else (middle, high)
     bad.view(-1)[high - 1] = True
     return bad
-
-
-# Words
-
-_SUPPORTS: dict[str, tuple[str, str]] = {
-    "Boolean": ("0 or 1", "code the two answers as 0 and 1."),
-    "OneHot": (
-        "one 1 among zeros",
-        "give labels as torch.nn.functional.one_hot(y), or observe them under a Categorical.",
-    ),
-    "Multinomial": (
-        "counts that sum to its total_count",
-        "give it each row's sum as total_count (one for all rows, if they have the same).",
-    ),
-    "IntegerInterval": (
-        "whole numbers from {lower_bound} to {upper_bound}",
-        "number labels from 0 and give the distribution as many as there are; of counts, give the "
-        "largest number that can come.",
-    ),
-    "IntegerGreaterThan": (
-        "whole numbers from {lower_bound} on",
-        "give counts, or observe measured numbers under a distribution of these, such as a Normal "
-        "or a Gamma.",
-    ),
-    "GreaterThan": (
-        "above {lower_bound}",
-        "make it positive by .exp() or softplus; of data, leave such rows out, or give the site a "
-        "distribution whose support has them.",
-    ),
-    "Interval": (
-        "from {lower_bound} to {upper_bound}",
-        "bring the numbers into that interval (shares, not percentages), or give the site a "
-        "distribution whose support has them.",
-    ),
-    "Simplex": (
-        "shares that sum to one",
-        "divide them by their sum; of arguments, take torch.softmax.",
-    ),
-    "Real": ("real numbers", "take NaN out of it."),
-    "IndependentConstraint": ("real numbers", "take NaN out of it."),
-    "PositiveDefinite": (
-        "a positive definite matrix",
-        "add a small number to its diagonal: K + 1e-6 * torch.eye(n).",
-    ),
-    "LowerCholesky": (
-        "a lower triangular matrix with a positive diagonal",
-        "give torch.linalg.cholesky of the covariance, or the covariance as covariance_matrix.",
-    ),
-}
-_SUPPORTS["GreaterThanEq"] = ("{lower_bound} or above", _SUPPORTS["GreaterThan"][1])
-_SUPPORTS["LessThan"] = ("below {upper_bound}", "give values below it, or another distribution.")
-_SUPPORTS["HalfOpenInterval"] = _SUPPORTS["Interval"]
-
-ARGUMENT_EDITS = {
-    _SUPPORTS["Interval"][1]: "write it by torch.sigmoid, or give the site's logits instead.",
-    _SUPPORTS["GreaterThan"][1]: "make it positive: .exp(), softplus, or a positive prior.",
-    _SUPPORTS["IntegerGreaterThan"][1]: "give a whole number that is not negative.",
-    _SUPPORTS["Simplex"][1]: "take torch.softmax, or give the site's logits instead.",
-}
-
-
-def _described(constraint: Any) -> tuple[str, str]:
-    """A constraint in words, and the edit that a number outside of it wants."""
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    name = type(constraint).__name__.strip("_")
-    wanted, edit = _SUPPORTS.get(
-        name, (f"within {name}", "give values within it, or another distribution.")
-    )
-    bounds = {}
-    for bound in ("lower_bound", "upper_bound"):
-        limit = torch.as_tensor(getattr(constraint, bound, math.nan))
-        same = limit.numel() > 0 and bool((limit == limit.reshape(-1)[0]).all())
-        bounds[bound] = f"{float(limit.reshape(-1)[0]):g}" if same else "each row's limit"
-    return wanted.format(**bounds), edit
-
-
-def _shown(numbers: Tensor) -> str:
-    """A few of the different numbers of a tensor."""
-    different = list(dict.fromkeys(f"{float(number):.4g}" for number in numbers.reshape(-1)[:100]))
-    more = ", ..." if len(different) > NUMBERS else ""
-    return ", ".join(different[:NUMBERS]) + more
-
-
-def _rows(bad: Tensor, numbers: Tensor | None = None) -> str:
-    """The first rows of some, counted from one; those of more dims by their index from zero."""
-    if not bad.dim():
-        return "" if numbers is None else f" {_shown(numbers)}"
-    places = bad.nonzero()
-    said = []
-    for place, number in zip(
-        places[:LISTED].tolist(), [None] * LISTED if numbers is None else numbers, strict=False
-    ):
-        where = f"row {place[0] + 1}" if len(place) == 1 else f"the value at {place}"
-        said.append(where if number is None else f"{where} has {_shown(number)}")
-    if len(places) > LISTED:
-        said.append("...")
-    from_one = " (from 1)" if bad.dim() == 1 else ""
-    return f" {'in ' if numbers is None else ''}{', '.join(said)}{from_one}"
