@@ -26,6 +26,7 @@ from elbowroom.inference.densities.maximum import LARGEST, why_no_maximum
 from elbowroom.inference.isolation import Parameters
 from elbowroom.inference.stochastic.elbo import GuideSites
 from elbowroom.inference.stochastic.svi import Trained
+from elbowroom.inference.validation import invalid_draws
 from elbowroom.plan import Task
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.correction import Correction, reweighted
@@ -114,7 +115,10 @@ def conclude(
     shares, missed = predictive_checks(*replicated(problem, held))
     shown = reported_quantities(problem, own) if problem.reparameterised else own
     evidence, more = _evidence(fitted, raw, correction, shown, landscape, missed)
-    evidence = replace(evidence, ladder=problem.model.engine is None)
+    evidence = replace(
+        evidence, ladder=problem.model.engine is None, doubts=problem.prepared.doubts,
+        invalid=invalid_draws(problem.function, problem.arguments, held) or "",
+    )  # fmt: skip
     if fitted.point and not problem.space.sites:
         evidence = replace(evidence, mend=PRIORS)
     attributes = {

@@ -216,7 +216,7 @@ def check(
 
     Example:
         >>> [finding.level for finding in check("bayesian_regression", guide="mean_field", seed=1)]
-        ['ok', 'ok', 'ok', 'ok', 'ok']
+        ['ok', 'ok', 'ok', 'ok', 'ok', 'ok']
     """
     problem, settings, _ = bind_model(model, data, options)
     return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))

@@ -13,7 +13,10 @@ Bayesian applied regression modeling via Stan"). What is reported is in the user
 intercept nothing is centred.
 """
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import numpy as np
@@ -31,6 +34,10 @@ from elbowroom.models import ROWS, Model, Prepared, Training, register
 from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Exclude
 
+FAR = 3.0
+"""Standard deviations between zero and the mean of counts that a Normal fits well enough."""
+MOST_COUNTS = 100
+"""Different values; those of more are measured numbers that were rounded."""
 PRIOR_SCALE = 2.5
 """The prior standard deviation of the standardised intercept and coefficients."""
 
@@ -106,6 +113,37 @@ def code_in(options: Options) -> str | None:
     return None if plain else formula
 
 
+def _read(formula: str) -> tuple[str, set[str]]:
+    """Where formulae's parser stops before the end, and the columns that it has read by then."""
+    from formulae.parser import Parser
+    from formulae.resolver import Resolver
+    from formulae.scanner import Scanner
+    from formulae.terms.terms import Model as Terms
+
+    parser = Parser(Scanner(formula).scan())
+    read = Resolver(parser.parse()).resolve()
+    terms = read if isinstance(read, Terms) else Terms(read)
+    return "" if parser.at_end() else parser.peek().lexeme, terms.var_names
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What formulae warns of, which it prints and then leaves out."""
+    said: list[str] = []
+
+    def kept(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            said.append(record.getMessage().replace("\n", " "))
+        return False
+
+    logger = logging.getLogger("formulae")
+    logger.addFilter(kept)
+    try:
+        yield said
+    finally:
+        logger.removeFilter(kept)
+
+
 def design_matrix(
     formula: str, table: pd.DataFrame, new: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.Series | None, bool]:
@@ -116,9 +154,10 @@ def design_matrix(
 
     Raises:
         DataError: If the formula cannot be read, or names a column that the table lacks.
-        OptionError: If the formula has group effects, no response, or no predictor.
+        OptionError: If the formula has an offset, group effects, no response or no predictor, or
+            if a part of it is not read.
     """
-    from formulae import design_matrices, model_description  # half a second, and few need it
+    from formulae import design_matrices  # half a second, and few need it
 
     if "|" in formula:
         raise OptionError(
@@ -128,18 +167,41 @@ def design_matrix(
     if "~" not in formula:
         raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
     try:
-        variables = model_description(formula).var_names
-        matrices = design_matrices(formula, table, na_action="error", extra_namespace={"np": np})
+        with _heard() as said:
+            left, variables = _read(formula)
+            matrices = design_matrices(
+                formula, table, na_action="error", extra_namespace={"np": np}
+            )
     except Exception as error:  # formulae raises what its parser and the formula's code raise
         raise DataError(
             f"the formula '{formula}' cannot be read with the columns "
             f"{', '.join(map(str, table.columns))}: {error}"
         ) from error
+    if left or said:
+        cause = said[0] if said else f"it is read up to '{left}' only, and the rest is left out."
+        raise OptionError(
+            f"--formula '{formula}': {cause} Join terms by +, : or *, and write arithmetic within "
+            "I(...)."
+        )
     if matrices.response is None or matrices.common is None:
         raise OptionError(f"--formula '{formula}' needs a response and at least one predictor.")
-    names = list(matrices.common.as_dataframe().columns)
     response_column = str(matrices.response.name)
+    for name, term in matrices.common.terms.items():
+        if term.kind == "offset":
+            known = name.removeprefix("offset(").removesuffix(")")
+            raise OptionError(
+                f"--formula '{formula}': the coefficient of {name} is one, and bayesian_regression "
+                "fits every coefficient. With Normal noise it is the same model to subtract it "
+                f"from the response: a column {response_column} - {known} in the table, or "
+                f"I({response_column} - {known}) ~ and the other terms."
+            )
+    names = list(matrices.common.as_dataframe().columns)
     values = matrices.common.design_matrix
+    if matrices.response.kind == "proportion":
+        raise DataError(
+            f"the response {response_column} is a share of trials, whose noise is Binomial; write "
+            "a model of your own with pyro.sample(..., dist.Binomial(trials, logits=...), obs=y)."
+        )
     if matrices.response.kind != "numeric":
         raise DataError(
             f"the response '{response_column}' is not a number in every row; encode it as numbers."
@@ -148,11 +210,19 @@ def design_matrix(
     if new is not None:
         align_columns(new, sorted(variables & set(table.columns) - {response_column}))
         try:
+            again = matrices.common.evaluate_new_data(table.tail(-1)).design_matrix
+            same = np.allclose(again, values[1:])
             values = matrices.common.evaluate_new_data(new).design_matrix
         except Exception as error:  # as above
             raise DataError(
                 f"the new rows do not fit the formula '{formula}' of the run: {error}"
             ) from error
+        if not same:
+            raise DataError(
+                f"the formula '{formula}' has a term whose value in a row depends on the other "
+                "rows, so that new rows cannot be given theirs; write center(x), scale(x) or "
+                "poly(x, 2), which keep the fit's numbers."
+            )
         response = new[response_column] if response_column in new.columns else None
     design = pd.DataFrame(values, columns=names)
     has_intercept = "Intercept" in design
@@ -179,6 +249,33 @@ def _plain_columns(
     return design, rows[response] if response in rows.columns else None, True
 
 
+def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
+    """What a response is, if its noise cannot be Normal: two values, or counts near zero.
+
+    Example:
+        >>> no_normal_number(torch.tensor([0.5, 1.5, 2.5]), "dose")
+        ()
+    """
+    own = "write a model of your own with pyro.sample('{}', dist.{}, obs=y)."
+    different = values.unique()
+    if len(different) == 2:
+        low, high = (f"{float(value):g}" for value in different)
+        return (
+            f"The response '{name}' has two values, {low} and {high}, and is no Normal number: the "
+            "fit is a linear probability model, whose predictions go beyond them; "
+            + own.format(name, "Bernoulli(logits=...)"),
+        )
+    whole = bool((values == values.round()).all())
+    near = 0 <= float(values.min()) <= 1 and float(values.mean()) < FAR * float(values.std())
+    if whole and near and len(different) <= min(MOST_COUNTS, len(values) / 2):
+        return (
+            f"The response '{name}' has whole numbers from {float(values.min()):g} on, as counts "
+            "have, and is no Normal number: the variance of counts grows with their mean, and none "
+            f"is negative; " + own.format(name, "Poisson(...) or dist.NegativeBinomial(...)"),
+        )
+    return ()
+
+
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
@@ -203,9 +300,11 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if response is not None and not blank:
         column = numeric_columns(response.to_frame(), allow_constant=training is not None)
         outcome = cells(column)[:, 0]  # (rows,)
+    doubts: tuple[str, ...] = ()
     if training is None:
         if outcome is None:
             raise DataError("the table lacks the response.")
+        doubts = no_normal_number(outcome, str(column.columns[0]))
         zero = torch.zeros(())
         scaling = {
             "centre": predictors.mean(0) if has_intercept else torch.zeros(predictors.shape[1]),
@@ -234,6 +333,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "standardised_coefficients": ("predictor",),
         },
         coords={"predictor": list(design.columns)},
+        doubts=doubts,
     )
 
 

@@ -276,7 +276,8 @@ def test_check_says_what_is_wrong_before_anything_is_fitted(
     code, out, err = call("check", "bayesian_regression", "--seed", "1", capsys=capsys)
     assert (code, err) == (0, "")
     checks = [line.split()[:2] for line in out.splitlines()[1:] if line.strip()]
-    assert checks == [[n, "ok"] for n in ("sites", "supports", "start", "minibatches", "columns")]
+    names = ("validity", "sites", "supports", "start", "minibatches", "columns")
+    assert checks == [[name, "ok"] for name in names]
     (tmp_path / "broken.py").write_text(BROKEN)
     x = np.linspace(0, 1, 20)
     pd.DataFrame({"x": x, "y": 1e6 * x}).to_csv(tmp_path / "t.csv", index=False)

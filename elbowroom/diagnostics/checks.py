@@ -69,6 +69,11 @@ class Finding:
     text: str
 
 
+def _validity(subject: Subject) -> list[str]:
+    """Shapes, arguments and observed values are valid, and each value counts once."""
+    return list(subject.problem.doubts)
+
+
 def _sites(subject: Subject) -> list[str]:
     """The guide's sites are the model's, and an objective takes them."""
     problem = subject.problem
@@ -264,6 +269,7 @@ def column_spreads(arguments: Mapping[str, Any], data: Any) -> dict[str, float]:
 
 
 CHECKS: dict[str, Callable[[Subject], list[str]]] = {
+    "validity": _validity,
     "sites": _sites,
     "supports": _supports,
     "start": _start,
@@ -276,12 +282,13 @@ def before_run(subject: Subject) -> list[str]:
     """Runs every check; to be called in a session of the problem.
 
     Returns:
-        Warnings, each with the edit that mends it.
+        Warnings, each with the edit that fixes it; without those that the verdict has.
 
     Raises:
         GuideError, ModelError, OptionError: At the first error, which names the site.
     """
-    return [warning for each in CHECKS.values() for warning in _undisturbed(each, subject)]
+    warnings = [warning for each in CHECKS.values() for warning in _undisturbed(each, subject)]
+    return [each for each in warnings if each not in subject.problem.prepared.doubts]
 
 
 def _undisturbed(check: Callable[[Subject], list[str]], subject: Subject) -> list[str]:

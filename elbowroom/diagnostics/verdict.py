@@ -113,6 +113,8 @@ class Evidence:
         unfinished: Whether the last starts still found new modes.
         maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
         mend: What to do where the optimum was not reached, or is one point, if more is known.
+        invalid: What of the model is not valid at some of the draws, as a sentence.
+        doubts: Sentences of what the model may be wrong for in these data.
         ladder: Whether the guide `auto` tries several for this model.
         flat: Whether the density has a point without gradient and without curvature, and no mode.
         slope: The largest relative difference of the density's gradient from differences of its
@@ -151,6 +153,8 @@ class Evidence:
     ladder: bool = True
     maximum: str = ""
     mend: str = ""
+    invalid: str = ""
+    doubts: tuple[str, ...] = ()
 
     @property
     def lacking(self) -> bool:
@@ -238,6 +242,12 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
     if evidence.point:
         reasons.append("The guide is one point, which has no spread.")
         advice.append(evidence.mend or "fit with --guide auto.")
+    if evidence.invalid:
+        reasons.append(evidence.invalid)
+        advice.append(
+            "write the model so that it is valid at every value of its latents; elbowroom check "
+            "runs it at random ones."
+        )
     if evidence.flat:
         reasons.append(
             "The log density is flat in some direction, so that the posterior may not be proper."
@@ -334,7 +344,7 @@ def _remarks(evidence: Evidence) -> list[str]:
         remarks.append(
             "Modes that differ only in labels are one: the labels are those of one mode."
         )
-    return [*remarks, *evidence.health, *evidence.predictive]
+    return [*remarks, *evidence.doubts, *evidence.health, *evidence.predictive]
 
 
 def unresolved_quantities(

@@ -21,6 +21,7 @@ from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
 from elbowroom.inference.isolation import Parameters, isolated, placed
 from elbowroom.inference.leaves import check_parameters, kept_buffers
+from elbowroom.inference.validation import check_shapes, validate
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 
@@ -78,6 +79,7 @@ class Problem:
         device: Of all tensors.
         reparameterised: Location-scale sites that are written by their standardised values.
         posterior: The same with its priors, where these are left out.
+        doubts: What may be wrong with the model or its data, each with the edit.
     """
 
     model: Model
@@ -90,6 +92,7 @@ class Problem:
     device: torch.device
     reparameterised: tuple[str, ...] = ()
     posterior: "Problem | None" = None
+    doubts: tuple[str, ...] = ()
 
     def reparameterise(self, sites: Sequence[str]) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
@@ -234,6 +237,7 @@ class Problem:
 
         Raises:
             DataError: If a column is missing or cannot be used.
+            ModelError: If the shapes do not go together.
         """
         if self.model_name is not None or not isinstance(data, Mapping):
             data = read_table(data, minimum_rows=1)
@@ -244,7 +248,10 @@ class Problem:
                 return placed(new, self.dtype, self.device), new[self.observed] is not None
             complete = without_observation(self.prepared.arguments, new, self.space)
             observed = not any(name not in new for name in self.space.observed)
-            return placed(complete, self.dtype, self.device), observed
+            arguments = placed(complete, self.dtype, self.device)
+            # What stands in the place of an observation has its shape alone.
+            (validate if observed else check_shapes)(self.function, arguments)
+            return arguments, observed
 
 
 def resolve_model(model: str | Callable[..., Any] | Model) -> Model:
@@ -336,12 +343,19 @@ def bind(
         data = read_table(data)
     elif model.options is not None:
         data = pd.DataFrame(dict(data))
-    with kept_buffers(model.function), isolated(0, dtype=dtype, device=device):
-        prepared = model.prepare(data, options, None)
-        arguments = placed(prepared.arguments, dtype, device)
-        space = LatentSpace.of(model.function, arguments)
-        check_parameters(model.function, arguments)
-    return Problem(model, options, data, prepared, arguments, space, dtype, device)
+    with kept_buffers(model.function):
+        with isolated(0, dtype=dtype, device=device):
+            prepared = model.prepare(data, options, None)
+            arguments = placed(prepared.arguments, dtype, device)
+        with isolated(0, dtype=dtype, device=device):
+            doubts = validate(model.function, arguments)
+        with isolated(0, dtype=dtype, device=device):
+            space = LatentSpace.of(model.function, arguments)
+            check_parameters(model.function, arguments)
+    return Problem(
+        model, options, data, prepared, arguments, space, dtype, device,
+        doubts=(*doubts, *prepared.doubts),
+    )  # fmt: skip
 
 
 def without_observation(

@@ -141,6 +141,11 @@ def test_missing_cells_are_refused_in_the_fit_and_in_new_rows() -> None:
         ("effect ~ 1", OptionError, "no predictor"),
         ("effect ~ (1|clinic)", OptionError, "group effects"),
         ("clinic ~ dose", ElbowroomError, "clinic"),
+        ("effect ~ dose + offset(age)", OptionError, r"I\(effect - age\) ~"),
+        ("effect ~ dose + offset(np.log(age))", OptionError, r"effect - np.log\(age\)"),
+        ("effect ~ dose**2", OptionError, r"I\(dose\*\*2\)"),
+        ("effect ~ dose age", OptionError, "up to 'age' only"),
+        ("effect ~ dose %in% clinic", OptionError, "up to '%' only"),
     ],
 )
 def test_a_formula_that_cannot_be_fitted_is_refused(
@@ -232,3 +237,62 @@ def test_new_rows_with_a_blank_response_are_rows_without_one() -> None:
     blank = table.head(3).assign(progression=float("nan"))
     expected = fit.predict(table.head(3).drop(columns="progression"))
     np.testing.assert_array_equal(fit.predict(blank), expected)
+
+
+def test_a_share_of_trials_is_refused() -> None:
+    data = table().assign(hits=1, trials=[4, 5] * 15)
+    with pytest.raises(DataError, match="Binomial"):
+        prepare(data, Options(formula="proportion(hits, trials) ~ dose"))
+
+
+def test_a_subtracted_offset_has_a_coefficient_of_one() -> None:
+    """By least squares with the offset's coefficient fixed at one."""
+    data = table(200)
+    fit = er.fit("bayesian_regression", data, formula="I(effect - age) ~ dose", seed=1)
+    design = np.column_stack([np.ones(200), data["dose"]])
+    expected = np.linalg.lstsq(design, data["effect"] - data["age"], rcond=None)[0]
+    means, sds = fit.summary()["mean"], fit.summary()["sd"]
+    assert abs(means["intercept"] - expected[0]) < 0.1 * sds["intercept"]
+    assert abs(means["coefficients[dose]"] - expected[1]) < 0.1 * sds["coefficients[dose]"]
+
+
+@pytest.mark.parametrize("term", ["I(dose - np.mean(dose))", "np.sort(dose)"])
+def test_a_term_that_depends_on_other_rows_is_refused_for_new_ones(term: str) -> None:
+    with pytest.raises(DataError, match="depends on the other rows"):
+        prepared(f"effect ~ {term}", table().head(3))
+
+
+RESPONSES: list[tuple[str, Any, str]] = [
+    ("answers", lambda r: r.integers(0, 2, 200), "linear probability model"),
+    ("answers of 1 and 2", lambda r: r.integers(1, 3, 200), "linear probability model"),
+    ("answers of bool", lambda r: r.random(200) > 0.5, "linear probability model"),
+    ("counts", lambda r: r.poisson(1.5, 200), "variance of counts"),
+    ("few counts", lambda r: r.poisson(2.0, 20), "variance of counts"),
+    ("spread counts", lambda r: r.negative_binomial(1, 0.1, 500), "variance of counts"),
+    ("progression", lambda r: er.load_dataset("diabetes")["progression"], ""),
+    ("high counts", lambda r: r.poisson(100, 500), ""),
+    ("marks of exams", lambda r: r.normal(65, 12, 500).round().clip(0, 100), ""),
+    ("ages", lambda r: r.integers(18, 80, 500), ""),
+    ("rounded", lambda r: r.normal(0, 3, 500).round(), ""),
+    ("measured", lambda r: r.normal(1, 1, 500), ""),
+    ("few measured", lambda r: r.normal(10, 5, 6).round(), ""),
+]
+
+
+@pytest.mark.parametrize(("name", "draw", "said"), RESPONSES, ids=[each[0] for each in RESPONSES])
+def test_a_response_that_is_no_normal_number_is_said_to_be_none(
+    name: str, draw: Any, said: str
+) -> None:
+    y = np.asarray(draw(np.random.default_rng(0)))
+    data = pd.DataFrame({"x": np.random.default_rng(1).normal(size=len(y)), "y": y})
+    doubts = prepare(data, Options(response="y")).doubts
+    assert (said in " ".join(doubts)) if said else (doubts == ())
+
+
+def test_the_verdict_and_the_check_say_what_the_response_is() -> None:
+    data = table().assign(effect=lambda t: (t["dose"] > 3).astype(int))
+    options: dict[str, Any] = {"formula": "effect ~ age", "seed": 1}
+    fit = er.fit("bayesian_regression", data, "laplace", draws=200, **options)
+    assert "'effect' has two values, 0 and 1" in str(fit.verdict)
+    found = er.check("bayesian_regression", data, "mean_field", **options)
+    assert [each.check for each in found if each.level == "warning"] == ["validity"]

@@ -1,0 +1,110 @@
+"""Constraints, numbers and rows in the words of a refusal."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LISTED = 3
+"""Rows in a message."""
+NUMBERS = 3
+"""Different values in a message."""
+
+SUPPORTS: dict[str, tuple[str, str]] = {
+    "Boolean": ("0 or 1", "code the two answers as 0 and 1."),
+    "OneHot": (
+        "one 1 among zeros",
+        "give labels as torch.nn.functional.one_hot(y), or observe them under a Categorical.",
+    ),
+    "Multinomial": (
+        "counts that sum to its total_count",
+        "give it each row's sum as total_count (one for all rows, if they have the same).",
+    ),
+    "IntegerInterval": (
+        "whole numbers from {lower_bound} to {upper_bound}",
+        "number labels from 0 and give the distribution as many as there are; of counts, give the "
+        "largest number that can come.",
+    ),
+    "IntegerGreaterThan": (
+        "whole numbers from {lower_bound} on",
+        "give counts, or observe measured numbers under a distribution of these, such as a Normal "
+        "or a Gamma.",
+    ),
+    "GreaterThan": (
+        "above {lower_bound}",
+        "make it positive by .exp() or softplus; of data, leave such rows out, or give the site a "
+        "distribution whose support has them.",
+    ),
+    "Interval": (
+        "from {lower_bound} to {upper_bound}",
+        "bring the numbers into that interval (shares, not percentages), or give the site a "
+        "distribution whose support has them.",
+    ),
+    "Simplex": (
+        "shares that sum to one",
+        "divide them by their sum; of arguments, take torch.softmax.",
+    ),
+    "Real": ("real numbers", "take NaN out of it."),
+    "IndependentConstraint": ("real numbers", "take NaN out of it."),
+    "PositiveDefinite": (
+        "a positive definite matrix",
+        "add a small number to its diagonal: K + 1e-6 * torch.eye(n).",
+    ),
+    "LowerCholesky": (
+        "a lower triangular matrix with a positive diagonal",
+        "give torch.linalg.cholesky of the covariance, or the covariance as covariance_matrix.",
+    ),
+}
+"""For each constraint, by its class: in words, and the edit that a value outside of it wants."""
+SUPPORTS["GreaterThanEq"] = ("{lower_bound} or above", SUPPORTS["GreaterThan"][1])
+SUPPORTS["LessThan"] = ("below {upper_bound}", "give values below it, or another distribution.")
+SUPPORTS["HalfOpenInterval"] = SUPPORTS["Interval"]
+
+ARGUMENT_EDITS = {
+    SUPPORTS["Interval"][1]: "write it by torch.sigmoid, or give the site's logits instead.",
+    SUPPORTS["GreaterThan"][1]: "make it positive: .exp(), softplus, or a positive prior.",
+    SUPPORTS["IntegerGreaterThan"][1]: "give a whole number that is not negative.",
+    SUPPORTS["Simplex"][1]: "take torch.softmax, or give the site's logits instead.",
+}
+"""Edits that an argument of a distribution wants instead, by those of values."""
+
+
+def described(constraint: Any) -> tuple[str, str]:
+    """A constraint in words, and the edit that a number outside of it wants."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    name = type(constraint).__name__.strip("_")
+    wanted, edit = SUPPORTS.get(
+        name, (f"within {name}", "give values within it, or another distribution.")
+    )
+    bounds = {}
+    for bound in ("lower_bound", "upper_bound"):
+        limit = torch.as_tensor(getattr(constraint, bound, math.nan))
+        same = limit.numel() > 0 and bool((limit == limit.reshape(-1)[0]).all())
+        bounds[bound] = f"{float(limit.reshape(-1)[0]):g}" if same else "each row's limit"
+    return wanted.format(**bounds), edit
+
+
+def shown(numbers: Tensor) -> str:
+    """A few of the different numbers of a tensor."""
+    different = list(dict.fromkeys(f"{float(number):.4g}" for number in numbers.reshape(-1)[:100]))
+    more = ", ..." if len(different) > NUMBERS else ""
+    return ", ".join(different[:NUMBERS]) + more
+
+
+def rows_of(bad: Tensor, numbers: Tensor | None = None) -> str:
+    """The first rows of some, counted from one; those of more dims by their index from zero."""
+    if not bad.dim():
+        return "" if numbers is None else f" {shown(numbers)}"
+    places = bad.nonzero()
+    said = []
+    for place, number in zip(
+        places[:LISTED].tolist(), [None] * LISTED if numbers is None else numbers, strict=False
+    ):
+        where = f"row {place[0] + 1}" if len(place) == 1 else f"the value at {place}"
+        said.append(where if number is None else f"{where} has {shown(number)}")
+    if len(places) > LISTED:
+        said.append("...")
+    from_one = " (from 1)" if bad.dim() == 1 else ""
+    return f" {'in ' if numbers is None else ''}{', '.join(said)}{from_one}"
