@@ -27,8 +27,8 @@ from elbowroom.inference.deterministic.approximations import (
     responses,
     wide,
 )
-from elbowroom.inference.deterministic.fixed_draws import Draws as FixedDraws
 from elbowroom.inference.deterministic.fixed_draws import PROPOSAL, Optimum
+from elbowroom.inference.deterministic.fixed_draws import Draws as FixedDraws
 from elbowroom.inference.isolation import Parameters, isolated, parameter_values
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import Mixture, sampled, sampled_nested
@@ -123,7 +123,8 @@ def fit_fixed_draws(
         lacking = errors.lacking(choice)
         note = (
             f"the fixed draws tell {' and '.join(lacking)}: give more with --fixed-draws."
-            if lacking else None
+            if lacking
+            else None
         )
         fitted = replace(fitted, loss=errors.loss, note=note)
     with problem.session(seed + 1, fitted.parameters):

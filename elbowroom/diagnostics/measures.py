@@ -30,8 +30,8 @@ def bound(
         loss: Nats that the guide is expected to be below the best one of its form.
 
     Returns:
-        draws; elbo and elbo_se in nats, which holds the loss; k_hat, its threshold and the effective sample size of the
-        importance weights. NaN where a number has no meaning.
+        draws; elbo and elbo_se in nats, which holds the loss; k_hat, its threshold and the
+        effective sample size of the importance weights. NaN where a number has no meaning.
     """
     count = len(draws.log_p)
     found: dict[str, Any] = {"draws": count, "elbo": NAN, "elbo_se": NAN}

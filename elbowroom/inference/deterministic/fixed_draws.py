@@ -272,10 +272,14 @@ def _errors_of_response(
     The Hessian is a mean over them, at an optimum that is theirs as well: over each part of the
     draws it is taken where a Newton step over that part leads.
     """
-    size, fixed = objective.density.dimension, objective.fixed.grouped()
+    size = objective.density.dimension
+    fixed = replace(objective.fixed.grouped(), corrected=False)  # as the Hessians are
     if size > HELD:
         return known
-    steps = fixed.by_block(objective.by_draw(parameters)[1]) @ inverse
+    together = MeanFieldObjective(
+        objective.density, objective.curvature, objective.coordinates, fixed
+    )
+    steps = together.by_block(parameters) @ inverse
 
     def moves() -> Iterable[tuple[np.ndarray, np.ndarray]]:
         for step, part in zip(steps, np.split(fixed.draws, fixed.blocks), strict=True):
@@ -418,9 +422,7 @@ def _product(objective: Objective, parameters: np.ndarray, vector: np.ndarray) -
     return (behind - ahead) / (2 * step)
 
 
-def _newton_step(
-    objective: Objective, parameters: np.ndarray, gradient: np.ndarray
-) -> np.ndarray:
+def _newton_step(objective: Objective, parameters: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """By preconditioned conjugate gradients, ended where the curvature is not positive.
 
     A guide of low rank has directions in which it does not change: those have none.

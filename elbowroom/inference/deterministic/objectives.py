@@ -1,6 +1,7 @@
 """The ELBO of Gaussian guides over fixed draws, with its gradient, as functions of numpy arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import ndtri
@@ -55,61 +56,108 @@ class Coordinates:
         return self.factor @ covariance @ self.factor.T
 
 
-def antithetic(count: int, size: int, random: np.random.Generator) -> np.ndarray:
-    """Standard Normal draws each followed by its negative: (count, size)."""
-    half = random.standard_normal((count // 2, size))
-    return np.stack([half, -half], axis=1).reshape(-1, size)
-
-
 @dataclass(frozen=True)
 class Fixed:
-    """Fixed draws of a standard Normal.
+    """Fixed draws of a standard Normal: antithetic pairs that have its moments.
+
+    The second moments are those of the Normal: over the draws, a Normal log density has the ELBO
+    and the gradient that it has over all draws. Where the draws are few for the dimension, only the
+    variances are.
 
     Attributes:
-        draws: (draws, size).
-        blocks: How many equal parts they have, one after the other, that are independent.
+        draws: (draws, size), each followed by its negative.
+        blocks: How many equal parts they have, one after the other, that were independent before
+            they were all given the moments.
+        corrected: Whether a mean over a block leaves out what the block's own moments do to it.
+            Else the spread of such means overstates what the choice of draws decides.
     """
 
     draws: np.ndarray
     blocks: int
+    corrected: bool = False
 
     @classmethod
     def of(cls, count: int, size: int, random: np.random.Generator) -> "Fixed":
-        """Antithetic pairs; of many, blocks of low discrepancy with the moments of the Normal.
+        """Some draws; of many, blocks of low discrepancy.
 
-        A block is a scrambled Sobol sequence (Owen, 1997, "Scrambled net variance for integrals of
-        smooth functions") made Normal, each point with its negative, and given the second moments
-        of the Normal: over it, a Normal log density has the ELBO and the gradient that it has over
-        all draws. Where the points are few for the dimension, only the variances are given.
+        A block is a scrambled Sobol sequence made Normal (Owen, 1997, "Scrambled net variance for
+        integrals of smooth functions"). A block is not given the moments by itself: in so few
+        draws that would be a bias which all blocks share, and their spread does not show.
 
         Args:
             count: How many, even.
             size: Of each.
             random: Of them.
         """
-        if count < FEWEST_IN_BLOCKS or count % (2 * BLOCKS):
-            return cls(antithetic(count, size, random), count // 2)
-        half = count // BLOCKS // 2
-        parts = []
-        for _ in range(BLOCKS):
-            sobol = qmc.Sobol(size, rng=random).random_base2(int(np.ceil(np.log2(half))))[:half]
-            normal = ndtri(np.clip(sobol, 1e-15, 1 - 1e-15))
-            if half >= 2 * size:
-                root = np.linalg.cholesky(normal.T @ normal / half)
-                normal = np.linalg.solve(root, normal.T).T
-            else:
-                normal = normal / np.sqrt(np.square(normal).mean(0))
-            parts.append(np.stack([normal, -normal], axis=1).reshape(-1, size))
-        return cls(np.concatenate(parts), BLOCKS)
+        half, blocks = count // 2, count // 2
+        many = count >= FEWEST_IN_BLOCKS and count % (2 * BLOCKS) == 0
+        if not many:
+            normal = random.standard_normal((half, size))
+        else:
+            blocks, each = BLOCKS, half // BLOCKS
+            power = int(np.ceil(np.log2(each)))
+            parts = [qmc.Sobol(size, rng=random).random_base2(power)[:each] for _ in range(blocks)]
+            normal = ndtri(np.clip(np.concatenate(parts), 1e-15, 1 - 1e-15))
+        if _whole(count, size):
+            root = np.linalg.cholesky(normal.T @ normal / half)
+            normal = np.linalg.solve(root, normal.T).T
+        else:
+            normal = normal / np.sqrt(np.square(normal).mean(0))
+        draws = np.stack([normal, -normal], axis=1).reshape(-1, size)
+        return cls(draws, blocks, many and 4 * size <= count)
 
     def grouped(self) -> "Fixed":
         """The same draws in no more than `BLOCKS` blocks, where these can be put together."""
         together = self.blocks > BLOCKS and self.blocks % BLOCKS == 0
-        return Fixed(self.draws, BLOCKS) if together else self
+        return replace(self, blocks=BLOCKS) if together else self
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Of each draw in the mean over each block, (blocks, draws), with a sum of one.
+
+        With moments S of a block b in the place of I, a function f of a draw z has a mean that is
+        off by E[f (z' A z - tr A)] / 2, A = S - I, up to fourth moments: that is taken off.
+        """
+        count, size = self.draws.shape
+        weights = np.repeat(np.eye(self.blocks), count // self.blocks, axis=1) * self.blocks
+        if self.corrected:
+            parts = self.draws.reshape(self.blocks, -1, size)
+            excess = np.swapaxes(parts, 1, 2) @ parts / parts.shape[1] - np.eye(size)
+            if not _whole(count, size):
+                excess = excess * np.eye(size)
+            moved = np.einsum("nd,bde,ne->bn", self.draws, excess, self.draws, optimize=True)
+            weights -= (moved - np.trace(excess, axis1=1, axis2=2)[:, None]) / 2
+        return weights / count
 
     def by_block(self, values: np.ndarray) -> np.ndarray:
-        """The means over the blocks of values (draws, ...): (blocks, ...)."""
-        return values.reshape(self.blocks, -1, *values.shape[1:]).mean(1)
+        """The means over the blocks of values (draws, n): (blocks, n)."""
+        return self.weights @ values
+
+    def products(self, gradients: np.ndarray) -> np.ndarray:
+        """The means over the blocks of gradients (draws, D) times draws: (blocks, D, size).
+
+        What is linear in the draws is left out exactly, as all of it is where a density is Normal.
+        """
+        linear = np.zeros((gradients.shape[1], self.draws.shape[1]))
+        if self.corrected and _whole(*self.draws.shape):
+            linear = gradients.T @ self.draws / len(self.draws)
+        rest = gradients - self.draws @ linear.T
+        found = [(each[:, None] * rest).T @ self.draws for each in self.weights]
+        return np.stack(found) + linear
+
+    def own_products(self, gradients: np.ndarray) -> np.ndarray:
+        """The diagonals of `products`, (blocks, size)."""
+        if self.corrected and _whole(*self.draws.shape):
+            return np.diagonal(self.products(gradients), axis1=1, axis2=2)
+        linear = np.zeros(gradients.shape[1])
+        if self.corrected:
+            linear = (gradients * self.draws).mean(0)
+        return self.by_block((gradients - linear * self.draws) * self.draws) + linear
+
+
+def _whole(count: int, size: int) -> bool:
+    """Whether so many draws are given all second moments, of which there are no more than pairs."""
+    return size * (size + 1) <= count
 
 
 class MeanFieldObjective:
@@ -150,8 +198,12 @@ class MeanFieldObjective:
             return float(values.mean()), gradients.mean(0)
 
     def by_block(self, parameters: np.ndarray) -> np.ndarray:
-        """The gradient over each block of the draws, (blocks, 2D)."""
-        return self.fixed.by_block(self.by_draw(parameters)[1])
+        """The gradient over each block of the draws, (blocks, 2D); see `Fixed.weights`."""
+        scale = np.exp(np.split(parameters, 2)[1])
+        _, gradients = self.density.value_and_gradient(self.points(parameters))
+        gradients = self.coordinates.gradient(gradients)
+        by_scale = self.fixed.own_products(gradients) * scale + 1.0
+        return np.concatenate([self.fixed.by_block(gradients), by_scale], axis=1)
 
     def covariance(self, parameters: np.ndarray) -> np.ndarray:
         """Of the guide, in its coordinates, (D, D)."""
@@ -171,12 +223,12 @@ class MeanFieldObjective:
         """Minus the Hessian at parameters (n, 2D): (n, 2D, 2D); `scales` are not needed."""
         return np.stack([self.precision_over(self.fixed.draws, each) for each in parameters])
 
+    @np.errstate(over="ignore", invalid="ignore")
     def precision_over(self, draws: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Minus the Hessian over some draws at parameters (2D,): (2D, 2D)."""
         mean, log_scale = np.split(parameters, 2)
-        with np.errstate(over="ignore", invalid="ignore"):
-            size, scale = len(log_scale), np.exp(log_scale)
-            points = self.coordinates.to_u(mean + draws * scale)
+        size, scale = len(log_scale), np.exp(log_scale)
+        points = self.coordinates.to_u(mean + draws * scale)
         _, gradients = self.density.value_and_gradient(points)
         gradients = self.coordinates.gradient(gradients)
         whole = np.zeros((2 * size, 2 * size))
@@ -224,31 +276,40 @@ class DenseObjective:
 
     def at(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The ELBO and its gradient."""
-        value, gradients = self._by_block(parameters)
-        return value, gradients.mean(0)
+        size, draws = self.density.dimension, self.fixed.draws
+        values, gradients = self._by_draw(parameters)
+        entropy = parameters[size : 2 * size].sum() + self.coordinates.log_determinant
+        value = values.mean() + entropy + 0.5 * size * (1 + LOG_2PI)
+        products = gradients.T @ draws / len(draws)
+        return float(value), self._gradient(parameters, gradients.mean(0), products)
 
     def by_block(self, parameters: np.ndarray) -> np.ndarray:
         """The gradient over each block of the draws, (blocks, parameters)."""
-        return self._by_block(parameters)[1]
+        gradients = self._by_draw(parameters)[1]
+        products = self.fixed.products(gradients)
+        return self._gradient(parameters, self.fixed.by_block(gradients), products)
 
     def guessed_step(self, parameters: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """The Newton step, were the log density standard Normal in the coordinates."""
         return gradient
 
-    def _by_block(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        size, draws = self.density.dimension, self.fixed.draws
-        factor, log_diagonal = self.factor(parameters), parameters[size : 2 * size]
-        points = self.coordinates.to_u(parameters[:size] + draws @ factor.T)
+    def _by_draw(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log density of each draw, and its gradient in the coordinates."""
+        mean = parameters[: self.density.dimension]
+        points = self.coordinates.to_u(mean + self.fixed.draws @ self.factor(parameters).T)
         values, gradients = self.density.value_and_gradient(points)
         with np.errstate(invalid="ignore"):
-            gradients = self.coordinates.gradient(gradients)
-            by_mean = self.fixed.by_block(gradients)
-            by_factor = _products(self.fixed, gradients, draws)  # (blocks, D, D)
-        by_diagonal = np.diagonal(by_factor, axis1=1, axis2=2) * np.exp(log_diagonal) + 1.0
-        below = by_factor[:, self.below[0], self.below[1]]
-        entropy = log_diagonal.sum() + self.coordinates.log_determinant
-        value = values.mean() + entropy + 0.5 * size * (1 + LOG_2PI)
-        return float(value), np.concatenate([by_mean, by_diagonal, below], axis=1)
+            return values, self.coordinates.gradient(gradients)
+
+    def _gradient(
+        self, parameters: np.ndarray, by_mean: np.ndarray, by_factor: np.ndarray
+    ) -> np.ndarray:
+        """From the gradients by the mean (..., D) and by the factor (..., D, D)."""
+        size = self.density.dimension
+        diagonal = np.diagonal(by_factor, axis1=-2, axis2=-1)
+        by_diagonal = diagonal * np.exp(parameters[size : 2 * size]) + 1.0
+        below = by_factor[..., self.below[0], self.below[1]]
+        return np.concatenate([by_mean, by_diagonal, below], axis=-1)
 
 
 class LowRankObjective:
@@ -275,12 +336,19 @@ class LowRankObjective:
 
     def at(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The ELBO and its gradient."""
-        value, gradients = self._by_block(parameters)
-        return value, gradients.mean(0)
+        draws = self.fixed.draws
+        values, gradients = self._by_draw(parameters)
+        covariance = self.covariance(parameters)
+        entropy = 0.5 * np.linalg.slogdet(covariance)[1] + self.coordinates.log_determinant
+        value = values.mean() + entropy + 0.5 * len(covariance) * (1 + LOG_2PI)
+        products = gradients.T @ draws / len(draws)
+        return float(value), self._gradient(parameters, gradients.mean(0), products)
 
     def by_block(self, parameters: np.ndarray) -> np.ndarray:
         """The gradient over each block of the draws, (blocks, parameters)."""
-        return self._by_block(parameters)[1]
+        gradients = self._by_draw(parameters)[1]
+        products = self.fixed.products(gradients)
+        return self._gradient(parameters, self.fixed.by_block(gradients), products)
 
     def guessed_step(self, parameters: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """The Newton step of the mean at an optimum, and of each other parameter by itself.
@@ -297,34 +365,30 @@ class LowRankObjective:
         steps = [covariance @ mean, log_scale / by_scale, (factor / by_factor).ravel()]
         return np.concatenate(steps)
 
-    def _by_block(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+    def _by_draw(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log density of each draw, and its gradient in the coordinates."""
         mean, log_scale, factor = self.parts(parameters)
         apart, shared = np.split(self.fixed.draws, [len(mean)], axis=1)
-        scale = np.exp(log_scale)
-        points = self.coordinates.to_u(mean + apart * scale + shared @ factor.T)
+        points = self.coordinates.to_u(mean + apart * np.exp(log_scale) + shared @ factor.T)
         values, gradients = self.density.value_and_gradient(points)
         with np.errstate(invalid="ignore"):
-            gradients = self.coordinates.gradient(gradients)
-            by_mean = self.fixed.by_block(gradients)
-            by_scale = self.fixed.by_block(gradients * apart) * scale
-            by_factor = _products(self.fixed, gradients, shared)  # (blocks, D, R)
-        covariance = self.covariance(parameters)
-        inverse = np.linalg.inv(covariance)
-        by_scale = by_scale + np.diag(inverse) * scale**2
-        by_factor = (by_factor + inverse @ factor).reshape(len(by_mean), -1)
-        entropy = 0.5 * np.linalg.slogdet(covariance)[1] + self.coordinates.log_determinant
-        value = values.mean() + entropy + 0.5 * len(mean) * (1 + LOG_2PI)
-        return float(value), np.concatenate([by_mean, by_scale, by_factor], axis=1)
+            return values, self.coordinates.gradient(gradients)
+
+    def _gradient(
+        self, parameters: np.ndarray, by_mean: np.ndarray, products: np.ndarray
+    ) -> np.ndarray:
+        """From the gradients (..., D), and their products with the draws (..., D, D + R)."""
+        mean, log_scale, factor = self.parts(parameters)
+        size, scale = len(mean), np.exp(log_scale)
+        inverse = np.linalg.inv(self.covariance(parameters))
+        own = np.diagonal(products[..., :size], axis1=-2, axis2=-1)
+        by_scale = own * scale + np.diag(inverse) * scale**2
+        by_factor = products[..., size:] + inverse @ factor
+        flat = by_factor.reshape(*by_mean.shape[:-1], -1)
+        return np.concatenate([by_mean, by_scale, flat], axis=-1)
 
 
 FLAT = 1e-2
 """The least curvature that a scale or a number of a factor is guessed to have."""
 
 Objective = MeanFieldObjective | DenseObjective | LowRankObjective
-
-
-def _products(fixed: Fixed, gradients: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The mean over each block of gradients (draws, D) times draws (draws, R): (blocks, D, R)."""
-    left = gradients.reshape(fixed.blocks, -1, gradients.shape[1])
-    right = draws.reshape(fixed.blocks, -1, draws.shape[1])
-    return np.swapaxes(left, 1, 2) @ right / left.shape[1]

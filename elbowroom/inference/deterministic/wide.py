@@ -30,7 +30,6 @@ from elbowroom.inference.deterministic.objectives import (
     Coordinates,
     Fixed,
     MeanFieldObjective,
-    antithetic,
 )
 
 MOST_CHOSEN = 40
@@ -186,8 +185,9 @@ def _matched(count: int, size: int, random: np.random.Generator) -> Fixed:
     The guide's standard deviations are part of the covariance here, and of a Normal posterior they
     are exact so.
     """
-    draws = antithetic(count, size, random)
-    return Fixed(draws / np.sqrt(np.square(draws).mean(0)), count // 2)
+    half = random.standard_normal((count // 2, size))
+    half = half / np.sqrt(np.square(half).mean(0))
+    return Fixed(np.stack([half, -half], axis=1).reshape(-1, size), count // 2)
 
 
 def _ascended(
@@ -296,19 +296,17 @@ def _errors(
     """What comes from the draws being these.
 
     The chosen means answer to the gradient's noise as linear response says; the others follow them,
-    and answer to their own besides. So do the logarithms of the scales, of which only what does not
-    go with the square of their own draws is noise: the mean square of those is right.
+    and answer to their own besides, as the logarithms of the scales do.
     """
-    size, draws = objective.density.dimension, objective.fixed.draws
+    size = objective.density.dimension
     paired = objective.by_block(parameters)
     pairs = len(paired)
-    square = np.square(draws[::2]) - 1
-    own = paired[:, size:] - paired[:, size:].mean(0)
-    own = own - square * ((own * square).sum(0) / np.square(square).sum(0))
+    square = np.square(objective.fixed.draws[::2]) - 1
     variances = np.exp(2 * parameters[size:])
-    moves, total = variances * paired[:, :size], variances.copy()
-    loss = float((moves.var(0, ddof=1) / variances).sum() + own.var(0, ddof=1).sum() / 2)
-    loss /= 2 * pairs
+    by_mean = paired[:, :size] if len(chosen) else _less(paired[:, :size], square)
+    moves, total = variances * by_mean, variances.copy()
+    own = _less(paired[:, size:], square) / 2
+    loss = float((moves.var(0, ddof=1) / variances + 2 * own.var(0, ddof=1)).sum()) / (2 * pairs)
     if len(chosen):  # no optimum of the ELBO
         loss = 0.0
         covariance, rows = _symmetric(columns[chosen]), columns[:size]
@@ -319,8 +317,14 @@ def _errors(
         total += np.einsum("dc,cd->d", rows, slopes)
         total[chosen] = np.diag(covariance)
     mean = moves.std(0, ddof=1) / np.sqrt(total * pairs)
-    log_sd = own.std(0, ddof=1) / 2 / pairs**0.5
+    log_sd = own.std(0, ddof=1) / pairs**0.5
     return Errors(float(mean.max()), float(log_sd.max()), loss=loss, dimension=size)
+
+
+def _less(values: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """Values (pairs, D) less what goes with the squares of their draws, whose mean is right."""
+    apart = values - values.mean(0)
+    return apart - square * ((apart * square).sum(0) / np.square(square).sum(0))
 
 
 def _parted(

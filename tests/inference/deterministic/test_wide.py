@@ -112,7 +112,7 @@ def test_the_columns_are_those_of_the_dense_linear_response(chosen: list[int]) -
     whole = found.covariance(np.arange(size))
     assert whole[:, indices] == pytest.approx(dense.covariance[:, indices], rel=2e-3, abs=2e-4)
     if chosen == [0, 1]:  # what the groups share; else the error is one of guessed answers
-        assert found.errors.mean == pytest.approx(dense.errors.mean, rel=0.2)  # matched draws have less
+        assert found.errors.mean == pytest.approx(dense.errors.mean, rel=0.2)
     assert found.errors.mean > 0.8 * dense.errors.mean
 
 
