@@ -472,7 +472,7 @@ def _spread(
     """
     variances = np.diag(coordinates.covariance(covariance))
     if not (variances > 0).all():
-        return Errors(*3 * [float("inf")], dimension=len(variances))
+        return Errors(np.inf, np.inf, np.inf, dimension=len(variances))
     sds = np.sqrt(variances)
     correlation = coordinates.covariance(covariance) / np.outer(sds, sds)
     squares, parts = [np.zeros(len(sds)), np.zeros(len(sds)), np.zeros_like(correlation)], 0
@@ -485,5 +485,5 @@ def _spread(
             total += np.square(each)
         parts += 1
     largest = [float(np.sqrt(total.max() / (parts * (parts - 1)))) for total in squares]
-    mean, log_sd, apart = (value if value >= 0 else float("inf") for value in largest)
-    return Errors(mean, log_sd, apart, dimension=len(sds))
+    by_mean, by_sd, by_correlation = (value if value >= 0 else np.inf for value in largest)
+    return Errors(by_mean, by_sd, by_correlation, dimension=len(sds))
