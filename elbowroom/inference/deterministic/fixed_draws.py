@@ -43,9 +43,9 @@ the log density is far from Normal.
 """
 STEP = 1e-4
 """Of the differences that give products with a Hessian, in the parameters' own units."""
-MOST_PRODUCTS = 60
+MOST_PRODUCTS = 20
 """Products with the Hessian for one Newton step."""
-RESIDUAL = 1e-2
+RESIDUAL = 0.05
 """Of a Newton step by conjugate gradients, relative: errors are wanted to a few per cent."""
 HELD = 300
 """The largest dimension in which the error of linear response's covariance is looked at."""
