@@ -67,6 +67,9 @@ class Fitted:
         engine: "svi", "fixed_draws" or "em".
         point: Whether it is one point.
         starts: How many starts reached the optimum, and of how many, where there are no modes.
+        loss: Nats of ELBO that it is expected to be below the best guide of its form, as far as
+            that is known.
+        note: On what is not known well.
     """
 
     guide: Guide
@@ -78,6 +81,8 @@ class Fitted:
     engine: str
     point: bool = False
     starts: tuple[int, int] | None = None
+    loss: float = 0.0
+    note: str | None = None
 
 
 def conclude(
@@ -136,7 +141,7 @@ def conclude(
         "options": {} if problem.options is None else asdict(problem.options),
         "elbo_history": _thinned(trained.elbo_history),
     }
-    notes = []
+    notes = [] if fitted.note is None else [fitted.note]
     if trained.eager is not None:
         notes.append(f"the steps were run as they stand, which is slower: {trained.eager}.")
     if trained.uncompiled is not None:
@@ -150,7 +155,7 @@ def conclude(
     proposal = correction.proposal if isinstance(correction, Correction) else None
     if proposal is not None:
         notes += [said for said in [proposal.description] if said is not None]
-    measures = bound(raw, fitted.point, correction)
+    measures = bound(raw, fitted.point, correction, fitted.loss)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
     measures.update(more, predictive_checks=shares)
     if fitted.point or problem.space.row_latents(raw.sites):

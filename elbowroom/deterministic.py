@@ -28,8 +28,8 @@ from elbowroom.inference.deterministic.approximations import (
     responses,
     wide,
 )
+from elbowroom.inference.deterministic.fixed_draws import PROPOSAL, Optimum
 from elbowroom.inference.deterministic.fixed_draws import Draws as FixedDraws
-from elbowroom.inference.deterministic.fixed_draws import Optimum
 from elbowroom.inference.isolation import Parameters, isolated, placed_values
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.sampling.adaptive import sampled, sampled_nested
@@ -74,8 +74,16 @@ def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
     return None
 
 
-def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None) -> Fit:
+def fit_fixed_draws(
+    task: Task, guide: Guide, landscape: Landscape | None = None, begins: bool = False
+) -> Fit:
     """Fits a Gaussian guide without stochastic gradients; see `elbowroom.fitting.fit`.
+
+    Args:
+        task: What is asked.
+        guide: One of `METHODS`.
+        landscape: If it is known.
+        begins: Whether the guide was not asked for, and only begins importance sampling.
 
     Raises:
         OptionError: If the problem or the guide is for the other engine.
@@ -92,11 +100,14 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
     landscape = landscape or survey(problem, settings.restarts, seed)
     began, random = time.perf_counter(), np.random.default_rng(seed)
     count = DRAWS if task.draws is None else task.draws
+    choice = _choice(landscape, settings, begins)
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
         if landscape.starts is not None:
-            approximation, raw, correction = _wide(landscape, guide, settings, count, random)
+            approximation, raw, correction = _wide(
+                landscape, guide, settings, choice, count, random
+            )
         else:
-            found = approximate(landscape, guide.name, settings, random)
+            found = approximate(landscape, guide.name, choice, random)
             approximation = found.approximation
             few = found.density.affordable(2 * count, 1000) // 2
             raw = _raw(found.density, approximation, few, random)
@@ -110,6 +121,15 @@ def fit_fixed_draws(task: Task, guide: Guide, landscape: Landscape | None = None
         approximation = replace(approximation, status="budget", reason=reason)
     seconds = landscape.seconds + time.perf_counter() - began
     fitted = _as_pyro(problem, guide, approximation, landscape, seconds, seed)
+    errors = approximation.errors
+    if errors is not None:
+        lacking = errors.lacking(choice)
+        note = (
+            f"the fixed draws tell {' and '.join(lacking)}: give more with --fixed-draws."
+            if lacking
+            else None
+        )
+        fitted = replace(fitted, loss=errors.loss, note=note)
     with problem.session(seed + 1, fitted.parameters):
         return conclude(task, fitted, raw, correction, landscape)
 
@@ -124,12 +144,11 @@ class Approximated:
 
 
 def approximate(
-    landscape: Landscape, method: str, settings: Settings, random: np.random.Generator
+    landscape: Landscape, method: str, choice: FixedDraws, random: np.random.Generator
 ) -> Approximated:
     """Fits a guide by name, and a proposal: linear response at every mode that matters."""
     assert landscape.density is not None
-    choice = _choice(settings)
-    asked = choice if method == "linear_response" else FixedDraws()
+    asked = choice if method == "linear_response" else PROPOSAL
     optima = responses(landscape, random, asked)
     if method == "linear_response":
         approximation = linear_response(optima)
@@ -173,7 +192,7 @@ def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
 
     def sample(values: dict[str, Tensor]) -> Sample:
         found = explore(problem, min(restarts, FEW_STARTS), seed, values)
-        centres = _centres(responses(found, random, FixedDraws()))
+        centres = _centres(responses(found, random, PROPOSAL))
         if not centres or found.density is None or found.curvature is None:
             raise GuideError(
                 "the latents have no mode given the point parameters (pyro.param); begin these at "
@@ -210,6 +229,7 @@ def _wide(
     landscape: Landscape,
     guide: Guide,
     settings: Settings,
+    choice: FixedDraws,
     count: int,
     random: np.random.Generator,
 ) -> tuple[Approximation, Draws, Correction]:
@@ -217,7 +237,6 @@ def _wide(
     density, curvature = landscape.density, landscape.curvature
     assert density is not None
     assert curvature is not None
-    choice = _choice(settings)
     approximation = wide(landscape, guide.name, random, choice, settings.correlated)
     few = min(density.affordable(count, 1000), max(1000, MOST_NUMBERS // density.dimension))
     raw = _raw(density, approximation, few, random)
@@ -230,12 +249,16 @@ def _wide(
     return approximation, raw, correction
 
 
-def _choice(settings: Settings) -> FixedDraws:
+def _choice(landscape: Landscape, settings: Settings, begins: bool) -> FixedDraws:
     """The fixed draws that were asked for, an even number, or the default."""
-    if settings.fixed_draws is None:
-        return FixedDraws()
-    number = settings.fixed_draws + settings.fixed_draws % 2
-    return FixedDraws(number, number)
+    if settings.fixed_draws is not None:
+        number = settings.fixed_draws + settings.fixed_draws % 2
+        return FixedDraws(number, number, means_alone=begins)
+    if begins:
+        return PROPOSAL
+    assert landscape.density is not None
+    usual = FixedDraws()
+    return replace(usual, most=landscape.density.affordable(usual.most, usual.first))
 
 
 def _as_pyro(

@@ -57,7 +57,7 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
         # What is about to be run is said once.
         said = None if climbed else task.announce
         return lambda: fit_fixed_draws(
-            replace(task, problem=where, announce=said), guide, landscape
+            replace(task, problem=where, announce=said), guide, landscape, begins=True
         )
 
     def climb() -> None:

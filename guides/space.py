@@ -1,7 +1,7 @@
 """A model's latent sites, and the unconstrained coordinates in which guides describe them."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -375,15 +375,22 @@ class Unobserved(UnconditionMessenger):
             super()._pyro_sample(msg)
 
 
-def of_each_row(trace: Any, plate: Plate) -> Tensor:
+def of_each_row(trace: Any, plate: Plate, names: Collection[str] | None = None) -> Tensor:
     """The log density of each row's own sites in a trace, (rows,), of a minibatch too.
 
     Sites outside of the plate of the rows are left out, and the scale of a minibatch.
+
+    Args:
+        trace: Of a model or a guide.
+        plate: Of the rows.
+        names: Of the sites that count, by default all.
     """
     trace.compute_log_prob()
     total: Any = 0.0
-    for node in trace.nodes.values():
+    for name, node in trace.nodes.items():
         if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+            continue
+        if names is not None and name not in names:
             continue
         size = {frame.name: frame.size for frame in node["cond_indep_stack"]}.get(plate.name)
         if size is not None:

@@ -177,7 +177,7 @@ def test_a_funnel_drawn_together_is_not_trusted(
         request.getfixturevalue("all_together")
     fit = er.fit(funnel(width), data=NOTHING, guide="mean_field", engine=engine, seed=1)
     assert fit.verdict.level == NOT_TRUSTED
-    assert fit.measures["corrected_k_hat"] > 0.6
+    assert fit.measures["corrected_k_hat"] > 0.5
 
 
 @pytest.mark.parametrize(

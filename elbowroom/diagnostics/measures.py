@@ -18,23 +18,27 @@ from elbowroom.posterior.row_weights import RowCorrection
 NAN = float("nan")
 
 
-def bound(draws: Draws, point: bool, correction: object = None) -> dict[str, Any]:
+def bound(
+    draws: Draws, point: bool, correction: object = None, loss: float = 0.0
+) -> dict[str, Any]:
     """How close a guide is to the posterior.
 
     Args:
         draws: Of the guide.
         point: Whether the guide is one point, which has no density and so no bound.
         correction: Where each row has weights of its own, what all rows but a few have.
+        loss: Nats that the guide is expected to be below the best one of its form.
 
     Returns:
-        draws; elbo and elbo_se in nats; k_hat, its threshold and the effective sample size of the
-        importance weights. NaN where a number has no meaning.
+        draws; elbo and elbo_se in nats, which holds the loss; k_hat, its threshold and the
+        effective sample size of the importance weights. NaN where a number has no meaning.
     """
     count = len(draws.log_p)
     found: dict[str, Any] = {"draws": count, "elbo": NAN, "elbo_se": NAN}
     found.update(k_hat=NAN, k_hat_threshold=k_hat_threshold(count), effective_sample_size=NAN)
     if not point:
-        found["elbo"], found["elbo_se"] = draws.elbo()
+        found["elbo"], error = draws.elbo()
+        found["elbo_se"] = float(np.hypot(error, loss))
         if isinstance(correction, RowCorrection):
             found.update(
                 k_hat=correction.worst_k_hat,

@@ -1,7 +1,7 @@
 """Gaussian approximations of a posterior that need no stochastic gradient, by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +14,7 @@ from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.densities.modes import Mode, guarded_loss
 from elbowroom.inference.deterministic import fixed_draws
-from elbowroom.inference.deterministic.fixed_draws import Draws, Optimum
+from elbowroom.inference.deterministic.fixed_draws import Draws, Errors, Optimum
 from elbowroom.inference.deterministic.objectives import LOG_2PI, Coordinates
 from elbowroom.inference.deterministic.wide import Response, chosen_coordinates, respond
 
@@ -42,6 +42,12 @@ class Approximation:
     parameters: int = 0
     history: list[float] = field(default_factory=list)
     response: Response | None = None
+
+    @property
+    def errors(self) -> Errors | None:
+        """What comes from the fixed draws being these, if there are any."""
+        found = self.optimum or self.response
+        return None if found is None else found.errors
 
     @property
     def distribution(self) -> Distribution:
@@ -94,7 +100,7 @@ def _how_it_ended(optimum: Optimum | Response) -> str:
         return f"the optimiser stopped before the ELBO over {optimum.draws} fixed draws was flat."
     return (
         f"the gradient of the ELBO over {optimum.draws} fixed draws vanishes; their choice moves "
-        f"no mean by more than {optimum.error:.2g} posterior sd."
+        f"{optimum.errors}."
     )
 
 
@@ -142,7 +148,10 @@ def low_rank(landscape: Landscape, random: np.random.Generator, choice: Draws) -
 
 def linear_response(optima: list[Optimum]) -> Approximation:
     """Mean-field means with the covariance of linear response: the best of `responses`."""
-    return _of_optimum(optima[0] if optima else None, "linear_response")
+    best = optima[0] if optima else None
+    if best is not None and best.all_errors is not None:
+        best = replace(best, errors=best.all_errors())
+    return _of_optimum(best, "linear_response")
 
 
 def responses(
@@ -169,7 +178,7 @@ def responses(
         if mode.log_evidence < best.log_evidence - within:
             continue
         tried = [
-            fixed_draws.mean_field(density, curvature, coordinates(mode), random, choice, True)
+            fixed_draws.linear_response(density, curvature, coordinates(mode), random, choice)
             for coordinates in (
                 (_scaled,) if density.dimension > WHITENED else (_scaled, _whitened)
             )
@@ -179,7 +188,7 @@ def responses(
             found.append(max(proper, key=lambda optimum: optimum.elbo))
     if not found:
         coordinates = Coordinates(landscape.first, np.ones(density.dimension))
-        optimum = fixed_draws.mean_field(density, curvature, coordinates, random, choice, True)
+        optimum = fixed_draws.linear_response(density, curvature, coordinates, random, choice)
         found = [] if optimum is None else [optimum]
     return sorted(found, key=lambda optimum: optimum.elbo, reverse=True)
 

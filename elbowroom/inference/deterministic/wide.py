@@ -19,8 +19,18 @@ from elbowroom.inference.densities.conditional import split_of
 from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.modes import guarded_loss, positive_definite
-from elbowroom.inference.deterministic.fixed_draws import LOOSE, Draws, ascend, narrowed
-from elbowroom.inference.deterministic.objectives import Coordinates, MeanFieldObjective, antithetic
+from elbowroom.inference.deterministic.fixed_draws import (
+    LOOSE,
+    Draws,
+    Errors,
+    ascend,
+    narrowed,
+)
+from elbowroom.inference.deterministic.objectives import (
+    Coordinates,
+    Fixed,
+    MeanFieldObjective,
+)
 
 MOST_CHOSEN = 40
 """The most coordinates that are chosen where the user names none."""
@@ -50,8 +60,7 @@ class Response:
         scale: (D,).
         elbo: Of the mean-field guide over the fixed draws, in nats.
         reached: Whether its gradient vanishes.
-        error: The largest standard error of a mean that comes from the draws being these, in
-            standard deviations of the posterior.
+        errors: What comes from the draws being these.
         draws: How many there were.
         agreeing: How many starts reached this optimum.
         tried: How many there were.
@@ -64,7 +73,7 @@ class Response:
     scale: np.ndarray
     elbo: float
     reached: bool
-    error: float
+    errors: Errors
     draws: int
     agreeing: int
     tried: int
@@ -154,10 +163,10 @@ def respond(
         parameters, reached = _polished(objective, history)
         columns = _columns(objective, parameters, chosen)
         coordinates = _moved(coordinates, parameters)
-        error = _largest_error(objective, parameters, columns, chosen)
-        if error <= choice.tolerance or 2 * len(fixed) > choice.most:
+        errors = _errors(objective, parameters, columns, chosen)
+        if not errors.lacking(choice) or 2 * len(fixed.draws) > choice.most:
             break
-        fixed = np.concatenate([fixed, _matched(len(fixed), density.dimension, random)])
+        fixed = _matched(2 * len(fixed.draws), density.dimension, random)
     columns = columns[: density.dimension]
     scales, alone = objective.coordinates.factor, coordinates.factor
     if curvature.probed:  # what the scales are with all possible draws, less the means' noise
@@ -165,26 +174,27 @@ def respond(
     factor, scale = _parted(columns * scales[:, None] * scales[chosen], alone.copy(), chosen)
     elbo = objective.at(parameters)[0]
     return Response(
-        coordinates.origin, chosen, factor, scale, elbo, reached, error, len(fixed), agreeing,
-        len(starts), history,
+        coordinates.origin, chosen, factor, scale, elbo, reached, errors, len(fixed.draws),
+        agreeing, len(starts), history,
     )  # fmt: skip
 
 
-def _matched(count: int, size: int, random: np.random.Generator) -> np.ndarray:
+def _matched(count: int, size: int, random: np.random.Generator) -> Fixed:
     """Antithetic draws with a mean square of one in each coordinate: (count, size).
 
     The guide's standard deviations are part of the covariance here, and of a Normal posterior they
     are exact so.
     """
-    draws = antithetic(count, size, random)
-    return draws / np.sqrt(np.square(draws).mean(0))
+    half = random.standard_normal((count // 2, size))
+    half = half / np.sqrt(np.square(half).mean(0))
+    return Fixed(np.stack([half, -half], axis=1).reshape(-1, size), count // 2)
 
 
 def _ascended(
     density: Density,
     curvature: Curvature,
     start: np.ndarray,
-    fixed: np.ndarray,
+    fixed: Fixed,
     history: list[float],
 ) -> tuple[Coordinates, float] | None:
     """Where L-BFGS takes the ELBO: the guide, as the coordinates in which it is standard Normal."""
@@ -280,20 +290,25 @@ def _symmetric(matrix: np.ndarray) -> np.ndarray:
     return (matrix + matrix.T) / 2
 
 
-def _largest_error(
+def _errors(
     objective: MeanFieldObjective, parameters: np.ndarray, columns: np.ndarray, chosen: np.ndarray
-) -> float:
-    """The largest standard error of a mean that comes from the draws being these.
+) -> Errors:
+    """What comes from the draws being these.
 
     The chosen means answer to the gradient's noise as linear response says; the others follow them,
-    and answer to their own besides.
+    and answer to their own besides, as the logarithms of the scales do.
     """
     size = objective.density.dimension
-    _, gradients = objective.by_draw(parameters)
-    paired = gradients.reshape(-1, 2, 2 * size).mean(1)
+    paired = objective.by_block(parameters)
+    pairs = len(paired)
+    square = np.square(objective.fixed.draws[::2]) - 1
     variances = np.exp(2 * parameters[size:])
-    moves, total = variances * paired[:, :size], variances.copy()
-    if len(chosen):
+    by_mean = paired[:, :size] if len(chosen) else _less(paired[:, :size], square)
+    moves, total = variances * by_mean, variances.copy()
+    own = _less(paired[:, size:], square) / 2
+    loss = float((moves.var(0, ddof=1) / variances + 2 * own.var(0, ddof=1)).sum()) / (2 * pairs)
+    if len(chosen):  # no optimum of the ELBO
+        loss = 0.0
         covariance, rows = _symmetric(columns[chosen]), columns[:size]
         slopes = np.linalg.solve(covariance, rows.T)  # (C, D)
         answers = paired @ columns
@@ -301,8 +316,15 @@ def _largest_error(
         moves[:, chosen] = answers
         total += np.einsum("dc,cd->d", rows, slopes)
         total[chosen] = np.diag(covariance)
-    errors = moves.std(0, ddof=1) / np.sqrt(total * len(paired))
-    return float(errors.max())
+    mean = moves.std(0, ddof=1) / np.sqrt(total * pairs)
+    log_sd = own.std(0, ddof=1) / pairs**0.5
+    return Errors(float(mean.max()), float(log_sd.max()), loss=loss, dimension=size)
+
+
+def _less(values: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """Values (pairs, D) less what goes with the squares of their draws, whose mean is right."""
+    apart = values - values.mean(0)
+    return apart - square * ((apart * square).sum(0) / np.square(square).sum(0))
 
 
 def _parted(

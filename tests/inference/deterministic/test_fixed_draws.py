@@ -1,6 +1,7 @@
 """The ELBO over fixed draws: gradients, optima in closed form, and the errors it reports."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -9,7 +10,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.special import digamma, polygamma
+from scipy.stats import t as student_t
 from torch import Tensor, tensor
 
 import elbowroom as er
@@ -28,11 +31,12 @@ from elbowroom.inference.deterministic.fixed_draws import (
     LowRankObjective,
     MeanFieldObjective,
     Optimum,
-    antithetic,
     full_rank,
+    linear_response,
     low_rank,
     mean_field,
 )
+from elbowroom.inference.deterministic.objectives import Fixed
 from elbowroom.inference.isolation import isolated
 
 DIFFERENCES = 1e-7
@@ -110,7 +114,8 @@ def fitted(
     data: Mapping[str, Tensor] = MappingProxyType({"y": tensor(0.0)}),
 ) -> Optimum:
     density = density_of(model, **data)
-    found = mean_field(density, Curvature(density), coordinates, generator(seed), choice, response)
+    method = linear_response if response else mean_field
+    found = method(density, Curvature(density), coordinates, generator(seed), choice)
     assert found is not None
     return found
 
@@ -137,20 +142,20 @@ def check_gradient(function: Callable[[np.ndarray], tuple[float, np.ndarray]], s
 def test_gradients_are_those_of_finite_differences(coordinates: Coordinates) -> None:
     density, random = density_of(skewed, y=tensor(0.0)), generator()
     factorised = MeanFieldObjective(
-        density, Curvature(density), coordinates, antithetic(10, 2, random)
+        density, Curvature(density), coordinates, Fixed.of(10, 2, random)
     )
     check_gradient(factorised.at, 4)
-    dense = DenseObjective(density, coordinates, antithetic(10, 2, random))
-    check_gradient(dense.value_and_gradient, len(dense.start()))
-    low = LowRankObjective(density, coordinates, antithetic(10, 3, random))
-    check_gradient(low.value_and_gradient, 2 + 2 + 2)
+    dense = DenseObjective(density, coordinates, Fixed.of(10, 2, random))
+    check_gradient(dense.at, len(dense.start()))
+    low = LowRankObjective(density, coordinates, Fixed.of(10, 3, random))
+    check_gradient(low.at, 2 + 2 + 2)
 
 
 @pytest.mark.parametrize("coordinates", SKEWED_COORDINATES, ids=["scaled", "whitened"])
 def test_the_hessian_is_that_of_finite_differences(coordinates: Coordinates) -> None:
     density = density_of(skewed, y=tensor(0.0))
     objective = MeanFieldObjective(
-        density, Curvature(density), coordinates, antithetic(10, 2, generator())
+        density, Curvature(density), coordinates, Fixed.of(10, 2, generator())
     )
     parameters = 0.5 * generator(4).normal(size=4)
     step = 1e-5
@@ -167,15 +172,16 @@ def test_the_hessian_is_that_of_finite_differences(coordinates: Coordinates) -> 
 @pytest.mark.parametrize("coordinates", SKEWED_COORDINATES, ids=["scaled", "whitened"])
 def test_three_objectives_agree_where_their_guides_do(coordinates: Coordinates) -> None:
     """A diagonal Normal is a guide of all three, and their ELBO is the mean of log p - log q."""
-    density, draws = density_of(skewed, y=tensor(0.0)), antithetic(10, 2, generator())
+    density, draws = density_of(skewed, y=tensor(0.0)), Fixed.of(10, 2, generator()).draws
     mean, log_scale = np.array([0.3, -0.2]), np.array([-0.5, 0.4])
-    factorised = MeanFieldObjective(density, Curvature(density), coordinates, draws)
+    factorised = MeanFieldObjective(density, Curvature(density), coordinates, Fixed(draws, 5))
     value, _ = factorised.at(np.concatenate([mean, log_scale]))
-    dense = DenseObjective(density, coordinates, draws)
-    low = LowRankObjective(density, coordinates, np.concatenate([draws, draws[:, :1]], axis=1))
+    dense = DenseObjective(density, coordinates, Fixed(draws, 5))
+    both = np.concatenate([draws, draws[:, :1]], axis=1)
+    low = LowRankObjective(density, coordinates, Fixed(both, 5))
     for objective, rest in ((dense, 1), (low, 2)):
         parameters = np.concatenate([mean, log_scale, np.zeros(rest)])
-        assert objective.value_and_gradient(parameters)[0] == pytest.approx(value, rel=1e-12)
+        assert objective.at(parameters)[0] == pytest.approx(value, rel=1e-12)
     points = coordinates.to_u(mean + draws * np.exp(log_scale))
     factor = coordinates.factor if coordinates.factor.ndim == 2 else np.diag(coordinates.factor)
     guide = dist.MultivariateNormal(
@@ -186,10 +192,24 @@ def test_three_objectives_agree_where_their_guides_do(coordinates: Coordinates) 
     assert value == pytest.approx(wanted, rel=1e-12)
 
 
-def test_draws_are_antithetic_pairs() -> None:
-    draws = antithetic(8, 3, generator())
+@pytest.mark.parametrize(("count", "size"), [(32, 3), (128, 3), (1024, 30), (512, 1)])
+def test_draws_are_antithetic_pairs_with_the_moments_of_the_normal(count: int, size: int) -> None:
+    fixed = Fixed.of(count, size, generator())
+    draws = fixed.draws
     np.testing.assert_array_equal(draws[::2], -draws[1::2])
-    assert draws.shape == (8, 3)
+    assert draws.shape == (count, size)
+    np.testing.assert_allclose(draws.T @ draws / count, np.eye(size), atol=1e-12)
+    assert fixed.blocks == (8 if count >= 128 else count // 2)
+    assert fixed.grouped().blocks == 8
+    # Of a gradient that is linear in the draws, no block's moments count where there are blocks.
+    linear = generator(1).normal(size=(2, size))
+    apart = np.abs(fixed.products(draws @ linear.T) - linear).max()
+    assert apart < 1e-9 if count >= 128 else apart > 0.1
+
+
+def test_draws_too_few_for_the_dimension_have_its_variances() -> None:
+    draws = Fixed.of(8, 3, generator()).draws
+    np.testing.assert_allclose(np.square(draws).mean(0), 1.0)
 
 
 # A Normal target, where everything is known.
@@ -204,61 +224,39 @@ def test_linear_response_is_exact_on_a_normal(make: Callable[..., Coordinates]) 
     assert np.abs((found.mean - MEAN) / sd).max() < OPTIMUM
     np.testing.assert_allclose(found.covariance / np.outer(sd, sd),
                                COVARIANCE / np.outer(sd, sd), atol=EXACT)  # fmt: skip
-    assert found.error < OPTIMUM  # antithetic draws leave no error in the mean of a Normal
+    assert found.errors.mean < OPTIMUM  # antithetic draws leave no error in the mean of a Normal
 
 
-def test_mean_field_is_too_narrow_by_the_known_factor() -> None:
-    """Its variances are 1 / diag(precision) with all draws; with these, as the draws' moments say.
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_field_is_too_narrow_by_the_known_factor(seed: int) -> None:
+    """Its variances are 1 / diag(precision), and its ELBO is that much below the evidence.
 
-    The ELBO over draws z is stationary at scales s with Σ_j P_ij s_i s_j mean(z_i z_j) = 1.
+    The draws have the moments of the Normal, so that no choice of them moves either.
     """
-    count = 1024
-    coordinates = scaled(PRECISION, MEAN)
-    found = fitted(regression, coordinates, Draws(count, count), False, data=REGRESSION)
-    assert np.count_nonzero(found.covariance - np.diag(np.diag(found.covariance))) == 0
-    draws = antithetic(count, 3, generator())
-    scales = np.sqrt(np.diag(found.covariance))
-    moments = draws.T @ draws / count
-    stationary = (PRECISION * np.outer(scales, scales) * moments).sum(1)
-    np.testing.assert_allclose(stationary, 1.0, atol=10 * OPTIMUM)
-    # Half of the draws are independent: a log sd has standard error 1 / (2 √(count / 2 / 2)).
-    error = 0.5 / (count / 4) ** 0.5
-    known = 1 / np.sqrt(np.diag(PRECISION))
-    assert np.abs(np.log(scales / known)).max() < 4 * error
-    assert np.log(np.sqrt(np.diag(COVARIANCE)) / known).max() > 8 * error  # the truth is wider
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_by_default_there_are_enough_draws_for_the_sds_of_mean_field(seed: int) -> None:
-    """As for the means: a standard error of `Draws.tolerance`, and four of them in the worst."""
     found = fitted(regression, scaled(PRECISION, MEAN), Draws(), False, seed, data=REGRESSION)
-    ratio = np.sqrt(np.diag(found.covariance) * np.diag(PRECISION))
-    assert np.abs(np.log(ratio)).max() < 4 * Draws.tolerance
+    assert found.reached
+    assert np.count_nonzero(found.covariance - np.diag(np.diag(found.covariance))) == 0
+    np.testing.assert_allclose(np.diag(found.covariance) * np.diag(PRECISION), 1.0, atol=1e-3)
+    gap = 0.5 * (np.log(np.diag(PRECISION)).sum() - np.linalg.slogdet(PRECISION)[1])
+    assert gap > 1.0
+    assert found.elbo == pytest.approx(log_evidence() - gap, abs=LOOSE)
+    assert max(found.errors.mean, found.errors.log_sd, found.errors.loss) < 1e-6
 
 
-def test_a_dense_guide_holds_a_normal_whole() -> None:
-    """At its optimum the draws' own second moments M are taken for 1: factor M factor' is right.
-
-    The ELBO is too high by half of minus log det M, which the draws tell exactly.
-    """
-    count = 1024
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dense_guide_holds_a_normal_whole(seed: int) -> None:
     density = density_of(regression, **REGRESSION)
-    found = full_rank(density, whitened(PRECISION, MEAN), generator(), Draws(count, count))
+    found = full_rank(density, whitened(PRECISION, MEAN + 0.1), generator(seed))
     assert found is not None
     assert found.reached
-    draws = antithetic(count, 3, generator())
-    moments = draws.T @ draws / count
-    surplus = -0.5 * np.linalg.slogdet(moments)[1]
-    assert found.elbo == pytest.approx(log_evidence() + surplus, abs=LOOSE)
-    factor = found.coordinates.factor @ DenseObjective(density, found.coordinates, draws).factor(
-        found.parameters
-    )
+    assert found.elbo == pytest.approx(log_evidence(), abs=LOOSE)
     sd = np.sqrt(np.diag(COVARIANCE))
-    mended = factor @ moments @ factor.T / np.outer(sd, sd)
     # Half of the squared gradient is below `LOOSE`.
     error = (2 * LOOSE) ** 0.5
-    np.testing.assert_allclose(mended, COVARIANCE / np.outer(sd, sd), atol=2 * error)
+    scale = np.outer(sd, sd)
+    np.testing.assert_allclose(found.covariance / scale, COVARIANCE / scale, atol=2 * error)
     assert np.abs((found.mean - MEAN) / sd).max() < error
+    assert found.errors.loss < 1e-6
 
 
 def factor_analysis() -> tuple[np.ndarray, np.ndarray]:
@@ -382,17 +380,152 @@ the first has no part in the second's factor beyond their difference."""
 SKEWED_HESSIAN = np.array([[3.0 + 2.0, -2.0], [-2.0, 2.0]])
 
 
+@pytest.mark.parametrize("count", [32, 256])
+@pytest.mark.parametrize("method", ["mean_field", "full_rank", "linear_response"])
+def test_the_errors_of_all_numbers_are_their_spread_over_draws(method: str, count: int) -> None:
+    """Over 16 seeds, with errors of their own of a fifth; the loss by the ELBO over all draws.
+
+    What few draws that are matched are taken to leave, they do not leave.
+    """
+    density, choice = density_of(skewed, y=tensor(0.0)), Draws(count, count)
+    coordinates = scaled(SKEWED_HESSIAN, SKEWED_MODE)
+
+    def optimum(seed: int, choice: Draws) -> Optimum:
+        if method == "full_rank":
+            found = full_rank(density, coordinates, generator(seed), choice)
+        else:
+            maker = {"mean_field": mean_field, "linear_response": linear_response}[method]
+            found = maker(density, Curvature(density), coordinates, generator(seed), choice)
+        assert found is not None
+        if found.all_errors is not None:
+            return replace(found, errors=found.all_errors())
+        return found
+
+    found = [optimum(seed, choice) for seed in range(16)]
+    sds = np.stack([np.sqrt(np.diag(each.covariance)) for each in found])
+    correlations = np.array([each.covariance[0, 1] for each in found]) / sds.prod(1)
+    spread = {
+        "mean": (np.stack([each.mean for each in found]).std(0, ddof=1) / sds.mean(0)).max(),
+        "log_sd": np.log(sds).std(0, ddof=1).max(),
+        "correlation": correlations.std(ddof=1),
+    }
+    for name, real in spread.items():
+        stated = float(np.sqrt(np.mean([getattr(each.errors, name) ** 2 for each in found])))
+        assert stated > real / 2 - 1e-9, name
+        assert stated < 2 * real + 1e-9 or count == 32, name
+    losses = np.array([each.errors.loss for each in found])
+    if method == "linear_response":
+        assert (losses == 0).all()  # it is no optimum of the ELBO
+        return
+    whole = Fixed.of(4096, 2, generator(99))
+    if method == "full_rank":
+        over_all: Any = DenseObjective(density, coordinates, whole)
+    else:
+        over_all = MeanFieldObjective(density, Curvature(density), coordinates, whole)
+    best = optimum(98, Draws(4096, 4096)).parameters
+    real = over_all.at(best)[0] - np.mean([over_all.at(each.parameters)[0] for each in found])
+    assert losses.mean() > real / 2.5
+    assert losses.mean() < 2.5 * real or count == 32
+
+
+def heavy(y: Tensor) -> None:
+    """A Student t with three degrees of freedom, whose mean no choice of pairs of draws moves."""
+    u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0).mask(False))
+    pyro.factor("density", dist.StudentT(tensor(3.0), 0.0, 1.0).log_prob(u))
+    pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def log_gamma_of_two(y: Tensor) -> None:
+    u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0).mask(False))
+    pyro.factor("density", 2 * u - u.exp())
+    pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def best_normal(log_density: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float, float]:
+    """Mean, sd and ELBO of the best Normal of a density of one number, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    weights = weights / weights.sum()
+
+    def loss(parameters: np.ndarray) -> float:
+        mean, log_sd = parameters
+        expected = weights @ log_density(mean + np.exp(log_sd) * nodes)
+        return -float(expected + log_sd + 0.5 * np.log(2 * np.pi * np.e))
+
+    found = minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-7})
+    return found.x[0], float(np.exp(found.x[1])), -found.fun - 0.5 * np.log(2 * np.pi)
+
+
+ONE_NUMBER: dict[str, tuple[Model, Callable[[np.ndarray], np.ndarray]]] = {
+    "heavy": (heavy, student_t(3).logpdf),
+    "skewed": (log_gamma_of_two, lambda u: 2 * u - np.exp(u)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_NUMBER)
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank", "low_rank"])
+def test_a_guide_by_name_is_the_best_of_its_family(name: str, guide: str) -> None:
+    """In one dimension all three are the same Normal, which no seed decides."""
+    model, log_density = ONE_NUMBER[name]
+    mean, sd, elbo = best_normal(log_density)
+    for seed in range(3):
+        fit = er.fit(model, {"y": tensor(0.0)}, guide=guide, seed=seed, draws=4000)
+        measures = fit.measures
+        assert abs(measures["elbo"] - elbo) < 3.5 * measures["elbo_se"]
+        own = fit.draw(4000, seed=7).sites["u"].numpy()
+        # The draws' own errors, and the tolerance.
+        assert abs(own.mean() - mean) / sd < 4 / 4000**0.5 + Draws.tolerance
+        assert abs(np.log(own.std() / sd)) < 4 / 8000**0.5 + Draws.tolerance
+        assert not any("the fixed draws tell" in note for note in fit.notes)
+
+
+def test_draws_are_doubled_for_scales_too() -> None:
+    density = density_of(heavy, y=tensor(0.0))
+    choice = Draws(16, 4096, 0.01)
+    coordinates = Coordinates(np.zeros(1), np.ones(1))
+    found = mean_field(density, Curvature(density), coordinates, generator(), choice)
+    assert found is not None
+    assert found.errors.mean < 1e-9  # of which the rule would have seen nothing
+    assert found.draws > 16
+    assert found.errors.log_sd <= 0.01
+    assert found.errors.loss <= choice.loss
+
+
+def test_what_is_not_known_well_is_said() -> None:
+    """With so few draws as were asked for; and its ELBO is within the error that it has."""
+    _, _, elbo = best_normal(ONE_NUMBER["heavy"][1])
+    for seed in range(4):
+        fit = er.fit(heavy, {"y": tensor(0.0)}, guide="mean_field", seed=seed, fixed_draws=16)
+        assert abs(fit.measures["elbo"] - elbo) < 3.5 * fit.measures["elbo_se"]
+        assert any("the fixed draws tell the sds to" in note for note in fit.notes)
+        assert "no sd by more than" in fit.trained.reason
+
+
+def test_nested_families_come_out_in_their_order() -> None:
+    """A Normal of rank two in two dimensions has all correlations, which raise the ELBO."""
+    for seed in range(2):
+        found = {
+            guide: er.fit(skewed, {"y": tensor(0.0)}, guide=guide, seed=seed).measures
+            for guide in ("mean_field", "low_rank", "full_rank")
+        }
+        elbo = {guide: measures["elbo"] for guide, measures in found.items()}
+        error = {guide: measures["elbo_se"] for guide, measures in found.items()}
+        apart = abs(elbo["full_rank"] - elbo["low_rank"])
+        assert apart < 3.5 * np.hypot(error["full_rank"], error["low_rank"])
+        gain = elbo["full_rank"] - elbo["mean_field"]
+        assert gain > 3.5 * np.hypot(error["full_rank"], error["mean_field"])
+
+
 def test_the_reported_error_is_the_spread_over_draws() -> None:
-    """Over 40 seeds: the spread's own relative error is 1 / √(2 · 39)."""
-    seeds, choice = 40, Draws(64, 64)
+    """Over 40 seeds: the spread's own relative error is 1 / √(2 · 39); or somewhat more."""
+    seeds, choice = 40, Draws(256, 256)
     coordinates = scaled(SKEWED_HESSIAN, SKEWED_MODE)
     found = [fitted(skewed, coordinates, choice, True, seed) for seed in range(seeds)]
     assert all(optimum.reached for optimum in found)
     means = np.stack([optimum.mean for optimum in found])
     sds = np.stack([np.sqrt(np.diag(optimum.covariance)) for optimum in found])
     spread = (means.std(0, ddof=1) / sds.mean(0)).max()
-    reported = float(np.sqrt(np.mean([optimum.error**2 for optimum in found])))
-    assert abs(np.log(reported / spread)) < 3 / (2 * (seeds - 1)) ** 0.5
+    reported = float(np.sqrt(np.mean([optimum.errors.mean**2 for optimum in found])))
+    assert -3 / (2 * (seeds - 1)) ** 0.5 < np.log(reported / spread) < np.log(2)
     # And the optimum with all draws lies where they centre.
     whole = fitted(skewed, coordinates, Draws(16384, 16384), True, 99)
     error = spread * sds.mean(0) / seeds**0.5
@@ -407,14 +540,14 @@ def test_draws_are_doubled_until_the_tolerance_or_the_most() -> None:
 
     loose, tight = optimum(0.5), optimum(0.02)
     assert loose.draws == 8
-    assert loose.error <= 0.5
-    assert tight.error <= 0.02
+    assert loose.errors.mean <= 0.5
+    assert tight.errors.mean <= 0.02
     assert 8 < tight.draws <= 4096
     assert np.log2(tight.draws / 8) % 1 == 0
     before = optimum(0.02, tight.draws // 2)  # the last doubling was needed
     assert before.draws == tight.draws // 2
-    assert before.error > 0.02
-    assert len(tight.history) > len(before.history) > len(loose.history)
+    assert before.errors.mean > 0.02
+    assert len(tight.history) > len(before.history) >= len(loose.history)
 
 
 def test_a_gaussian_guide_of_a_log_gamma_has_the_known_optimum() -> None:
@@ -429,7 +562,7 @@ def test_a_gaussian_guide_of_a_log_gamma_has_the_known_optimum() -> None:
     count = 8192
     found = fitted(log_gamma, coordinates, Draws(count, count), False)
     sd = 3**-0.5
-    assert abs(found.mean[0] - (np.log(3) - 1 / 6)) < 4 * found.error * sd + OPTIMUM
+    assert abs(found.mean[0] - (np.log(3) - 1 / 6)) < 4 * found.errors.mean * sd + OPTIMUM
     assert abs(np.log(np.sqrt(found.covariance[0, 0]) / sd)) < 4 * 0.5 / (count / 4) ** 0.5
     elbo = 3 * (np.log(3) - 1 / 6) - 3 + 0.5 * np.log(2 * np.pi * np.e / 3)
     assert found.elbo - -0.5 * np.log(2 * np.pi) == pytest.approx(elbo, abs=4 / count**0.5)
@@ -447,7 +580,7 @@ def test_a_guide_is_narrowed_until_every_draw_has_a_density() -> None:
     density = density_of(model, y=tensor(0.0))
     coordinates = Coordinates(np.zeros(1), np.ones(1))
     objective = MeanFieldObjective(
-        density, Curvature(density), coordinates, antithetic(8, 1, generator())
+        density, Curvature(density), coordinates, Fixed.of(8, 1, generator())
     )
     assert objective.at(np.zeros(2))[0] == -np.inf
     found = fitted(model, coordinates, Draws(8, 8), False)

@@ -18,7 +18,7 @@ from elbowroom.inference.densities import landscape
 from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.deterministic import wide
-from elbowroom.inference.deterministic.fixed_draws import Draws, mean_field
+from elbowroom.inference.deterministic.fixed_draws import Draws, linear_response
 from elbowroom.inference.deterministic.objectives import Coordinates
 from elbowroom.inference.deterministic.wide import REMAINDER, chosen_coordinates, respond
 from elbowroom.inference.isolation import isolated
@@ -106,14 +106,14 @@ def test_the_columns_are_those_of_the_dense_linear_response(chosen: list[int]) -
     random = np.random.default_rng(2)
     found = respond(density, curvature, start, indices, random, draws)
     scales = Coordinates(start[0], np.full(size, 0.5))
-    dense = mean_field(density, curvature, scales, np.random.default_rng(2), draws, response=True)
+    dense = linear_response(density, curvature, scales, np.random.default_rng(2), draws)
     assert dense is not None
     assert found.mean == pytest.approx(dense.mean, abs=2e-3)
     whole = found.covariance(np.arange(size))
     assert whole[:, indices] == pytest.approx(dense.covariance[:, indices], rel=2e-3, abs=2e-4)
     if chosen == [0, 1]:  # what the groups share; else the error is one of guessed answers
-        assert found.error == pytest.approx(dense.error, rel=0.2)  # matched draws have less
-    assert found.error > 0.8 * dense.error
+        assert found.errors.mean == pytest.approx(dense.errors.mean, rel=0.2)
+    assert found.errors.mean > 0.8 * dense.errors.mean
 
 
 def test_starts_that_reach_another_optimum_are_counted() -> None:
