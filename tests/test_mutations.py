@@ -922,7 +922,7 @@ def layered(registered: bool, frozen: bool) -> Callable[..., None]:
         (Scaled(True), {"y": Y}, {"scale"}),
         (layered(True, False), LINE, {"layer$$$weight", "layer$$$bias"}),
         (layered(True, True), LINE, {"layer$$$bias"}),
-        pytest.param(Scaled(False), {"y": Y}, set(), marks=pytest.mark.slow),
+        (Scaled(False), {"y": Y}, set()),
     ],
     ids=["free", "registered", "registered and frozen", "frozen"],
 )
@@ -932,7 +932,6 @@ def test_a_parameter_is_fitted_where_it_requires_a_gradient(
     assert set(bound(model, data).space.parameters.initial) == names
 
 
-@pytest.mark.slow
 def test_a_layer_that_is_not_registered_is_refused() -> None:
     with pytest.raises(ElbowroomError, match=r"pyro\.module"):
         bound(layered(False, False), LINE)

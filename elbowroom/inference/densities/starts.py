@@ -187,10 +187,8 @@ def prior_draws(density: Density, count: int) -> np.ndarray:
     space = density.space
 
     def draw(_: torch.Tensor) -> torch.Tensor:
-        trace = poutine.trace(density.model).get_trace(**density.arguments)
-        return space.unconstrain(
-            {site.name: trace.nodes[site.name]["value"] for site in space.sites}
-        )
+        nodes: Any = poutine.trace(density.model).get_trace(**density.arguments).nodes
+        return space.unconstrain({site.name: nodes[site.name]["value"] for site in space.sites})
 
     # An improper prior, or a model that cannot be run at an unlikely draw of its own.
     failures = (NotImplementedError, ValueError, RuntimeError, KeyError, TypeError)
