@@ -240,6 +240,8 @@ def _evidence(
     """What the verdict is made of, and the numbers among it by name."""
     best, missing = landscape.best, 0.0
     coverage = correction.coverage if isinstance(correction, Correction) else None
+    looked = landscape.climbed is not None and len(landscape.climbed) > 0
+    covered = looked and coverage is not None and coverage.whole
     starts = fitted.starts
     slope = 0.0 if landscape.density is None else landscape.density.slope_error
     if best is not None:
@@ -251,8 +253,6 @@ def _evidence(
         if missing < -SPIKE:  # a narrow spike, which holds none of the mass
             starts = None
         missing = max(missing, higher)
-        if coverage is not None and not coverage.places:
-            missing = 0.0  # Laplace's estimate is too high, as the best place is drawn from
     if correction is None:
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
@@ -284,7 +284,7 @@ def _evidence(
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
         missing=missing, flat=landscape.flat, slope=slope,
         outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
-        unfinished=landscape.unfinished and not (coverage is not None and coverage.whole),
+        unfinished=landscape.unfinished, covered=covered,
     )  # fmt: skip
     return evidence, measures
 

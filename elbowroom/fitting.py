@@ -13,7 +13,7 @@ from elbowroom.alternating import EM, fit_em
 from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
 from elbowroom.diagnostics.checks import Finding, run_checks
 from elbowroom.diagnostics.estimators import GRADIENTS, measure
-from elbowroom.errors import NoModeError, OptionError, unknown
+from elbowroom.errors import NoModeError, OptionError, numerical_failures, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
 from elbowroom.inference.densities.landscape import LARGEST, Landscape
@@ -370,6 +370,17 @@ def _fit_task(
     engine: str,
     landscape: Landscape | None = None,
     report: Callable[[str], None] | None = None,
+) -> Fit:
+    with numerical_failures():
+        return _fit_by_engine(task, guide, engine, landscape, report)
+
+
+def _fit_by_engine(
+    task: Task,
+    guide: Any,
+    engine: str,
+    landscape: Landscape | None,
+    report: Callable[[str], None] | None,
 ) -> Fit:
     guide = _engines_own(guide, engine)
     automatic = isinstance(guide, str) and guide == "auto"

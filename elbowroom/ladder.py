@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from elbowroom.deterministic import fit_fixed_draws, survey
-from elbowroom.errors import GuideError
+from elbowroom.errors import GuideError, numerical_failures
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
 from elbowroom.inference.densities.importance import ERRORS, k_hat_threshold
@@ -38,7 +38,8 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
 
     def rung(name: str, attempt: Callable[[], Fit]) -> bool:
         try:
-            fit = attempt()
+            with numerical_failures():
+                fit = attempt()
         except GuideError as error:
             line = f"{name}: {error}"
         else:
@@ -66,9 +67,10 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
             places.append(problem.reparameterise(problem.space.location_scale))
         for place in places:
             try:
-                landscape = survey(place, task.settings.restarts, task.seed)
+                with numerical_failures():
+                    landscape = survey(place, task.settings.restarts, task.seed)
             except GuideError as error:
-                climbed.append(f"point parameters: {error}")
+                climbed.append(f"before any guide: {error}")
                 break
             where = " of the standardised sites" if place.reparameterised else ""
             if rung(f"linear_response{where}", deterministic("linear_response", place, landscape)):

@@ -18,6 +18,7 @@ from torch import Tensor
 from elbowroom.errors import GuideError
 from elbowroom.guides import Start, register
 from elbowroom.guides.pathwise import PathwiseMultivariateNormal, PathwiseNormal
+from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.guides.space import LatentSpace, Site
 
 WHITENED = 300
@@ -42,7 +43,7 @@ def cholesky(start: Start) -> Tensor:
     """Lower Cholesky factor of the covariance at the start, (D, D)."""
     if start.precision is None:
         return INITIAL_SCALE * torch.eye(len(start.location)).to(start.location)
-    return torch.linalg.cholesky(torch.linalg.inv(start.precision))
+    return factor_of_inverse(start.precision)
 
 
 def sample_site(site: Site, unconstrained: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ class Evidence:
         outside: The posterior's mass of chains that began at the draws and came to where no draw
             is, and how many chains did so.
         unfinished: Whether the last starts still found new modes.
+        covered: Whether the draws cover wherever starts, candidates for them and chains came to, so
+            that it matters no more which modes they are parts of.
         maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
         mend: What to do where the optimum was not reached, or is one point, if more is known.
         invalid: What of the model is not valid at some of the draws, as a sentence.
@@ -145,6 +147,7 @@ class Evidence:
     less: tuple[float, float] = (0.0, 0.0)
     outside: tuple[float, int] = (0.0, 0)
     unfinished: bool = False
+    covered: bool = False
     flat: bool = False
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
@@ -300,16 +303,17 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
     elif rests_on_weights and not evidence.effective >= FEWEST_EFFECTIVE:
         reasons.append(f"Too few effective draws: {_weights(evidence)}")
         advice.append("give more --draws.")
-    if evidence.starts is not None and evidence.starts[1] > 3 and evidence.starts[0] == 1:
+    alone = evidence.starts is not None and evidence.starts[1] > 3 and evidence.starts[0] == 1
+    if alone and evidence.starts is not None and not evidence.covered:
         reasons.append(
             f"Only 1 of {evidence.starts[1]} starts reached the best mode: a better one may be "
             "missed."
         )
         advice.append(f"give --restarts {4 * evidence.starts[1]}.")
-    if evidence.unfinished:
+    if evidence.unfinished and not evidence.covered:
         reasons.append("The last starts still found new modes: others may be missed.")
         advice.append("compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts.")
-    if evidence.missing > MISSING:
+    if evidence.missing > MISSING and not evidence.covered:
         reasons.append(
             f"The draws hold {evidence.missing:.0f} nats less evidence than the best place climbed "
             "to should: they may have missed it."

@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import torch
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, logsumexp
 from scipy.stats import f
+
+from elbowroom.guides.roots import factor_of
 
 FREEDOM = 7.0
 """The fewest degrees of freedom of a proposal."""
@@ -88,7 +91,9 @@ class Mixture:
         quarters of its draws; fewer in high dimensions would waste most of them.
         """
         freedom = max(FREEDOM, means.shape[1] / 2)
-        return cls(shares / shares.sum(), means, np.linalg.cholesky(covariances), freedom)
+        return cls(
+            shares / shares.sum(), means, factor_of(torch.as_tensor(covariances)).numpy(), freedom
+        )
 
 
 def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:

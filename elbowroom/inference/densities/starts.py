@@ -8,6 +8,7 @@ the known modes account for.
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from scipy.linalg import solve_triangular
 from scipy.stats import qmc
 from torch.func import vmap
 
+from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.mixtures import Mixture
 from elbowroom.inference.densities.modes import Mode
@@ -88,8 +90,8 @@ class Starts:
         Returns:
             Places far from each other, (n, D); and a number for each mode, (modes,).
         """
-        covariances = [np.linalg.inv(_precision(mode)) for mode in modes]
-        roots = [np.linalg.cholesky(covariance) for covariance in covariances]
+        roots = [_root(mode) for mode in modes]
+        covariances = [root @ root.T for root in roots]
         promises = np.array([mode.promise for mode in modes])
         explained = Mixture.of(
             np.exp(promises - promises[0]),
@@ -173,9 +175,10 @@ class Starts:
         return found[random.permutation(len(found))[: self.most]]
 
 
-def _precision(mode: Mode) -> np.ndarray:
+def _root(mode: Mode) -> np.ndarray:
+    """The Cholesky factor of a mode's covariance."""
     assert mode.precision is not None
-    return mode.precision
+    return factor_of_inverse(torch.as_tensor(mode.precision)).numpy()
 
 
 def prior_draws(density: Density, count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal
 
 from elbowroom.errors import GuideError, NoModeError
+from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.densities.modes import Mode, guarded_loss
@@ -61,7 +62,7 @@ class Approximation:
 
 def _whitened(mode: Mode) -> Coordinates:
     assert mode.precision is not None
-    return Coordinates(mode.location, np.linalg.cholesky(np.linalg.inv(mode.precision)))
+    return Coordinates(mode.location, factor_of_inverse(torch.as_tensor(mode.precision)).numpy())
 
 
 def _scaled(mode: Mode) -> Coordinates:

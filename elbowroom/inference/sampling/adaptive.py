@@ -4,9 +4,11 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.cluster.vq import kmeans2
 from scipy.special import logsumexp
 
+from elbowroom.guides.roots import factor_of
 from elbowroom.inference.densities.conditional import Conditional, Split, split_of
 from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
@@ -407,7 +409,7 @@ class AdaptiveImportance:
                 means.append(part.mean(0))
                 own = np.cov(part, rowvar=False).reshape(size, size) if len(part) > 1 else whole
                 covariances.append((own + whole) / 2)
-        factors = np.linalg.cholesky(np.stack(covariances))
+        factors = factor_of(torch.as_tensor(np.stack(covariances))).numpy()
         return replace(self.adapted, shares=np.array(sizes), means=np.stack(means), factors=factors)
 
 

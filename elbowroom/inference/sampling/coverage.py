@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from elbowroom.guides.roots import factor_of
 from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.importance import k_hat_threshold, resampled
 from elbowroom.inference.densities.mixtures import Mixture
@@ -81,7 +83,7 @@ def spread(importance: "AdaptiveImportance") -> np.ndarray:
     keep = effective / (effective + 2 * size)
     covariance = keep * (centred * weights[:, None]).T @ centred
     covariance[np.diag_indices(size)] += (1 - keep) * variances
-    return np.linalg.cholesky(covariance)
+    return factor_of(torch.as_tensor(covariance)).numpy()
 
 
 def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: int = 1) -> Coverage:
