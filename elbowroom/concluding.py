@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbowroom.diagnostics.labelling import of_all_labellings
 from elbowroom.diagnostics.latent_health import latent_health
 from elbowroom.diagnostics.measures import bound, no_loo
 from elbowroom.diagnostics.predictive import predictive_checks
@@ -119,7 +120,7 @@ def conclude(
     groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
     shares, missed = predictive_checks(*replicated(problem, held))
     shown = reported_quantities(problem, own) if problem.reparameterised else own
-    evidence, more = _evidence(fitted, raw, correction, shown, landscape, missed)
+    evidence, more, labelled = _evidence(fitted, raw, correction, shown, landscape, missed)
     evidence = replace(
         evidence, ladder=problem.model.engine is None, doubts=problem.prepared.doubts,
         invalid=invalid_draws(problem.function, problem.arguments, held) or "",
@@ -150,6 +151,8 @@ def conclude(
         notes.append(landscape.agreement)
     if landscape.likelihood is not None:
         notes.append(landscape.likelihood.note)
+    if labelled is not None:
+        notes.append(labelled)
     if landscape.density is not None and landscape.density.note is not None:
         notes.append(landscape.density.note)
     proposal = correction.proposal if isinstance(correction, Correction) else None
@@ -236,8 +239,8 @@ def _evidence(
     own: Mapping[str, Tensor],
     landscape: Landscape,
     sentences: list[str],
-) -> tuple[Evidence, dict[str, Any]]:
-    """What the verdict is made of, and the numbers among it by name."""
+) -> tuple[Evidence, dict[str, Any], str | None]:
+    """What the verdict is made of, the numbers among it by name, and what log p(data) counts."""
     best, missing = landscape.best, 0.0
     coverage = correction.coverage if isinstance(correction, Correction) else None
     looked = landscape.climbed is not None and len(landscape.climbed) > 0
@@ -259,13 +262,18 @@ def _evidence(
             math.inf, len(raw.log_p), 0.0, False, starts=starts, predictive=tuple(sentences),
             flat=landscape.flat, slope=slope,
         )  # fmt: skip
-        return evidence, {}
+        return evidence, {}, None
     if isinstance(correction, RowCorrection):
-        return _evidence_of_rows(fitted, raw, correction, sentences)
+        return *_evidence_of_rows(fitted, raw, correction, sentences), None
     weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
     shapes, unresolved = unresolved_quantities(weighted, correction.weights)
     shift, ratio = _moved(own, weighted, correction.weights)
-    log_evidence, error = correction.log_evidence
+    drawn = correction.importance
+    (log_evidence, error), labelled = of_all_labellings(
+        landscape,
+        correction.log_evidence,
+        *((drawn.points, drawn.log_p, drawn.log_proposal) if drawn is not None else ()),
+    )
     measures = {
         "corrected_k_hat": correction.k_hat,
         "corrected_effective_sample_size": correction.effective,
@@ -286,7 +294,7 @@ def _evidence(
         outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
         unfinished=landscape.unfinished, covered=covered,
     )  # fmt: skip
-    return evidence, measures
+    return evidence, measures, labelled
 
 
 def _evidence_of_rows(

@@ -101,7 +101,8 @@ def fit_fixed_draws(
     began, random = time.perf_counter(), np.random.default_rng(seed)
     count = DRAWS if task.draws is None else task.draws
     choice = _choice(landscape, settings, begins)
-    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+    # Far out a value may overflow: it is judged by what it gives.
+    with isolated(seed, dtype=torch.float64, threads=problem.threads), np.errstate(all="ignore"):
         if landscape.starts is not None:
             approximation, raw, correction = _wide(
                 landscape, guide, settings, choice, count, random

@@ -24,10 +24,10 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
-    sites written by their standardised values; a flow, if the dimension is small. Where the first
-    fail, since the dimension is large or point parameters have no maximum likelihood, independent
-    Normals. Where none is trusted, the one with the
-    best importance weights is returned, with what to do next.
+    sites written by their standardised values. Where the first fail, since the dimension is large
+    or point parameters have no maximum likelihood, independent Normals; in few dimensions a flow.
+    Where none is trusted, the one with the best importance weights is returned, with what to do
+    next.
 
     Raises:
         GuideError: If no rung gave a posterior at all.
@@ -85,7 +85,7 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
         if problem.space.dimension > LARGEST and not found:
             landscape = survey(problem, task.settings.restarts, task.seed)
             rung("mean_field", deterministic("mean_field", problem, landscape))
-        if problem.space.dimension <= FLOW:
+        if problem.space.dimension <= FLOW and not found:
             flow = get_guide("flow", problem.model_name, False)
             last = replace(task, problem=places[-1], announce=None)
             rung("flow", lambda: fit_stochastic(last, flow))

@@ -31,7 +31,10 @@ FLOORS = [
     {"elbowroom.models"},
     {"elbowroom.guides"},
     {"elbowroom.inference.recorded"},
-    {"elbowroom.inference.isolation", "elbowroom.inference.problem"},
+    {
+        f"elbowroom.inference.{name}"
+        for name in ("isolation", "leaves", "wording", "validation", "problem")
+    },
     {"elbowroom.inference.densities"},
     {"elbowroom.inference.deterministic"},
     {"elbowroom.inference.stochastic", "elbowroom.inference.sampling"},

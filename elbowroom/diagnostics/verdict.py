@@ -25,7 +25,7 @@ MISSING = 5.0
 """Nats of evidence that the draws may lack against Laplace's estimate at the best mode."""
 LESS = 0.02
 """Nats that another guide may find beyond the draws; so it may `ERRORS` standard errors."""
-OUTSIDE, FEWEST_CHAINS = 0.002, 3
+OUTSIDE, FEWEST_CHAINS = 0.01, 3
 """The posterior's mass that chains from the draws may find outside, and by how many chains."""
 SLOPE = 1e-3
 """The relative error of a gradient above which it is wrong."""
@@ -34,6 +34,8 @@ HEAVY = 0.45
 
 NAMED = 3
 """Quantities that a verdict names."""
+FARTHEST, MUCH = 1e-3, 0.04
+"""The mass whose part of the variance is looked at, and what is much: of a Normal it is 0.013."""
 FAR = 6.0
 """Standard deviations from the mean; a tail that ends before is not looked at."""
 
@@ -191,9 +193,10 @@ def judge(evidence: Evidence) -> Verdict:
     same = evidence.shift <= SHIFT and evidence.ratio <= SHIFT
     if evidence.corrected and not same:
         factor = np.exp(min(evidence.ratio, 99.0))
+        by = f"a factor {factor:.2g}" if factor < 1e3 else "a factor over 1,000"
         reasons.append(
             "The posterior holds the corrected draws: the guide's own are off by up to "
-            f"{evidence.shift:.2g} sd in a mean and a factor {factor:.2g} in an sd."
+            f"{evidence.shift:.2g} sd in a mean and {by} in an sd."
         )
     level = TRUSTED if same else CORRECTED
     return Verdict(level, (*reasons, *_remarks(evidence)))
@@ -268,7 +271,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
     if evidence.reference is not None and not agrees:
         reasons.append(evidence.reference[0])
         advice.append("take the reference's draws.")
-    if not evidence.converged and not agrees:
+    needed = evidence.stochastic or not (evidence.corrected and evidence.covered)
+    if not evidence.converged and not agrees and needed:
         reasons.append(evidence.status[:1].upper() + evidence.status[1:])
         usual = (
             "give more --steps, or a smaller --learning-rate; of minibatches, larger ones."
@@ -384,12 +388,24 @@ def unresolved_quantities(
         for j in np.flatnonzero(varies & ~((reach <= FAR) & (errors <= RESOLVED))):
             label = f"{name}[{j}]" if flat.shape[1] > 1 else name
             shapes[label] = _tail(flat[:, j], weights)
-            if not (errors[j] <= RESOLVED and shapes[label] <= HEAVY):
+            heavy = shapes[label] > HEAVY and _from_the_farthest(flat[:, j], weights) > MUCH
+            if heavy or not errors[j] <= RESOLVED:
                 sentences.append(
                     f"The sd of {label} is not resolved: its tail is heavy (Pareto k "
                     f"{shapes[label]:.2f}, standard error {errors[j]:.0%})."
                 )
     return shapes, sentences
+
+
+def _from_the_farthest(column: np.ndarray, weights: np.ndarray) -> float:
+    """The share of the variance that comes from the farthest draws, of a thousandth of the mass.
+
+    A tail of many modes has the shape of a power law too, and gives as little as a Normal one.
+    """
+    square = np.square(column - weights @ column)
+    order = np.argsort(-square)
+    far = order[np.cumsum(weights[order]) <= FARTHEST]
+    return float(weights[far] @ square[far] / (weights @ square))
 
 
 def _tail(column: np.ndarray, weights: np.ndarray) -> float:

@@ -39,6 +39,7 @@ class Correction:
         modes: The shares of the mass of the parts that the draws came from, largest first.
         proposal: What fresh draws can be made from, if not the guide.
         coverage: Whether the draws are everywhere, where that was looked at.
+        importance: What they were picked from, where it was adaptive importance sampling.
     """
 
     sites: dict[str, Tensor]
@@ -52,6 +53,7 @@ class Correction:
     modes: tuple[float, ...] = ()
     proposal: Proposal | None = None
     coverage: Coverage | None = None
+    importance: AdaptiveImportance | None = None
 
     @property
     def usable(self) -> bool:
@@ -111,4 +113,5 @@ def adapted(importance: AdaptiveImportance, count: int) -> Correction:
         importance.shares(),
         importance.proposal,
         importance.coverage,
+        importance,
     )

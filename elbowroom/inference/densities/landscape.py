@@ -77,7 +77,10 @@ class Landscape:
         """What draws have to cover, (n, D): modes, and where candidates for starts came to."""
         modes = [mode.location for mode in _proper(self.modes)]
         found = np.stack(modes) if modes else np.zeros((0, len(self.first)))
-        return found if self.climbed is None else np.concatenate([found, self.climbed])
+        # Candidates come to other labellings as well, and the draws keep to one.
+        if self.climbed is None or any(mode.relabelled for mode in self.modes):
+            return found
+        return np.concatenate([found, self.climbed])
 
     @property
     def flat(self) -> bool:
@@ -184,7 +187,8 @@ def explore(
             return Landscape(density, curvature, [], 0, first, seconds, batch, rows=rows)
         modes, tried = find_modes(density, curvature, batch), restarts
         unfinished = False
-        for _ in range(SEARCHES if restarts > 1 else 0):
+        searched = restarts > 1 and problem.model.starts is None  # whose own know where to look
+        for _ in range(SEARCHES if searched else 0):
             proper = _proper(modes)
             if not proper:
                 break

@@ -33,8 +33,8 @@ SOME = 16
 """Candidates of each kind."""
 SCALES = (0.3, 1.0, 2.0)
 """Distances of candidates from the middle of the prior, relative to its draws'."""
-CORNER = 1.5
-"""The distance of corners from the middle of the prior in each coordinate, in its sds."""
+CORNERS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Distances of points on the diagonal from the middle of the prior, in its sds."""
 WIDER, ABOUT = (3.0, 10.0, 30.0), 4
 """Distances of candidates from a mode, in its own sds; and how many are at each."""
 REFLECTED = 4
@@ -162,8 +162,9 @@ class Starts:
             for scale in SCALES
         ]
         signs = random.choice([-1.0, 1.0], (SOME, size))
-        signs[0], signs[1] = 1.0, -1.0
-        parts.append(middle + CORNER * signs * spread)
+        parts.append(middle + signs * spread)
+        # What moves one coordinate often moves them all alike.
+        parts += [middle + corner * np.outer([1.0, -1.0], spread) for corner in CORNERS]
         for mode, root in [*zip(modes, roots, strict=True)][:REFLECTED]:
             for width in WIDER:
                 parts.append(mode.location + width * random.standard_normal((ABOUT, size)) @ root.T)

@@ -286,6 +286,8 @@ class AdaptiveImportance:
         places = thin(self, self.coverage)
         if len(places):
             new = local_components(self, places, curvature)
+            if self.conditional is not None:
+                new = new.marginal(self.conditional.split.shared)
             proposal = mixed([proposal, new], [1 - LOCAL, LOCAL])
         nearest = self.whole.log_densities(proposal.means).argmax(1)
         found = self._anew(proposal, self._tiled()[nearest])
