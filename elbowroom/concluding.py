@@ -16,15 +16,19 @@ from elbowroom.diagnostics.predictive import predictive_checks
 from elbowroom.diagnostics.verdict import Evidence, judge, unresolved_quantities
 from elbowroom.fitted import Fit, canonical_sites
 from elbowroom.guides import Guide, Start, is_amortised
+from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.densities.importance import (
     effective_sample_size,
     k_hat_threshold,
+    log_mean_exp,
     pareto_k_hat,
 )
 from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.densities.maximum import LARGEST, why_no_maximum
-from elbowroom.inference.isolation import Parameters
+from elbowroom.inference.densities.mixtures import Mixture
+from elbowroom.inference.isolation import Parameters, isolated
+from elbowroom.inference.sampling.adaptive import sampled
 from elbowroom.inference.stochastic.elbo import GuideSites
 from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.inference.validation import invalid_draws
@@ -207,6 +211,9 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
         found = conclude(task, fitted, raw, correction, landscape)
     found.measures.update(health)
     evidence, remarks = replace(found.evidence, health=tuple(said)), found.remarks
+    if isinstance(correction, Correction) and not point:
+        found_more = beyond_the_guide(task, landscape, correction.log_evidence)
+        evidence = replace(evidence, elsewhere=found_more)
     if problem.posterior is not None:
         found.measures["log_likelihood"] = float(raw.log_p[0])
         point_values = {site.name: raw.sites[site.name][0] for site in space.sites}
@@ -218,6 +225,35 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
                 "not looked at."
             )
     return replace(found, evidence=evidence, remarks=remarks)
+
+
+def beyond_the_guide(
+    task: Task, landscape: Landscape, log_evidence: tuple[float, float]
+) -> tuple[float, float]:
+    """Nats of evidence that draws about every known mode have found beyond a guide's, with error.
+
+    The weights of a guide's draws do not tell of a mode that it left out. It is (0, 0) where there
+    are no modes to draw about, or such draws have poor weights.
+    """
+    density, curvature, modes = landscape.density, landscape.curvature, landscape.proper
+    if density is None or curvature is None or not modes or landscape.rows is not None:
+        return 0.0, 0.0
+    promises = np.array([mode.promise for mode in modes])
+    precisions = torch.as_tensor(np.stack([np.asarray(mode.precision) for mode in modes]))
+    roots = factor_of_inverse(precisions)
+    first = Mixture.of(
+        np.maximum(np.exp(promises - promises.max()), 0.05),
+        np.stack([mode.location for mode in modes]),
+        (roots @ roots.mT).numpy(),
+    )
+    random = np.random.default_rng(task.seed)
+    threads = task.problem.threads
+    with isolated(task.seed, dtype=torch.float64, threads=threads), np.errstate(all="ignore"):
+        found = sampled(density, curvature, first, random, landscape.places)
+    if not found.k_hat <= k_hat_threshold(len(found.log_weights)):
+        return 0.0, 0.0
+    value, error = log_mean_exp(found.log_weights)
+    return value - log_evidence[0], float(np.hypot(error, log_evidence[1]))
 
 
 def _weighed(count: int, space: LatentSpace) -> int:

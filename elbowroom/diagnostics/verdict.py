@@ -23,6 +23,8 @@ RESOLVED = 0.1
 """The relative standard error of a sd above which it is not resolved."""
 MISSING = 5.0
 """Nats of evidence that the draws may lack against Laplace's estimate at the best mode."""
+ELSEWHERE = 0.1
+"""Nats of evidence that draws about all modes may have beyond a guide's."""
 LESS = 0.02
 """Nats that another guide may find beyond the draws; so it may `ERRORS` standard errors."""
 OUTSIDE, FEWEST_CHAINS = 0.01, 3
@@ -115,6 +117,8 @@ class Evidence:
         unfinished: Whether the last starts still found new modes.
         covered: Whether the draws cover wherever starts, candidates for them and chains came to, so
             that it matters no more which modes they are parts of.
+        elsewhere: Nats of evidence that draws about every known mode have beyond the guide's, and
+            the standard error of the difference.
         maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
         mend: What to do where the optimum was not reached, or is one point, if more is known.
         invalid: What of the model is not valid at some of the draws, as a sentence.
@@ -150,6 +154,7 @@ class Evidence:
     outside: tuple[float, int] = (0.0, 0)
     unfinished: bool = False
     covered: bool = False
+    elsewhere: tuple[float, float] = (0.0, 0.0)
     flat: bool = False
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
@@ -329,6 +334,17 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "part of the posterior."
         )
         advice.append("compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts.")
+    more, error = evidence.elsewhere
+    if not agrees and more > max(ELSEWHERE, ERRORS * error):
+        reasons.append(
+            f"Draws about all modes that the starts reached hold {more:.2g} nats more evidence: "
+            "the guide has left a part of the posterior out."
+        )
+        advice.append(
+            "fit with --guide auto, which draws about all modes."
+            if evidence.ladder
+            else "compare with NUTS, elbowroom reference RUN."
+        )
     share, chains = evidence.outside
     if rests_on_weights and share > OUTSIDE and chains >= FEWEST_CHAINS:
         reasons.append(

@@ -68,14 +68,19 @@ class Landscape:
     climbed: np.ndarray | None = None
 
     @property
+    def proper(self) -> list[Mode]:
+        """The modes that matter: with a precision, and evidence near the best one's, that first."""
+        return _proper(self.modes)
+
+    @property
     def best(self) -> Mode | None:
         """The mode with the highest Laplace evidence, if there is one."""
-        return next(iter(_proper(self.modes)), None)
+        return next(iter(self.proper), None)
 
     @property
     def places(self) -> np.ndarray:
         """What draws have to cover, (n, D): modes, and where candidates for starts came to."""
-        modes = [mode.location for mode in _proper(self.modes)]
+        modes = [mode.location for mode in self.proper]
         found = np.stack(modes) if modes else np.zeros((0, len(self.first)))
         # Candidates come to other labellings as well, and the draws keep to one.
         if self.climbed is None or any(mode.relabelled for mode in self.modes):
