@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.integrate import quad
+from scipy.special import digamma, polygamma
 from scipy.stats import invgamma
 from torch import Tensor, tensor
 
@@ -274,6 +275,7 @@ def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(
     responses = deterministic.responses
     monkeypatch.setattr(deterministic, "responses", lambda *given: responses(*given)[1:])
     monkeypatch.setattr(mixtures, "FEW", 0)  # no far draws, which would find it
+    monkeypatch.setattr(adaptive, "MOST_APART", 0)  # no components where draws are too few
     fit = er.fit(two_normals(1e-3), data=NOTHING, guide="linear_response", seed=1)
     assert fit.verdict.level == NOT_TRUSTED
     missing = np.log(0.999 / 0.001)
@@ -281,7 +283,8 @@ def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(
     assert values(fit, "x").max() < 0.5
 
 
-def test_a_best_mode_that_one_start_alone_reached_is_not_trusted() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_a_narrow_mode_that_holds_most_of_the_mass_is_found(seed: int) -> None:
     """Nine tenths of the mass in a peak of width 0.05, which few starts come near."""
 
     def spiked(y: Tensor) -> None:
@@ -291,15 +294,10 @@ def test_a_best_mode_that_one_start_alone_reached_is_not_trusted() -> None:
         pyro.factor("density", torch.logaddexp(wide, peak))
         pyro.sample("y", dist.Normal(0.0 * x, 1.0), obs=y)
 
-    for seed in range(20):  # until one of 16 starts is so lucky
-        fit = er.fit(
-            spiked, data=NOTHING, guide="linear_response", seed=seed, restarts=4, draws=100
-        )
-        if "Only 1 of 16 starts" in str(fit.verdict):
-            break
-    assert fit.verdict.level == NOT_TRUSTED
-    assert "Only 1 of 16 starts reached the best mode" in fit.verdict.reasons[0]
-    assert fit.verdict.advice == "give --restarts 64."
+    fit = er.fit(spiked, data=NOTHING, guide="linear_response", seed=seed, restarts=4)
+    assert fit.verdict.trusted
+    mean, variance = 0.9 * 1.9, 0.1 + 0.9 * (0.05**2 + 1.9**2)
+    check_moments(fit, "x", mean, (variance - mean**2) ** 0.5, kurtosis=9.0)
 
 
 # Heavy tails.
@@ -510,12 +508,14 @@ def test_a_far_hole_in_the_density_holds_no_draw() -> None:
     assert abs(fit.measures["log_evidence"] - log_evidence) < ERRORS * error
 
 
-def test_a_hole_beside_the_mode_is_not_trusted_silently() -> None:
+def test_a_hole_beside_the_mode_leaves_the_corrected_draws_right() -> None:
     """The ELBO over fixed draws ends at a cliff, where no gradient vanishes."""
     fit = er.fit(hole(0.3), data={"y": tensor(1.0)}, guide="linear_response", seed=1)
     assert values(fit, "x").min() >= 0.3
-    assert fit.verdict.level == NOT_TRUSTED
-    assert "stopped before" in fit.verdict.reasons[0]
+    assert "stopped before" in str(fit.verdict)
+    assert fit.verdict.trusted  # of the corrected draws, which keep away from it
+    mean, sd, _ = truncated(0.3)
+    check_moments(fit, "x", mean, sd)
 
 
 def test_a_density_that_is_nowhere_a_number_is_an_error() -> None:
@@ -539,8 +539,11 @@ def test_an_optimiser_that_stops_early_is_not_trusted(
     monkeypatch.setattr(fixed_draws, "climb", lambda f, h, start, *_: climb(f, h, start, 1))
     fit = er.fit(skewed, data=NOTHING, guide=guide, seed=1)
     assert not fit.converged
-    assert fit.verdict.level == NOT_TRUSTED
-    assert fit.verdict.reasons[0].startswith("The optimiser stopped before the ELBO")
+    assert "The optimiser stopped before the ELBO" in str(fit.verdict)
+    if fit.verdict.trusted:  # the corrected draws are; the first coordinate is log Gamma(3, 1)
+        found = values(fit, "u")[:, 0]
+        sd = polygamma(1, 3) ** 0.5
+        assert abs(found.mean() - digamma(3)) < ERRORS * sd / draws_worth(fit) ** 0.5
 
 
 def test_the_stochastic_engine_s_budget_is_not_trusted() -> None:

@@ -36,7 +36,7 @@ HEAVY = 0.45
 
 NAMED = 3
 """Quantities that a verdict names."""
-FARTHEST, MUCH = 1e-3, 0.04
+FARTHEST, MUCH = 1e-3, 0.06
 """The mass whose part of the variance is looked at, and what is much: of a Normal it is 0.013."""
 FAR = 6.0
 """Standard deviations from the mean; a tail that ends before is not looked at."""
@@ -362,6 +362,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
 
 def _remarks(evidence: Evidence) -> list[str]:
     remarks = []
+    if not (evidence.converged or evidence.stochastic) and evidence.corrected and evidence.covered:
+        remarks.append(evidence.status[:1].upper() + evidence.status[1:])
     if evidence.starts is not None and evidence.starts[1] == 1:
         remarks.append("One start was made: other modes were not looked for.")
     if evidence.relabelled:

@@ -145,7 +145,7 @@ def test_a_poisson_regression_on_unscaled_years_reaches_its_mode_from_all_starts
     landscape = explored(unscaled_years, seed=seed, year=YEARS, count=COUNTS)
     (found,) = landscape.modes
     assert found.reached
-    assert (found.starts, landscape.tried) == (8, 8)
+    assert found.starts == landscape.tried >= 8
     assert found.precision is not None
     gap = found.location - fisher_scoring()
     assert np.sqrt(gap @ found.precision @ gap) < LOCATION
@@ -210,7 +210,19 @@ def lone_spike(y: Tensor) -> None:
     pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
 
-def test_more_starts_are_tried_while_one_alone_reached_the_best_mode() -> None:
+def test_a_narrow_peak_that_few_starts_find_is_looked_for() -> None:
+    for seed in range(6):
+        landscape = explored(lone_spike, restarts=4, seed=seed, y=tensor(0.0))
+        assert landscape.best is not None
+        assert abs(landscape.best.location[0] - 1.9) < 0.05
+        assert len(landscape.modes) == 2
+        assert not landscape.unfinished
+
+
+def test_more_starts_are_tried_while_one_alone_reached_the_best_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("elbowroom.inference.densities.landscape.SEARCHES", 0)
     tried = []
     for seed in range(12):
         landscape = explored(lone_spike, restarts=4, seed=seed, y=tensor(0.0))
@@ -514,7 +526,8 @@ def test_minibatches_of_very_many_rows_begin_at_the_mode_of_some() -> None:
     assert found.best.precision[0, 0] == pytest.approx(rows + 1 / 100, rel=1e-3)
     off = abs(found.best.location[0] - float(y.mean()))
     assert 1e-6 < off < 4 / some**0.5
-    assert found.agreement == "2 of 2 starts reached the best mode of 20,000 rows drawn at random."
+    assert found.agreement is not None
+    assert found.agreement.endswith("starts reached the best mode of 20,000 rows drawn at random.")
     whole = explored(model, restarts=2, y=y)
     assert whole.best is not None
     assert whole.best.location[0] == pytest.approx(float(y.mean()), abs=1e-5)
