@@ -4,9 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-import numpy as np
-import torch
-
 
 class ElbowroomError(Exception):
     """Base of every error that Elbowroom raises for what a user gave."""
@@ -73,27 +70,3 @@ def users_code(what: str, kind: type[ElbowroomError]) -> Iterator[None]:
         if isinstance(e, ElbowroomError):  # ours, to which Pyro has added the shapes
             raise type(e)(reason) from e
         raise kind(f"{what}: {type(e).__name__}: {reason}") from e
-
-
-@contextmanager
-def numerical_failures() -> Iterator[None]:
-    """Turns what a library says of a matrix that it cannot factorise into an error of a fit.
-
-    Raises:
-        GuideError: With the library's message, and what to do.
-
-    Example:
-        >>> with numerical_failures():
-        ...     np.linalg.cholesky(-np.eye(2))
-        Traceback (most recent call last):
-        elbowroom.errors.GuideError: the posterior's curvature cannot be factorised (Matrix is ...
-    """
-    try:
-        yield
-    except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise GuideError(
-            f"the posterior's curvature cannot be factorised ({reason}): it is flat, or far "
-            "narrower in some directions than in others; scale the sites alike, or fit with "
-            "--engine svi --guide mean_field."
-        ) from error

@@ -13,9 +13,10 @@ from elbowroom.alternating import EM, fit_em
 from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
 from elbowroom.diagnostics.checks import Finding, run_checks
 from elbowroom.diagnostics.estimators import GRADIENTS, measure
-from elbowroom.errors import NoModeError, OptionError, numerical_failures, unknown
+from elbowroom.errors import NoModeError, OptionError, unknown
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, get_guide, guides_for
+from elbowroom.guides.roots import numerical_failures
 from elbowroom.inference.densities.landscape import LARGEST, Landscape
 from elbowroom.inference.isolation import checked_seed, resolve_device, resolve_dtype
 from elbowroom.inference.leaves import kept_buffers

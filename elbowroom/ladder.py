@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from elbowroom.deterministic import fit_fixed_draws, survey
-from elbowroom.errors import GuideError, numerical_failures
+from elbowroom.errors import GuideError
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
+from elbowroom.guides.roots import numerical_failures
 from elbowroom.inference.densities.importance import ERRORS, k_hat_threshold
 from elbowroom.inference.densities.landscape import LARGEST, Landscape
 from elbowroom.inference.problem import Problem

@@ -1,7 +1,13 @@
 """Cholesky factors of matrices that rounding may have left without one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from elbowroom.errors import GuideError
 
 SMALLEST = 1e-13
 """The smallest eigenvalue, relative to the largest, of a matrix with a unit diagonal."""
@@ -54,3 +60,27 @@ def factor_of_inverse(precision: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(scaled)
     values = values.clamp_min(SMALLEST) if values.isfinite().all() else torch.ones_like(values)
     return _from_eigenvectors(vectors / scales.unsqueeze(-1), values.rsqrt())
+
+
+@contextmanager
+def numerical_failures() -> Iterator[None]:
+    """Turns what a library says of a matrix that it cannot factorise into an error of a fit.
+
+    Raises:
+        GuideError: With the library's message, and what to do.
+
+    Example:
+        >>> with numerical_failures():
+        ...     np.linalg.cholesky(-np.eye(2))
+        Traceback (most recent call last):
+        elbowroom.errors.GuideError: the posterior's curvature cannot be factorised (Matrix is ...
+    """
+    try:
+        yield
+    except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise GuideError(
+            f"the posterior's curvature cannot be factorised ({reason}): it is flat, or far "
+            "narrower in some directions than in others; scale the sites alike, or fit with "
+            "--engine svi --guide mean_field."
+        ) from error
