@@ -6,7 +6,7 @@ replayed for batches of points at a small part of the cost of running the model.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.func import grad_and_value, vmap
 from elbowroom.errors import ModelError, users_code
 from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace
+from elbowroom.inference.densities.branches import Branch
 from elbowroom.inference.densities.score import Batchable, score
 from elbowroom.inference.leaves import leaves
 from elbowroom.inference.recorded.recording import BATCHES, record
@@ -29,8 +30,8 @@ ONE_BY_ONE = 1_000_000
 """The nanoseconds of a model's run, more or less."""
 LARGEST = 4_000_000
 """Numbers of one operation on a batch, for the memory's sake."""
-UNSTEADY = 0.5
-"""Nats by which a value without digits jumps."""
+UNSTEADY, ALONG = 0.5, 32
+"""Nats by which a value without digits jumps, and places on the way to it."""
 IN_FLOAT64 = (
     "the model's log density cannot be evaluated in float64; make the numbers of its networks so, "
     "by network.double(), and fit with --dtype float64"
@@ -62,6 +63,8 @@ class Density:
         parameters: Values of its point parameters, constrained, if it has any.
         with_parameters: Whether they are coordinates of the vector, after those of the latent
             sites, without the Jacobians of their changes of coordinates.
+        branch: The term that stands for the whole of a density that is a sum; see
+            `elbowroom.inference.densities.branches`.
 
     Raises:
         ModelError: If two runs of the model at one point differ, since it draws random numbers.
@@ -86,7 +89,9 @@ class Density:
         space: LatentSpace,
         parameters: Mapping[str, Tensor] | None = None,
         with_parameters: bool = False,
+        branch: int | None = None,
     ) -> None:
+        self.branch = branch
         self.model, self.arguments, self.space = model, arguments, space
         self.with_parameters = with_parameters
         self._holds = bool(parameters) or with_parameters
@@ -113,10 +118,17 @@ class Density:
             model = held(model, self.space.parameters.constrained(beside))
         parts = self.space.split(u)
         values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
-        total = score(model, self.arguments, values, self.space).log_joint
+        with nullcontext() if self.branch is None else Branch(self.branch):
+            total = score(model, self.arguments, values, self.space).log_joint
         for site in self.space.sites:
             total = total + site.log_abs_det_jacobian(parts[site.name], values[site.name]).sum()
         return total
+
+    def branches(self) -> int:
+        """The terms of the largest sum that the density is made of; 0 if it is none."""
+        with Branch(None) as seen, torch.no_grad():
+            self(torch.zeros(self.dimension, dtype=torch.float64))
+        return seen.terms
 
     def _batched(self, points: Tensor) -> Any:
         with Batchable():
@@ -250,18 +262,21 @@ class Density:
         values = np.concatenate(parts)
         return np.where(np.isnan(values), -np.inf, values)
 
-    def steady(self, points: np.ndarray) -> np.ndarray:
-        """Whether the log density has digits at each row of `points`, (n, D) to (n,).
+    def steady(self, points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        """Whether the log density keeps its digits from a centre, (D,), to points, (n, D): (n,).
 
-        Far out it may be a difference of huge numbers, which jumps by more than a nat where its
-        argument hardly moves.
+        Far out it may be a difference of huge numbers: it jumps by more than a nat where its
+        argument hardly moves, and beyond is a constant.
         """
         if not len(points):
             return np.zeros(0, dtype=bool)
-        moves = 1e-10 * (1 + np.abs(points)) * np.array([-2.0, -1.0, 1.0, 2.0])[:, None, None]
-        values = self.value((points + moves).reshape(-1, self.dimension)).reshape(4, -1)
+        shares = np.linspace(0.0, 1.0, ALONG + 1)[1:, None, None]
+        way = centre + shares * (points - centre)  # (`ALONG`, n, D)
+        moves = 1e-10 * (1 + np.abs(way))
+        values = self.value(np.concatenate([way - moves, way + moves]).reshape(-1, self.dimension))
+        behind, ahead = values.reshape(2, ALONG, len(points))
         with np.errstate(invalid="ignore"):
-            found = np.ptp(values, axis=0) < UNSTEADY
+            found = ~(np.abs(ahead - behind) > UNSTEADY).any(0)
         self.unsteady += int((~found).sum())
         return found
 

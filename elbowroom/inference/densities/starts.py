@@ -18,9 +18,11 @@ from scipy.stats import qmc
 from torch.func import vmap
 
 from elbowroom.guides.roots import factor_of_inverse
+from elbowroom.inference.densities.branches import MOST
+from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.mixtures import Mixture
-from elbowroom.inference.densities.modes import Mode
+from elbowroom.inference.densities.modes import Mode, find_modes
 from elbowroom.inference.densities.score import Batchable
 
 DRAWS = 64
@@ -35,17 +37,21 @@ SCALES = (0.3, 1.0, 2.0)
 """Distances of candidates from the middle of the prior, relative to its draws'."""
 CORNERS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Distances of points on the diagonal from the middle of the prior, in its sds."""
-WIDER, ABOUT = (3.0, 10.0, 30.0), 4
-"""Distances of candidates from a mode, in its own sds; and how many are at each."""
+WIDER = ((3.0, 128), (10.0, 128), (30.0, 64))
+"""Distances of candidates from the best mode, in its sds, and how many are at each.
+
+The basin of a narrower mode is a cone, which few directions meet; about other modes there are less.
+"""
 REFLECTED = 4
 """Modes about which there are candidates."""
 UPHILL = 12
 """Steps that candidates go uphill before they are judged."""
 UNEXPLAINED = 2.0
 """Nats by which a candidate's density exceeds what known modes account for."""
-SCANNED, SCAN, BOX = 2, 8192, (20.0, 7.0)
-"""The most dimensions in which a box is filled with points, how many, and its half side in sds
-for each number of dimensions."""
+SCAN, BOX = 8192, (20.0, 10.0)
+"""Points that fill a box in one or two dimensions, and half of its side, in sds."""
+ALONG, FAR = 96, 24.0
+"""Points on a line through a mode, and how far it goes, in sds."""
 NEAR = 0.5
 """Nats, and squared sds, from a mode at which a candidate has come to it."""
 APART = 1.0
@@ -70,6 +76,7 @@ class Starts:
         self.prior = prior_draws(density, min(DRAWS, self.most))
         self.climbed = np.zeros((0, density.dimension))
         self._next = iter(self.prior)
+        self._parts: np.ndarray | None = None
 
     def first(self) -> Iterator[np.ndarray]:
         """The origin, then prior draws and random points in turn, each (D,)."""
@@ -105,10 +112,9 @@ class Starts:
                 return values - explained.log_density(points) - total
 
         candidates = self._candidates(modes, roots)
-        if self.density.dimension <= SCANNED and self.most >= SCAN:
-            scanned = self._scan(modes[0], roots[0])
-            excess = excess_of(self.density.value(scanned), scanned)
-            candidates = np.concatenate([candidates, scanned[np.argsort(-excess)[:SOME]]])
+        scanned = self._scanned(modes[0], roots[0])
+        excess = excess_of(self.density.value(scanned), scanned)
+        candidates = np.concatenate([candidates, scanned[np.argsort(-excess)[:SOME]], self.parts()])
         places, values = self._uphill(candidates, roots[0])
         excess, self.climbed = excess_of(values, places), places
         order = np.argsort(-excess)
@@ -127,13 +133,36 @@ class Starts:
         ]
         return places[chosen], np.sum(arrived, axis=1)
 
-    def _scan(self, mode: Mode, root: np.ndarray) -> np.ndarray:
-        """Points that fill a box about a mode evenly, (`SCAN`, D), for narrow modes."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a number of points that is no power of two
-            even = qmc.Sobol(self.density.dimension, rng=self.random).random(SCAN)
-        half = BOX[self.density.dimension - 1]
-        return mode.location + half * (2 * even - 1) @ root.T
+    def parts(self) -> np.ndarray:
+        """The modes of each part of a density that is a sum of several, (n, D)."""
+        if self._parts is None:
+            density, found = self.density, []
+            for branch in range(min(density.branches(), MOST)):
+                part = Density(density.model, density.arguments, density.space, branch=branch)
+                starts = np.concatenate([self.prior[:2], np.zeros((1, density.dimension))])
+                found += find_modes(part, Curvature(part), starts)
+            places = [mode.location for mode in found if np.isfinite(mode.location).all()]
+            self._parts = np.stack(places) if places else np.zeros((0, density.dimension))
+        return self._parts
+
+    def _scanned(self, mode: Mode, root: np.ndarray) -> np.ndarray:
+        """Points close together about a mode, (n, D), between which no narrow mode hides.
+
+        They fill a box in one or two dimensions. In more they lie on lines: along the coordinates,
+        the diagonal that moves all of them alike, and the widest direction.
+        """
+        size = self.density.dimension
+        if size <= len(BOX) and self.most >= SCAN:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a number of points that is no power of two
+                even = qmc.Sobol(size, rng=self.random).random(SCAN)
+            return mode.location + BOX[size - 1] * (2 * even - 1) @ root.T
+        sds = np.linalg.norm(root, axis=1)
+        widest = root @ np.linalg.svd(root)[2][0]
+        lines = np.concatenate([sds[None], widest[None], np.diag(sds)])
+        lines = lines[: max(1, self.most // ALONG)]
+        at = FAR * np.linspace(-1, 1, ALONG)
+        return mode.location + (at[:, None, None] * lines).reshape(-1, size)
 
     def _uphill(self, points: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The points a few steps uphill, in the units of a mode, and the log density there."""
@@ -165,9 +194,10 @@ class Starts:
         parts.append(middle + signs * spread)
         # What moves one coordinate often moves them all alike.
         parts += [middle + corner * np.outer([1.0, -1.0], spread) for corner in CORNERS]
-        for mode, root in [*zip(modes, roots, strict=True)][:REFLECTED]:
-            for width in WIDER:
-                parts.append(mode.location + width * random.standard_normal((ABOUT, size)) @ root.T)
+        for index, (mode, root) in enumerate([*zip(modes, roots, strict=True)][:REFLECTED]):
+            for width, most in WIDER:
+                normal = random.standard_normal((most if index == 0 else SOME, size))
+                parts.append(mode.location + width * normal @ root.T)
             turned = np.tile(mode.location, (min(size, SOME), 1))
             picked = random.permutation(size)[: len(turned)]
             turned[np.arange(len(turned)), picked] *= -1

@@ -52,8 +52,8 @@ MOST_APART = 20
 """The most coordinates that they are tried in."""
 HEAVY_PARTS, THIN = 2, 0.1
 """Components where the proposals before were too thin, and their share."""
-HIGH = 1.0
-"""Nats above the proposal's centres from which a value is looked at twice."""
+HIGH, MOST_HIGH = 1.0, 100
+"""Nats above a proposal's centres from which a value is looked at twice, and how many are."""
 HEAVIEST_SHARE = 0.02
 """Of the mass, that one draw may hold without a look at where it is."""
 LOCAL = 0.3
@@ -109,7 +109,8 @@ class AdaptiveImportance:
         self.adapted = first
         self.coverage: Coverage | None = None
         means = first.means if conditional is None else conditional.begin(first.means)
-        self.peak = float(density.value(means).max())
+        peaks = density.value(means)
+        self.peak, self.centre = float(peaks.max()), means[np.argmax(peaks)]
         self._begin(first)
 
     def _begin(self, first: Mixture) -> None:
@@ -142,7 +143,10 @@ class AdaptiveImportance:
         """The log density; minus infinity where it is high by a loss of digits alone."""
         values = self.density.value(points)
         high = np.flatnonzero(values > self.peak + HIGH)
-        values[high[~self.density.steady(points[high])]] = -np.inf
+        steady = self.density.steady(points[high[:MOST_HIGH]], self.centre)
+        if len(high) > MOST_HIGH:  # one judgement for all
+            steady = np.full(len(high), steady.mean() > 0.5)
+        values[high[~steady]] = -np.inf
         return values
 
     def _add(self, points: np.ndarray, log_p: np.ndarray, log_blocks: np.ndarray) -> None:
