@@ -170,7 +170,7 @@ def _isolated(
         if threads is not None:
             torch.set_num_threads(threads)
         with (
-            threadpool_limits(threads),
+            nullcontext() if threads is None else threadpool_limits(threads),
             pyro.validation_enabled(validate),
             on_device,
             pyro.settings.context(module_local_params=False),

@@ -29,13 +29,13 @@ from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
 from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
 from elbowroom.inference.wording import ARGUMENT_EDITS, LISTED, described, rows_of, shown
 
-WIDTHS = (0.5, 0.5, 2.0, None, None)
+WIDTHS = (0.5, 2.0, None)
 """Of the random unconstrained values that a model is run at; None for draws from its priors."""
 LARGE = 200_000
 """Numbers in a model's arguments from which it is run at the first of these alone."""
 MOST_RUNS = 60
 """Runs at ever wider values before what is invalid in each of them is an error."""
-DRAWS = 8
+DRAWS = 5
 """Posterior draws at which a fitted model is run again."""
 
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)

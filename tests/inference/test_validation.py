@@ -187,7 +187,7 @@ def test_draws_at_which_a_model_is_not_valid_are_told() -> None:
     with isolated(0):
         assert invalid_draws(model, {"y": ANSWER}, {"share": inside}) is None
         said = str(invalid_draws(model, {"y": ANSWER}, {"share": outside}))
-    assert "At 2 of 8 posterior draws" in said
+    assert "At 1 of 5 posterior draws" in said
     assert "site 'y': the probs of its Bernoulli is 1." in said
 
 

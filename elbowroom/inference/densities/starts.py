@@ -37,7 +37,7 @@ SCALES = (0.3, 1.0, 2.0)
 """Distances of candidates from the middle of the prior, relative to its draws'."""
 CORNERS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Distances of points on the diagonal from the middle of the prior, in its sds."""
-WIDER = ((3.0, 128), (10.0, 128), (30.0, 64))
+WIDER = ((3.0, 48), (10.0, 48), (30.0, 24))
 """Distances of candidates from the best mode, in its sds, and how many are at each.
 
 The basin of a narrower mode is a cone, which few directions meet; about other modes there are less.
@@ -46,11 +46,13 @@ REFLECTED = 4
 """Modes about which there are candidates."""
 UPHILL = 12
 """Steps that candidates go uphill before they are judged."""
+ARRIVED = 1e-2
+"""Nats that a step gains where a candidate goes no farther."""
 UNEXPLAINED = 2.0
 """Nats by which a candidate's density exceeds what known modes account for."""
-SCAN, BOX = 8192, (20.0, 10.0)
+SCAN, BOX = (2048, 8192), (20.0, 10.0)
 """Points that fill a box in one or two dimensions, and half of its side, in sds."""
-ALONG, FAR = 96, 24.0
+ALONG, FAR = 64, 24.0
 """Points on a line through a mode, and how far it goes, in sds."""
 NEAR = 0.5
 """Nats, and squared sds, from a mode at which a candidate has come to it."""
@@ -152,10 +154,10 @@ class Starts:
         the diagonal that moves all of them alike, and the widest direction.
         """
         size = self.density.dimension
-        if size <= len(BOX) and self.most >= SCAN:
+        if size <= len(BOX) and self.most >= SCAN[size - 1]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a number of points that is no power of two
-                even = qmc.Sobol(size, rng=self.random).random(SCAN)
+                even = qmc.Sobol(size, rng=self.random).random(SCAN[size - 1])
             return mode.location + BOX[size - 1] * (2 * even - 1) @ root.T
         sds = np.linalg.norm(root, axis=1)
         widest = root @ np.linalg.svd(root)[2][0]
@@ -166,18 +168,24 @@ class Starts:
 
     def _uphill(self, points: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The points a few steps uphill, in the units of a mode, and the log density there."""
+        points = points.copy()
         values, gradients = self.density.value_and_gradient(points)
-        steps = np.ones(len(points))
+        steps, going = np.ones(len(points)), np.arange(len(points))
         for _ in range(UPHILL):
+            if not len(going):
+                break
             with np.errstate(all="ignore"):
-                ahead = points + steps[:, None] * (gradients @ root) @ root.T
+                move = (gradients[going] @ root) @ root.T
+                ahead = points[going] + steps[going, None] * move
                 new_values, new_gradients = self.density.value_and_gradient(ahead)
                 usable = np.isfinite(new_values) & np.isfinite(new_gradients).all(1)
-                better = usable & ~(new_values < values)
-            points = np.where(better[:, None], ahead, points)
-            values = np.where(better, new_values, values)
-            gradients = np.where(better[:, None], new_gradients, gradients)
-            steps = np.where(better, np.minimum(1.5 * steps, 1.0), steps / 4)
+                gain = new_values - values[going]
+                better = usable & ~(gain < 0)
+            moved = going[better]
+            points[moved], values[moved] = ahead[better], new_values[better]
+            gradients[moved] = new_gradients[better]
+            steps[going] = np.where(better, np.minimum(1.5 * steps[going], 1.0), steps[going] / 4)
+            going = going[~(better & (gain < ARRIVED))]
         return points, values
 
     def _candidates(self, modes: Sequence[Mode], roots: Sequence[np.ndarray]) -> np.ndarray:

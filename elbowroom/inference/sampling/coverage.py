@@ -22,7 +22,7 @@ from elbowroom.inference.sampling.chains import Chains
 if TYPE_CHECKING:
     from elbowroom.inference.sampling.adaptive import AdaptiveImportance
 
-CHAINS = 64
+CHAINS = 48
 """That begin at the draws with the largest weights, and as many at the others."""
 EDGE = 0.05
 """The share of the posterior's mass that the former stand for."""
