@@ -329,6 +329,7 @@ def _evidence(
         missing=missing, flat=landscape.flat, slope=slope,
         outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
         unfinished=landscape.unfinished, covered=covered,
+        lasting=coverage is not None and coverage.lasting,
     )  # fmt: skip
     return evidence, measures, labelled
 

@@ -114,6 +114,7 @@ class Evidence:
             standard error of the difference.
         outside: The posterior's mass of chains that began at the draws and came to where no draw
             is, and how many chains did so.
+        lasting: Whether more components for what is outside were made, again and again.
         unfinished: Whether the last starts still found new modes.
         covered: Whether the draws cover wherever starts, candidates for them and chains came to, so
             that it matters no more which modes they are parts of.
@@ -152,6 +153,7 @@ class Evidence:
     missing: float = 0.0
     less: tuple[float, float] = (0.0, 0.0)
     outside: tuple[float, int] = (0.0, 0)
+    lasting: bool = False
     unfinished: bool = False
     covered: bool = False
     elsewhere: tuple[float, float] = (0.0, 0.0)
@@ -346,7 +348,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             else "compare with NUTS, elbowroom reference RUN."
         )
     share, chains = evidence.outside
-    if rests_on_weights and share > OUTSIDE and chains >= FEWEST_CHAINS:
+    limit, fewest = (0.0, 1) if evidence.lasting else (OUTSIDE, FEWEST_CHAINS)
+    if rests_on_weights and share > limit and chains >= fewest:
         reasons.append(
             f"Markov chains that began at the draws came to where no draw is: at least {share:.1%} "
             "of the posterior is missing."

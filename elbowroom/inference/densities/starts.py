@@ -118,7 +118,12 @@ class Starts:
         excess = excess_of(self.density.value(scanned), scanned)
         candidates = np.concatenate([candidates, scanned[np.argsort(-excess)[:SOME]], self.parts()])
         places, values = self._uphill(candidates, roots[0])
-        excess, self.climbed = excess_of(values, places), places
+        excess = excess_of(values, places)
+        # Where a density has lost its digits it may be high by chance.
+        kept = ~(excess > 0)
+        kept[~kept] = self.density.steady(places[~kept], modes[0].location)
+        places, values, excess = places[kept], values[kept], excess[kept]
+        self.climbed = places
         order = np.argsort(-excess)
         chosen: list[int] = []
         for i in order[excess[order] > UNEXPLAINED]:

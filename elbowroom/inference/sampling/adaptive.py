@@ -501,7 +501,10 @@ def sampled(
             and not found.uneven
             and (found.comfortable or found.plenty or (refined and found.settled))
         )
-        if good or not (narrow and cheap) or refined >= REFINEMENTS:
+        if good or not (narrow and cheap):
+            break
+        if refined >= REFINEMENTS:
+            found.coverage = replace(found.coverage, lasting=True)
             break
         refined += 1
         found = found.refined(curvature, PARTS * refined)

@@ -58,12 +58,14 @@ class Coverage:
         share: The posterior's mass that the chains there stand for.
         chains: How many chains came to such a place.
         places: How many of the places that were to be covered are not.
+        lasting: Whether this is so though components were made there again and again.
     """
 
     outside: np.ndarray
     share: float
     chains: int
     places: int
+    lasting: bool = False
 
     @property
     def whole(self) -> bool:
