@@ -49,13 +49,18 @@ def factor_of(covariance: Tensor) -> Tensor:
 def factor_of_inverse(precision: Tensor) -> Tensor:
     """The lower Cholesky factor of a precision's inverse, (..., D, D).
 
-    It is made of the eigenvectors of the precision with a unit diagonal, so that directions of very
-    different widths keep their digits.
+    Where the precision has no factor itself, it is made of the eigenvectors of the precision with a
+    unit diagonal, so that directions of very different widths keep their digits.
 
     Example:
         >>> factor_of_inverse(torch.tensor([[4.0]]))
         tensor([[0.5000]])
     """
+    flipped, failed = torch.linalg.cholesky_ex(precision.flip(-2, -1))
+    if not failed.any():
+        inverse = flipped.flip(-2, -1).mT  # lower, with inverseᵀ · inverse = precision
+        unit = torch.eye(precision.shape[-1]).to(precision)
+        return torch.linalg.solve_triangular(inverse, unit.expand_as(precision), upper=False)
     scaled, scales = _scaled(precision)
     values, vectors = torch.linalg.eigh(scaled)
     values = values.clamp_min(SMALLEST) if values.isfinite().all() else torch.ones_like(values)

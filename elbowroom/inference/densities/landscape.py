@@ -1,7 +1,7 @@
 """The lie of a problem's log density: where several starts climb to, before any guide is fitted."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ WIDE_STARTS = 2
 """Starts beyond."""
 ENOUGH_ROWS = 20_000
 """From which a fit by minibatches finds where to begin."""
+SEARCHED = 300
+"""The largest dimension in which more modes are looked for."""
 SEARCHES = 4
 """Times that climbs begin where the known modes explain least."""
 WITHIN = 12.0
@@ -191,26 +193,17 @@ def explore(
             seconds = time.perf_counter() - began
             return Landscape(density, curvature, [], 0, first, seconds, batch, rows=rows)
         modes, tried = find_modes(density, curvature, batch), restarts
-        unfinished = False
-        searched = restarts > 1 and problem.model.starts is None  # whose own know where to look
-        for _ in range(SEARCHES if searched else 0):
-            proper = _proper(modes)
-            if not proper:
-                break
-            more, arrived = others.unexplained(proper, restarts)
-            modes = [
-                replace(mode, starts=mode.starts + int(count))
-                for mode, count in zip(modes, [*arrived, *[0] * len(modes)], strict=False)
-            ]
-            tried += int(arrived.sum()) + len(more)
+        # A model's own starts know where to look, and in very many dimensions no candidate does.
+        if restarts > 1 and problem.model.starts is None and density.dimension <= SEARCHED:
+
+            def climbed(points: np.ndarray) -> list[Mode]:
+                points = _settled(curvature, _brought_in(density, first, points))
+                return find_modes(density, curvature, points)
+
+            modes, came, unfinished = _searched(others, modes, climbed, restarts)
+            tried += came
+        else:
             unfinished = False
-            if not len(more):
-                break
-            more = _settled(curvature, _brought_in(density, first, more))
-            modes = distinct([*modes, *find_modes(density, curvature, more)], space)
-            unfinished = len(_proper(modes)) > len(proper)
-            if not unfinished:
-                break
         while restarts > 1 and modes and modes[0].starts == 1:
             # A density without a mode has none for more starts either.
             if tried >= (MOST_STARTS if modes[0].reached else 2) * restarts:
@@ -224,6 +217,42 @@ def explore(
         density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished,
         climbed=others.climbed,
     )  # fmt: skip
+
+
+def _searched(
+    others: Starts, modes: list[Mode], climbed: Callable[[np.ndarray], list[Mode]], count: int
+) -> tuple[list[Mode], int, bool]:
+    """Climbs from where the known modes explain the density least, while that finds more of them.
+
+    Args:
+        others: The candidates.
+        modes: That are known.
+        climbed: The modes that climbs from points (n, D) reach.
+        count: Climbs at a time.
+
+    Returns:
+        All modes, how many starts and candidates came to one, and whether the last climbs still
+        found some.
+    """
+    tried, unfinished = 0, False
+    for _ in range(SEARCHES):
+        proper = _proper(modes)
+        if not proper:
+            break
+        more, arrived = others.unexplained(proper, count)
+        # The proper modes come first.
+        modes[: len(proper)] = [
+            replace(mode, starts=mode.starts + int(came))
+            for mode, came in zip(proper, arrived, strict=True)
+        ]
+        tried += int(arrived.sum()) + len(more)
+        if not len(more):
+            return modes, tried, False
+        modes = distinct([*modes, *climbed(more)], others.density.space)
+        unfinished = len(_proper(modes)) > len(proper)
+        if not unfinished:
+            break
+    return modes, tried, unfinished
 
 
 def _proper(modes: list[Mode]) -> list[Mode]:
