@@ -29,7 +29,7 @@ DRAWS = 64
 """Of the prior."""
 FEW_DRAWS = 8
 """Of a prior that can be drawn from one by one alone."""
-NUMBERS = 20_000_000
+NUMBERS = 3_000_000
 """In the candidates' evaluations, at most."""
 SOME = 16
 """Candidates of each kind."""
@@ -44,13 +44,13 @@ The basin of a narrower mode is a cone, which few directions meet; about other m
 """
 REFLECTED = 4
 """Modes about which there are candidates."""
-UPHILL = 12
+UPHILL = 8
 """Steps that candidates go uphill before they are judged."""
 ARRIVED = 1e-2
 """Nats that a step gains where a candidate goes no farther."""
 UNEXPLAINED = 2.0
 """Nats by which a candidate's density exceeds what known modes account for."""
-SCAN, BOX = (2048, 8192), (20.0, 10.0)
+SCAN, BOX = (1024, 8192), (20.0, 10.0)
 """Points that fill a box in one or two dimensions, and half of its side, in sds."""
 ALONG, FAR = 64, 24.0
 """Points on a line through a mode, and how far it goes, in sds."""

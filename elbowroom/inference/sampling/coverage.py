@@ -29,7 +29,7 @@ EDGE = 0.05
 TRAJECTORIES = 3
 STEPS = 64
 """Of a trajectory, at most."""
-ABOVE = 0.5
+ABOVE = 0.2
 """Nats above the largest weight of the draws from which a place counts as outside."""
 NEAR = 50.0
 """Nats below the highest place from which a place is not looked at."""
@@ -97,15 +97,15 @@ def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: in
     Args:
         importance: The draws.
         places: That are to be covered, such as modes, (n, D).
-        longer: Times as many leapfrog steps as usual.
+        longer: Times as many chains as usual, and leapfrog steps.
     """
     density, random = importance.density, importance.random
     weights, log_weights = importance.weights, importance.log_weights
     order = np.argsort(-log_weights)
     heavy = 1 + int(np.searchsorted(np.cumsum(weights[order]), EDGE))
     steps = STEPS * longer
-    affordable = WORK // max(1, density.work * TRAJECTORIES * steps)
-    count = int(min(CHAINS, max(FEWEST, affordable // 2)))
+    affordable = longer * WORK // max(1, density.work * TRAJECTORIES * steps)
+    count = int(min(CHAINS * longer, max(FEWEST, affordable // 2)))
     begun, masses = [], []
     for part in (order[:heavy], order[heavy:]):
         mass = weights[part].sum()
