@@ -330,6 +330,7 @@ def _evidence(
         outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
         unfinished=landscape.unfinished, covered=covered,
         lasting=coverage is not None and coverage.lasting,
+        own_starts=landscape.own_starts,
     )  # fmt: skip
     return evidence, measures, labelled
 

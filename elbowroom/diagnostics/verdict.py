@@ -114,6 +114,7 @@ class Evidence:
             standard error of the difference.
         outside: The posterior's mass of chains that began at the draws and came to where no draw
             is, and how many chains did so.
+        own_starts: Whether climbs began at the model's own starts alone.
         lasting: Whether more components for what is outside were made, again and again.
         unfinished: Whether the last starts still found new modes.
         covered: Whether the draws cover wherever starts, candidates for them and chains came to, so
@@ -153,6 +154,7 @@ class Evidence:
     missing: float = 0.0
     less: tuple[float, float] = (0.0, 0.0)
     outside: tuple[float, int] = (0.0, 0)
+    own_starts: bool = False
     lasting: bool = False
     unfinished: bool = False
     covered: bool = False
@@ -369,6 +371,8 @@ def _remarks(evidence: Evidence) -> list[str]:
         remarks.append(evidence.status[:1].upper() + evidence.status[1:])
     if evidence.starts is not None and evidence.starts[1] == 1:
         remarks.append("One start was made: other modes were not looked for.")
+    if evidence.own_starts and evidence.starts is not None:
+        remarks.append("The starts are the model's own: modes elsewhere were not looked for.")
     if evidence.relabelled:
         remarks.append(
             "Modes that differ only in labels are one: the labels are those of one mode."

@@ -54,6 +54,7 @@ class Landscape:
         likelihood: The point parameters of the model that it is the landscape of, if it has any.
         rows: How many rows it is of, where these are not all.
         unfinished: Whether the last climbs still found modes.
+        own_starts: Whether climbs began at the model's own starts alone.
         climbed: Where candidates for more climbs came to, (n, D).
     """
 
@@ -67,6 +68,7 @@ class Landscape:
     likelihood: MaximumLikelihood | None = None
     rows: int | None = None
     unfinished: bool = False
+    own_starts: bool = False
     climbed: np.ndarray | None = None
 
     @property
@@ -215,7 +217,7 @@ def explore(
     seconds = time.perf_counter() - began
     return Landscape(
         density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished,
-        climbed=others.climbed,
+        own_starts=problem.model.starts is not None, climbed=others.climbed,
     )  # fmt: skip
 
 
