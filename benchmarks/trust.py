@@ -1,7 +1,6 @@
 """A test of trust by families: is a fit that says it can be trusted right?
 
-Run `python benchmarks/trust.py --limit 20 --output trust.json`; a quarter of an hour on one core.
-Without the limit, fits that climb to the last guide, a flow, take minutes each. `--families
+Run `python benchmarks/trust.py --output trust.json`; about ten minutes on one core. `--families
 banana,ring` takes some families, `--per-family N` that many posteriors of each, `--jobs N` as many
 processes, of one thread each.
 
