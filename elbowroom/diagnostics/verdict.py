@@ -27,8 +27,9 @@ ELSEWHERE = 0.1
 """Nats of evidence that draws about all modes may have beyond a guide's."""
 LESS = 0.02
 """Nats that another guide may find beyond the draws; so it may `ERRORS` standard errors."""
-OUTSIDE, FEWEST_CHAINS = 0.01, 3
-"""The posterior's mass that chains from the draws may find outside, and by how many chains."""
+OUTSIDE, LASTING, FEWEST_CHAINS = 0.01, 0.004, 3
+"""The posterior's mass that chains from the draws may find outside, the same where components were
+made there and did not help, and by how many chains."""
 SLOPE = 1e-3
 """The relative error of a gradient above which it is wrong."""
 HEAVY = 0.45
@@ -350,8 +351,8 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             else "compare with NUTS, elbowroom reference RUN."
         )
     share, chains = evidence.outside
-    limit, fewest = (0.0, 1) if evidence.lasting else (OUTSIDE, FEWEST_CHAINS)
-    if rests_on_weights and share > limit and chains >= fewest:
+    limit = LASTING if evidence.lasting else OUTSIDE
+    if rests_on_weights and share > limit and chains >= FEWEST_CHAINS:
         reasons.append(
             f"Markov chains that began at the draws came to where no draw is: at least {share:.1%} "
             "of the posterior is missing."
