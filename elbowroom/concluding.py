@@ -278,7 +278,8 @@ def _evidence(
 ) -> tuple[Evidence, dict[str, Any], str | None]:
     """What the verdict is made of, the numbers among it by name, and what log p(data) counts."""
     best, missing = landscape.best, 0.0
-    coverage = correction.coverage if isinstance(correction, Correction) else None
+    drawn = correction.importance if isinstance(correction, Correction) else None
+    coverage = None if drawn is None else drawn.coverage
     looked = landscape.climbed is not None and len(landscape.climbed) > 0
     covered = looked and coverage is not None and coverage.whole
     starts = fitted.starts
@@ -304,7 +305,6 @@ def _evidence(
     weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
     shapes, unresolved = unresolved_quantities(weighted, correction.weights)
     shift, ratio = _moved(own, weighted, correction.weights)
-    drawn = correction.importance
     (log_evidence, error), labelled = of_all_labellings(
         landscape,
         correction.log_evidence,

@@ -16,7 +16,6 @@ from elbowroom.inference.densities.importance import (
     standard_errors,
 )
 from elbowroom.inference.sampling.adaptive import AdaptiveImportance
-from elbowroom.inference.sampling.coverage import Coverage
 from elbowroom.inference.sampling.proposal import Proposal
 
 FEWEST_EFFECTIVE = 100.0
@@ -38,7 +37,6 @@ class Correction:
         log_evidence: Log p(data), and its standard error.
         modes: The shares of the mass of the parts that the draws came from, largest first.
         proposal: What fresh draws can be made from, if not the guide.
-        coverage: Whether the draws are everywhere, where that was looked at.
         importance: What they were picked from, where it was adaptive importance sampling.
     """
 
@@ -52,7 +50,6 @@ class Correction:
     log_evidence: tuple[float, float]
     modes: tuple[float, ...] = ()
     proposal: Proposal | None = None
-    coverage: Coverage | None = None
     importance: AdaptiveImportance | None = None
 
     @property
@@ -112,6 +109,5 @@ def adapted(importance: AdaptiveImportance, count: int) -> Correction:
         log_mean_exp(importance.log_weights),
         importance.shares(),
         importance.proposal,
-        importance.coverage,
         importance,
     )
