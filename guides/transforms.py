@@ -7,6 +7,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
+SUPPORT_OF_COMPONENTS: Any = getattr(constraints, "MixtureSameFamilyConstraint", ())
+"""What torch 2.7 and later wrap the support of a mixture's components in."""
+
 
 class CholeskyFactor(Transform):
     """From n(n+1)/2 numbers to a lower triangular matrix with a positive diagonal, (n, n).
@@ -102,7 +105,7 @@ def bijection(support: Any) -> Transform:
     Raises:
         NotImplementedError: If there is none.
     """
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+    if isinstance(support, SUPPORT_OF_COMPONENTS):
         support = support.base_constraint  # of every component
     if support is constraints.lower_cholesky:
         return CholeskyFactor()

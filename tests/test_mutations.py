@@ -749,7 +749,9 @@ BREAKS = [
         ("site 'y'", "probs", "logits"),
     ),
     Break("no log link", rate_without_a_link, MODELS["poisson"][1], ("site 'y'", "rate", "exp")),
-    Break("limits turned", reversed_uniform, MODELS["bounded"][1], ("site 'y'", "of its Uniform")),
+    Break(
+        "limits turned", reversed_uniform, MODELS["bounded"][1], ("of its Uniform|Uniform is not",)
+    ),
     Break(
         "a matrix that is not symmetric",
         not_symmetric,

@@ -25,7 +25,7 @@ def factors() -> Fit:
 
 @pytest.fixture(scope="module")
 def mixture() -> Fit:
-    return er.fit("gaussian_mixture", "iris", seed=1, guide="linear_response", restarts=2)
+    return er.fit("gaussian_mixture", "iris", seed=1, guide="linear_response", fixed_draws=256)
 
 
 @pytest.fixture(scope="module")

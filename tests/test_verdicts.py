@@ -536,7 +536,7 @@ def test_an_optimiser_that_stops_early_is_not_trusted(
     assert er.fit(skewed, data=NOTHING, guide=guide, seed=1).converged
     ascend = fixed_draws.ascend
     monkeypatch.setattr(fixed_draws, "ascend", lambda f, start, _: ascend(f, start, 1))
-    monkeypatch.setattr(fixed_draws, "climb", lambda f, h, start, *_: climb(f, h, start, 1))
+    monkeypatch.setattr(fixed_draws, "climb", lambda f, h, start, **_: climb(f, h, start, 1))
     fit = er.fit(skewed, data=NOTHING, guide=guide, seed=1)
     assert not fit.converged
     assert "The optimiser stopped before the ELBO" in str(fit.verdict)

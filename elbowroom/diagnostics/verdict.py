@@ -428,7 +428,8 @@ def _from_the_farthest(column: np.ndarray, weights: np.ndarray) -> float:
 
     A tail of many modes has the shape of a power law too, and gives as little as a Normal one.
     """
-    square = np.square(column - weights @ column)
+    with np.errstate(invalid="ignore"):  # an infinite draw has an error that is not resolved
+        square = np.square(column - weights @ column)
     order = np.argsort(-square)
     far = order[np.cumsum(weights[order]) <= FARTHEST]
     return float(weights[far] @ square[far] / (weights @ square))

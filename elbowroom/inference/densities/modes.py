@@ -104,6 +104,7 @@ def climb(
     iterations: int = ITERATIONS,
     near_enough: float = NEAR_ENOUGH,
     patience: int = ITERATIONS,
+    scaled: bool = True,
 ) -> list[Mode]:
     """Climbs from all starts together by damped Newton steps.
 
@@ -120,6 +121,7 @@ def climb(
         near_enough: The gain that a Newton step promises, in nats, at which a climb ends.
         patience: Steps after which a climb that is above every mode so far is given up, as it
             climbs a spike.
+        scaled: Whether the Hessian is better with the standard deviations of the very point.
 
     Returns:
         Where each start ended.
@@ -130,7 +132,8 @@ def climb(
     if not len(points):
         return []
     precisions = precision_at(points, np.zeros_like(points))
-    precisions = precision_at(points, Curvature.scales(precisions))
+    if scaled:
+        precisions = precision_at(points, Curvature.scales(precisions))
     damping = np.full(len(points), 1e-3)
     active = np.isfinite(precisions).all((1, 2))
     reached = np.zeros(len(points), dtype=bool)
@@ -145,9 +148,9 @@ def climb(
             promised[i] = gradients[i] @ steps[i] - 0.5 * curved
             promised[i] = max(promised[i], 0.5 * gradients[i] @ steps[i])
             if gradients[i] @ steps[i] < 2 * near_enough:
-                # The Hessian is taken anew, over steps that suit this point.
-                scales = Curvature.scales(precisions[i])[None]
-                precisions[i] = precision_at(points[i][None], scales)[0]
+                if scaled:  # the Hessian is taken anew, over steps that suit this point
+                    scales = Curvature.scales(precisions[i])[None]
+                    precisions[i] = precision_at(points[i][None], scales)[0]
                 steps[i], _ = _damped_step(precisions[i], gradients[i], 0.0)
                 reached[i] = gradients[i] @ steps[i] < 2 * near_enough
                 active[i] = not reached[i]

@@ -15,7 +15,7 @@ from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.densities.modes import Mode, guarded_loss
 from elbowroom.inference.deterministic import fixed_draws
-from elbowroom.inference.deterministic.fixed_draws import Draws, Errors, Optimum
+from elbowroom.inference.deterministic.fixed_draws import PROPOSAL, Draws, Errors, Optimum
 from elbowroom.inference.deterministic.objectives import LOG_2PI, Coordinates
 from elbowroom.inference.deterministic.wide import Response, chosen_coordinates, respond
 
@@ -151,7 +151,7 @@ def linear_response(optima: list[Optimum]) -> Approximation:
     """Mean-field means with the covariance of linear response: the best of `responses`."""
     best = optima[0] if optima else None
     if best is not None and best.all_errors is not None:
-        best = replace(best, errors=best.all_errors())
+        best = replace(best, errors=best.all_errors(), all_errors=None)
     return _of_optimum(best, "linear_response")
 
 
@@ -161,7 +161,8 @@ def responses(
     """Linear response at each mode whose evidence is near the best one's, best ELBO first.
 
     At each mode the guide factorises either over the unconstrained coordinates or over whitened
-    ones, whichever gives the higher ELBO.
+    ones, whichever gives the higher ELBO. The best of all is the one to be reported: it alone gets
+    as many draws as were chosen; the others only begin importance sampling.
 
     Args:
         landscape: The modes.
@@ -172,26 +173,33 @@ def responses(
     density, curvature, best = landscape.density, landscape.curvature, landscape.best
     if density is None or curvature is None:
         return []
+
+    def at(coordinates: Coordinates) -> Optimum | None:
+        return fixed_draws.linear_response(density, curvature, coordinates, random, few)
+
+    few = replace(choice, tolerance=max(choice.tolerance, PROPOSAL.tolerance), means_alone=True)
     found: list[Optimum] = []
     modes = [mode for mode in landscape.modes if mode.reached and mode.precision is not None]
     for mode in modes[:MOST_MODES]:
         assert best is not None
         if mode.log_evidence < best.log_evidence - within:
             continue
-        tried = [
-            fixed_draws.linear_response(density, curvature, coordinates(mode), random, choice)
-            for coordinates in (
-                (_scaled,) if density.dimension > WHITENED else (_scaled, _whitened)
-            )
-        ]
+        tried = [at(_scaled(mode))]
+        if density.dimension <= WHITENED:
+            tried.append(at(_whitened(mode)))
         proper = [optimum for optimum in tried if optimum is not None]
         if proper:
             found.append(max(proper, key=lambda optimum: optimum.elbo))
     if not found:
-        coordinates = Coordinates(landscape.first, np.ones(density.dimension))
-        optimum = fixed_draws.linear_response(density, curvature, coordinates, random, choice)
-        found = [] if optimum is None else [optimum]
-    return sorted(found, key=lambda optimum: optimum.elbo, reverse=True)
+        anywhere = at(Coordinates(landscape.first, np.ones(density.dimension)))
+        found = [] if anywhere is None else [anywhere]
+    found = sorted(found, key=lambda optimum: optimum.elbo, reverse=True)
+    if found and choice != few:
+        further = fixed_draws.linear_response(
+            density, curvature, found[0].coordinates, random, choice, found[0]
+        )
+        found[0] = found[0] if further is None else further
+    return found
 
 
 def wide(

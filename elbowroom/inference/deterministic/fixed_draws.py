@@ -72,6 +72,15 @@ class Draws:
     loss: float = 0.01
     means_alone: bool = False
 
+    def after(self, count: int, errors: "Errors") -> int | None:
+        """How many to take after so many that left these errors; None if there is no need to.
+
+        The number is doubled once or twice, as far as the errors tell: they are rough themselves.
+        """
+        if not errors.lacking(self) or 2 * count > self.most:
+            return None
+        return 4 * count if errors.times(self) > 2 and 4 * count <= self.most else 2 * count
+
 
 PROPOSAL = Draws(32, 256, 0.1, means_alone=True)
 """Enough to begin importance sampling."""
@@ -100,16 +109,25 @@ class Errors:
 
     def lacking(self, choice: Draws) -> list[str]:
         """What is known less well than was asked for."""
+        return [what for what, times in self._wanting(choice) if times > 1]
+
+    def times(self, choice: Draws) -> float:
+        """How many times the draws it takes for nothing to be lacking, about."""
+        return max(times for _, times in self._wanting(choice))
+
+    def _wanting(self, choice: Draws) -> list[tuple[str, float]]:
+        """Each error in words, and how many times the draws would bring it to its limit."""
         limit = choice.tolerance
         most = max(choice.loss, self.dimension * limit**2 / 2)
-        found = [(f"the means to {self.mean:.2g} posterior sd", not self.mean <= limit)]
+        by_mean = (self.mean / limit) ** 2 if np.isfinite(self.mean) else np.inf
+        found = [(f"the means to {self.mean:.2g} posterior sd", by_mean)]
         if not choice.means_alone:
             found += [
-                (f"the sds to {self.log_sd:.2g} of them", self.log_sd > limit),
-                (f"the correlations to {self.correlation:.2g}", self.correlation > limit),
-                (f"the best ELBO to {self.loss:.2g} nats", self.loss > most),
+                (f"the sds to {self.log_sd:.2g} of them", (self.log_sd / limit) ** 2),
+                (f"the correlations to {self.correlation:.2g}", (self.correlation / limit) ** 2),
+                (f"the best ELBO to {self.loss:.2g} nats", self.loss / most),
             ]
-        return [what for what, much in found if much]
+        return [(what, times) for what, times in found if not np.isnan(times)]
 
     def __str__(self) -> str:
         said = [f"no mean by more than {_shown(self.mean)} posterior sd"]
@@ -209,43 +227,75 @@ def linear_response(
     coordinates: Coordinates,
     random: np.random.Generator,
     choice: Draws = Draws(),
+    begin: Optimum | None = None,
 ) -> Optimum | None:
     """The means of `mean_field` with the covariance of linear response.
 
     That is the inverse Hessian of minus the ELBO, the block of the means. Arguments and result are
     those of `mean_field`; the coordinates may be whitened.
+
+    Args:
+        density: The log density.
+        curvature: Of it.
+        coordinates: Scaled by the curvature at a mode.
+        random: Of the draws.
+        choice: Of how many draws.
+        begin: An optimum over fewer draws in the same coordinates, to go on from.
     """
     size = density.dimension
-    fixed = Fixed.of(choice.first, size, random)
-    parameters, history = np.zeros(2 * size), []
+    found, count = begin, choice.first
+    if found is not None:
+        found = _judged(found, choice)
+        further = choice.after(found.draws, found.errors)
+        if further is None:
+            return found
+        count = further
     while True:
+        fixed = Fixed.of(count, size, random)
         objective = MeanFieldObjective(density, curvature, coordinates, fixed)
-        begin = narrowed(objective, parameters)
-        if begin is None:
+        found = _response(objective, found)
+        if found is None:
             return None
-        parameters, more = ascend(objective.at, begin, ITERATIONS)
-        history += more
-        ends = climb(
-            objective.value_and_gradient, objective.precision, parameters[None], 30, NEAR_ENOUGH
-        )
-        precision = ends[0].precision if ends else None
-        if precision is None:
-            return None
-        end, parameters = ends[0], ends[0].location
-        history.append(end.log_density)
-        inverse = np.linalg.inv(precision)
-        covariance = inverse[:size, :size]
-        if not positive_definite(covariance):
-            return None
-        sandwich = inverse @ _meat(objective.by_block(parameters)) @ inverse
-        error = _largest_error(coordinates, sandwich[:size, :size], covariance)
-        errors = Errors(error, dimension=size)
-        whole = partial(_errors_of_response, objective, parameters, precision, inverse, errors)
-        if not (choice.means_alone or errors.lacking(choice)):
-            errors = whole()
-        if not errors.lacking(choice) or 2 * len(fixed.draws) > choice.most:
-            break
-        fixed = Fixed.of(2 * len(fixed.draws), size, random)
+        found = _judged(found, choice)
+        further = choice.after(count, found.errors)
+        if further is None:
+            return found
+        count = further
+
+
+def _judged(found: Optimum, choice: Draws) -> Optimum:
+    """An optimum with all errors that a choice asks for, where the known ones do not lack."""
+    enough = choice.means_alone or found.all_errors is None or found.errors.lacking(choice)
+    return found if enough else replace(found, errors=found.all_errors(), all_errors=None)
+
+
+def _response(objective: MeanFieldObjective, before: Optimum | None) -> Optimum | None:
+    """Linear response over the draws of an objective, from an optimum over fewer of them."""
+    size, coordinates = objective.density.dimension, objective.coordinates
+    start = np.zeros(2 * size) if before is None else before.parameters
+    begin = narrowed(objective, start)
+    if begin is None:
+        return None
+    parameters, history = ascend(objective.at, begin, ITERATIONS)
+    ends = climb(
+        objective.value_and_gradient,
+        objective.precision,
+        parameters[None],
+        iterations=30,
+        near_enough=NEAR_ENOUGH,
+        scaled=False,
+    )
+    precision = ends[0].precision if ends else None
+    if precision is None:
+        return None
+    end, parameters = ends[0], ends[0].location
+    inverse = np.linalg.inv(precision)
+    covariance = inverse[:size, :size]
+    if not positive_definite(covariance):
+        return None
+    sandwich = inverse @ _meat(objective.by_block(parameters)) @ inverse
+    error = _largest_error(coordinates, sandwich[:size, :size], covariance)
+    errors = Errors(error, dimension=size)
     return Optimum(
         parameters,
         coordinates,
@@ -254,9 +304,9 @@ def linear_response(
         end.log_density,
         end.reached,
         errors,
-        len(fixed.draws),
-        history,
-        whole,
+        len(objective.fixed.draws),
+        [*(before.history if before else []), *history, end.log_density],
+        partial(_errors_of_response, objective, parameters, precision, inverse, errors),
     )
 
 
@@ -379,9 +429,10 @@ def _optimum(
             return None
         errors = _errors(objective, parameters, gradients - gradient)
         fixed = objective.fixed
-        if not errors.lacking(choice) or 2 * len(fixed.draws) > choice.most:
+        further = choice.after(len(fixed.draws), errors)
+        if further is None:
             break
-        objective.fixed = Fixed.of(2 * len(fixed.draws), fixed.draws.shape[1], random)
+        objective.fixed = Fixed.of(further, fixed.draws.shape[1], random)
     return Optimum(
         parameters,
         coordinates,

@@ -164,9 +164,10 @@ def respond(
         columns = _columns(objective, parameters, chosen)
         coordinates = _moved(coordinates, parameters)
         errors = _errors(objective, parameters, columns, chosen)
-        if not errors.lacking(choice) or 2 * len(fixed.draws) > choice.most:
+        further = choice.after(len(fixed.draws), errors)
+        if further is None:
             break
-        fixed = _matched(2 * len(fixed.draws), density.dimension, random)
+        fixed = _matched(further, density.dimension, random)
     columns = columns[: density.dimension]
     scales, alone = objective.coordinates.factor, coordinates.factor
     if curvature.probed:  # what the scales are with all possible draws, less the means' noise
