@@ -297,7 +297,7 @@ def _evidence(
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
             math.inf, len(raw.log_p), 0.0, False, starts=starts, predictive=tuple(sentences),
-            flat=landscape.flat, slope=slope,
+            endless=landscape.endless, slope=slope,
         )  # fmt: skip
         return evidence, {}, None
     if isinstance(correction, RowCorrection):
@@ -326,7 +326,7 @@ def _evidence(
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,
         shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
-        missing=missing, flat=landscape.flat, slope=slope,
+        missing=missing, endless=landscape.endless, slope=slope,
         outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
         unfinished=landscape.unfinished, covered=covered,
         lasting=coverage is not None and coverage.lasting,

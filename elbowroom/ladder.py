@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from elbowroom.deterministic import fit_fixed_draws, survey
+from elbowroom.diagnostics.verdict import improper
 from elbowroom.errors import GuideError
 from elbowroom.fitted import Fit
 from elbowroom.guides import get_guide
@@ -31,7 +32,7 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
     next.
 
     Raises:
-        GuideError: If no rung gave a posterior at all.
+        GuideError: If no rung gave a posterior at all, or there is none.
     """
     problem = task.problem
     climbed: list[str] = []
@@ -73,6 +74,11 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
             except GuideError as error:
                 climbed.append(f"before any guide: {error}")
                 break
+            if landscape.endless:
+                raise GuideError(
+                    f"{improper(landscape.endless)} Give each of these sites a proper prior, or "
+                    "leave one of them out."
+                )
             where = " of the standardised sites" if place.reparameterised else ""
             if rung(f"linear_response{where}", deterministic("linear_response", place, landscape)):
                 return

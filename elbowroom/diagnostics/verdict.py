@@ -127,7 +127,7 @@ class Evidence:
         invalid: What of the model is not valid at some of the draws, as a sentence.
         doubts: Sentences of what the model may be wrong for in these data.
         ladder: Whether the guide `auto` tries several for this model.
-        flat: Whether the density has a point without gradient and without curvature, and no mode.
+        endless: A direction in which the log density does not fall, if one was found.
         slope: The largest relative difference of the density's gradient from differences of its
             values.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
@@ -160,7 +160,7 @@ class Evidence:
     unfinished: bool = False
     covered: bool = False
     elsewhere: tuple[float, float] = (0.0, 0.0)
-    flat: bool = False
+    endless: str | None = None
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
     rows: tuple[int, float] | None = None
@@ -244,6 +244,11 @@ def _weights_of_rows(evidence: Evidence, limit: float) -> str:
     )
 
 
+def improper(direction: str) -> str:
+    """A reason against a posterior, from a direction in which the log density does not fall."""
+    return f"The posterior is not proper: the log density does not fall along {direction}."
+
+
 def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
     """What speaks against trust, and what to do about each.
 
@@ -264,11 +269,9 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "write the model so that it is valid at every value of its latents; elbowroom check "
             "runs it at random ones."
         )
-    if evidence.flat:
-        reasons.append(
-            "The log density is flat in some direction, so that the posterior may not be proper."
-        )
-        advice.append("give every site a proper prior.")
+    if evidence.endless:
+        reasons.append(improper(evidence.endless))
+        advice.append("give each of these sites a proper prior, or leave one of them out.")
     if evidence.slope > SLOPE:
         reasons.append(
             "The gradient of the model's log density is not that of its values: off by "

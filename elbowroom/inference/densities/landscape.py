@@ -16,6 +16,7 @@ from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.modes import EXPENSIVE, Mode, distinct, find_modes
 from elbowroom.inference.densities.point_parameters import MaximumLikelihood
+from elbowroom.inference.densities.propriety import endless
 from elbowroom.inference.densities.starts import Starts
 from elbowroom.inference.isolation import isolated, placed
 from elbowroom.inference.problem import Problem
@@ -56,6 +57,7 @@ class Landscape:
         unfinished: Whether the last climbs still found modes.
         own_starts: Whether climbs began at the model's own starts alone.
         climbed: Where candidates for more climbs came to, (n, D).
+        endless: A direction in which the density does not fall, in words, if there is no mode.
     """
 
     density: Density | None
@@ -70,6 +72,7 @@ class Landscape:
     unfinished: bool = False
     own_starts: bool = False
     climbed: np.ndarray | None = None
+    endless: str | None = None
 
     @property
     def proper(self) -> list[Mode]:
@@ -90,11 +93,6 @@ class Landscape:
         if self.climbed is None or any(mode.relabelled for mode in self.modes):
             return found
         return np.concatenate([found, self.climbed])
-
-    @property
-    def flat(self) -> bool:
-        """Whether the gradient vanishes where some direction has no curvature, and nowhere else."""
-        return self.best is None and any(mode.reached for mode in self.modes)
 
     @property
     def agreement(self) -> str | None:
@@ -214,10 +212,11 @@ def explore(
             more = _settled(curvature, _brought_in(density, first, more))
             modes = distinct([*modes, *find_modes(density, curvature, more)], space)
             tried += restarts
+        direction = None if _proper(modes) else endless(density, curvature, modes)
     seconds = time.perf_counter() - began
     return Landscape(
         density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished,
-        own_starts=problem.model.starts is not None, climbed=others.climbed,
+        own_starts=problem.model.starts is not None, climbed=others.climbed, endless=direction,
     )  # fmt: skip
 
 

@@ -265,8 +265,9 @@ def linear_response(
 
 def _judged(found: Optimum, choice: Draws) -> Optimum:
     """An optimum with all errors that a choice asks for, where the known ones do not lack."""
-    enough = choice.means_alone or found.all_errors is None or found.errors.lacking(choice)
-    return found if enough else replace(found, errors=found.all_errors(), all_errors=None)
+    if choice.means_alone or found.all_errors is None or found.errors.lacking(choice):
+        return found
+    return replace(found, errors=found.all_errors(), all_errors=None)
 
 
 def _response(objective: MeanFieldObjective, before: Optimum | None) -> Optimum | None:
