@@ -271,7 +271,10 @@ def amortised(x: Tensor, batch_size: int | None = None) -> None:
         pyro.sample("second", dist.Bernoulli(logits=level + slope * seen))
 
 
-@pytest.mark.parametrize("guide", ["auto", nothing, amortised])
+@pytest.mark.parametrize(
+    "guide",
+    ["auto", *(pytest.param(each, marks=pytest.mark.slow) for each in (nothing, amortised))],
+)
 def test_a_mixture_of_points_is_at_its_maximum_likelihood(guide: Any) -> None:
     """Its guide has no site, or draws the components, whose posterior is a logistic function."""
     random = np.random.default_rng(0)

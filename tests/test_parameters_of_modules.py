@@ -138,7 +138,12 @@ def test_fixed_draws_maximise_the_closed_form(spelling: str, frozen: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("spelling", "frozen"), [("nn.Linear", False), ("nn.Parameter", True), ("nn.Linear", True)]
+    ("spelling", "frozen"),
+    [
+        ("nn.Linear", False),
+        ("nn.Parameter", True),
+        pytest.param("nn.Linear", True, marks=pytest.mark.slow),
+    ],
 )
 def test_stochastic_gradients_maximise_the_closed_form(spelling: str, frozen: bool) -> None:
     expected, log_evidence = truth(frozen)

@@ -15,6 +15,8 @@ from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, 
 from elbowroom.fitted import Fit
 from elbowroom.models import get_model, model_summaries
 
+pytestmark = pytest.mark.xdist_group("verbs")  # its fits are made once
+
 VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
 
 
@@ -59,6 +61,7 @@ def test_scores_of_factor_analysis_are_its_normal_densities(factors: Fit) -> Non
     assert abs(float((scored["log_density"] - exact).mean())) < 0.01
 
 
+@pytest.mark.slow
 def test_importance_weights_mend_a_wrong_encoder_row_by_row(factors: Fit) -> None:
     """With an encoder that is off, the corrected means and sds are still the closed form's."""
     from elbowroom.models.factor_analysis import points, posterior

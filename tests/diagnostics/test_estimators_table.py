@@ -16,6 +16,8 @@ from elbowroom.errors import OptionError
 from elbowroom.inference.stochastic import estimators
 from elbowroom.report.pictures import picture_of_estimators
 
+pytestmark = pytest.mark.xdist_group("estimators")  # its fits are made once
+
 X = torch.linspace(-1, 1, 40, dtype=torch.float64)
 DATA = {"x": X, "y": 2 * X + 0.5}
 
@@ -65,6 +67,7 @@ def test_the_table_shows_score_functions_against_reparameterisation(table: pd.Da
     assert plain > 5 * pathwise > 25 * landed  # the posterior is Normal
 
 
+@pytest.mark.slow
 def test_what_is_discrete_has_the_estimators_that_take_it() -> None:
     table = er.estimators(
         switches, {"y": DATA["y"]}, switches_guide, seed=1, gradients=100, steps=300

@@ -13,6 +13,8 @@ import torch
 import elbowroom as er
 from elbowroom.diagnostics.latent_health import _active, mutual_information, own_bound
 
+pytestmark = pytest.mark.xdist_group("latent_health")  # its fits are made once
+
 
 @pytest.fixture(scope="module")
 def digits() -> pd.DataFrame:
@@ -184,6 +186,7 @@ def test_latents_that_carry_nothing_are_named_with_the_remedy(digits: pd.DataFra
     assert min(freed.measures["kl_per_latent"]) > 0.1
 
 
+@pytest.mark.slow
 def test_warm_up_lets_the_divergence_come_in(digits: pd.DataFrame) -> None:
     options: dict[str, Any] = {"seed": 1, "latent": 4, "steps": 100, "draws": 100}
     warm = er.fit("vae", digits, kl_warm_up=100_000, **options)

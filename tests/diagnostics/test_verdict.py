@@ -170,7 +170,7 @@ def test_a_reference_that_agrees_speaks_for_the_optimum_and_the_draws() -> None:
         {"starts": (1, 8)},
         {"missing": 9.0},
         {"less": (0.1, 0.02)},
-        {"flat": True},
+        {"endless": "x +1.00"},
         {"slope": 0.1},
         {"unresolved": ("The sd of x is not resolved.",)},
     ],

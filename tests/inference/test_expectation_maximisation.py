@@ -199,6 +199,7 @@ def test_factor_analysis_ends_where_scikit_learns_ends() -> None:
     assert fit.verdict.level == "trusted"
 
 
+@pytest.mark.slow
 def test_the_mixture_of_stochastic_gradients_is_the_same() -> None:
     found = er.fit("gaussian_mixture", "iris", "em", seed=1, draws=100)
     other = er.fit("gaussian_mixture", "iris", "mle", seed=1, draws=100)

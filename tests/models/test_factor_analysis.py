@@ -25,7 +25,7 @@ def principal() -> tuple[np.ndarray, np.ndarray, float]:
     return values[::-1], vectors[:, ::-1], float(values[:2].mean())
 
 
-@pytest.mark.parametrize("guide", ["auto", "linear"])
+@pytest.mark.parametrize("guide", ["auto", pytest.param("linear", marks=pytest.mark.slow)])
 def test_probabilistic_pca_is_its_closed_form(guide: str) -> None:
     """Tipping and Bishop, 1999: the loadings, the noise, and every sd of the latents to 1 %."""
     values, vectors, noise = principal()

@@ -125,6 +125,7 @@ def test_convolutions_give_back_every_pixel_of_images_of_any_shape(shape: tuple[
         assert torch.allclose(again, encoded[2:3], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_convolutional_autoencoder_is_recorded_and_learns() -> None:
     digits = er.load_dataset("digits").head(200)
     found = er.fit(

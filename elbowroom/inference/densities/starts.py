@@ -120,7 +120,7 @@ class Starts:
         places, values = self._uphill(candidates, roots[0])
         excess = excess_of(values, places)
         # Where a density has lost its digits it may be high by chance.
-        kept = ~(excess > 0)
+        kept = ~(excess > UNEXPLAINED)
         kept[~kept] = self.density.steady(places[~kept], modes[0].location)
         places, values, excess = places[kept], values[kept], excess[kept]
         self.climbed = places

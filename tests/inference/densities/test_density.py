@@ -313,6 +313,7 @@ def test_a_branch_on_a_value_is_run_as_it_stands(model: Model) -> None:
     assert density.value(np.array([[70.0]]))[0] == pytest.approx(float(wanted), rel=VALUE)
 
 
+@pytest.mark.slow
 def test_a_fit_says_that_its_model_is_run_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptive, "ROUNDS", 1)
     fit = er.fit(far_branch, data={"y": tensor(0.5)}, guide="laplace", seed=1, draws=100)

@@ -29,6 +29,8 @@ from elbowroom.inference.stochastic.elbo import make_objective
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Optimisation, Trained
 
+pytestmark = pytest.mark.xdist_group("checkpoint")  # its fits are made once
+
 
 class Stopped(BaseException):
     """What ends a run at once, as a signal would."""
@@ -136,8 +138,14 @@ def run(case: str, checkpoints: Checkpoints | None = None) -> tuple[Trained, dic
 whole_run = functools.cache(run)
 
 
-@pytest.mark.parametrize("at", [1, 23, 431])
-@pytest.mark.parametrize("case", CASES)
+STOPS = [
+    pytest.param(case, at, marks=[pytest.mark.slow] * (i % 3 != j), id=f"{case}-{at}")
+    for i, case in enumerate(CASES)
+    for j, at in enumerate((1, 23, 431))
+]
+
+
+@pytest.mark.parametrize(("case", "at"), STOPS)
 def test_a_run_goes_on_bit_for_bit(
     case: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

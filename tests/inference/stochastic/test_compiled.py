@@ -86,7 +86,7 @@ def check_fit(tolerance: float) -> None:
     torch.testing.assert_close(store["log_scale"].exp().detach(), scale, rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_compiled_fit_is_the_posterior(batch_size: int | None) -> None:
     """Really compiled; in closed form."""
     trained = run(steps=3000, learning_rate=0.003, batch_size=batch_size)

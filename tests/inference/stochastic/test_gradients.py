@@ -102,11 +102,14 @@ def exact_bound(name: str, alpha: float = 0.5) -> np.ndarray:
     return torch.stack(torch.autograd.grad(loss, values)).numpy()
 
 
-ESTIMATORS: list[tuple[str, dict[str, Any]]] = [
+GRADIENTS = 700
+"""Of which the mean is compared with the exact one."""
+ESTIMATORS: list[Any] = [
     ("trace", {}), ("trace_mean_field", {}), ("trace_graph", {}), ("sticking_the_landing", {}),
     ("score_function", {"baseline": "none"}), ("score_function", {"baseline": "running"}),
     ("score_function", {"baseline": "decaying"}), ("score_function", {"baseline": "neural"}),
-    ("iwae", {}), ("dreg", {}), ("renyi", {"alpha": 0.5}), ("renyi", {"alpha": 2.0}),
+    ("iwae", {}), ("dreg", {}), ("renyi", {"alpha": 0.5}),
+    pytest.param("renyi", {"alpha": 2.0}, marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -114,7 +117,7 @@ ESTIMATORS: list[tuple[str, dict[str, Any]]] = [
 def test_the_mean_of_gradients_is_the_exact_one(name: str, options: dict[str, Any]) -> None:
     """A latent, its guide, and a parameter of the model; two draws in each estimate."""
     objective = make_objective(name, 2, LatentSpace.of(line, {"y": Y}), **options)
-    found = gradients(objective, line, line_guide, {"y": Y}, tuple(START), 1500)
+    found = gradients(objective, line, line_guide, {"y": Y}, tuple(START), GRADIENTS)
     check_mean(found, exact_bound(name, **{k: v for k, v in options.items() if k == "alpha"}))
 
 
@@ -151,6 +154,7 @@ def test_sticking_the_landing_loses_its_noise_on_the_way_there() -> None:
     np.testing.assert_allclose(noise[0] / noise[1], 10, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_the_noise_of_score_functions_is_larger_and_baselines_lower_it() -> None:
     pathwise, plain = spread("trace"), spread("score_function", baseline="none", count=2000)
     assert (plain > 2 * pathwise).all()
@@ -217,7 +221,7 @@ def local_guide(y: Tensor, batch_size: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("name", ["iwae", pytest.param("dreg", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("size", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_rows_with_latents_have_weights_of_their_own(name: str, size: int | None) -> None:
     """The bound of two draws is the sum of the rows', of a minibatch in the mean."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
@@ -238,7 +242,7 @@ def test_rows_with_latents_have_weights_of_their_own(name: str, size: int | None
     assert objective.rows is not None
     arguments = {"y": ROWS, **({} if size is None else {"batch_size": size})}
     names = ("weight", "log_scale", "slope")
-    check_mean(gradients(objective, local, local_guide, arguments, names, 1500), exact)
+    check_mean(gradients(objective, local, local_guide, arguments, names, GRADIENTS), exact)
 
 
 def switches(y: Tensor, batch_size: int | None = None) -> None:
@@ -267,14 +271,14 @@ def exact_switches() -> np.ndarray:
 
 
 @pytest.mark.parametrize("baseline", ["none", "running", "decaying", "neural"])
-@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("size", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_score_functions_of_discrete_sites_are_exact_in_the_mean(
     baseline: str, size: int | None
 ) -> None:
     space = LatentSpace.of(switches, {"y": ROWS})
     objective = make_objective("score_function", 1, space, baseline=baseline)
     arguments = {"y": ROWS, **({} if size is None else {"batch_size": size})}
-    found = gradients(objective, switches, switches_guide, arguments, ("logits",), 1500)
+    found = gradients(objective, switches, switches_guide, arguments, ("logits",), GRADIENTS)
     check_mean(found, exact_switches())
 
 
@@ -317,7 +321,7 @@ def test_a_density_that_cannot_be_taken_apart_is_refused(
         er.fit(two, {"y": Y}, guide, elbo=name, **options)
 
 
-@pytest.mark.parametrize("baseline", ["none", "decaying"])
+@pytest.mark.parametrize("baseline", ["none", pytest.param("decaying", marks=pytest.mark.slow)])
 def test_score_functions_weigh_what_a_guide_draws_for_itself(baseline: str) -> None:
     """The entropy of an auxiliary site counts: the gradient is that of the same plain guide."""
 
