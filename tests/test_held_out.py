@@ -16,8 +16,6 @@ from elbowroom.errors import DataError, OptionError
 from elbowroom.held_out import calibration_error, split_rows
 from elbowroom.report import outcomes
 
-pytestmark = pytest.mark.xdist_group("held_out")  # its fits are made once
-
 
 @given(rows=st.integers(4, 60), size=st.floats(0.01, 59.0), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=60)

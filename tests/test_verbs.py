@@ -15,8 +15,6 @@ from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, 
 from elbowroom.fitted import Fit
 from elbowroom.models import get_model, model_summaries
 
-pytestmark = pytest.mark.xdist_group("verbs")  # its fits are made once
-
 VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from pyro import poutine
@@ -14,6 +15,7 @@ from elbowroom.errors import ElbowroomError, GuideError, ModelError, users_code
 from elbowroom.guides import Guide
 from elbowroom.guides.space import FixedRows, sample_sites, takes_batches, trace_model
 from elbowroom.inference.densities.landscape import explore
+from elbowroom.inference.isolation import reseed
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.stochastic.elbo import (
     check_enumerable,
@@ -31,6 +33,8 @@ RUNS = 40
 """Runs in which minibatches are compared with all rows, and draws with supports."""
 ERRORS = 5.0
 """Standard errors by which they may differ."""
+FEW, DOUBTFUL = 10, 2.0
+"""Runs that are enough where they differ by no more standard errors than this."""
 SCALES = 1000.0
 """A ratio of two columns' standard deviations that no optimiser likes."""
 FAR = 1e5
@@ -162,8 +166,11 @@ def _minibatches(subject: Subject) -> list[str]:
     if size >= plate.size:
         return []
     batches = Minibatches(plate.size, size)
-    some, every = [], []
+    some: list[dict[str, _Term]] = []
+    every: list[dict[str, _Term]] = []
     for run in range(RUNS):
+        if run == FEW and not any(_differs(some, every, name, DOUBTFUL) for name in every[0]):
+            break
         with users_code(
             f"the model or the guide cannot be run on minibatches of {size} rows", ModelError
         ):
@@ -179,14 +186,12 @@ def _minibatches(subject: Subject) -> list[str]:
                 f"{first.scale * plate.size / size:.4g} times. The plate '{plate.name}' with "
                 "subsample_size=batch_size sees to that; take any other scale of the rows away."
             )
-        whole = torch.tensor([terms[name].value for terms in every]).double()
-        found = torch.tensor([terms[name].value for terms in some]).double() - whole
-        mean, error = float(found.mean()), float(found.std()) / RUNS**0.5
-        expected = float(whole.mean())
-        if abs(mean) <= ERRORS * error + 1e-4 * max(1.0, abs(expected)):
+        if not _differs(some, every, name, ERRORS):
             continue
+        expected = np.mean([terms[name].value for terms in every])
+        found = np.mean([terms[name].value for terms in some])
         text = (
-            f"{name}: its mean log density is {expected + mean:.4g} in minibatches of {size} rows "
+            f"{name}: its mean log density is {found:.4g} in minibatches of {size} rows "
             f"and {expected:.4g} in all {plate.size}"
         )
         if not first.of_rows:
@@ -207,6 +212,17 @@ class _Term:
     scale: float
 
 
+def _differs(
+    some: list[dict[str, _Term]], every: list[dict[str, _Term]], name: str, errors: float
+) -> bool:
+    """Whether the means of a term over two lists of runs differ by more than some errors."""
+    whole = np.array([terms[name].value for terms in every])
+    with np.errstate(invalid="ignore"):  # infinite values differ
+        gaps = np.array([terms[name].value for terms in some]) - whole
+        error = gaps.std(ddof=1) / len(gaps) ** 0.5
+    return not abs(gaps.mean()) <= errors * error + 1e-4 * max(1.0, abs(whole.mean()))
+
+
 def _terms(subject: Subject, seed: int, rows: Tensor, size: int | None) -> dict[str, _Term]:
     """The terms of the ELBO by site, at the noise of a seed."""
     plate = subject.problem.space.subsampled
@@ -214,7 +230,7 @@ def _terms(subject: Subject, seed: int, rows: Tensor, size: int | None) -> dict[
     arguments = dict(subject.problem.arguments)
     if size is not None:
         arguments["batch_size"] = size
-    torch.manual_seed(seed)
+    reseed(seed)
     found = {}
     with torch.no_grad(), FixedRows({plate.name: rows}):
         guide_trace = poutine.trace(subject.called).get_trace(**arguments)

@@ -318,19 +318,22 @@ def own_bound(
     log_width = sds.log().to(like).clone().requires_grad_()
     optimizer = torch.optim.Adam([centre, log_width], lr=RATE)
 
-    def bound() -> Tensor:
-        z = centre + log_width.exp() * torch.randn_like(centre)
+    def bound(drawn: dict[str, Tensor]) -> Tensor:
+        z = centre + log_width.exp() * drawn["noise"]
         conditioned = poutine.condition(model, data={name: z})
         with FixedRows({plate.name: rows.to(like.device)}):
             log_p = of_each_row(poutine.trace(conditioned).get_trace(**given), plate)
         log_q = torch.distributions.Normal(centre, log_width.exp()).log_prob(z).sum(-1)
         return log_p - log_q
 
+    def bounds(count: int) -> Tensor:
+        return map_draws(bound, {"noise": torch.randn(count, *centre.shape).to(centre)})
+
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))
-        loss = -torch.stack([bound().sum() for _ in range(PARTICLES)]).mean()
+        loss = -bounds(PARTICLES).sum(-1).mean()
         centre.grad, log_width.grad = torch.autograd.grad(loss, [centre, log_width])
         optimizer.step()
     with torch.no_grad():
-        return torch.stack([bound() for _ in range(DRAWS)]).double().mean(0).cpu().numpy()
+        return bounds(DRAWS).double().mean(0).cpu().numpy()

@@ -1,5 +1,6 @@
 """A fit leaves no trace: parameters, random state, defaults and flags are put back."""
 
+import random
 import secrets
 import threading
 import warnings
@@ -8,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from threadpoolctl import threadpool_limits
@@ -33,6 +35,17 @@ def checked_seed(seed: int | None) -> int:
     if not 0 <= seed < 2**32 - 1:
         raise OptionError(f"--seed {seed}: give a number from 0 to 4294967294.")
     return seed
+
+
+def reseed(seed: int) -> None:
+    """Seeds torch's generators, those of CUDA only where it is in use.
+
+    Before it is, `torch.manual_seed` puts the call aside with the stack's text: slow, and never
+    freed on a machine that has no GPU.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -184,7 +197,9 @@ def _isolated(
             )
             if parameters is not None:
                 set_parameter_values(state["params"], parameters.values)
-            pyro.set_rng_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            reseed(seed)
             yield state
     finally:
         if parameters is not None:

@@ -27,6 +27,7 @@ from torch.distributions import Distribution, constraints
 
 from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
 from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
+from elbowroom.inference.isolation import reseed
 from elbowroom.inference.wording import ARGUMENT_EDITS, LISTED, described, rows_of, shown
 
 WIDTHS = (0.5, 2.0, None)
@@ -186,13 +187,13 @@ def _run(
     Raises:
         ModelError: If a shape is wrong.
     """
-    torch.manual_seed(seed)
+    reseed(seed)
     try:
         with pyro.validation_enabled(True):
             trace = _trace(model, arguments, width)
     except ElbowroomError as refused:
         # Whether without validation, and which site it was then.
-        torch.manual_seed(seed)
+        reseed(seed)
         try:
             with pyro.validation_enabled(False):
                 trace = _trace(model, arguments, width)

@@ -16,8 +16,6 @@ from elbowroom.errors import OptionError
 from elbowroom.inference.stochastic import estimators
 from elbowroom.report.pictures import picture_of_estimators
 
-pytestmark = pytest.mark.xdist_group("estimators")  # its fits are made once
-
 X = torch.linspace(-1, 1, 40, dtype=torch.float64)
 DATA = {"x": X, "y": 2 * X + 0.5}
 

@@ -13,8 +13,6 @@ import torch
 import elbowroom as er
 from elbowroom.diagnostics.latent_health import _active, mutual_information, own_bound
 
-pytestmark = pytest.mark.xdist_group("latent_health")  # its fits are made once
-
 
 @pytest.fixture(scope="module")
 def digits() -> pd.DataFrame:

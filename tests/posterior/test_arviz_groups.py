@@ -17,8 +17,6 @@ from scipy.stats import multivariate_normal, norm
 import elbowroom as er
 from elbowroom.fitted import Fit
 
-pytestmark = pytest.mark.xdist_group("arviz_groups")  # its fits are made once
-
 GROUPS = {
     "posterior",
     "unconstrained_posterior",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from elbowroom.guides.space import sample_sites
 from elbowroom.inference.densities.score import map_draws
+from elbowroom.inference.isolation import reseed
 from elbowroom.inference.stochastic.elbo import is_delta
 from elbowroom.inference.stochastic.stepping import Step
 from elbowroom.inference.stochastic.stopping import NEGLIGIBLE
@@ -146,7 +147,7 @@ class Movement:
                     found[f"{name} probabilities"] = node["fn"].log_prob(values).exp()
             return found
 
-        torch.manual_seed(SEED)
+        reseed(SEED)
         self.step.parameters.assign(own)
         first = map_draws(run, {" index": torch.zeros(DRAWS)}, DRAWS)
         self.step.parameters.assign(others)
@@ -172,7 +173,7 @@ class Movement:
 
     def _rise(self, one: list[Tensor], two: list[Tensor]) -> tuple[float, float]:
         """Of the ELBO from one set of parameters to another, and its standard error."""
-        torch.manual_seed(SEED)
+        reseed(SEED)
         chosen = [self.rows() for _ in range(EVALUATIONS)]
         losses = []
         for values in (one, two):

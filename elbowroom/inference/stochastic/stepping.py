@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from elbowroom.guides.space import FixedRows, Plate
+from elbowroom.inference.isolation import reseed
 from elbowroom.inference.recorded.python_state import python_numbers
 from elbowroom.inference.recorded.recording import record_step
 from elbowroom.inference.recorded.replay import BranchError, Replay
@@ -299,13 +300,13 @@ class Step:
         """Compares a replay and the step, at seeds that no model sets itself, for one branch."""
         for _ in range(TRIES):
             self._seed += 1
-            torch.manual_seed(self._seed)
+            reseed(self._seed)
             try:
                 found = replay(*inputs)
             except BranchError:
                 continue
             after = torch.random.get_rng_state()
-            torch.manual_seed(self._seed)
+            reseed(self._seed)
             expected = self._whole(*inputs)
             count = len(self._tensors)
             self._put(found[1 : count + 1])  # what the optimiser reads is compared
@@ -338,7 +339,7 @@ class Step:
         size = None if rows is None else len(rows)
         fork = torch.random.fork_rng(devices=self.parameters.cuda)
         with _unwarned(), fork, torch.no_grad():
-            torch.manual_seed(seed)
+            reseed(seed)
             return float(self._loss_and_surrogate(rows, size)[0])
 
     def __call__(self, rows: Tensor | None = None) -> float:

@@ -29,8 +29,6 @@ from elbowroom.inference.stochastic.elbo import make_objective
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Optimisation, Trained
 
-pytestmark = pytest.mark.xdist_group("checkpoint")  # its fits are made once
-
 
 class Stopped(BaseException):
     """What ends a run at once, as a signal would."""
