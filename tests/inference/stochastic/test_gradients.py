@@ -102,7 +102,7 @@ def exact_bound(name: str, alpha: float = 0.5) -> np.ndarray:
     return torch.stack(torch.autograd.grad(loss, values)).numpy()
 
 
-GRADIENTS = 700
+GRADIENTS = 500
 """Of which the mean is compared with the exact one."""
 ESTIMATORS: list[Any] = [
     ("trace", {}), ("trace_mean_field", {}), ("trace_graph", {}), ("sticking_the_landing", {}),
