@@ -18,8 +18,8 @@ from elbowroom.stochastic import fit_stochastic
 
 FULL_RANK = 60
 """The largest dimension in which the ladder tries `full_rank`."""
-FLOW = 20
-"""The largest dimension in which it tries `flow`."""
+FLOW, FLOW_STEPS = 20, 5000
+"""The largest dimension in which it tries `flow`, and the steps it gives it, unless told."""
 
 
 def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit:
@@ -94,7 +94,10 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
             rung("mean_field", deterministic("mean_field", problem, landscape))
         if problem.space.dimension <= FLOW and not found:
             flow = get_guide("flow", problem.model_name, False)
-            last = replace(task, problem=places[-1], announce=None)
+            settings = task.settings
+            if settings.steps is None and settings.epochs is None:
+                settings = replace(settings, steps=FLOW_STEPS)
+            last = replace(task, problem=places[-1], announce=None, settings=settings)
             rung("flow", lambda: fit_stochastic(last, flow))
 
     climb()
