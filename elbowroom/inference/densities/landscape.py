@@ -212,7 +212,8 @@ def explore(
             more = _settled(curvature, _brought_in(density, first, more))
             modes = distinct([*modes, *find_modes(density, curvature, more)], space)
             tried += restarts
-        direction = None if _proper(modes) else endless(density, curvature, modes)
+        proper = _proper(modes)
+        direction = None if proper else endless(density, curvature, modes, first)
     seconds = time.perf_counter() - began
     return Landscape(
         density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished,

@@ -1,4 +1,4 @@
-"""Whether a log density falls at all in the directions in which it has no curvature."""
+"""Whether a log density without a mode falls at all in the directions without curvature."""
 
 import numpy as np
 import torch
@@ -10,99 +10,124 @@ from elbowroom.inference.densities.modes import Mode, climb
 FAR = (1e2, 1e4, 1e6, 1e8)
 """Distances at which the log density is looked at."""
 FALL = 1.0
-"""Nats. A density that has an integral falls by more, ever farther out."""
+"""Nats by which it falls there at least, beyond the logarithm of the distance, if it has an end.
+
+One that falls by the logarithm alone has no integral along the line.
+"""
 FLATTEST = 4
 """Directions that are followed from each point."""
 POINTS = 2
-"""Points from which they are."""
+"""Ends of climbs from which they are, beside the first start."""
 STEPS = 30
 """Along a ridge that bends, each half of the way so far."""
 CLIMBS = 20
 """Newton steps that bring a point that was moved back to it."""
+WIDEST = 1e-10
+"""The least curvature across a line that is counted, relative to the largest."""
 NAMED = 4
 """Coordinates in a message."""
 SHARE = 0.1
 """Of the largest part of a direction, from which a coordinate is named."""
 
 
-def endless(density: Density, curvature: Curvature, ends: list[Mode]) -> str | None:
+def endless(
+    density: Density, curvature: Curvature, ends: list[Mode], first: np.ndarray
+) -> str | None:
     """A direction in which a log density does not fall however far one goes, in words.
 
     From where climbs ended, the directions of least curvature are followed, straight on; then
-    along the ridge, to which each step is brought back by a climb.
+    along the ridge, to which each step is brought back by a climb. What counts is the mass across
+    the line, by Laplace's method: where a hierarchy's scale goes to zero the density may rise
+    without end, and its mass does not.
 
     Args:
         density: The log density.
         curvature: Of it.
         ends: Where climbs ended.
+        first: The first start, (D,).
 
     Returns:
         The sites that change, with their unconstrained coordinates' parts of the direction; None
         if the density falls in all directions that were followed.
     """
-    highest = sorted(ends, key=lambda end: (end.reached, end.log_density), reverse=True)
-    for end in highest[:POINTS]:
-        flattest = _flattest(curvature, end.location)
-        if flattest is None:
-            continue
-        directions = [*flattest.T]
-        outwards = np.linalg.norm(end.location)
-        if outwards > FAR[0]:  # the climb itself ran off
-            directions.append(end.location / outwards)
-        both = [sign * direction for direction in directions for sign in (1, -1)]
-        for direction in both:
-            if _along_a_line(density, end, direction):
-                return _in_words(density, direction)
-        for direction in both[:2]:
-            if end.reached and _along_a_ridge(density, curvature, end, direction):
-                return f"a curve that begins as {_in_words(density, direction)}"
+    ends = sorted(ends, key=lambda end: (end.reached, end.log_density), reverse=True)[:POINTS]
+    for point in [*(end.location for end in ends), first]:
+        for direction in _flattest(curvature, point):
+            for signed in (direction, -direction):
+                if _along_a_line(density, curvature, point, signed):
+                    return _in_words(density, signed)
+    for end in ends:
+        for direction in _flattest(curvature, end.location)[:1]:
+            for signed in (direction, -direction):
+                if end.reached and _along_a_ridge(density, curvature, end.location, signed):
+                    return f"a curve that begins as {_in_words(density, signed)}"
     return None
 
 
-def _along_a_line(density: Density, end: Mode, direction: np.ndarray) -> bool:
+def _along_a_line(
+    density: Density, curvature: Curvature, point: np.ndarray, direction: np.ndarray
+) -> bool:
     """Whether it does not fall from a point straight on, as far as it has a value there."""
-    moved = end.location + np.outer(FAR, direction)
-    values = density.value(moved)
-    (missing,) = (~np.isfinite(values)).nonzero()
-    values = values[: missing[0]] if len(missing) else values
-    return len(values) > 0 and bool((values > end.log_density - FALL).all())
+    mass = _mass_across(density, curvature, point, direction)
+    for seen, distance in enumerate(FAR):
+        there = _mass_across(density, curvature, point + distance * direction, direction)
+        if there is None:
+            return seen > 0
+        if mass is None or there < mass - np.log(distance) - FALL:
+            return False
+    return True
 
 
 def _along_a_ridge(
-    density: Density, curvature: Curvature, end: Mode, direction: np.ndarray
+    density: Density, curvature: Curvature, point: np.ndarray, direction: np.ndarray
 ) -> bool:
     """Whether it does not fall along a ridge that bends, followed by ever longer steps."""
-    at, gone = end.location, 0.0
-    step = 1e-2 * max(1.0, float(np.linalg.norm(at)))
+    mass = _mass_across(density, curvature, point, direction)
+    at, gone, step = point, 0.0, 1e-2 * max(1.0, float(np.linalg.norm(point)))
     for _ in range(STEPS):
         back = climb(density.value_and_gradient, curvature, (at + step * direction)[None], CLIMBS)
-        if not back or not back[0].log_density > end.log_density - FALL:
+        if not back:
             return False
-        moved = back[0].location - at
-        at, before = back[0].location, gone
-        gone = float(np.linalg.norm(at - end.location))
-        if not gone > before + step / 2:
-            return False
+        moved, before = back[0].location - at, gone
+        at, gone = back[0].location, float(np.linalg.norm(back[0].location - point))
         flattest = _flattest(curvature, at)
-        if flattest is None:
+        if not (gone > before + step / 2 and len(flattest)):
             return False
-        direction = flattest[:, 0] * np.sign(flattest[:, 0] @ moved or 1.0)
+        direction = flattest[0] * np.sign(flattest[0] @ moved or 1.0)
+        there = _mass_across(density, curvature, at, direction)
+        if mass is None or there is None or there < mass - max(0.0, np.log(gone)) - FALL:
+            return False
         step = gone / 2
     return True
 
 
-def _flattest(curvature: Curvature, location: np.ndarray) -> np.ndarray | None:
-    """The directions of least curvature at a point, (D, few); None where it has none."""
-    precision = curvature(location[None])[0]
+def _flattest(curvature: Curvature, point: np.ndarray) -> list[np.ndarray]:
+    """The directions of least curvature at a point, each (D,); none where it has no curvature."""
+    precision = curvature(point[None])[0]
     if not np.isfinite(precision).all():
-        return None
+        return []
     values, vectors = np.linalg.eigh(precision)
-    return vectors[:, np.argsort(np.abs(values))[:FLATTEST]]
+    return [vectors[:, k] for k in np.argsort(np.abs(values))[:FLATTEST]]
+
+
+def _mass_across(
+    density: Density, curvature: Curvature, point: np.ndarray, direction: np.ndarray
+) -> float | None:
+    """The logarithm of the mass across a line at a point, but for a constant; None without one."""
+    (value,) = density.value(point[None])
+    precision = curvature(point[None])[0]
+    if not (np.isfinite(value) and np.isfinite(precision).all()):
+        return None
+    across = np.linalg.qr(np.column_stack([direction, np.eye(len(point))]))[0][:, 1 : len(point)]
+    curved = np.abs(np.linalg.eigvalsh(across.T @ precision @ across))
+    if not curved.size:
+        return float(value)
+    least = max(WIDEST * curved.max(), 1e-300)
+    return float(value - 0.5 * np.log(np.maximum(curved, least)).sum())
 
 
 def _in_words(density: Density, direction: np.ndarray) -> str:
     """The largest parts of a direction, by the names of the sites."""
-    direction = direction * np.sign(direction[np.abs(direction).argmax()])
     parts = []
     for name, piece in density.space.split(torch.as_tensor(direction)).items():
         flat = piece.reshape(-1).tolist()
