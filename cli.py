@@ -7,11 +7,13 @@ from datetime import datetime
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from elbowroom.errors import DataError, ElbowroomError, OptionError, RunFolderError
+from elbowroom.inference.options import ENGINES, NumberOptions
+from elbowroom.options import declared
 
 NOT_TRUSTED = 3
 
@@ -98,121 +100,34 @@ def _model_options(arguments: list[str]) -> dict[str, Any]:
 
 RESERVED = ("announce", "checkpoints", "progress", "report")
 """Arguments of the Python functions that are no options of the command line."""
-SETTINGS: dict[str, Any] = {
-    "elbo": Annotated[
-        str | None,
-        typer.Option(
-            help="trace, trace_mean_field, local_reparameterisation, sticking_the_landing, "
-            "score_function, trace_graph, trace_enum, wake_sleep; of several --particles iwae, "
-            "dreg, renyi, vimco, reweighted_wake_sleep (default: what suits the pair)."
-        ),
-    ],
-    "alpha": Annotated[
-        float | None, typer.Option(help="Order of the divergence of renyi (default: 0.5).")
-    ],
-    "baseline": Annotated[
-        str | None,
-        typer.Option(help="Of score_function: none, running, decaying, neural (default: decaying)"),
-    ],
-    "insomnia": Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the guide's gradient of reweighted_wake_sleep that comes from data, not "
-            "from dreams (default: 1)."
-        ),
-    ],
-    "steps": Annotated[
-        int | None, typer.Option(help="Most optimiser steps (default: until convergence, ≤ 50000).")
-    ],
-    "epochs": Annotated[
-        int | None, typer.Option(help="Most passes over the rows, instead of --steps.")
-    ],
-    "batch_size": Annotated[
-        int | None, typer.Option(help="Rows of a minibatch (default: all rows; vae 128).")
-    ],
-    "learning_rate": Annotated[
-        float | None,
-        typer.Option(help="Of the first step, in scaled coordinates (default: 0.02; vae 0.005)."),
-    ],
-    "optimizer": Annotated[
-        str | None, typer.Option(help="Any class of torch.optim (default: Adam).")
-    ],
-    "schedule": Annotated[
-        str | None,
-        typer.Option(
-            help="plateau (cut to a quarter until a cut no longer moves the guide, or raises the "
-            "ELBO of rows held out), constant or cosine (default: plateau)."
-        ),
-    ],
-    "tolerance": Annotated[
-        float | None,
-        typer.Option(help="Posterior sds that the guide may be off its optimum (default: 0.1)."),
-    ],
-    "held_out": Annotated[
-        float | None,
-        typer.Option(
-            help="Fraction of rows that tell an amortised guide when to stop (default: 0.1)."
-        ),
-    ],
-    "patience": Annotated[
-        int | None,
-        typer.Option(help="Looks at rows held out, without a rise, before a cut (default: 10)."),
-    ],
-    "clip_norm": Annotated[
-        float | None, typer.Option(help="Largest gradient norm (default: any).")
-    ],
-    "particles": Annotated[
-        int | None, typer.Option(help="Draws in each ELBO estimate (default: 1).")
-    ],
-    "kl_warm_up": Annotated[
-        int | None,
-        typer.Option(help="Steps in which the divergence from the prior comes in (default: none)."),
-    ],
-    "free_bits": Annotated[
-        float | None,
-        typer.Option(help="Nats of each latent that cost nothing, against collapse (default: 0)."),
-    ],
-    "restarts": Annotated[
-        int | None, typer.Option(help="Starts to climb to a mode from (default: 8).")
-    ],
-    "fixed_draws": Annotated[
-        int | None,
-        typer.Option(
-            help="Draws of the ELBO by the engine of that name (default: doubled until enough)."
-        ),
-    ],
-    "correlated": Annotated[
-        str | None,
-        typer.Option(
-            help="Sites, by commas, whose covariance linear_response takes in a model of over "
-            "2,000 latent numbers (default: those that all groups share)."
-        ),
-    ],
-    "compile": Annotated[
-        bool | None,
-        typer.Option(
-            "--compile",
-            metavar="",
-            help="Steps by torch.compile, dozens in one call: for long runs, since it takes half a "
-            "minute to begin, and a C++ compiler.",
-        ),
-    ],
-    "autocast": Annotated[
-        bool | None,
-        typer.Option(
-            "--autocast", metavar="", help="Layers of networks in bfloat16, all else as it is."
-        ),
-    ],
-    "device": Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")],
-    "dtype": Annotated[
-        str | None, typer.Option(help="float64 or float32 (default: float64; vae 32).")
-    ],
-}
-"""The options of the optimiser, which 'fit' and 'compare' share."""
+
+
+def _settings() -> dict[str, Any]:
+    """The options that engines read, as the command line takes them."""
+    found: dict[str, Any] = {}
+    for kind in (*ENGINES.values(), NumberOptions):
+        for option in declared(kind):
+            text = option.description[:1].upper() + option.description[1:]
+            if option.kind is bool:
+                made = typer.Option(option.flag, metavar="", help=f"{text}.")
+                found.setdefault(option.name, Annotated[bool | None, made])
+                continue
+            usual = "" if option.default is None else f" (default: {option.default})"
+            kinds = [each for each in get_args(option.kind) if each is not type(None)]
+            plain = kinds[0] if kinds and isinstance(kinds[0], type) else option.kind
+            value = plain if isinstance(plain, type) else str
+            found.setdefault(
+                option.name, Annotated[value | None, typer.Option(help=f"{text}{usual}.")]
+            )
+    return found
+
+
+SETTINGS = _settings()
+"""The options of engines, which 'fit' and 'compare' share."""
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of the optimiser, and the model's own, as one dict `options`."""
+    """Gives a command the engines' options, and the model's and objective's own, as `options`."""
 
     @wraps(command)
     def wrapped(context: typer.Context, **values: Any) -> None:
@@ -306,7 +221,7 @@ def fit(
     """Fit a guide to a model's posterior, and write a run folder.
 
     The model's own options, such as --components or --formula, are listed by 'elbowroom models
-    MODEL'.
+    MODEL'; those of an objective, such as --alpha, by 'elbowroom objectives'.
     """
     from elbowroom.fitting import fit as run_fit
     from elbowroom.loading import resume as run_resume
@@ -499,6 +414,14 @@ def guides(
     from elbowroom.report import listing
 
     listing.show_guides(model)
+
+
+@app.command()
+def objectives() -> None:
+    """List the objectives of stochastic gradients, with the options that they read."""
+    from elbowroom.report import listing
+
+    listing.show_objectives()
 
 
 @app.command()

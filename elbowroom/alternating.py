@@ -2,16 +2,12 @@
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from elbowroom.concluding import Fitted, draw_and_conclude
-from elbowroom.deterministic import STOCHASTIC_ONLY
-from elbowroom.errors import OptionError
 from elbowroom.fitted import Fit
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.space import trace_model
@@ -19,17 +15,12 @@ from elbowroom.inference.densities.landscape import Landscape
 from elbowroom.inference.expectation_maximisation import BUDGET, Found, Steps, best_of
 from elbowroom.inference.isolation import Parameters, isolated, placed_values
 from elbowroom.inference.stochastic.elbo import read_guide
-from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.plan import Plan, Task
 
 EM = "em"
 """The name of the engine, and of the guides that it fits."""
 OBJECTIVE = (EM, "the log likelihood, by expectation and maximisation in turn")
-OTHERS = tuple(
-    each for each in (*STOCHASTIC_ONLY, "alpha", "baseline", "fixed_draws") if each != "steps"
-)
-"""Settings that the steps do not have."""
 
 
 def fit_em(task: Task, guide: Guide) -> Fit:
@@ -40,7 +31,6 @@ def fit_em(task: Task, guide: Guide) -> Fit:
     """
     problem, settings, seed = task.problem.for_guide(guide), task.settings, task.seed
     task = replace(task, problem=problem)
-    _check(problem.model.suggested, settings)
     assert guide.steps is not None
     if task.announce is not None:
         task.announce(Plan(problem, guide, settings, OBJECTIVE, seed, EM))
@@ -90,16 +80,6 @@ def fit_em(task: Task, guide: Guide) -> Fit:
     maximum = fit.evidence.maximum if found.status == "converged" else ""  # or the status says it
     evidence = replace(fit.evidence, mend=mend, maximum=maximum)
     return replace(fit, remarks=[*fit.remarks, *remarks], evidence=evidence)
-
-
-def _check(suggested: Mapping[str, Any], settings: Settings) -> None:
-    """Sees that nothing is asked for that the steps do not have."""
-    for name in OTHERS:
-        if getattr(settings, name) not in (getattr(Settings(), name), suggested.get(name)):
-            raise OptionError(
-                f"--{name.replace('_', '-')}: the guide 'em' maximises the likelihood of all rows "
-                "in closed form, which has no such option; leave it out."
-            )
 
 
 def _reason(found: Found, steps: Steps) -> str:

@@ -28,7 +28,7 @@ from elbowroom.inference.densities.landscape import Landscape, explore
 from elbowroom.inference.isolation import checked_seed
 from elbowroom.inference.problem import Problem, resolve_model
 from elbowroom.inference.stochastic.elbo import OBJECTIVES
-from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.settings import Settings, check_read, only_read
 from elbowroom.plan import Progress
 from elbowroom.posterior.run_folder import writing
 from elbowroom.referring import add_reference
@@ -158,7 +158,8 @@ def compare(
         if names.count(name) > 1:
             raise OptionError(f"--guide {name} is given twice; give it once.")
     parts = [_guide_and_objective(guide) for guide in guides]
-    for guide, objective in parts:
+    ways: dict[str, tuple[str, str | None]] = {}  # the engine and the objective of each guide
+    for name, (guide, objective) in zip(names, parts, strict=True):
         if guide == NUTS and objective is None:
             continue
         declared = resolve_guide(guide, problem)
@@ -171,6 +172,11 @@ def compare(
             raise OptionError(
                 f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
             )
+        chosen = settings if objective is None else replace(settings, elbo=objective)
+        ways[name] = chosen_engine(engine, declared, problem, chosen), chosen.elbo
+    suggested = problem.model.suggested
+    if ways:
+        check_read(settings, suggested, ways.values())
     count = suggested_draws if draws is None else draws
 
     @cache
@@ -189,9 +195,10 @@ def compare(
         if name == NUTS:
             rows.append(_by_nuts(problem, settings, seed, fits, test))
             continue
-        chosen = settings if objective is None else replace(settings, elbo=objective)
+        taken, _ = ways[name]
+        chosen = only_read(settings, suggested, *ways[name])
+        chosen = chosen if objective is None else replace(chosen, elbo=objective)
         try:
-            taken = chosen_engine(engine, resolve_guide(guide, problem), problem, chosen)
             fit = fit_problem(
                 problem, guide, chosen, engine=engine, seed=seed, draws=count, progress=report,
                 landscape=None if taken == EM else landscape(taken if apart else ""),
@@ -249,7 +256,8 @@ def _by_nuts(
 ) -> Row:
     """The row of the sampler, whose fit is added to the others."""
     try:
-        begun = fit_problem(problem, "auto", settings, seed=seed)
+        own = only_read(settings, problem.model.suggested, "fixed_draws")
+        begun = fit_problem(problem, "auto", own, seed=seed)
         fit = add_reference(begun, take=True)
         if fit.held != NUTS:
             raise GuideError(fit.notes[-1])

@@ -49,12 +49,6 @@ EVEN = 0.7
 MOST_NUMBERS = 20_000_000
 """In the draws of a posterior that is too wide for its covariance."""
 OBJECTIVE = ("fixed_draws", "the ELBO over fixed draws, by a quasi-Newton method")
-STOCHASTIC_ONLY = (
-    "steps", "epochs", "batch_size", "learning_rate", "optimizer", "schedule", "clip_norm",
-    "particles", "elbo", "tolerance", "held_out", "patience", "compile", "autocast", "kl_warm_up",
-    "free_bits", "insomnia",
-)  # fmt: skip
-"""Settings that have no meaning here."""
 
 
 def why_not(problem: Problem, guide: Guide | None = None) -> str | None:

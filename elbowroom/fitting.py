@@ -10,7 +10,7 @@ import pyro
 from pyro.infer.autoguide import AutoGuide
 
 from elbowroom.alternating import EM, fit_em
-from elbowroom.deterministic import STOCHASTIC_ONLY, fit_fixed_draws, why_not
+from elbowroom.deterministic import fit_fixed_draws, why_not
 from elbowroom.diagnostics.checks import Finding, run_checks
 from elbowroom.diagnostics.estimators import GRADIENTS, measure
 from elbowroom.errors import NoModeError, OptionError, unknown
@@ -20,17 +20,17 @@ from elbowroom.guides.roots import numerical_failures
 from elbowroom.inference.densities.landscape import LARGEST, Landscape
 from elbowroom.inference.isolation import checked_seed, resolve_device, resolve_dtype
 from elbowroom.inference.leaves import kept_buffers
+from elbowroom.inference.options import FixedDrawsOptions, NumberOptions
 from elbowroom.inference.problem import (
     Problem,
     bind,
-    make_options,
     resolve_model,
-    split_options,
 )
 from elbowroom.inference.stochastic.checkpoint import Checkpoints
-from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.settings import Settings, asked, check_read
 from elbowroom.ladder import climb_ladder
 from elbowroom.models import Model
+from elbowroom.options import make_options, option_names, split_options
 from elbowroom.plan import Plan, Progress, Task
 from elbowroom.posterior.unfinished import Request, change_request, unfinished
 from elbowroom.referring import add_reference
@@ -321,9 +321,8 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
     if guide is None and problem.model.engine is not None:
         return problem.model.engine
     fits = guide is None or "fixed_draws" in guide.engines
-    stochastic = any(
-        getattr(settings, name) != getattr(Settings(), name) for name in STOCHASTIC_ONLY
-    )
+    read = {*option_names(FixedDrawsOptions), *option_names(NumberOptions)}
+    stochastic = not read.issuperset(asked(settings, {}))
     return "fixed_draws" if fits and not stochastic and why_not(problem, guide) is None else "svi"
 
 
@@ -398,13 +397,20 @@ def _fit_guide(
     landscape: Landscape | None,
     report: Callable[[str], None] | None,
 ) -> Fit:
-    asked = (engine, None, task.problem, task.settings)
-    if automatic and not guide.exact and chosen_engine(*asked) == "fixed_draws":
-        reason = why_not(task.problem)
+    problem, settings = task.problem, task.settings
+    suggested = problem.model.suggested
+    if (
+        automatic
+        and not guide.exact
+        and chosen_engine(engine, None, problem, settings) == "fixed_draws"
+    ):
+        reason = why_not(problem)
         if reason is not None:
             raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
+        check_read(settings, suggested, [("fixed_draws", None)])
         return climb_ladder(task, report)
-    chosen = chosen_engine(engine, guide, task.problem, task.settings)
+    chosen = chosen_engine(engine, guide, problem, settings)
+    check_read(settings, suggested, [(chosen, None)])
     if chosen not in guide.engines:
         raise OptionError(
             f"--engine {chosen}: the guide '{guide.name}' needs --engine {guide.engines[0]}."

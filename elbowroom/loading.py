@@ -19,8 +19,6 @@ from elbowroom.inference.isolation import Parameters, resolve_dtype
 from elbowroom.inference.problem import (
     Problem,
     bind,
-    make_options,
-    option_names,
     resolve_model,
 )
 from elbowroom.inference.sampling.proposal import Proposal
@@ -28,6 +26,7 @@ from elbowroom.inference.stochastic.elbo import read_guide
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.models import Model, get_model
+from elbowroom.options import make_options, option_names
 from elbowroom.plan import Plan, Progress, Task
 from elbowroom.posterior import run_folder
 from elbowroom.posterior.unfinished import read_request

@@ -22,11 +22,12 @@ from elbowroom.inference.stochastic.elbo import (
     OBJECTIVES,
     check_enumerable,
     choose_objective,
+    given_to_objectives,
     make_objective,
     marked,
     read_guide,
 )
-from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.inference.stochastic.settings import Settings, check_read
 from elbowroom.inference.stochastic.svi import run_svi
 from elbowroom.plan import Plan, Task
 
@@ -61,11 +62,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
             trained = run_svi(
                 *marked(name, problem.function, called),
                 arguments,
-                make_objective(
-                    name, settings.particles, space, alpha=settings.alpha,
-                    baseline=settings.baseline, free_bits=settings.free_bits,
-                    insomnia=settings.insomnia,
-                ),
+                make_objective(name, settings.particles, space, **given_to_objectives(settings)),
                 settings,
                 space.subsampled,
                 space.row_latents(sites.names),
@@ -95,6 +92,5 @@ def _rehearse(problem: Problem, guide: Guide, settings: Settings, seed: int) -> 
             raise OptionError(
                 f"--elbo {name} ({why}) takes several draws; give --particles 2 or more."
             )
-        if settings.insomnia != Settings().insomnia and name != "reweighted_wake_sleep":
-            raise OptionError(f"--insomnia is of --elbo reweighted_wake_sleep, not of {name}.")
+        check_read(settings, problem.model.suggested, [("svi", name)])
         check_enumerable(problem.function, problem.arguments, problem.space, sites)

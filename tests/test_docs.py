@@ -15,10 +15,10 @@ import elbowroom as er
 from elbowroom import cli
 from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.guides import get_guide
-from elbowroom.inference.problem import make_options, split_options
 from elbowroom.inference.stochastic.elbo import OBJECTIVES
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.models import get_model, model_summaries
+from elbowroom.options import make_options, split_options
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

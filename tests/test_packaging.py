@@ -27,13 +27,14 @@ MODULES = sorted(module.name for module in FOUND if not module.ispkg)
 PACKAGES = sorted(module.name for module in FOUND if module.ispkg)
 FLOORS = [
     {"elbowroom.errors"},
+    {"elbowroom.options"},
     {"elbowroom.data"},
     {"elbowroom.models"},
     {"elbowroom.guides"},
     {"elbowroom.inference.recorded"},
     {
         f"elbowroom.inference.{name}"
-        for name in ("isolation", "leaves", "wording", "validation", "problem")
+        for name in ("options", "isolation", "leaves", "wording", "validation", "problem")
     },
     {"elbowroom.inference.densities"},
     {"elbowroom.inference.deterministic"},

@@ -20,6 +20,7 @@ from elbowroom.inference.stochastic.elbo import (
     OBJECTIVES,
     GuideSites,
     choose_objective,
+    given_to_objectives,
     make_objective,
     marked,
     read_guide,
@@ -150,12 +151,11 @@ def measure(
         name, _ = choose_objective(settings.elbo, guide.elbo, problem.space, sites)
         trace_model(problem.function, problem.arguments)
         if settings.baseline == "neural":  # whose parameters are none of the guide's
-            settings = replace(settings, baseline="decaying")
+            settings = _with(settings, baseline="decaying")
         run = Optimisation(
             *marked(name, problem.function, called), problem.arguments,
             make_objective(
-                name, settings.particles, problem.space, alpha=settings.alpha,
-                baseline=settings.baseline,
+                name, settings.particles, problem.space, **given_to_objectives(settings)
             ),
             settings, problem.space.subsampled, problem.space.row_latents(sites.names),
         )  # fmt: skip
@@ -164,12 +164,17 @@ def measure(
         for stage, (step, values) in stages.chosen().items():
             found = {}
             for each in estimators:
-                run_settings = replace(
+                run_settings = _with(
                     settings, elbo=each.objective, particles=each.particles, baseline=each.baseline
                 )
                 found[each] = _gradients(problem, called, run_settings, values, gradients, seed)
             rows += _rows(stage, step, found, problem, called, settings, values, seed)
     return pd.DataFrame(rows)
+
+
+def _with(settings: Settings, **options: Any) -> Settings:
+    """Settings with some options changed, those of objectives too."""
+    return replace(settings, **options)
 
 
 def _gradients(
@@ -183,9 +188,8 @@ def _gradients(
     """Gradients of one estimator at given parameters, and the time of one."""
     assert settings.elbo is not None
     objective = make_objective(
-        settings.elbo, settings.particles, problem.space, alpha=settings.alpha,
-        baseline=settings.baseline,
-    )  # fmt: skip
+        settings.elbo, settings.particles, problem.space, **given_to_objectives(settings)
+    )
     pair = marked(settings.elbo, problem.function, guide)
     plate, size = problem.space.subsampled, settings.batch_size
     batches = None if plate is None or size is None else Minibatches(plate.size, size)
@@ -245,9 +249,7 @@ def _rows(
     """The table's rows of one stage."""
     noise = {each: float(s.gradients.var(0, ddof=1).sum()) for each, s in found.items()}
     best = min((e for e in found if e.of_the_elbo), key=lambda e: noise[e])
-    chosen = replace(
-        settings, elbo=best.objective, particles=best.particles, baseline=best.baseline
-    )
+    chosen = _with(settings, elbo=best.objective, particles=best.particles, baseline=best.baseline)
     count = MORE * len(found[best].gradients)
     exact = _gradients(problem, guide, chosen, values, count, seed + 1).gradients
     reference, its_error = exact.mean(0), exact.std(0, ddof=1) / len(exact) ** 0.5

@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import TypeAdapter, ValidationError
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from elbowroom.data.tables import read_table
-from elbowroom.errors import DataError, ModelError, OptionError, unknown
+from elbowroom.errors import DataError, ModelError, OptionError
 from elbowroom.guides import Guide
 from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
@@ -268,58 +267,6 @@ def resolve_model(model: str | Callable[..., Any] | Model) -> Model:
         path = model if ":" in model else f"{model}:model"
         return own_model(load_function(path), path)
     return get_model(model)
-
-
-def make_options(kind: type, given: Mapping[str, Any]) -> Any:
-    """An options dataclass from what a user gave, with errors that name the option.
-
-    Raises:
-        OptionError: If a value is out of range or of the wrong kind.
-    """
-    kinds = {field.name: str(field.type) for field in fields(kind)}
-    values = {
-        name: _several(value) if "tuple" in kinds[name] else value for name, value in given.items()
-    }
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            option = f"--{name.replace('_', '-')}"
-            cause = problem.get("ctx", {}).get("error")
-            if isinstance(cause, OptionError):
-                lines.append(str(cause))
-            elif problem["type"] == "none_required":
-                continue  # the other half of an optional type says it better
-            else:
-                lines.append(f"{option} {given.get(name)!r}: {problem['msg'].lower()}.")
-        raise OptionError("\n".join(dict.fromkeys(lines))) from error
-
-
-def _several(value: Any) -> Any:
-    """What an option that takes several values was given: a, b as `"a,b"`; one by itself."""
-    if isinstance(value, str):
-        return value.split(",")
-    return [value] if isinstance(value, (int, float)) else value
-
-
-def option_names(kind: type | None) -> list[str]:
-    """The names of an options dataclass."""
-    return [] if kind is None else [field.name for field in fields(kind)]
-
-
-def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[str, Any]]:
-    """Sorts options to the dataclasses that have them.
-
-    Raises:
-        OptionError: If none has one; the nearest name is suggested.
-    """
-    known = [option_names(kind) for kind in kinds]
-    for name in given:
-        if not any(name in names for names in known):
-            raise unknown("option", name, [each for names in known for each in names])
-    return [{k: v for k, v in given.items() if k in names} for names in known]
 
 
 def bind(

@@ -1,8 +1,7 @@
 """The lists of models, guides and datasets, as printed; the models' without importing torch."""
 
-from dataclasses import MISSING, fields
 from sys import modules
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.text import Text
 from elbowroom.data.bundled import dataset_names, describe
 from elbowroom.guides import Guide, guides_for
 from elbowroom.models import get_model, model_summaries
+from elbowroom.options import declared
 
 
 def console() -> Console:
@@ -47,12 +47,8 @@ def show_model(name: str) -> None:
     out = console()
     out.print(Text(f"{name}\n\n{modules[model.function.__module__].__doc__ or ''}".strip()))
     options = table("option", "default", "what it is")
-    hints = get_type_hints(model.options, include_extras=True) if model.options else {}
-    for option in fields(model.options) if model.options else ():
-        annotation = hints[option.name]
-        notes = [n.description for n in get_args(annotation)[1:] if hasattr(n, "description")]
-        default = "" if option.default in (None, MISSING, ()) else _shown(option.default)
-        add(options, f"--{option.name.replace('_', '-')}", default, (notes or [""])[0])
+    for option in declared(model.options):
+        add(options, option.flag, _shown(option.default), option.description)
     out.print()
     out.print(options)
     out.print()
@@ -62,6 +58,8 @@ def show_model(name: str) -> None:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return ""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -84,6 +82,23 @@ def show_guides(model: str | None) -> None:
         found.update({(guide.model, guide.name): guide for guide in guides_for(name).values()})
     order = sorted(found.items(), key=lambda item: (item[0][0] is None, item[0][0] or ""))
     console().print(_guide_table(dict(order)))
+
+
+def show_objectives() -> None:
+    """Every objective of stochastic gradients, with the options that it reads."""
+    from elbowroom.inference.stochastic.elbo import OBJECTIVES
+
+    out = console()
+    made, options = table("objective", "what it is"), table("option", "of", "default", "what it is")
+    for name, kind in OBJECTIVES.items():
+        summary = (kind.__doc__ or "").splitlines()[0].removesuffix(f": `{name}`.")
+        add(made, name, f"{summary.removesuffix('.')}.")
+        for option in declared(kind.options_kind):
+            add(options, option.flag, name, _shown(option.default), option.description)
+    out.print(made)
+    out.print()
+    out.print(options)
+    out.print("\nA fit takes one by --elbo OBJECTIVE, or --guide GUIDE:OBJECTIVE of 'compare'.")
 
 
 def fitting_guides(model: str) -> Any:

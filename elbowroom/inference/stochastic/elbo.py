@@ -26,6 +26,7 @@ from elbowroom.inference.stochastic.estimators import (
 from elbowroom.inference.stochastic.local_reparameterisation import LocalReparameterisation
 from elbowroom.inference.stochastic.score_function import ScoreFunction
 from elbowroom.inference.stochastic.wake_sleep import ReweightedWakeSleep, WakeSleep
+from elbowroom.options import option_names
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "trace": Sampled,
@@ -258,32 +259,32 @@ def choose_objective(
     return "trace", "every site is reparameterised"
 
 
-def make_objective(
-    name: str,
-    particles: int,
-    space: LatentSpace,
-    *,
-    alpha: float = 0.5,
-    baseline: str = "decaying",
-    free_bits: float = 0.0,
-    insomnia: float = 1.0,
-) -> Objective:
+def make_objective(name: str, particles: int, space: LatentSpace, **options: Any) -> Objective:
     """The objective.
 
     Args:
         name: Of `OBJECTIVES`.
         particles: Draws for each estimate.
         space: The model's latent space.
-        alpha: The order of `renyi`.
-        baseline: Of `score_function`.
-        free_bits: Of `trace_mean_field`.
-        insomnia: Of `reweighted_wake_sleep`.
+        **options: Of objectives; those that this one does not read are left aside.
     """
+    kind = OBJECTIVES[name]
     rows = space.subsampled if space.rows_only else None
-    return OBJECTIVES[name](
-        particles, space.max_plate_nesting, rows, alpha, baseline, free_bits, insomnia,
-        space.observed,
-    )  # fmt: skip
+    own = {each: options[each] for each in option_names(kind.options_kind) if each in options}
+    chosen = None if kind.options_kind is None else kind.options_kind(**own)
+    return kind(particles, space.max_plate_nesting, rows, space.observed, chosen)
+
+
+def objective_options() -> list[type]:
+    """The options that objectives read, each dataclass once."""
+    found = (kind.options_kind for kind in OBJECTIVES.values())
+    return list(dict.fromkeys(kind for kind in found if kind is not None))
+
+
+def given_to_objectives(settings: Any) -> dict[str, Any]:
+    """The options of objectives among all of a fit's."""
+    names = [name for kind in objective_options() for name in option_names(kind)]
+    return {name: getattr(settings, name) for name in names}
 
 
 def marked(

@@ -8,9 +8,11 @@ numbers and gradients are those of Pyro's objectives of the same name.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO
@@ -19,6 +21,7 @@ from pyro.infer.util import MultiFrameTensor, get_plate_stacks, is_identically_z
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from elbowroom.errors import OptionError
 from elbowroom.guides.space import FixedRows, Plate, SeenRows, base_of, of_each_row
 from elbowroom.inference.densities.score import map_draws
 
@@ -33,36 +36,34 @@ class Objective:
         several: Whether it takes several draws together.
         of_its_loss: Whether its gradient is that of the loss.
         of_rows: Whether it is for models whose latents are all the rows'.
+        options_kind: The options that it reads, a dataclass of Fields.
 
     Args:
         particles: How many draws.
         nesting: The number of dims that plates take.
         rows: The plate of the rows, where all latents are theirs.
-        alpha: The order of a Renyi divergence.
-        baseline: Of score functions; see `elbowroom.inference.stochastic.score_function`.
-        free_bits: Nats of each latent of a row that cost nothing, where there are gradients.
-        insomnia: Of `reweighted_wake_sleep`.
         observed: The observed sites.
+        options: Of the class `options_kind`; its defaults if there are none.
     """
 
     several = False
     of_its_loss = True
     of_rows = False
+    options_kind: ClassVar[type | None] = None
 
     def __init__(
         self,
         particles: int,
         nesting: int,
         rows: Plate | None = None,
-        alpha: float = 0.5,
-        baseline: str = "none",
-        free_bits: float = 0.0,
-        insomnia: float = 1.0,
         observed: Sequence[str] = (),
+        options: Any = None,
     ) -> None:
         self.particles, self.nesting = particles, nesting
-        self.rows, self.alpha, self.baseline = rows, alpha, baseline
-        self.free_bits, self.insomnia, self.observed = free_bits, insomnia, observed
+        self.rows, self.observed = rows, observed
+        if options is None and self.options_kind is not None:
+            options = self.options_kind()
+        self.options = options
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -166,8 +167,24 @@ def reward_by_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
     return reward
 
 
+@dataclass(frozen=True)
+class FreeBitsOptions:
+    """What `trace_mean_field` reads."""
+
+    free_bits: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="nats of each latent that cost nothing, against collapse",
+        ),
+    ] = 0.0
+
+
 class Analytic(Objective):
     """Divergences of sites in closed form, where there is one: `trace_mean_field`."""
+
+    options_kind: ClassVar[type | None] = FreeBitsOptions
 
     def estimate(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Estimate:
         """Of one draw."""
@@ -178,7 +195,7 @@ class Analytic(Objective):
                 continue
             own: Any = guide_trace.nodes[name]
             try:
-                if self.free_bits and torch.is_grad_enabled():
+                if self.options and self.options.free_bits and torch.is_grad_enabled():
                     elbo = elbo - self._beyond_free(own, site)
                     continue
                 divergence = kl_divergence(own["fn"], site["fn"])
@@ -205,7 +222,7 @@ class Analytic(Objective):
         single = single.expand(own["value"].shape)  # (rows, latents)
         latents = single.reshape(-1, single.shape[-1]) if own["fn"].event_dim else single[..., None]
         rows = len(latents) * torch.as_tensor(own["scale"])
-        return (latents.sum(0) / rows).clamp_min(self.free_bits).sum() * rows
+        return (latents.sum(0) / rows).clamp_min(self.options.free_bits).sum() * rows
 
 
 class Landing(Objective):
@@ -440,6 +457,23 @@ class DoublyReparameterised(ImportanceWeighted):
         return (path + (shares - squared) * terms["model"]).sum(0)
 
 
+def _not_the_elbo(alpha: float) -> float:
+    if alpha == 1:
+        raise OptionError("--alpha 1 is the ELBO itself; give --elbo trace.")
+    return alpha
+
+
+@dataclass(frozen=True)
+class RenyiOptions:
+    """What `renyi` reads."""
+
+    alpha: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="order of the divergence"),
+        AfterValidator(_not_the_elbo),
+    ] = 0.5
+
+
 class Renyi(Weighted):
     """The bound of a Renyi divergence of order `alpha`: `renyi`.
 
@@ -447,7 +481,9 @@ class Renyi(Weighted):
     the posterior, above one less; at nought it is `iwae`.
     """
 
+    options_kind = RenyiOptions
+
     def combined(self, weights: Tensor) -> Tensor:
         """The bound from log weights, with a leading dim for the draws."""
-        power = 1 - self.alpha
+        power = 1 - self.options.alpha
         return ((power * weights).logsumexp(0) - math.log(len(weights))) / power

@@ -49,6 +49,8 @@ class LocalReparameterisation(Analytic):
     trick").
     """
 
+    options_kind = None
+
     def traces(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import torch
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from elbowroom.errors import unknown
 from elbowroom.guides.space import sample_sites
 from elbowroom.inference.stochastic import baselines
 from elbowroom.inference.stochastic.estimators import (
@@ -25,6 +28,21 @@ HIDDEN = 16
 """Units of the hidden layer of a neural baseline."""
 
 
+def _known(baseline: str) -> str:
+    if baseline not in BASELINES:
+        raise unknown("baseline", baseline, BASELINES)
+    return baseline
+
+
+@dataclass(frozen=True)
+class ScoreFunctionOptions:
+    """What `score_function` reads."""
+
+    baseline: Annotated[
+        str, Field(description="none, running, decaying or neural"), AfterValidator(_known)
+    ] = "decaying"
+
+
 class ScoreFunction(Objective):
     """Every draw is taken as it is, and its score weighs the ELBO: `score_function`.
 
@@ -35,6 +53,8 @@ class ScoreFunction(Objective):
     is fitted to what it leaves (Mnih and Gregor, 2014, "Neural variational inference and learning
     in belief networks").
     """
+
+    options_kind = ScoreFunctionOptions
 
     def estimates(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -67,10 +87,10 @@ class ScoreFunction(Objective):
         arguments: dict[str, Any],
     ) -> tuple[Any, Any]:
         """The baseline of a site, and what fits it to the weights."""
-        if self.baseline == "none":
+        if self.options.baseline == "none":
             return 0.0, 0.0
         average = self._average(name, site, weight.detach())
-        if self.baseline != "neural":
+        if self.options.baseline != "neural":
             return average, 0.0
         found = _network(name, site, weight, rows, arguments)  # what the average leaves
         misfit = (weight.detach() - average - found).square().mean()
@@ -78,17 +98,17 @@ class ScoreFunction(Objective):
 
     def _average(self, name: str, site: Any, weight: Tensor) -> Tensor:
         """The average of a site's weights before this one, which it takes in."""
-        frames = site["cond_indep_stack"]
+        frames, kind = site["cond_indep_stack"], self.options.baseline
         batch = any(f.full_size is not None and f.full_size != f.size for f in frames)
         # A network tells the rows apart by itself.
-        seen = weight.mean() if batch or self.baseline == "neural" else weight
+        seen = weight.mean() if batch or kind == "neural" else weight
         memory = f"{baselines.PREFIX}_mean_{name}", f"{baselines.PREFIX}_count_{name}"
         kept = baselines.kept()
         before = kept.get(memory[0], torch.zeros_like(seen))
         if before.shape != seen.shape:  # all rows before, a minibatch now
             before = before.mean().expand_as(seen)
         count = kept.get(memory[1], torch.zeros_like(seen.mean())) + 1
-        share = 1 / count if self.baseline == "running" else (1 / count).clamp(min=1 - DECAY)
+        share = 1 / count if kind == "running" else (1 / count).clamp(min=1 - DECAY)
         after = before + share * (seen - before)
         baselines.keep(dict(zip(memory, (after, count), strict=True)))
         return before

@@ -1,14 +1,22 @@
 """The settings of a fit."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from elbowroom.errors import OptionError, unknown
-from elbowroom.inference.stochastic.elbo import OBJECTIVES
-from elbowroom.inference.stochastic.score_function import BASELINES
+from elbowroom.inference.options import (
+    ENGINES,
+    ExpectationOptions,
+    FixedDrawsOptions,
+    NumberOptions,
+    StochasticOptions,
+)
+from elbowroom.inference.stochastic.elbo import OBJECTIVES, objective_options
+from elbowroom.options import option_names, refuse_unread
 
 MAXIMUM_STEPS = 50_000
 """Where a run gives up, unless `steps` or `epochs` say otherwise; or after so many epochs:"""
@@ -16,81 +24,14 @@ MAXIMUM_EPOCHS = 100
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a fit; `restarts`, `fixed_draws` and `correlated` are not of `svi` alone."""
-
-    steps: Annotated[
-        int | None, Field(ge=1, description="most optimiser steps; by default until convergence")
-    ] = None
-    epochs: Annotated[
-        int | None, Field(ge=1, description="passes over the rows, instead of --steps")
-    ] = None
-    batch_size: Annotated[
-        int | None, Field(ge=1, description="rows of a minibatch; by default all of them")
-    ] = None
-    learning_rate: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="of the first step")
-    ] = 0.02
-    optimizer: Annotated[str, Field(description="any class of torch.optim")] = "Adam"
-    schedule: Annotated[
-        Literal["plateau", "constant", "cosine"],
-        Field(description="plateau: cut to a quarter until a cut no longer moves the guide"),
-    ] = "plateau"
-    tolerance: Annotated[
-        float, Field(gt=0, description="posterior sds that the guide may be off its optimum")
-    ] = 0.1
-    held_out: Annotated[
-        float,
-        Field(ge=0, lt=1, description="fraction of rows that stop the fit of an amortised guide"),
-    ] = 0.1
-    patience: Annotated[
-        int, Field(ge=1, description="looks at rows held out, without a rise, before a cut")
-    ] = 10
-    clip_norm: Annotated[
-        float | None, Field(gt=0, description="largest norm of the gradient; by default any")
-    ] = None
-    particles: Annotated[int, Field(ge=1, description="draws in each estimate of the ELBO")] = 1
-    elbo: Annotated[
-        str | None, Field(description="an objective; by default what suits model and guide")
-    ] = None
-    alpha: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="order of the divergence of renyi")
-    ] = 0.5
-    baseline: Annotated[
-        str, Field(description="of score_function: none, running, decaying or neural")
-    ] = "decaying"
-    insomnia: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="share of the guide's gradient of reweighted_wake_sleep that "
-            "comes from data, not from dreams",
-        ),
-    ] = 1.0
-    kl_warm_up: Annotated[
-        int | None, Field(ge=1, description="steps in which the divergence from the prior comes in")
-    ] = None
-    free_bits: Annotated[
-        float,
-        Field(ge=0, allow_inf_nan=False, description="nats of each latent that cost nothing"),
-    ] = 0.0
-    restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 8
-    fixed_draws: Annotated[
-        int | None, Field(ge=4, description="draws of the ELBO of the engine of that name")
-    ] = None
-    correlated: Annotated[
-        str | None,
-        Field(description="sites, by commas, whose covariance a model of over 2,000 latents gets"),
-    ] = None
-    compile: Annotated[
-        bool, Field(description="steps by torch.compile, dozens in one call; for long runs")
-    ] = False
-    autocast: Annotated[
-        bool, Field(description="layers of networks in bfloat16, all else as it is")
-    ] = False
-    device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
-    dtype: Annotated[Literal["float64", "float32"], Field(description="of all numbers")] = "float64"
+class Settings(
+    StochasticOptions,
+    FixedDrawsOptions,
+    ExpectationOptions,
+    NumberOptions,
+    *objective_options(),  # type: ignore[misc]
+):
+    """All options of a fit, whoever reads them; see `elbowroom.inference.options`."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -105,10 +46,58 @@ class Settings:
                 f"--kl-warm-up weighs a divergence of the ELBO, which --elbo {self.elbo} has not; "
                 "leave it out."
             )
-        if self.alpha == 1:
-            raise OptionError("--alpha 1 is the ELBO itself; give --elbo trace.")
-        if self.baseline not in BASELINES:
-            raise unknown("baseline", self.baseline, BASELINES)
+
+
+def asked(settings: Settings, suggested: Mapping[str, Any]) -> list[str]:
+    """The options that are neither at their default nor as the model suggests them."""
+    usual = Settings()
+    return [
+        name
+        for name in option_names(Settings)
+        if getattr(settings, name) not in (getattr(usual, name), suggested.get(name))
+    ]
+
+
+def check_read(
+    settings: Settings,
+    suggested: Mapping[str, Any],
+    fits: Iterable[tuple[str, str | None]],
+) -> None:
+    """Sees that one of several fits reads every option that was asked for.
+
+    Args:
+        settings: Of the fits.
+        suggested: Those of them that the model suggests.
+        fits: The engine of each, and its objective where that is known.
+
+    Raises:
+        OptionError: If none reads it; who does is said.
+    """
+    readers = [kind for engine, objective in fits for kind in _readers(engine, objective)]
+    everyone = {
+        **{f"--engine {name}": kind for name, kind in ENGINES.items()},
+        **{f"--elbo {name}": kind.options_kind for name, kind in OBJECTIVES.items()},
+    }
+    refuse_unread(asked(settings, suggested), readers, everyone)
+
+
+def only_read(
+    settings: Settings, suggested: Mapping[str, Any], engine: str, objective: str | None = None
+) -> Settings:
+    """Settings in which all that a fit does not read is as if it had not been asked for."""
+    read = {name for kind in _readers(engine, objective) for name in option_names(kind)}
+    usual = Settings()
+    unread = [name for name in asked(settings, suggested) if name not in read]
+    left = {name: suggested.get(name, getattr(usual, name)) for name in unread}
+    return replace(settings, **left)
+
+
+def _readers(engine: str, objective: str | None) -> list[type | None]:
+    """The options that a fit reads; those of all objectives where its own is not known."""
+    found: list[type | None] = [NumberOptions, ENGINES[engine]]
+    if engine == "svi":
+        found += objective_options() if objective is None else [OBJECTIVES[objective].options_kind]
+    return found
 
 
 def optimizer_class(name: str) -> Any:

@@ -1,9 +1,11 @@
 """Wake-sleep: the model learns from the data, the guide from the model's own dreams."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
@@ -127,6 +129,20 @@ class WakeSleep(Objective):
             yield awake - guide_trace.log_prob_sum(), awake + asleep
 
 
+@dataclass(frozen=True)
+class ReweightedWakeSleepOptions:
+    """What `reweighted_wake_sleep` reads."""
+
+    insomnia: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the guide's gradient that comes from data, not from dreams",
+        ),
+    ] = 1.0
+
+
 class ReweightedWakeSleep(ImportanceWeighted):
     """Several draws of the guide teach both, weighed by importance: `reweighted_wake_sleep`.
 
@@ -141,6 +157,7 @@ class ReweightedWakeSleep(ImportanceWeighted):
     of_its_loss = False
     of_rows = True
     scored = True
+    options_kind = ReweightedWakeSleepOptions
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -148,12 +165,12 @@ class ReweightedWakeSleep(ImportanceWeighted):
         """Minus the bound, (), and what to differentiate for its gradient, ()."""
         with SeenRows() as seen:
             loss, surrogate = super().loss_and_surrogate(model, guide, arguments)
-        if self.insomnia < 1 and torch.is_grad_enabled():
+        if self.options.insomnia < 1 and torch.is_grad_enabled():
             asleep = log_density_of_dreams(self, model, guide, arguments, seen.rows)
-            surrogate = surrogate - (1 - self.insomnia) * asleep
+            surrogate = surrogate - (1 - self.options.insomnia) * asleep
         return loss, surrogate
 
     def surrogate(self, terms: dict[str, Tensor], bound: Tensor) -> Tensor:
         """What to differentiate, of the shape of the bound."""
         shares = (terms["p"] - terms["q"]).detach().softmax(0)
-        return (shares * (terms["p"] + self.insomnia * terms["q"])).sum(0)
+        return (shares * (terms["p"] + self.options.insomnia * terms["q"])).sum(0)

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.problem import make_options
 from elbowroom.inference.stochastic import checkpoint
 from elbowroom.inference.stochastic.checkpoint import KEPT, Checkpoints, packed, unpacked
 from elbowroom.inference.stochastic.compiled import _repeat
 from elbowroom.inference.stochastic.elbo import make_objective
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import Optimisation, Trained
+from elbowroom.options import make_options
 
 
 class Stopped(BaseException):

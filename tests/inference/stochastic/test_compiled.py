@@ -14,7 +14,6 @@ from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.problem import make_options
 from elbowroom.inference.stochastic import compiled
 from elbowroom.inference.stochastic.compiled import RULES, Compiled, InPlace, Looped
 from elbowroom.inference.stochastic.elbo import make_objective
@@ -22,6 +21,7 @@ from elbowroom.inference.stochastic.iterates import Iterates
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.stepping import FlatParameters
 from elbowroom.inference.stochastic.svi import Optimisation, Trained
+from elbowroom.options import make_options
 
 X = torch.linspace(-1, 1, 40, dtype=torch.float64)
 DATA = {"x": torch.stack([X, X.cos()], 1), "y": 2 * X + 0.3 * torch.sin(40 * X)}

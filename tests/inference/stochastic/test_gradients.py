@@ -15,11 +15,11 @@ import elbowroom as er
 from elbowroom.errors import OptionError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.problem import make_options
 from elbowroom.inference.stochastic.elbo import make_objective
 from elbowroom.inference.stochastic.estimators import Objective
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.svi import run_svi
+from elbowroom.options import make_options
 
 SIGMAS = 4.5
 """Standard errors by which a mean may be off; one of 150 comparisons in a thousand runs is."""

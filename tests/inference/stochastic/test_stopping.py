@@ -16,7 +16,6 @@ from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace, Plate
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.problem import make_options
 from elbowroom.inference.stochastic.elbo import make_objective
 from elbowroom.inference.stochastic.iterates import BLOCK, BLOCKS, Iterates
 from elbowroom.inference.stochastic.movement import Movement
@@ -24,6 +23,7 @@ from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.stepping import FlatParameters, Step
 from elbowroom.inference.stochastic.stopping import NEGLIGIBLE, trend
 from elbowroom.inference.stochastic.svi import Optimisation, Trained, unconstrained_parameters
+from elbowroom.options import make_options
 
 WINDOW = 200
 

@@ -20,11 +20,12 @@ from elbowroom.fitting import bind_model
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.isolation import isolated
-from elbowroom.inference.problem import Problem, make_options
+from elbowroom.inference.problem import Problem
 from elbowroom.inference.stochastic.elbo import make_objective, marked
 from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.inference.stochastic.stepping import KEEPS
 from elbowroom.inference.stochastic.svi import RETURNS, UNUSABLE_STEPS, Trained, run_svi
+from elbowroom.options import make_options
 
 STILL = 1e-13
 """A learning rate that moves nothing."""

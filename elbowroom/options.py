@@ -1,0 +1,142 @@
+"""Options: dataclasses of pydantic Fields, each declared beside what reads it.
+
+From a declaration follow the command line, its help, the messages for values that are wrong, and
+which options a fit does not read.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from elbowroom.errors import OptionError, unknown
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as it is declared.
+
+    Attributes:
+        name: In Python.
+        kind: The type of its values.
+        description: In a few words.
+        default: What it is where nothing is given; None where there is nothing to show.
+    """
+
+    name: str
+    kind: Any
+    description: str
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return flag(self.name)
+
+
+def flag(name: str) -> str:
+    """An option's name on the command line.
+
+    Example:
+        >>> flag("batch_size")
+        '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def declared(kind: type | None) -> list[Option]:
+    """The options of a dataclass."""
+    if kind is None:
+        return []
+    hints, found = get_type_hints(kind, include_extras=True), []
+    for field in fields(kind):
+        annotation = hints[field.name]
+        notes = [n.description for n in get_args(annotation)[1:] if hasattr(n, "description")]
+        plain = get_args(annotation)[0] if notes else annotation
+        default = None if field.default in (None, MISSING, ()) else field.default
+        found.append(Option(field.name, plain, (notes or [""])[0] or "", default))
+    return found
+
+
+def option_names(kind: type | None) -> list[str]:
+    """The names of an options dataclass."""
+    return [] if kind is None else [field.name for field in fields(kind)]
+
+
+def make_options(kind: type, given: Mapping[str, Any]) -> Any:
+    """An options dataclass from what a user gave, with errors that name the option.
+
+    Raises:
+        OptionError: If a value is out of range or of the wrong kind.
+    """
+    kinds = {field.name: str(field.type) for field in fields(kind)}
+    values = {
+        name: _several(value) if "tuple" in kinds[name] else value for name, value in given.items()
+    }
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            cause = problem.get("ctx", {}).get("error")
+            if isinstance(cause, OptionError):
+                lines.append(str(cause))
+            elif problem["type"] == "none_required":
+                continue  # the other half of an optional type says it better
+            else:
+                lines.append(f"{flag(name)} {given.get(name)!r}: {problem['msg'].lower()}.")
+        raise OptionError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _several(value: Any) -> Any:
+    """What an option that takes several values was given: a, b as `"a,b"`; one by itself."""
+    if isinstance(value, str):
+        return value.split(",")
+    return [value] if isinstance(value, (int, float)) else value
+
+
+def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[str, Any]]:
+    """Sorts options to the dataclasses that have them.
+
+    Raises:
+        OptionError: If none has one; the nearest name is suggested.
+    """
+    known = [option_names(kind) for kind in kinds]
+    for name in given:
+        if not any(name in names for names in known):
+            raise unknown("option", name, [each for names in known for each in names])
+    return [{k: v for k, v in given.items() if k in names} for names in known]
+
+
+def refuse_unread(
+    asked: Collection[str], readers: Iterable[type | None], everyone: Mapping[str, type | None]
+) -> None:
+    """Refuses an option that nothing reads in a fit.
+
+    Args:
+        asked: Names of the options that were asked for.
+        readers: The options that the fit reads.
+        everyone: The options of all that reads some, by how it is asked for.
+
+    Raises:
+        OptionError: At the first one; it says who reads it.
+
+    Example:
+        >>> @dataclass
+        ... class OfRenyi:
+        ...     alpha: float = 0.5
+        >>> refuse_unread(["alpha"], [OfRenyi], {})
+        >>> refuse_unread(["alpha"], [], {"--elbo renyi": OfRenyi})
+        Traceback (most recent call last):
+        elbowroom.errors.OptionError: --alpha has no meaning here: it is of --elbo renyi; ...
+    """
+    read = {name for kind in readers for name in option_names(kind)}
+    for name in asked:
+        if name not in read:
+            owners = [who for who, kind in everyone.items() if name in option_names(kind)]
+            raise OptionError(
+                f"{flag(name)} has no meaning here: it is of {' and '.join(owners)}; leave it out, "
+                f"or give {' or '.join(owners)}."
+            )
