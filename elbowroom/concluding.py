@@ -29,6 +29,7 @@ from elbowroom.inference.densities.maximum import LARGEST, why_no_maximum
 from elbowroom.inference.densities.mixtures import Mixture
 from elbowroom.inference.isolation import Parameters, isolated
 from elbowroom.inference.sampling.adaptive import sampled
+from elbowroom.inference.sampling.coverage import deserted
 from elbowroom.inference.stochastic.elbo import GuideSites
 from elbowroom.inference.stochastic.svi import Trained
 from elbowroom.inference.validation import invalid_draws
@@ -321,6 +322,13 @@ def _evidence(
         "raw_sd_log_ratio": ratio,
         "heaviest_tail": max(shapes.values(), default=math.nan),
     }
+    left_out = 0.0
+    known = [mode for mode in landscape.proper if not mode.relabelled]
+    if drawn is not None and len(known) == len(landscape.proper) and landscape.density is not None:
+        left_out = deserted(
+            landscape.density, known, drawn.points, drawn.weights, correction.log_evidence[0],
+            np.random.default_rng(0),
+        )  # fmt: skip
     evidence = Evidence(
         fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
         correction.k_hat, len(correction.weights), correction.effective, correction.usable,
@@ -330,7 +338,7 @@ def _evidence(
         outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
         unfinished=landscape.unfinished, covered=covered,
         lasting=coverage is not None and coverage.lasting,
-        own_starts=landscape.own_starts,
+        own_starts=landscape.own_starts, left_out=left_out,
     )  # fmt: skip
     return evidence, measures, labelled
 

@@ -16,12 +16,14 @@ from torch import Tensor, tensor
 import elbowroom as er
 from elbowroom.diagnostics.verdict import NOT_TRUSTED, Evidence, judge
 from elbowroom.fitted import Fit
+from elbowroom.fitting import bind_model
 from elbowroom.guides.roots import factor_of, factor_of_inverse
 from elbowroom.guides.space import LatentSpace
 from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.landscape import explore
 from elbowroom.inference.isolation import isolated
 from elbowroom.inference.sampling.chains import Chains
-from elbowroom.inference.sampling.coverage import look_beyond
+from elbowroom.inference.sampling.coverage import deserted, look_beyond
 
 ERRORS = 4
 """Standard errors that a Monte Carlo result may be off."""
@@ -125,6 +127,7 @@ def test_chains_outside_are_a_reason_against() -> None:
     assert judge(replace(good, outside=(0.03, 2))).trusted  # by chance
     assert not judge(replace(good, unfinished=True)).trusted
     assert judge(replace(good, unfinished=True, covered=True)).trusted
+    assert "holds 19% of the posterior" in judge(replace(good, left_out=0.19)).reasons[0]
     assert not judge(replace(good, elsewhere=(0.7, 0.02))).trusted
     assert judge(replace(good, elsewhere=(0.7, 0.5))).trusted
 
@@ -290,3 +293,43 @@ def test_factors_of_matrices_that_rounding_has_left_without_one() -> None:
     assert torch.allclose(factor @ factor.T, covariance, rtol=1e-9, atol=0.0)
     precision = torch.diag(torch.tensor([1e-12, 1.0, 1e12], dtype=torch.float64))
     assert torch.allclose(factor_of_inverse(precision), precision.inverse().sqrt())
+
+
+def squares(y: Tensor) -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(3), 2.0).to_event(1))
+    with pyro.plate("rows", 3):
+        pyro.sample("y", dist.Normal(x**2, 0.1), obs=y)
+
+
+def test_all_eight_equal_modes_have_draws() -> None:
+    fit = er.fit(squares, {"y": tensor([0.6, 3.8, 0.9])}, seed=1)
+    assert fit.verdict.trusted
+    signs = np.sign(fit.posterior["posterior"]["x"].values.reshape(-1, 3))
+    _, counts = np.unique(signs, axis=0, return_counts=True)
+    assert len(counts) == 8
+    worth = fit.measures["corrected_effective_sample_size"]
+    assert abs(counts / counts.sum() - 1 / 8).max() < 5 * (1 / 8 * 7 / 8 / worth) ** 0.5
+
+
+@pytest.mark.parametrize("left_out", [0, 1, 3])
+def test_known_modes_without_draws_are_seen(left_out: int) -> None:
+    """Even weights cannot tell of them; what is said is the largest one's share of the draws'."""
+    problem, settings, _ = bind_model(squares, {"y": tensor([0.6, 3.8, 0.9])}, {})
+    landscape = explore(problem, settings.restarts, 1)
+    assert landscape.density is not None
+    assert len(landscape.proper) == 8
+    random = np.random.default_rng(1)
+    points = np.concatenate(
+        [
+            mode.location + np.linalg.solve(np.linalg.cholesky(precision).T, normal).T
+            for mode in landscape.proper[left_out:]
+            if (precision := mode.precision) is not None
+            and len(normal := random.standard_normal((3, 400)))
+        ]
+    )
+    log_evidence = logsumexp([mode.promise for mode in landscape.proper[left_out:]])
+    weights = np.full(len(points), 1 / len(points))
+    with isolated(0):
+        found = deserted(landscape.density, landscape.proper, points, weights, log_evidence, random)
+    wanted = 1 / (8 - left_out) if left_out else 0.0
+    assert abs(found - wanted) < 0.1 * wanted + 1e-12  # Laplace's method, 200 draws

@@ -128,6 +128,7 @@ class Evidence:
         doubts: Sentences of what the model may be wrong for in these data.
         ladder: Whether the guide `auto` tries several for this model.
         endless: A direction in which the log density does not fall, if one was found.
+        left_out: The share of the posterior at the largest known mode that has too few draws.
         slope: The largest relative difference of the density's gradient from differences of its
             values.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
@@ -161,6 +162,7 @@ class Evidence:
     covered: bool = False
     elsewhere: tuple[float, float] = (0.0, 0.0)
     endless: str | None = None
+    left_out: float = 0.0
     slope: float = 0.0
     reference: tuple[str, bool] | None = None
     rows: tuple[int, float] | None = None
@@ -336,6 +338,11 @@ def _against(evidence: Evidence) -> tuple[list[str], list[str]]:
             "to should: they may have missed it."
         )
         advice.append("fit with another --seed, or compare with NUTS: elbowroom reference RUN.")
+    if evidence.left_out:
+        reasons.append(
+            f"A mode that holds {evidence.left_out:.0%} of the posterior has next to no draws."
+        )
+        advice.append("compare with NUTS, elbowroom reference RUN, or fit with another --seed.")
     if evidence.lacking:
         reasons.append(
             f"Another guide found {evidence.less[0]:.2g} nats more evidence: these draws lack a "

@@ -236,7 +236,7 @@ def wide(
 
 WIDE = ("linear_response", "mean_field")
 """The names that `wide` takes."""
-MOST_MODES = 6
+MOST_MODES = 16
 """Modes at which a guide is fitted."""
 WHITENED = 300
 """The largest dimension in which whitened coordinates are tried beside scaled ones."""

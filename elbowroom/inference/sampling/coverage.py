@@ -7,6 +7,7 @@ come to places that would have larger weights than all draws have, a part of the
 drawn from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ import torch
 
 from elbowroom.guides.roots import factor_of
 from elbowroom.inference.densities.curvature import Curvature
-from elbowroom.inference.densities.importance import k_hat_threshold, resampled
+from elbowroom.inference.densities.density import Density
+from elbowroom.inference.densities.importance import k_hat_threshold, log_mean_exp, resampled
 from elbowroom.inference.densities.mixtures import Mixture
+from elbowroom.inference.densities.modes import Mode
 from elbowroom.inference.sampling.chains import Chains
 
 if TYPE_CHECKING:
@@ -45,6 +48,11 @@ HEAVIEST = 20
 """Draws beside which new components are put where the weights have a heavy tail."""
 FINE = 1e-2
 """The scale of differences of the gradient, in sds: a new component may be far narrower."""
+AT_MODE = 200
+"""Draws that tell the mass at a mode."""
+NOTICED, FEW_TIMES = 0.03, 10.0
+"""The share of the posterior from which a mode must not be left out, and how many times too few
+draws it has then."""
 NARROWER = 16.0
 """The precision of the posterior that is added to the local one, in a new component."""
 
@@ -173,3 +181,49 @@ def local_components(
     covariances = factors @ np.swapaxes(factors, 1, 2)
     covariances += 1e-12 * np.diag(np.square(scales))
     return Mixture.of(np.ones(len(places)), places, covariances)
+
+
+def deserted(
+    density: Density,
+    modes: Sequence[Mode],
+    points: np.ndarray,
+    weights: np.ndarray,
+    log_evidence: float,
+    random: np.random.Generator,
+) -> float:
+    """The share of the posterior at the largest mode that the draws have left out.
+
+    Where many modes are known, even weights may be those of draws at a part of them. The mass at a
+    mode is that of draws from its own Normal; the draws are parted by the mode that is nearest.
+
+    Args:
+        density: The log density.
+        modes: With a precision each; no two of them are the same but for labels.
+        points: The draws, (n, D).
+        weights: Of them, (n,), summing to one.
+        log_evidence: That the draws have.
+        random: Of the draws at modes.
+
+    Returns:
+        A share from 0 to 1; 0 where each mode of `NOTICED` or more has a part of the draws.
+    """
+    if len(modes) < 2:
+        return 0.0
+    normals = [
+        Mixture.of(np.ones(1), mode.location[None], np.linalg.inv(precision)[None])
+        for mode in modes
+        if (precision := mode.precision) is not None
+    ]
+    promises = np.array([mode.promise for mode in modes])
+    heights = np.stack([normal.log_density(points) for normal in normals], axis=1) + promises
+    drawn = np.bincount(heights.argmax(1), weights, len(modes))
+    largest = 0.0
+    for normal, promise, share in zip(normals, promises, drawn, strict=True):
+        if np.exp(promise - log_evidence) < NOTICED or share * FEW_TIMES > 1:
+            continue
+        own = normal.draw(AT_MODE, random)
+        found = log_mean_exp(density.value(own) - normal.log_density(own))[0] - log_evidence
+        mass = float(np.exp(min(found, 0.0)))
+        if mass > max(NOTICED, FEW_TIMES * share):
+            largest = max(largest, mass)
+    return largest
