@@ -193,8 +193,8 @@ def deserted(
 ) -> float:
     """The share of the posterior at the largest mode that the draws have left out.
 
-    Where many modes are known, even weights may be those of draws at a part of them. The mass at a
-    mode is that of draws from its own Normal; the draws are parted by the mode that is nearest.
+    Where many modes are known, even weights may be those of draws at a part of them. The mass where
+    a mode is the nearest is estimated by draws from its own Normal.
 
     Args:
         density: The log density.
@@ -215,15 +215,22 @@ def deserted(
         if (precision := mode.precision) is not None
     ]
     promises = np.array([mode.promise for mode in modes])
-    heights = np.stack([normal.log_density(points) for normal in normals], axis=1) + promises
-    drawn = np.bincount(heights.argmax(1), weights, len(modes))
+
+    def nearest(places: np.ndarray) -> np.ndarray:
+        heights = [normal.log_density(places) for normal in normals]
+        return (np.stack(heights, axis=1) + promises).argmax(1)
+
+    drawn = np.bincount(nearest(points), weights, len(modes))
     largest = 0.0
-    for normal, promise, share in zip(normals, promises, drawn, strict=True):
-        if np.exp(promise - log_evidence) < NOTICED or share * FEW_TIMES > 1:
+    for index, (normal, promise) in enumerate(zip(normals, promises, strict=True)):
+        if np.exp(promise - log_evidence) < NOTICED or drawn[index] * FEW_TIMES > 1:
             continue
         own = normal.draw(AT_MODE, random)
-        found = log_mean_exp(density.value(own) - normal.log_density(own))[0] - log_evidence
-        mass = float(np.exp(min(found, 0.0)))
-        if mass > max(NOTICED, FEW_TIMES * share):
+        log_weights = density.value(own) - normal.log_density(own)
+        log_weights[nearest(own) != index] = -np.inf
+        if not np.isfinite(log_weights).any():
+            continue
+        mass = float(np.exp(min(log_mean_exp(log_weights)[0] - log_evidence, 0.0)))
+        if mass > max(NOTICED, FEW_TIMES * drawn[index]):
             largest = max(largest, mass)
     return largest
