@@ -7,8 +7,10 @@ from elbowroom.inference.densities.curvature import Curvature
 from elbowroom.inference.densities.density import Density
 from elbowroom.inference.densities.modes import Mode, climb
 
-FAR = (1e2, 1e4, 1e6, 1e8)
-"""Distances at which the log density is looked at."""
+FAR = tuple(10.0 ** (k / 2) for k in range(2, 17))
+"""Distances at which the log density is looked at, from 10 to 10⁸."""
+ENOUGH = 3
+"""Of them at which it has a value, at least: to 100."""
 FALL = 1.0
 """Nats by which it falls there at least, beyond the logarithm of the distance, if it has an end.
 
@@ -24,6 +26,8 @@ CLIMBS = 20
 """Newton steps that bring a point that was moved back to it."""
 WIDEST = 1e-10
 """The least curvature across a line that is counted, relative to the largest."""
+SPIKE = 1e12
+"""The curvature of a spike, where numbers have too few digits to tell."""
 NAMED = 4
 """Coordinates in a message."""
 SHARE = 0.1
@@ -72,7 +76,7 @@ def _along_a_line(
     for seen, distance in enumerate(FAR):
         there = _mass_across(density, curvature, point + distance * direction, direction)
         if there is None:
-            return seen > 0
+            return seen >= ENOUGH
         if mass is None or there < mass - np.log(distance) - FALL:
             return False
     return True
@@ -122,6 +126,8 @@ def _mass_across(
     curved = np.abs(np.linalg.eigvalsh(across.T @ precision @ across))
     if not curved.size:
         return float(value)
+    if curved.max() > SPIKE:
+        return None
     least = max(WIDEST * curved.max(), 1e-300)
     return float(value - 0.5 * np.log(np.maximum(curved, least)).sum())
 

@@ -107,6 +107,15 @@ def bent(y: Tensor) -> None:
     observe(a * b, y)
 
 
+def schools(y: Tensor) -> None:
+    """A centred hierarchy, whose only climbs end at a spike."""
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 12.0), obs=y[:8])
+
+
 SDS = {
     # Of exp(-(|x| - 5)²₊): a uniform part of length 10, two half Normals of variance 1/2.
     plateau: ((250 / 3 + torch.pi**0.5 * (25 + 0.5) + 10.0) / (10 + torch.pi**0.5)) ** 0.5,
@@ -129,12 +138,15 @@ def test_a_ridge_that_ends_is_not_taken_for_one_that_does_not(model: Model) -> N
     assert "proper" not in str(fit.verdict)
 
 
-@pytest.mark.parametrize("model", [one_effect, effects], ids=lambda model: model.__name__)
-def test_a_spike_at_the_scale_of_zero_has_an_end(model: Model) -> None:
+@pytest.mark.parametrize("height", [-1.0, 0.0, 1.5])
+@pytest.mark.parametrize("depth", [-20.0, -33.5, -36.0])
+@pytest.mark.parametrize("model", [one_effect, effects, schools], ids=lambda model: model.__name__)
+def test_a_spike_at_the_scale_of_zero_has_an_end(model: Model, depth: float, height: float) -> None:
     """From the spike, where no mode is."""
     with isolated(0):
         density = Density(model, {"y": Y}, LatentSpace.of(model, {"y": Y}))
-        spike = np.zeros(density.dimension)
-        spike[0] = -20.0
+        place = 0 if model is not schools else 1
+        spike = np.full(density.dimension, height if model is schools else 0.0)
+        spike[place] = depth
         end = Mode(spike, float(density.value(spike[None])[0]), None, True)
         assert endless(density, Curvature(density), [end], spike) is None
