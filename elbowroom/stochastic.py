@@ -58,6 +58,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
             task.announce(Plan(problem, guide, settings, (name, why), seed, "svi"))
         trace_model(problem.function, arguments)  # makes the model's own parameters
         initial = parameter_values()
+        local, own = space.row_latents(sites.names), is_amortised(guide, initial, space)
         try:
             trained = run_svi(
                 *marked(name, problem.function, called),
@@ -65,7 +66,7 @@ def fit_stochastic(task: Task, guide: Guide, landscape: Landscape | None = None)
                 make_objective(name, settings.particles, space, **given_to_objectives(settings)),
                 settings,
                 space.subsampled,
-                space.row_latents(sites.names),
+                local and own,
                 task.progress,
                 task.checkpoints,
             )  # fmt: skip

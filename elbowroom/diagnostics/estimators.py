@@ -11,9 +11,10 @@ import pyro
 import torch
 
 from elbowroom.errors import OptionError
-from elbowroom.guides import Guide
+from elbowroom.guides import Guide, is_amortised
 from elbowroom.guides.space import trace_model
 from elbowroom.inference.densities.landscape import explore
+from elbowroom.inference.isolation import parameter_values
 from elbowroom.inference.problem import Problem
 from elbowroom.inference.stochastic import baselines
 from elbowroom.inference.stochastic.elbo import (
@@ -157,7 +158,9 @@ def measure(
             make_objective(
                 name, settings.particles, problem.space, **given_to_objectives(settings)
             ),
-            settings, problem.space.subsampled, problem.space.row_latents(sites.names),
+            settings, problem.space.subsampled,
+            problem.space.row_latents(sites.names)
+            and is_amortised(guide, parameter_values(), problem.space),
         )  # fmt: skip
         stages = _Stages(run)
         run.run(stages)

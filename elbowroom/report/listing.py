@@ -91,7 +91,7 @@ def show_objectives() -> None:
     out = console()
     made, options = table("objective", "what it is"), table("option", "of", "default", "what it is")
     for name, kind in OBJECTIVES.items():
-        summary = (kind.__doc__ or "").splitlines()[0].removesuffix(f": `{name}`.")
+        summary = (kind.__doc__ or "").splitlines()[0].partition(f": `{name}`")[0]
         add(made, name, f"{summary.removesuffix('.')}.")
         for option in declared(kind.options_kind):
             add(options, option.flag, name, _shown(option.default), option.description)

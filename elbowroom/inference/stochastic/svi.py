@@ -152,8 +152,8 @@ class Optimisation:
         objective: Of `elbowroom.inference.stochastic.estimators`.
         settings: Of the run.
         plate: The plate that minibatches subsample.
-        local: Whether the rows of the plate have continuous latents. If the guide has no parameter
-            for each row, it is amortised: some rows are held out, to see when to stop.
+        amortised: Whether rows have latents that the guide tells from the rows alone: some rows
+            are then left out of the steps, to see when to stop.
 
     Raises:
         OptionError: If `batch_size` is larger than the rows, or the model takes no minibatches.
@@ -168,7 +168,7 @@ class Optimisation:
         objective: Objective,
         settings: Settings,
         plate: Plate | None = None,
-        local: bool = False,
+        amortised: bool = False,
     ) -> None:
         self.began = time.perf_counter()
         self.model, self.guide, self.arguments = model, guide, arguments
@@ -186,10 +186,8 @@ class Optimisation:
         self.budget, self.fixed = length(settings, plate.size if plate else None)
         self.batches: Minibatches | None = None
         held: Tensor | None = None
-        if plate is not None and local and settings.schedule == "plateau":
-            shapes = [value.shape for value in self.parameters.named.values()]
-            if not any(plate.size in shape for shape in shapes):
-                held = held_out_rows(plate.size, settings.held_out)
+        if plate is not None and amortised and settings.schedule == "plateau":
+            held = held_out_rows(plate.size, settings.held_out)
         if plate is not None and (size is not None or held is not None):
             self.batches = Minibatches(plate.size, size, held)
             size = self.batches.size
@@ -547,10 +545,10 @@ def run_svi(
     objective: Objective,
     settings: Settings,
     plate: Plate | None = None,
-    local: bool = False,
+    amortised: bool = False,
     progress: Callable[[int, int, float, float], None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Maximises the ELBO by stochastic gradients; see `Optimisation`."""
-    run = Optimisation(model, guide, arguments, objective, settings, plate, local)
+    run = Optimisation(model, guide, arguments, objective, settings, plate, amortised)
     return run.run(progress, checkpoints)

@@ -14,8 +14,10 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
+import elbowroom as er
 from elbowroom.guides.space import LatentSpace, Plate
 from elbowroom.inference.isolation import isolated
+from elbowroom.inference.stochastic import svi
 from elbowroom.inference.stochastic.elbo import make_objective
 from elbowroom.inference.stochastic.iterates import BLOCK, BLOCKS, Iterates
 from elbowroom.inference.stochastic.movement import Movement
@@ -399,7 +401,21 @@ def test_rows_held_out_stop_an_amortised_guide_and_the_best_parameters_are_kept(
     assert rule.evaluate() == pytest.approx(rule.best, rel=1e-12)
 
 
-def test_a_guide_with_parameters_for_every_row_has_no_rows_held_out() -> None:
+@pytest.fixture
+def left_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many rows some were left out, for each fit that did so."""
+    found: list[int] = []
+    chosen = svi.held_out_rows
+
+    def seen(rows: int, share: float) -> Tensor | None:
+        found.append(rows)
+        return chosen(rows, share)
+
+    monkeypatch.setattr(svi, "held_out_rows", seen)
+    return found
+
+
+def test_a_guide_with_parameters_for_every_row_has_no_rows_held_out(left_out: list[int]) -> None:
     _, model, arguments = overfitting(50)
 
     def guide(x: Tensor, batch_size: int | None = None) -> None:
@@ -408,5 +424,19 @@ def test_a_guide_with_parameters_for_every_row_has_no_rows_held_out() -> None:
             batch = pyro.subsample(means, event_dim=1)
             pyro.sample("z", dist.Normal(batch, 0.5).to_event(1))
 
-    _, run = fitted(guide, model, arguments, steps=50)
-    assert run.batches is None
+    data = {"x": arguments["x"].double()}
+    er.fit(model, data, guide, steps=20, draws=100, seed=1)
+    assert left_out == []
+    amortised, _, _ = overfitting(50)
+    er.fit(model, data, amortised, steps=20, draws=100, seed=1)
+    assert left_out == [50]
+
+
+@pytest.mark.parametrize("width", [29, 30, 31])
+def test_a_hidden_width_that_is_the_number_of_rows_changes_nothing(
+    width: int, left_out: list[int]
+) -> None:
+    """Rows are left out to stop an amortised guide; it is told from its declaration."""
+    digits = er.load_dataset("digits").head(30)
+    er.fit("vae", digits, hidden=(width,), latent=1, epochs=1, batch_size=10, draws=100, seed=1)
+    assert left_out == [30]
