@@ -323,10 +323,11 @@ def _evidence(
         "heaviest_tail": max(shapes.values(), default=math.nan),
     }
     left_out = 0.0
-    known = [mode for mode in landscape.proper if not mode.relabelled]
-    if drawn is not None and len(known) == len(landscape.proper) and landscape.density is not None:
+    modes = landscape.proper
+    labelled_alike = not any(mode.relabelled for mode in modes)  # else draws keep to one labelling
+    if drawn is not None and labelled_alike and landscape.density is not None:
         left_out = deserted(
-            landscape.density, known, drawn.points, drawn.weights, correction.log_evidence[0],
+            landscape.density, modes, drawn.points, drawn.weights, correction.log_evidence[0],
             np.random.default_rng(0),
         )  # fmt: skip
     evidence = Evidence(

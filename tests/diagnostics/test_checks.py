@@ -14,6 +14,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 import elbowroom as er
+from elbowroom.diagnostics import checks
 from elbowroom.errors import ElbowroomError, GuideError
 from elbowroom.guides import guides_for
 
@@ -214,3 +215,28 @@ def test_columns_of_other_scales_and_constant_ones_are_named() -> None:
         levels(model, "mean_field", table.assign(z=Y.cos().numpy(), c=-Y.numpy()))["columns"]
         == "ok"
     )
+
+
+def test_minibatches_that_seem_to_differ_are_run_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten pairs of runs where nothing differs, forty where something may."""
+    runs: list[int] = []
+    terms = checks._terms
+
+    def counted(subject: Any, seed: int, *given: Any) -> Any:
+        runs.append(seed)
+        return terms(subject, seed, *given)
+
+    monkeypatch.setattr(checks, "_terms", counted)
+    assert levels(good, good_guide)["minibatches"] == "ok"
+    assert len(runs) == 2 * checks.FEW
+    runs.clear()
+
+    def outside(y: Tensor, batch_size: int | None = None) -> None:
+        good(y, batch_size)
+        rows = y if batch_size is None else y[:batch_size]
+        pyro.factor("penalty", -rows.square().sum())
+
+    assert "penalty" in text(outside, good_guide, "minibatches")
+    assert len(runs) == 2 * checks.RUNS

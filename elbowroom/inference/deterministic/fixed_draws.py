@@ -232,15 +232,8 @@ def linear_response(
     """The means of `mean_field` with the covariance of linear response.
 
     That is the inverse Hessian of minus the ELBO, the block of the means. Arguments and result are
-    those of `mean_field`; the coordinates may be whitened.
-
-    Args:
-        density: The log density.
-        curvature: Of it.
-        coordinates: Scaled by the curvature at a mode.
-        random: Of the draws.
-        choice: Of how many draws.
-        begin: An optimum over fewer draws in the same coordinates, to go on from.
+    those of `mean_field`; the coordinates may be whitened, and `begin` is an optimum over fewer
+    draws in the same coordinates, to go on from.
     """
     size = density.dimension
     found, count = begin, choice.first

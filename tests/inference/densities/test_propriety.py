@@ -150,3 +150,19 @@ def test_a_spike_at_the_scale_of_zero_has_an_end(model: Model, depth: float, hei
         spike[place] = depth
         end = Mode(spike, float(density.value(spike[None])[0]), None, True)
         assert endless(density, Curvature(density), [end], spike) is None
+
+
+@pytest.mark.parametrize(("power", "proper"), [(0.5, False), (1.0, True)])
+def test_a_tail_has_an_integral_where_it_falls_faster_than_the_distance(
+    power: float, proper: bool
+) -> None:
+    """(1 + a²)^-power: of the power 1 the integral is π, of 1/2 there is none."""
+
+    def model(y: Tensor) -> None:
+        pyro.factor("tail", -power * torch.log1p(free("a").square()))
+
+    with isolated(0):
+        density = Density(model, {"y": Y}, LatentSpace.of(model, {"y": Y}))
+        top = Mode(np.zeros(1), 0.0, None, True)
+        found = endless(density, Curvature(density), [top], np.zeros(1))
+    assert (found is None) == proper

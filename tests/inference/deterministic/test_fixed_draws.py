@@ -28,6 +28,7 @@ from elbowroom.inference.deterministic.fixed_draws import (
     Coordinates,
     DenseObjective,
     Draws,
+    Errors,
     LowRankObjective,
     MeanFieldObjective,
     Optimum,
@@ -595,3 +596,14 @@ def test_an_elbo_without_a_curvature_has_no_optimum() -> None:
     density = density_of(improper, y=tensor(0.0))
     coordinates = Coordinates(np.zeros(2), np.ones(2))
     assert mean_field(density, Curvature(density), coordinates, generator()) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "mean", "further"),
+    [(256, 0.019, None), (256, 0.021, 512), (256, 0.1, 1024), (2048, 0.1, 4096), (4096, 0.1, None)],
+)
+def test_draws_are_doubled_once_or_twice_as_the_errors_tell(
+    count: int, mean: float, further: int | None
+) -> None:
+    """At 0.1, five times the tolerance, it takes 25 times the draws; at 0.021 hardly more."""
+    assert Draws().after(count, Errors(mean, 0.0, 0.0)) == further
