@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch.distributions import Distribution, transform_to
 
 from elbowroom.errors import OptionError, unknown
@@ -162,6 +163,12 @@ def isolated(
         yield from _isolated(seed, parameters, dtype, device, validate, threads)
 
 
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """The libraries with threads of their own; looking for them takes milliseconds."""
+    return ThreadpoolController()
+
+
 def _isolated(
     seed: int,
     parameters: Parameters | None,
@@ -183,7 +190,7 @@ def _isolated(
         if threads is not None:
             torch.set_num_threads(threads)
         with (
-            nullcontext() if threads is None else threadpool_limits(threads),
+            nullcontext() if threads is None else _thread_pools().limit(limits=threads),
             pyro.validation_enabled(validate),
             on_device,
             pyro.settings.context(module_local_params=False),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ DETACH = torch.ops.aten.detach.default
 """Gives what it takes, where no gradient is followed."""
 TURN = torch.ops.aten.t.default
 """Transposes a matrix."""
+FILLED = {
+    "zeros_like.default": 0.0, "new_zeros.default": 0.0,
+    "ones_like.default": 1.0, "new_ones.default": 1.0,
+    "full_like.default": None, "new_full.default": None,
+}  # fmt: skip
+"""Operations that take a tensor for its shape alone, and the number that they fill theirs with;
+None where it is their last argument."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Operation:
     storages: list[int]
     places: tuple[int, ...] = (0,)
 
-    @property
+    @cached_property
     def taken(self) -> set[int]:
         """The slots of the values that it takes."""
         taken = leaves((self.arguments, self.keywords))

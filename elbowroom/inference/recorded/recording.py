@@ -9,8 +9,11 @@ once.
 `torch.fx`'s `make_fx` gives such a graph too, for one batch size, in twenty times the time.
 """
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbowroom.inference.recorded.operations import (
+    FILLED,
     READ,
     Affine,
     Operation,
@@ -34,10 +38,20 @@ BATCHES = (2, 3)
 """Rows of the two runs; not 1, which broadcasts like no other size."""
 
 
-FILLED = ("ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full")
-"""Operations that take a tensor for its shape alone."""
 BLANK = ("empty", "empty_like", "new_empty", "empty_strided")
 """Operations that give a tensor whose numbers are nobody's."""
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pauses the garbage collector, which would search a recording's objects for long."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class NotRecordableError(Exception):
@@ -150,6 +164,31 @@ def _merged(first: Any, second: Any) -> Any:
     return first
 
 
+def _both(first: Operation, second: Operation) -> Operation:
+    """An operation of both runs."""
+    if first.function is not second.function or first.outputs != second.outputs:
+        raise NotRecordableError
+    arguments = _merged(first.arguments, second.arguments)
+    keywords = _merged(first.keywords, second.keywords)
+    return replace(first, arguments=arguments, keywords=keywords)
+
+
+def _simplified(
+    first: _Recorder,
+    second: _Recorder,
+    kept: list[tuple[Operation, Operation]],
+    constants: dict[int, Tensor],
+    results: list[int],
+) -> tuple[list[Operation], list[torch.Size], list[int]]:
+    """What simplifying each run by itself leaves of both: operations, shapes and results."""
+    left, right = (Simplifier(run.values, constants, run.mutated) for run in (first, second))
+    one, given = left([each for each, _ in kept], results)
+    two, again = right([each for _, each in kept], results)
+    if given != again or len(one) != len(two):
+        raise NotRecordableError
+    return [_both(*pair) for pair in zip(one, two, strict=True)], left.held, given
+
+
 def _same(first: Tensor, second: Tensor) -> bool:
     if first is second:
         return True
@@ -162,6 +201,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
     )
 
 
+@_uncollected()
 def record_step(
     function: Callable[..., Sequence[Tensor]],
     first: Sequence[Tensor],
@@ -245,7 +285,7 @@ def record_step(
         name = before.function._schema.name.partition("::")[2]
         touched = {one.values[i].untyped_storage()._cdata for i in before.taken}
         changed = mutated & touched.union(before.storages)
-        alone = before.taken <= folded or name in FILLED
+        alone = before.taken <= folded or name_of(before) in FILLED
         if name in BLANK:  # to be filled later on
             kept.append(before)
             continue
@@ -280,6 +320,7 @@ def _exactly(first: Any, second: Any) -> None:
         raise NotRecordableError
 
 
+@_uncollected()
 def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Replay:
     """Records a batched function.
 
@@ -322,15 +363,11 @@ def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Re
             if not _same(first.values[index], second.values[index]):
                 raise NotRecordableError
             constants[index] = first.values[index]
-    kept = []
+    kept: list[tuple[Operation, Operation]] = []
     for one, two in zip(first.operations, second.operations, strict=True):
-        if one.function is not two.function or one.outputs != two.outputs:
-            raise NotRecordableError
-        arguments = _merged(one.arguments, two.arguments)
-        keywords = _merged(one.keywords, two.keywords)
-        found = list(leaves((arguments, keywords)))
-        slots = [leaf.index for leaf in found if isinstance(leaf, Slot)]
-        fixed = all(index in constants for index in slots)
+        merged = _both(one, two)
+        found = leaves((merged.arguments, merged.keywords))
+        fixed = all(index in constants for index in merged.taken)
         follows = any(isinstance(leaf, Affine) for leaf in found)
         if fixed and not follows and not is_random(one) and not mutated.intersection(one.storages):
             if all(_same(first.values[i], second.values[i]) for i in one.outputs):
@@ -339,10 +376,15 @@ def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Re
             raise NotRecordableError
         if one.function is READ:
             raise NotRecordableError
-        kept.append(replace(one, arguments=arguments, keywords=keywords))
-    replay = Replay(kept, constants, [entry], results)
+        kept.append((one, two))
+    shapes = [value.shape for value in first.values]
+    try:
+        operations, shapes, results = _simplified(first, second, kept, constants, results)
+    except NotRecordableError:  # what is left depends on the size of the batch
+        operations = [_both(one, two) for one, two in kept]
+    replay = Replay(operations, constants, [entry], results)
     replay.numbers = sum(
-        first.values[index].numel() // size
+        prod(shapes[index]) // size
         for operation in replay.needed(results)
         for index in operation.outputs
     )

@@ -9,11 +9,13 @@ rows is computed for one of them. What was computed before is not computed again
 
 Where a large value is a product with something smaller, broadcast to it, the product waits to be
 wanted: a sum over the rows of a plate takes what is the same for all of them out, and contracts the
-rest by a matrix product, without a tensor of that size.
+rest by a matrix product, without a tensor of that size. A tensor that is filled with one number is
+that number.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from math import frexp, isfinite, prod
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from elbowroom.inference.recorded.operations import (
     DETACH,
+    FILLED,
     READ,
     Operation,
     Slot,
@@ -37,8 +40,10 @@ MOST_TERMS = 6
 """Of a sum that waits."""
 SAME_SHAPE = ("view.default", "expand.default", "_unsafe_view.default", "reshape.default")
 VIEWS = ("view.default", "_unsafe_view.default")
-MOVING = ("permute.default", "squeeze.dim", "t.default", "transpose.int", "unsqueeze.default")
-"""Operations that give the same numbers in another shape."""
+FOLDING = ("squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default")
+"""Operations that give the same numbers in the same order, in another shape."""
+MOVING = ("permute.default", "t.default", "transpose.int")
+"""Operations that give the same numbers in another order."""
 UNARY = (
     "clamp.default", "exp.default", "expm1.default", "log.default", "log1p.default",
     "reciprocal.default", "rsqrt.default", "sigmoid.default", "sqrt.default", "tanh.default",
@@ -49,7 +54,6 @@ MATRIX = ("bmm.default", "mm.default", "mv.default")
 """Products of matrices, linear in both."""
 EXPAND = torch.ops.aten.expand.default
 RESHAPE = torch.ops.aten.reshape.default
-SQUEEZE = torch.ops.aten.squeeze.dims
 SCALE = torch.ops.aten.mul.Scalar
 SHIFT = torch.ops.aten.add.Scalar
 ADD, SUBTRACT = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
@@ -130,6 +134,8 @@ class Simplifier:
         self.held = [value.shape for value in values]  # by the slots as they are in the end
         self.made: dict[Any, list[int]] = {}
         self.summed: dict[tuple[_Term, ...], _Value] = {}
+        self.folded: dict[int, int] = {}  # what the slots of a reshape were made of
+        self.uniform: dict[int, float] = {}  # slots that hold one number
         self.kept: list[Operation] = []
         self.rules: dict[str, Callable[[Operation], _Value | None]] = {
             "neg.default": lambda each: self._of(each.arguments[0]).times(-1.0),
@@ -144,7 +150,7 @@ class Simplifier:
             "rsub.Scalar": self._reversed,
             "pow.Tensor_Scalar": self._power,
             **dict.fromkeys(SUMS, self._total),
-            **dict.fromkeys(SAME_SHAPE, self._reshaped),
+            **dict.fromkeys(SAME_SHAPE + FOLDING, self._reshaped),
             **dict.fromkeys(MOVING, self._moved),
             **dict.fromkeys(MATRIX, self._matrix_product),
             **dict.fromkeys(UNARY + COMPARISONS, self._unary),
@@ -161,7 +167,11 @@ class Simplifier:
             unlike = is_random(operation) or operation.function is READ
             if unlike or self._touches_mutated(operation):
                 self.kept.append(self._written(operation))
-            elif operation.function is DETACH:
+                continue
+            number = self._filling(operation)
+            if number is not None:
+                self.uniform[operation.outputs[0]] = number
+            if operation.function is DETACH:
                 self.found[operation.outputs[0]] = self._of(operation.arguments[0])
             else:
                 found = self._simpler(operation)
@@ -172,8 +182,26 @@ class Simplifier:
         return self.kept, [self._slot(index) for index in results]
 
     def _touches_mutated(self, operation: Operation) -> bool:
+        if not self.mutated:
+            return False
         storages = {self.values[i].untyped_storage()._cdata for i in operation.taken}
         return bool(storages.union(operation.storages) & self.mutated)
+
+    def _filling(self, operation: Operation) -> float | None:
+        """The number that all that an operation gives is filled with, or None."""
+        name, taken = name_of(operation), operation.arguments[0]
+        if name in FILLED:
+            if not self.values[operation.outputs[0]].is_floating_point():
+                return None
+            number = FILLED[name]
+            return self._number(operation.arguments[-1]) if number is None else number
+        number = self.uniform.get(taken.index) if isinstance(taken, Slot) else None
+        if number is None or name not in SAME_SHAPE + FOLDING + MOVING + SUMS:
+            return None
+        if name not in SUMS:
+            return number
+        given = self.values[operation.outputs[0]].numel()
+        return number * (self.values[taken.index].numel() // given) if given else None
 
     def _simpler(self, operation: Operation) -> _Value | None:
         name = name_of(operation)
@@ -236,7 +264,7 @@ class Simplifier:
         return self._elementwise(ADD if ratio > 0 else SUBTRACT, base, other, **keywords)
 
     def _elementwise(self, function: Any, *bases: int, **keywords: Any) -> int:
-        shape = torch.broadcast_shapes(*(self.held[base] for base in bases))
+        shape = _broadcast(*(self.held[base] for base in bases))
         return self._new(function, [Slot(base) for base in bases], shape, **keywords)
 
     def _new(
@@ -284,6 +312,8 @@ class Simplifier:
         """A constant number, or None."""
         if isinstance(leaf, (int, float)) and not isinstance(leaf, bool):
             return float(leaf)
+        if isinstance(leaf, Slot) and leaf.index in self.uniform:
+            return self.uniform[leaf.index]
         if isinstance(leaf, Slot) and leaf.index in self.constants:
             value = self.constants[leaf.index]
             if value.numel() and bool((value == value.reshape(-1)[0]).all()):
@@ -296,7 +326,7 @@ class Simplifier:
     def _waits(self, *values: _Value) -> bool:
         """Whether values are large together, some of them for being broadcast."""
         shapes = [self.held[b] for value in values for term in value.terms for b in term.bases]
-        whole = torch.broadcast_shapes(*shapes)
+        whole = _broadcast(*shapes)
         return whole.numel() >= LARGE and any(shape != whole for shape in shapes)
 
     def _times(self, operation: Operation, one: _Value, two: _Value) -> _Value:
@@ -400,7 +430,11 @@ class Simplifier:
         return self._given(operation, small)
 
     def _moved(self, operation: Operation) -> _Value | None:
-        return self._linear(operation, operation.arguments[:1], operation.arguments[1:])
+        value = self._of(operation.arguments[0])
+        moved = self._linear(
+            operation, operation.arguments[:1], operation.arguments[1:], value.shift
+        )
+        return None if moved is None else moved.plus(value.shift)
 
     def _matrix_product(self, operation: Operation) -> _Value | None:
         left, right = (self.values[leaf.index].shape for leaf in operation.arguments)
@@ -410,10 +444,10 @@ class Simplifier:
         return self._linear(operation, operation.arguments, ())
 
     def _linear(
-        self, operation: Operation, taken: Sequence[Any], more: Sequence[Any]
+        self, operation: Operation, taken: Sequence[Any], more: Sequence[Any], shift: float = 0.0
     ) -> _Value | None:
-        """An operation that is linear in each of what it takes, on their bases."""
-        values = [self._plain(self._of(leaf)) for leaf in taken]
+        """An operation that is linear in each of what it takes, on their bases, less a shift."""
+        values = [self._plain(self._of(leaf)).plus(-shift) for leaf in taken]
         if operation.keywords or any(value.shift or value.shape for value in values):
             return None
         slots = [Slot(value.base) for value in values]
@@ -430,6 +464,9 @@ class Simplifier:
         dims = {dim % len(whole) for dim in (more[0] if more else ()) or range(len(whole))}
         shift = value.shift * prod(whole[dim] for dim in dims)
         if value.plain and value.shape is None:
+            if all(whole[dim] == 1 for dim in dims):
+                base = self._fold(value.base, self._shape(operation))
+                return _Value.at(base, value.factor, value.shift)
             base = self._new(operation.function, [Slot(value.base), *more], self._shape(operation))
             return _Value.at(base, value.factor, shift)
         terms = tuple(self._reduced(term, whole, dims, more[1:] == [True]) for term in value.terms)
@@ -463,13 +500,13 @@ class Simplifier:
         own = self._own(base, rank, dims)
         if keep or not own:
             return base
-        return self._new(SQUEEZE, [Slot(base), own], _left(self.held[base], own, keep))
+        return self._fold(base, _left(self.held[base], own, keep))
 
     def _contracted(self, one: int, two: int, rank: int, dims: set[int], keep: bool) -> int:
         """The sum of a product over some dims."""
         letters = "abcdefghijklmnopqrstuvwxyz"[:rank]
         names = [letters[rank - len(self.held[base]) :] for base in (one, two)]
-        whole = torch.broadcast_shapes(self.held[one], self.held[two])
+        whole = _broadcast(self.held[one], self.held[two])
         missing = rank - len(whole)
         left = "".join(letters[dim] for dim in range(missing, rank) if dim not in dims)
         own = [dim - missing for dim in sorted(dims) if dim >= missing]
@@ -477,17 +514,35 @@ class Simplifier:
         found = self._new(CONTRACT, [pattern, [Slot(one), Slot(two)]], _left(whole, own, False))
         if not keep:
             return found
-        shape = _left(whole, own, True)
-        return self._new(RESHAPE, [Slot(found), list(shape)], shape)
+        return self._fold(found, _left(whole, own, True))
+
+    def _fold(self, base: int, shape: Sequence[int]) -> int:
+        """A slot with the same numbers in the same order, in another shape."""
+        base = self.folded.get(base, base)
+        if self.held[base] == torch.Size(shape):
+            return base
+        folded = self._new(RESHAPE, [Slot(base), list(shape)], shape)
+        self.folded[folded] = base
+        return folded
 
     def _reshaped(self, operation: Operation) -> _Value | None:
         taken = operation.arguments[0]
         value = self._of(taken)
         if self._shape_stays(operation, taken):
             return value
-        if operation.function is EXPAND and not operation.keywords:
-            return replace(value, shape=self._shape(operation))
-        return self._linear(operation, operation.arguments[:1], operation.arguments[1:])
+        if operation.function is EXPAND:
+            return None if operation.keywords else replace(value, shape=self._shape(operation))
+        value = self._plain(value)
+        if operation.keywords or value.shape is not None:
+            return None
+        base = self._fold(value.base, self._shape(operation))
+        return _Value.at(base, value.factor, value.shift)
+
+
+@cache
+def _broadcast(*shapes: torch.Size) -> torch.Size:
+    """What torch.broadcast_shapes gives, which takes its time."""
+    return torch.broadcast_shapes(*shapes)
 
 
 def _left(shape: Sequence[int], dims: Sequence[int], keep: bool) -> tuple[int, ...]:

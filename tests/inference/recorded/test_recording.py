@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from elbowroom.inference.isolation import isolated
+from elbowroom.inference.recorded.operations import name_of
 from elbowroom.inference.recorded.recording import NotRecordableError, record
 
 SIZES = (1, 2, 7, 64)
@@ -71,6 +72,10 @@ ROWS = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.25, -0.5]], dtype=torch.float64)
         lambda x: x.sort().values[0] + x.flip(0)[1] * torch.lgamma(x.square() + 1).sum(),
         lambda x: torch.stack([x[0], x[2]]).repeat(2).reshape(2, 2).det() + x.mean(),
         lambda x: torch.cdist(x[:, None], ROWS[0][:, None]).sum(),
+        lambda x: (x + torch.full_like(x, 0.5).expand(4, 3).sum()).square().sum(),
+        lambda x: (
+            (x.reshape(3, 1) + 1.0).t().exp().sum() + (x - 0.5).unsqueeze(1).sum(1).exp().sum()
+        ),
     ],
 )
 def test_values_and_gradients_at_every_batch_size(density: Callable[[Tensor], Tensor]) -> None:
@@ -244,6 +249,22 @@ def test_the_value_alone_needs_fewer_operations() -> None:
     assert len(replay.needed([replay.results[1]])) < every
 
 
+def test_what_is_the_same_for_all_observations_is_computed_once_a_row() -> None:
+    many = torch.linspace(-1.0, 1.0, 50, dtype=torch.float64)
+
+    def density(x: Tensor) -> Tensor:
+        likelihood = torch.distributions.Normal(x[0], x[1].exp().expand(50)).log_prob(many)
+        nothing = torch.zeros_like(x).unsqueeze(-1).sum()
+        return likelihood.sum() + nothing + (x[2] + 1.0).unsqueeze(-1).sum()
+
+    check_replay(per_row(density))
+    replay = recorded(per_row(density))
+    names = [name_of(operation) for operation in replay.needed(replay.results[1:])]
+    assert names.count("log.default") == 1
+    assert not {"zeros_like.default", "expand.default"}.intersection(names)
+    assert replay.numbers < 10 * 50  # numbers of a row, its gradient's included
+
+
 def test_a_failed_row_is_marked_whichever_outputs_are_wanted() -> None:
     replay = recorded(per_row(cholesky_sum), 0.1)
     points = torch.tensor([[0.0, 0.0, 0.0], [-5.0, 0.0, 0.0]])
@@ -260,6 +281,8 @@ UNARY: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda a: a.reshape(3, 1).expand(3, 2).reshape(-1)[1:4],
     lambda a: torch.nn.functional.softplus(a).cumsum(0),
     lambda a: torch.zeros(3).index_add(0, torch.tensor([2, 0, 2]), a),
+    lambda a: a + torch.full_like(a, 0.5).expand(4, 3).sum() * torch.ones_like(a),
+    lambda a: (a + 0.25).unsqueeze(-1).sum(-1) - torch.zeros_like(a).view(3, 1).squeeze(-1),
 )
 BINARY: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     torch.add,
@@ -268,7 +291,7 @@ BINARY: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda a, b: torch.where(a > b, a, 2 * b),
     lambda a, b: torch.outer(a, b)[1] + ROWS[0],
     lambda a, b: torch.cat([a[:1], b[1:]]),
-    lambda a, b: a.clone().mul_(b),
+    lambda a, b: (a + 0 * b).mul_(b),
 )
 STEPS = st.one_of(
     st.tuples(st.sampled_from(UNARY), st.integers(0, 9)),
