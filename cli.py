@@ -11,8 +11,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from elbowroom.engines.options import ENGINES, NumberOptions
 from elbowroom.errors import DataError, ElbowroomError, OptionError, RunFolderError
-from elbowroom.inference.options import ENGINES, NumberOptions
 from elbowroom.options import declared
 
 NOT_TRUSTED = 3
@@ -153,7 +153,7 @@ def _folder(output: Path | None, model: str, guide: str) -> Path:
 
 def _save(result: Any, folder: Path, overwrite: bool) -> Path:
     """Saves a result; if its folder cannot be written, in a temporary one, so that it is kept."""
-    from elbowroom.posterior.unfinished import discard
+    from elbowroom.run.unfinished import discard
 
     try:
         return result.save(folder, overwrite)
@@ -223,7 +223,7 @@ def fit(
     The model's own options, such as --components or --formula, are listed by 'elbowroom models
     MODEL'; those of an objective, such as --alpha, by 'elbowroom objectives'.
     """
-    from elbowroom.fitting import fit as run_fit
+    from elbowroom.api import fit as run_fit
     from elbowroom.loading import resume as run_resume
     from elbowroom.report import terminal
 
@@ -287,9 +287,9 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Fit several guides to the same data with the same seed, and lay them side by side."""
-    from elbowroom.comparing import compare as run_compare
-    from elbowroom.posterior.run_folder import check_target
+    from elbowroom.comparison import compare as run_compare
     from elbowroom.report import outcomes, terminal
+    from elbowroom.run.folder import check_target
 
     folder = _folder(output, model, "comparison")
     check_target(folder, overwrite, marker="comparison.json")
@@ -322,7 +322,7 @@ def check(
     seed: Seed = None,
 ) -> None:
     """Check a model, its data and a guide, as every stochastic fit does before it begins."""
-    from elbowroom.fitting import check as run_check
+    from elbowroom.api import check as run_check
     from elbowroom.report import terminal
 
     findings = run_check(model, data, guide, seed=seed, **options)
@@ -345,9 +345,9 @@ def estimators(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure bias, noise and cost of every gradient estimator, as a table and a picture."""
-    from elbowroom.fitting import estimators as run_estimators
-    from elbowroom.posterior.run_folder import check_target, writing
+    from elbowroom.api import estimators as run_estimators
     from elbowroom.report import pictures, terminal
+    from elbowroom.run.folder import check_target, writing
 
     folder = _folder(output, model, "estimators")
     marker = "estimators.csv"
@@ -376,7 +376,7 @@ def reference(
     trust: Trust = False,
 ) -> None:
     """Compare a run with NUTS over the same log density, and judge it anew."""
-    from elbowroom.referring import add_reference
+    from elbowroom.pipeline.reference import add_reference
     from elbowroom.report import terminal
 
     fit = _loaded(run, model, trust)
@@ -435,8 +435,8 @@ def datasets() -> None:
 @app.command()
 def summary(run: Run, interval: Interval = 0.9) -> None:
     """Print a run's status, diagnostics and posterior."""
-    from elbowroom.posterior.run_folder import load
     from elbowroom.report import terminal
+    from elbowroom.run.folder import load
 
     terminal.show_run(load(run), interval)
 

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.inference.stochastic import checkpoint
-from elbowroom.posterior.run_folder import holds_unfinished, load
+from elbowroom.engines.svi import checkpoint
+from elbowroom.run.folder import holds_unfinished, load
 
 SECONDS = 0.05
 

@@ -43,9 +43,9 @@ from torch import Tensor
 # The checkout that the benchmark lies in, whether or not it is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import elbowroom as er
-from elbowroom.inference.densities.landscape import density_of
-from elbowroom.inference.isolation import isolated
-from elbowroom.inference.sampling.nuts import sample_nuts
+from elbowroom.density.landscape import density_of
+from elbowroom.engines.nuts.sampler import sample_nuts
+from elbowroom.problem.isolation import isolated
 
 CHAINS, DRAWS, TUNE = 4, 1000, 800
 METHODS = ("auto", "mean_field", "full_rank")
@@ -193,7 +193,7 @@ def run_nuts(fit: Any, seed: int) -> tuple[dict[str, Tensor], Any, float]:
         seconds = time.perf_counter() - began
         sites = density.constrained(nuts.points.reshape(-1, density.dimension))
         if problem.reparameterised or problem.space.deterministic_plates:
-            from elbowroom.posterior.groups import reported_quantities
+            from elbowroom.draws.groups import reported_quantities
 
             sites = {**sites, **reported_quantities(problem, sites)}
     return sites, nuts, seconds

@@ -25,10 +25,10 @@ from torch import Tensor
 # The checkout that the benchmark lies in, whether or not it is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import elbowroom as er
-from elbowroom import concluding
-from elbowroom.inference import problem
-from elbowroom.inference.densities.starts import Starts
-from elbowroom.inference.sampling import adaptive
+from elbowroom.density.starts import Starts
+from elbowroom.draws import adaptive
+from elbowroom.pipeline import concluding
+from elbowroom.problem import bound as problem
 
 spent: dict[str, float] = defaultdict(float)
 

@@ -19,12 +19,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from elbowroom.fitting import bind_model, resolve_guide
+from elbowroom.engines.settings import Settings
+from elbowroom.engines.svi.loop import run_svi
 from elbowroom.guides import Start
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.stochastic.elbo import make_objective, marked
-from elbowroom.inference.stochastic.settings import Settings
-from elbowroom.inference.stochastic.svi import run_svi
+from elbowroom.objectives.elbo import make_objective, marked
+from elbowroom.pipeline.fitting import bind_model, resolve_guide
+from elbowroom.problem.bound import Problem
 
 COLUMNS = 20
 RATE = 1e-3

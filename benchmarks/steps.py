@@ -27,12 +27,12 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, con
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from elbowroom.fitting import bind_model, resolve_guide
+from elbowroom.engines.settings import Settings
+from elbowroom.engines.svi.loop import run_svi
 from elbowroom.guides import Start
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.stochastic.elbo import make_objective, marked
-from elbowroom.inference.stochastic.settings import Settings
-from elbowroom.inference.stochastic.svi import run_svi
+from elbowroom.objectives.elbo import make_objective, marked
+from elbowroom.pipeline.fitting import bind_model, resolve_guide
+from elbowroom.problem.bound import Problem
 
 RATE = 1e-3
 BEFORE = 1000

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.fitted import Fit
+from elbowroom.result import Fit
 
 DRAWS = 4000
 OFF, NATS = 0.3, 0.1

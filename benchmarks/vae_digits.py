@@ -47,8 +47,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 # The checkout that the benchmark lies in, whether or not it is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import elbowroom as er
-from elbowroom.inference.problem import resolve_model
-from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.engines.settings import Settings
+from elbowroom.problem.bound import resolve_model
 
 TRAINING_ROWS = 1437
 HIDDEN = 200

@@ -17,11 +17,11 @@ import torch
 from vae_mnist import BATCH, DRAWS, HELD_OUT_ROWS, HIDDEN, LATENT, TRAINING_ROWS, TorchVAE
 
 from elbowroom.data.tables import read_table
-from elbowroom.fitting import bind_model
+from elbowroom.engines.svi.loop import Optimisation
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.stochastic.elbo import make_objective, marked
-from elbowroom.inference.stochastic.svi import Optimisation
+from elbowroom.objectives.elbo import make_objective, marked
+from elbowroom.pipeline.fitting import bind_model
 
 
 def values() -> dict[str, torch.Tensor]:

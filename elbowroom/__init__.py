@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elbowroom.comparing import Comparison, compare
+    from elbowroom.api import check, estimators, fit
+    from elbowroom.comparison import Comparison, compare
     from elbowroom.data.bundled import dataset_names, load_dataset
     from elbowroom.data.tables import read_table
-    from elbowroom.fitted import Fit
-    from elbowroom.fitting import check, estimators, fit
     from elbowroom.loading import load, resume
+    from elbowroom.result import Fit
 
 __version__ = "0.1.0"
 
 # Each public name with the module it comes from, imported when it is first used: importing
 # elbowroom does not import torch.
 _public = {
-    "Comparison": "elbowroom.comparing",
-    "Fit": "elbowroom.fitted",
-    "check": "elbowroom.fitting",
-    "compare": "elbowroom.comparing",
+    "Comparison": "elbowroom.comparison",
+    "Fit": "elbowroom.result",
+    "check": "elbowroom.api",
+    "compare": "elbowroom.comparison",
     "dataset_names": "elbowroom.data.bundled",
-    "estimators": "elbowroom.fitting",
-    "fit": "elbowroom.fitting",
+    "estimators": "elbowroom.api",
+    "fit": "elbowroom.api",
     "load": "elbowroom.loading",
     "load_dataset": "elbowroom.data.bundled",
     "read_table": "elbowroom.data.tables",

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from elbowroom.draws.row_weights import RowWeights
 from elbowroom.errors import GuideError, ModelError, OptionError
-from elbowroom.fitted import Fit
-from elbowroom.fitting import fit_problem
-from elbowroom.inference.isolation import constrained_values
-from elbowroom.posterior.row_weights import RowWeights
+from elbowroom.pipeline.fitting import fit_problem
+from elbowroom.problem.isolation import constrained_values
+from elbowroom.result import Fit
 
 DRAWS = 1000
 """Of the latents of each row."""

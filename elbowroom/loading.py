@@ -9,27 +9,27 @@ import pyro
 import torch
 from torch import Tensor
 
-from elbowroom.diagnostics.verdict import Evidence
+from elbowroom.assess.verdict import Evidence
+from elbowroom.draws.proposal import Proposal
+from elbowroom.engines.settings import Settings
+from elbowroom.engines.svi.loop import Trained
 from elbowroom.errors import ModelError, OptionError, RunFolderError
-from elbowroom.fitted import Fit
-from elbowroom.fitting import Work, bind_model, resolve_guide
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
-from elbowroom.inference.isolation import Parameters, resolve_dtype
-from elbowroom.inference.problem import (
+from elbowroom.models import Model, get_model
+from elbowroom.objectives.elbo import read_guide
+from elbowroom.options import make_options, option_names
+from elbowroom.pipeline.fitting import Work, bind_model, resolve_guide
+from elbowroom.pipeline.task import Plan, Progress, Task
+from elbowroom.problem.bound import (
     Problem,
     bind,
     resolve_model,
 )
-from elbowroom.inference.sampling.proposal import Proposal
-from elbowroom.inference.stochastic.elbo import read_guide
-from elbowroom.inference.stochastic.settings import Settings
-from elbowroom.inference.stochastic.svi import Trained
-from elbowroom.models import Model, get_model
-from elbowroom.options import make_options, option_names
-from elbowroom.plan import Plan, Progress, Task
-from elbowroom.posterior import run_folder
-from elbowroom.posterior.unfinished import read_request
+from elbowroom.problem.isolation import Parameters, resolve_dtype
+from elbowroom.result import Fit
+from elbowroom.run import folder as run_folder
+from elbowroom.run.unfinished import read_request
 
 
 def load(

@@ -58,7 +58,7 @@ class Guide:
         engines: Those that fit it, the one that `auto` takes first.
         likelihood: Whether the priors of what it estimates are left out.
         steps: Given the model's arguments and the columns' names, the steps of
-            expectation-maximisation; see `elbowroom.inference.expectation_maximisation.Steps`.
+            expectation-maximisation; see `elbowroom.engines.em.expectation_maximisation.Steps`.
     """
 
     name: str

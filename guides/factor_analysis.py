@@ -122,7 +122,7 @@ class FactorSteps:
 
     Rubin and Thayer, 1982, "EM algorithms for ML factor analysis"; Tipping and Bishop, 1999,
     "Probabilistic principal component analysis". See
-    `elbowroom.inference.expectation_maximisation.Steps`.
+    `elbowroom.engines.em.expectation_maximisation.Steps`.
 
     Attributes:
         columns: Their names.

@@ -158,7 +158,7 @@ class MixtureSteps:
     """Expectation-maximisation for a mixture of Normals, in scaled columns, float64.
 
     Dempster, Laird and Rubin, 1977, "Maximum likelihood from incomplete data via the EM algorithm".
-    See `elbowroom.inference.expectation_maximisation.Steps`.
+    See `elbowroom.engines.em.expectation_maximisation.Steps`.
 
     Attributes:
         arguments: Of the model.

@@ -75,7 +75,7 @@ class Model:
         suggested: Settings of the fit that suit the model better than the general ones.
         engine: Of the guide `auto`, where the general rule suits the model ill.
         continuous: Whether it has continuous latents, which the guides for any model are for.
-        verbs: What a fit is for, beside `predict`; see `elbowroom.verbs`.
+        verbs: What a fit is for, beside `predict`; see `elbowroom.rows`.
         normals: `normals(arguments, sites, points)` gives the distribution of a row at one draw of
             the sites that are not for each row, and at the point parameters: that of a mixture of
             Normals, as weights (K,), means (K, columns) and covariances (K, columns, columns).

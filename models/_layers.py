@@ -67,7 +67,7 @@ def start_of_layers(
 def weigh(x: Tensor, weight: Tensor, bias: Tensor, name: str = "") -> Tensor:
     """What a layer makes of rows, (rows, outputs); a handler may draw it for each row instead.
 
-    See `elbowroom.inference.stochastic.local_reparameterisation`.
+    See `elbowroom.objectives.local_reparameterisation`.
 
     Args:
         x: (rows, inputs).

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import elbowroom as er
-from elbowroom.fitted import Fit
+from elbowroom.result import Fit
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,8 +19,8 @@ import pytest
 
 import elbowroom as er
 from elbowroom import cli
-from elbowroom.fitted import Fit
-from elbowroom.posterior import run_folder
+from elbowroom.result import Fit
+from elbowroom.run import folder as run_folder
 
 QUICK = ["--formula", "progression ~ bmi", "--guide", "laplace", "--seed", "1", "--draws", "200"]
 

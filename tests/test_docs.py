@@ -13,11 +13,11 @@ import typer
 
 import elbowroom as er
 from elbowroom import cli
+from elbowroom.engines.settings import Settings
 from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.guides import get_guide
-from elbowroom.inference.stochastic.elbo import OBJECTIVES
-from elbowroom.inference.stochastic.settings import Settings
 from elbowroom.models import get_model, model_summaries
+from elbowroom.objectives.elbo import OBJECTIVES
 from elbowroom.options import make_options, split_options
 
 ROOT = Path(__file__).resolve().parents[1]

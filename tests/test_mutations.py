@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 import elbowroom as er
+from elbowroom.density.landscape import density_of
 from elbowroom.errors import ElbowroomError
-from elbowroom.inference.densities.landscape import density_of
-from elbowroom.inference.problem import Problem, bind
 from elbowroom.models._own import own_model
+from elbowroom.problem.bound import Problem, bind
 
 Data = Mapping[str, Any]
 N = 40

@@ -7,10 +7,10 @@ import pytest
 
 import elbowroom as er
 from elbowroom import cli
+from elbowroom.engines.options import ENGINES, NumberOptions
+from elbowroom.engines.settings import Settings
 from elbowroom.errors import OptionError
-from elbowroom.inference.options import ENGINES, NumberOptions
-from elbowroom.inference.stochastic.elbo import OBJECTIVES, objective_options
-from elbowroom.inference.stochastic.settings import Settings
+from elbowroom.objectives.elbo import OBJECTIVES, objective_options
 from elbowroom.options import declared, flag, option_names
 from elbowroom.report.listing import show_objectives
 

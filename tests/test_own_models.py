@@ -15,8 +15,8 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, OptionError
-from elbowroom.fitted import Fit
-from elbowroom.inference.isolation import isolated
+from elbowroom.problem.isolation import isolated
+from elbowroom.result import Fit
 
 Y = torch.linspace(-1.0, 2.0, 20)
 

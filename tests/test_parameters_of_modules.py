@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal
 from torch import Tensor, nn, tensor
 
 import elbowroom as er
-from elbowroom.inference.densities.point_parameters import NEAR_ENOUGH
+from elbowroom.density.point_parameters import NEAR_ENOUGH
 
 ROWS = 40
 RANDOM = np.random.default_rng(0)

@@ -14,16 +14,16 @@ from scipy.special import logsumexp
 from torch import Tensor, tensor
 
 import elbowroom as er
-from elbowroom.diagnostics.verdict import NOT_TRUSTED, Evidence, judge
-from elbowroom.fitted import Fit
-from elbowroom.fitting import bind_model
+from elbowroom.assess.verdict import NOT_TRUSTED, Evidence, judge
+from elbowroom.density.density import Density
+from elbowroom.density.landscape import explore
+from elbowroom.draws.chains import Chains
+from elbowroom.draws.coverage import deserted, look_beyond
 from elbowroom.guides.roots import factor_of, factor_of_inverse
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.densities.density import Density
-from elbowroom.inference.densities.landscape import explore
-from elbowroom.inference.isolation import isolated
-from elbowroom.inference.sampling.chains import Chains
-from elbowroom.inference.sampling.coverage import deserted, look_beyond
+from elbowroom.pipeline.fitting import bind_model
+from elbowroom.problem.isolation import isolated
+from elbowroom.result import Fit
 
 ERRORS = 4
 """Standard errors that a Monte Carlo result may be off."""

@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.trust import make
 from benchmarks.trust_models import FAMILIES
 from benchmarks.trust_truths import Case, quadrature
-from elbowroom.fitting import bind_model
-from elbowroom.inference.densities.density import Density
-from elbowroom.inference.densities.landscape import density_of
-from elbowroom.inference.isolation import isolated
+from elbowroom.density.density import Density
+from elbowroom.density.landscape import density_of
+from elbowroom.pipeline.fitting import bind_model
+from elbowroom.problem.isolation import isolated
 
 COUNT = 20_000
 """Points of a truth that are looked at."""

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import elbowroom as er
 from elbowroom.cli import app
 from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, OptionError
-from elbowroom.fitted import Fit
 from elbowroom.models import get_model, model_summaries
+from elbowroom.result import Fit
 
 VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
 
@@ -89,7 +89,7 @@ def test_the_verdict_says_no_to_an_encoder_that_misses_its_rows() -> None:
     narrow = er.fit("factor_analysis", "iris", guide="linear", seed=1)
     assert narrow.verdict.trusted
     # A guide of half the posterior's width, by its own parameters.
-    from elbowroom.posterior.row_weights import corrected_rows
+    from elbowroom.draws.row_weights import corrected_rows
 
     with torch.no_grad():
         narrow.parameters.values["guide.factor"].fill_diagonal_(-4.0)
@@ -141,7 +141,7 @@ def test_imputed_cells_of_a_mixture_follow_the_components_that_are_left(mixture:
 @pytest.mark.slow
 def test_a_chain_finds_what_the_closed_form_does() -> None:
     """The chain for autoencoders, on factor analysis with a guide that is not exact."""
-    from elbowroom.posterior.imputing import from_chains
+    from elbowroom.draws.imputing import from_chains
 
     fit = er.fit("factor_analysis", "iris", guide="linear", seed=1)
     x = fit.problem.arguments["x"]

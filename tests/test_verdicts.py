@@ -15,15 +15,15 @@ from scipy.stats import invgamma
 from torch import Tensor, tensor
 
 import elbowroom as er
-from elbowroom import deterministic
-from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED
+from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED
+from elbowroom.density import mixtures
+from elbowroom.density.importance import k_hat_threshold
+from elbowroom.density.modes import climb
+from elbowroom.draws import adaptive
+from elbowroom.engines.fixed_draws import optima as fixed_draws
 from elbowroom.errors import GuideError, ModelError
-from elbowroom.fitted import Fit
-from elbowroom.inference.densities import mixtures
-from elbowroom.inference.densities.importance import k_hat_threshold
-from elbowroom.inference.densities.modes import climb
-from elbowroom.inference.deterministic import fixed_draws
-from elbowroom.inference.sampling import adaptive
+from elbowroom.pipeline import fixed_draws as deterministic
+from elbowroom.result import Fit
 
 ERRORS = 4
 """Standard errors that a Monte Carlo result may be off."""

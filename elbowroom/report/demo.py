@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from elbowroom.comparing import Comparison, compare
+from elbowroom.comparison import Comparison, compare
 
 SEED = 1
 COMPARISONS: dict[str, list[str]] = {

@@ -86,7 +86,7 @@ def show_guides(model: str | None) -> None:
 
 def show_objectives() -> None:
     """Every objective of stochastic gradients, with the options that it reads."""
-    from elbowroom.inference.stochastic.elbo import OBJECTIVES
+    from elbowroom.objectives.elbo import OBJECTIVES
 
     out = console()
     made, options = table("objective", "what it is"), table("option", "of", "default", "what it is")
@@ -103,7 +103,7 @@ def show_objectives() -> None:
 
 def fitting_guides(model: str) -> Any:
     """The guides that fit a model on its own dataset."""
-    from elbowroom.fitting import bind_model
+    from elbowroom.pipeline.fitting import bind_model
 
     local = False
     declaration = get_model(model)

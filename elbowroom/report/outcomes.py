@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elbowroom.comparing import Comparison
+from elbowroom.comparison import Comparison
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError
-from elbowroom.fitted import Fit
-from elbowroom.posterior.run_folder import writing
 from elbowroom.report.pictures import (
     picture_of_images,
     picture_of_latents,
     picture_of_predictions,
 )
+from elbowroom.result import Fit
+from elbowroom.run.folder import writing
 
 SHOWN = 10
 """Images of a reconstruction in its picture."""

@@ -17,7 +17,7 @@ def picture_of_estimators(table: pd.DataFrame, path: Path, title: str) -> None:
     """The noise of each gradient estimator against its time, at three stages of a fit.
 
     Args:
-        table: As `elbowroom.diagnostics.estimators.measure` gives it.
+        table: As `elbowroom.assess.estimators.measure` gives it.
         path: Of the PNG file.
         title: Of the picture.
     """
@@ -148,7 +148,7 @@ def picture_of_latents(
     """Where rows lie among the first two latents.
 
     Args:
-        table: As `elbowroom.fitted.Fit.embed` gives it.
+        table: As `elbowroom.result.Fit.embed` gives it.
         path: Of the PNG file.
         classes: A label of each row, which gives its colour.
         title: Of the picture.

@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from elbowroom.comparing import Comparison
-from elbowroom.diagnostics.checks import Finding
-from elbowroom.diagnostics.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
-from elbowroom.fitted import Fit
-from elbowroom.inference.densities.importance import k_hat_threshold
-from elbowroom.inference.stochastic.settings import length
-from elbowroom.plan import Plan
-from elbowroom.posterior.correction import FEWEST_EFFECTIVE
-from elbowroom.posterior.row_weights import UNRELIABLE
-from elbowroom.posterior.run_folder import Run
-from elbowroom.posterior.tree import check_interval, labelled_points, summarise
+from elbowroom.assess.checks import Finding
+from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
+from elbowroom.comparison import Comparison
+from elbowroom.density.importance import k_hat_threshold
+from elbowroom.draws.correction import FEWEST_EFFECTIVE
+from elbowroom.draws.row_weights import UNRELIABLE
+from elbowroom.draws.tree import check_interval, labelled_points, summarise
+from elbowroom.engines.settings import length
+from elbowroom.pipeline.task import Plan
 from elbowroom.report.listing import add, console, table
+from elbowroom.result import Fit
+from elbowroom.run.folder import Run
 
 LONGEST = 24
 """Rows of a table that are printed; the files have all."""

@@ -15,16 +15,16 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 import elbowroom as er
+from elbowroom.density.curvature import Curvature
+from elbowroom.density.density import Density
+from elbowroom.density.modes import find_modes
+from elbowroom.draws.of_guide import draw
 from elbowroom.errors import ElbowroomError, GuideError, NoModeError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace
-from elbowroom.inference.densities.curvature import Curvature
-from elbowroom.inference.densities.density import Density
-from elbowroom.inference.densities.modes import find_modes
-from elbowroom.inference.densities.score import map_draws
-from elbowroom.inference.isolation import isolated
-from elbowroom.inference.stochastic.elbo import read_guide
-from elbowroom.posterior.draws import draw
+from elbowroom.objectives.elbo import read_guide
+from elbowroom.problem.isolation import isolated
+from elbowroom.problem.score import map_draws
 
 EXACT: Any = {"rtol": 1e-8, "atol": 1e-8}
 """Of a log density computed in two ways in float64, by way of a transform's inverse."""
@@ -312,7 +312,7 @@ def test_where_the_mode_is_no_use_auto_goes_by_stochastic_gradients(
     def fail(*_: Any) -> None:
         raise NoModeError("mean_field needs a mode; do something else.")
 
-    monkeypatch.setattr("elbowroom.fitting.fit_fixed_draws", fail)
+    monkeypatch.setattr("elbowroom.pipeline.fitting.fit_fixed_draws", fail)
     options: dict[str, Any] = {"formula": "progression ~ bmi", "seed": 1}
     found = er.fit("bayesian_regression", None, "mean_field", **options)
     assert found.engine == "svi"

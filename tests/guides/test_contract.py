@@ -16,22 +16,22 @@ import pytest
 import torch
 
 import elbowroom as er
+from elbowroom.density.landscape import Landscape, explore
+from elbowroom.engines.settings import Settings
 from elbowroom.errors import ElbowroomError
-from elbowroom.fitted import Fit
-from elbowroom.fitting import bind_model, fit_problem
 from elbowroom.guides import Guide, guides_for
-from elbowroom.inference.densities.landscape import Landscape, explore
-from elbowroom.inference.isolation import isolated
-from elbowroom.inference.problem import Problem
-from elbowroom.inference.stochastic.elbo import (
+from elbowroom.models import get_model, model_summaries
+from elbowroom.objectives.elbo import (
     OBJECTIVES,
     choose_objective,
     make_objective,
     marked,
     read_guide,
 )
-from elbowroom.inference.stochastic.settings import Settings
-from elbowroom.models import get_model, model_summaries
+from elbowroom.pipeline.fitting import bind_model, fit_problem
+from elbowroom.problem.bound import Problem
+from elbowroom.problem.isolation import isolated
+from elbowroom.result import Fit
 
 STEPS, DRAWS, SEED = 30, 200, 1
 ESTIMATES = 30

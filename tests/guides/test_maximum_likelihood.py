@@ -13,8 +13,8 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.errors import ElbowroomError, OptionError
-from elbowroom.inference.densities.score import score
 from elbowroom.models.bayesian_regression import PRIOR_SCALE
+from elbowroom.problem.score import score
 
 NATS = 0.01
 """By which the likelihood of a stochastic fit may be lower than its maximum."""

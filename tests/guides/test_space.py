@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace, Plate, Site
-from elbowroom.inference.isolation import isolated
+from elbowroom.problem.isolation import isolated
 
 ROUND_TRIP = 1e-6
 """Relative error of a transform and back in float64, where logits reach 3."""

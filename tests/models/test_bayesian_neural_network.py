@@ -11,7 +11,7 @@ from scipy import integrate
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
-from elbowroom.fitting import bind_model
+from elbowroom.pipeline.fitting import bind_model
 
 MODEL = "bayesian_neural_network"
 
@@ -103,7 +103,7 @@ def test_the_prior_of_the_output_does_not_grow_with_the_width() -> None:
     for width in (10, 1000):
         problem, *_ = bind_model(MODEL, table(), {"response": "y", "hidden": (width,)})
         with problem.session(1), torch.no_grad():
-            from elbowroom.posterior.predictive import prior_sites
+            from elbowroom.draws.predictive import prior_sites
 
             drawn = prior_sites(problem.function, problem.arguments, problem.space, 400)
         spreads.append(float(drawn["response"].std()))

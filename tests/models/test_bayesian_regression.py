@@ -13,9 +13,9 @@ import torch
 
 import elbowroom as er
 from elbowroom.errors import DataError, ElbowroomError, OptionError
-from elbowroom.inference.isolation import isolated
 from elbowroom.models import Prepared, Training, bayesian_regression
 from elbowroom.models.bayesian_regression import Options, code_in, prepare
+from elbowroom.problem.isolation import isolated
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from sklearn.decomposition import FactorAnalysis
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
-from elbowroom.posterior.run_folder import load
 from elbowroom.report.terminal import show_run
+from elbowroom.run.folder import load
 
 
 def scaled(table: pd.DataFrame) -> np.ndarray:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.errors import OptionError
-from elbowroom.fitting import bind_model
-from elbowroom.inference.densities.score import score
-from elbowroom.inference.isolation import isolated
-from elbowroom.inference.problem import Problem
 from elbowroom.models.gaussian_mixture import canonical, starts
+from elbowroom.pipeline.fitting import bind_model
+from elbowroom.problem.bound import Problem
+from elbowroom.problem.isolation import isolated
+from elbowroom.problem.score import score
 
 SHAPES = ("full", "diagonal", "spherical")
 CENTRES = np.array([[-6.0, 1.0], [0.0, -5.0], [7.0, 4.0]])

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 import elbowroom as er
+from elbowroom.density.importance import k_hat_threshold, pareto_k_hat
+from elbowroom.draws.row_weights import RowWeights
 from elbowroom.errors import DataError, GuideError, OptionError
-from elbowroom.fitted import Fit
-from elbowroom.inference.densities.importance import k_hat_threshold, pareto_k_hat
-from elbowroom.posterior.row_weights import RowWeights
+from elbowroom.result import Fit
 
 MODEL = "helmholtz_machine"
 CODES = np.array(list(itertools.product((0.0, 1.0), repeat=4)))

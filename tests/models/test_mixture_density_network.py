@@ -9,9 +9,9 @@ import torch
 from scipy import integrate, stats
 
 import elbowroom as er
+from elbowroom.draws.predict import log_density_of_rows
 from elbowroom.errors import OptionError
-from elbowroom.fitting import bind_model
-from elbowroom.posterior.predict import log_density_of_rows
+from elbowroom.pipeline.fitting import bind_model
 
 MODEL = "mixture_density_network"
 

@@ -11,10 +11,10 @@ import torch
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
-from elbowroom.inference.isolation import isolated
 from elbowroom.models._fresh import Fresh, binarised
 from elbowroom.models._likelihoods import Dequantised, DiscretisedLogistic
 from elbowroom.models._networks import convolutional_decoder, convolutional_encoder
+from elbowroom.problem.isolation import isolated
 
 QUICK: dict[str, Any] = {"seed": 1, "steps": 30, "draws": 100, "hidden": (5,), "latent": 2}
 

@@ -1,0 +1,150 @@
+"""The public functions: fit a model, check one, measure its gradient estimators."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from elbowroom.assess.checks import Finding, run_checks
+from elbowroom.assess.estimators import GRADIENTS, measure
+from elbowroom.errors import OptionError, unknown
+from elbowroom.models import Model
+from elbowroom.pipeline.fitting import Work, bind_model, checked_draws, resolve_guide
+from elbowroom.pipeline.task import Plan, Progress, Task
+from elbowroom.problem.isolation import checked_seed
+from elbowroom.result import Fit
+from elbowroom.run.unfinished import Request
+
+
+def fit(
+    model: str | Callable[..., Any] | Model,
+    data: Any = None,
+    guide: Any = "auto",
+    *,
+    engine: str = "auto",
+    seed: int | None = None,
+    draws: int | None = None,
+    keep_local: bool = False,
+    reference: bool = False,
+    fallback: str | None = None,
+    checkpoints: str | Path | None = None,
+    overwrite: bool = False,
+    announce: Callable[[Plan], None] | None = None,
+    progress: Progress | None = None,
+    report: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Fit:
+    """Fits a guide to a model's posterior, and says whether the posterior can be trusted.
+
+    Args:
+        model: A name, `FILE.py:FUNCTION`, or a Pyro model function.
+        data: A table (path, bundled dataset's name, DataFrame or array); for a function, also a
+            dict of its arguments. By default the model's bundled dataset.
+        guide: A name, a guide function, or a Pyro AutoGuide class. `auto` takes the cheapest whose
+            posterior can be trusted; for a model with latents for each row, its own.
+        engine: "fixed_draws", deterministic; "svi", stochastic; "em", expectation-maximisation,
+            which the guide of that name needs; "auto" takes the first where the model, the guide
+            and the options allow it.
+        seed: Of all random numbers; drawn and recorded by default.
+        draws: Posterior draws.
+        keep_local: Whether to keep the draws of large latents that each row has.
+        reference: Whether to compare the posterior with a run of NUTS; see
+            `elbowroom.pipeline.reference.add_reference`.
+        fallback: "nuts", to hold the draws of NUTS where no guide is trusted; by default none.
+        checkpoints: A folder in which the state of a stochastic fit is kept every 30 s, so that
+            `elbowroom.resume` goes on after a crash as if nothing had happened. `Fit.save` to the
+            same path takes its place.
+        overwrite: Whether to replace that folder if it exists.
+        announce: Called with the resolved `Plan` before the optimiser begins.
+        progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
+        report: Called with a line for each rung of the ladder that `auto` climbs.
+        **options: Of the model, and of `elbowroom.engines.settings.Settings`.
+
+    Returns:
+        The fit. One that is not to be trusted is a value like any other: read `fit.verdict`.
+
+    Raises:
+        DataError, OptionError, ModelError, GuideError: For what cannot be fitted, with the mend.
+        RunFolderError: If the folder for checkpoints cannot be used.
+
+    Example:
+        >>> formula = "progression ~ bmi + bp"
+        >>> result = fit("bayesian_regression", "diabetes", formula=formula, seed=1)
+        >>> result.summary().index.tolist()
+        ['intercept', 'coefficients[bmi]', 'coefficients[bp]', 'sigma']
+    """
+    if fallback not in (None, "nuts"):
+        raise unknown("fallback", str(fallback), ["nuts"])
+    problem, settings, suggested_draws = bind_model(model, data, options)
+    draws = suggested_draws if draws is None else draws
+    seed = checked_seed(seed)
+    checked_draws(draws)
+    work = Work(guide, engine, reference, fallback, report)
+    task = Task(problem, settings, seed, draws, keep_local, announce, progress)
+    if checkpoints is None:
+        return work.done(task)
+    asked = {
+        "model": problem.model.name, "registered_model": problem.model_name is not None,
+        "guide": guide if isinstance(guide, str) else None, "engine": engine, "seed": seed,
+        "draws": draws, "keep_local": keep_local, "reference": reference, "fallback": fallback,
+        "options": options,
+    }  # fmt: skip
+    return work.kept(task, Path(checkpoints), Request(asked, problem.data), overwrite)
+
+
+def check(
+    model: str | Callable[..., Any] | Model,
+    data: Any = None,
+    guide: Any = "auto",
+    *,
+    seed: int | None = None,
+    **options: Any,
+) -> list[Finding]:
+    """Checks a model, its data and a guide, as every stochastic fit does before it begins.
+
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        guide: As for `fit`.
+        seed: As for `fit`.
+        **options: As for `fit`.
+
+    Returns:
+        What each check found: "ok", a "warning" or an "error", with the edit that mends it.
+
+    Example:
+        >>> [finding.level for finding in check("bayesian_regression", guide="mean_field", seed=1)]
+        ['ok', 'ok', 'ok', 'ok', 'ok', 'ok']
+    """
+    problem, settings, _ = bind_model(model, data, options)
+    return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))
+
+
+def estimators(
+    model: str | Callable[..., Any] | Model,
+    data: Any = None,
+    guide: Any = "auto",
+    *,
+    seed: int | None = None,
+    gradients: int = GRADIENTS,
+    **options: Any,
+) -> pd.DataFrame:
+    """Measures bias, noise and cost of every gradient estimator that a model and a guide can have.
+
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        guide: As for `fit`.
+        seed: As for `fit`.
+        gradients: Of each estimator at the start, the middle and the end of a fit.
+        **options: As for `fit`.
+
+    Returns:
+        The table of `elbowroom.assess.estimators.measure`.
+    """
+    if gradients < 50:
+        raise OptionError(f"--gradients {gradients}: give at least 50.")
+    problem, settings, _ = bind_model(model, data, options)
+    seed = checked_seed(seed)
+    return measure(problem, resolve_guide(guide, problem), settings, seed, gradients)

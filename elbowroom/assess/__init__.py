@@ -1,0 +1,1 @@
+"""What tells whether a fit is good."""

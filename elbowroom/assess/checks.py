@@ -1,0 +1,339 @@
+"""What can be seen to be wrong with a model, its data and a guide before they are fitted."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from elbowroom.density.landscape import explore
+from elbowroom.engines.settings import Settings
+from elbowroom.engines.svi.failure import culprit
+from elbowroom.errors import ElbowroomError, GuideError, ModelError, users_code
+from elbowroom.guides import Guide
+from elbowroom.guides.space import FixedRows, sample_sites, takes_batches, trace_model
+from elbowroom.objectives.elbo import (
+    check_enumerable,
+    choose_objective,
+    is_delta,
+    make_objective,
+    marked,
+    read_guide,
+)
+from elbowroom.objectives.minibatches import Minibatches
+from elbowroom.problem.bound import Problem
+from elbowroom.problem.isolation import reseed
+
+RUNS = 40
+"""Runs in which minibatches are compared with all rows, and draws with supports."""
+ERRORS = 5.0
+"""Standard errors by which they may differ."""
+FEW, DOUBTFUL = 10, 2.0
+"""Runs that are enough where they differ by no more standard errors than this."""
+SCALES = 1000.0
+"""A ratio of two columns' standard deviations that no optimiser likes."""
+FAR = 1e5
+"""Nats of a row's ELBO, at the start, from which a fit does not come back."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked; the guide's and the model's parameters are in the active store.
+
+    Attributes:
+        problem: The model bound to its data.
+        guide: The guide's declaration.
+        called: The guide itself, where it begins.
+        settings: Of the fit.
+    """
+
+    problem: Problem
+    guide: Guide
+    called: Callable[..., Any]
+    settings: Settings
+
+    @property
+    def objective(self) -> tuple[str, str]:
+        """The name of the ELBO, and why."""
+        sites = read_guide(self.called, self.problem.arguments, self.problem.space)
+        return choose_objective(self.settings.elbo, self.guide.elbo, self.problem.space, sites)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: its level is "ok", "warning" or "error"."""
+
+    check: str
+    level: str
+    text: str
+
+
+def _validity(subject: Subject) -> list[str]:
+    """Shapes, arguments and observed values are valid, and each value counts once."""
+    return list(subject.problem.doubts)
+
+
+def _sites(subject: Subject) -> list[str]:
+    """The guide's sites are the model's, and an objective takes them."""
+    problem = subject.problem
+    sites = read_guide(subject.called, problem.arguments, problem.space)
+    choose_objective(subject.settings.elbo, subject.guide.elbo, problem.space, sites)
+    check_enumerable(problem.function, problem.arguments, problem.space, sites)
+    return [
+        f"site '{name}': its distribution in the guide cannot be reparameterised, so that its "
+        "gradients are score functions, and noisy; give it one that can."
+        for name in sorted(sites.rough)
+    ]
+
+
+def _supports(subject: Subject) -> list[str]:
+    """The guide draws where the model has a density, and everywhere there."""
+    problem = subject.problem
+    prior = dict(sample_sites(trace_model(problem.function, problem.arguments)))
+    warnings: dict[str, str] = {}
+    for _ in range(RUNS):
+        with torch.no_grad():
+            trace = poutine.trace(subject.called).get_trace(**problem.arguments)
+            with users_code("the model cannot be run at the guide's draws", ModelError):
+                replayed = poutine.trace(poutine.replay(problem.function, trace)).get_trace(
+                    **problem.arguments
+                )
+        for name, node in sample_sites(trace):
+            if name not in prior or node["infer"].get("is_auxiliary"):
+                continue
+            fn: Any = replayed.nodes[name]["fn"]
+            support = fn.support
+            if not _inside(support, node["value"]):
+                raise GuideError(
+                    f"site '{name}': the guide's {type(node['fn']).__name__} draws values outside "
+                    f"the model's support, {support}; give it a distribution on that support, such "
+                    "as a LogNormal for what is positive or a TransformedDistribution."
+                )
+            own = node["fn"]
+            if not is_delta(own) and not _inside(own.support, prior[name]["value"]):
+                warnings[name] = (
+                    f"site '{name}': the guide's {type(own).__name__} cannot reach all of the "
+                    f"model's support, {support}; what it cannot reach is never found."
+                )
+    return list(warnings.values())
+
+
+def _inside(support: Any, value: Tensor) -> bool:
+    try:
+        return bool(support.check(value).all())
+    except NotImplementedError:
+        return True
+
+
+def _start(subject: Subject) -> list[str]:
+    """The ELBO is finite where the fit begins, and in reach."""
+    problem = subject.problem
+    name, _ = subject.objective
+    pair = marked(name, problem.function, subject.called)
+    objective = make_objective(name, subject.settings.particles, problem.space)
+    with users_code("the ELBO cannot be evaluated at the start", ModelError):
+        loss = objective.loss(*pair, **problem.arguments)
+    if not math.isfinite(loss):
+        cause = culprit(*pair, problem.arguments, objective)
+        raise ModelError(f"the ELBO is not finite at the start. {cause}")
+    plates = [p for placed in problem.space.observed_plates.values() for p in placed]
+    rows = max([1, *(plate.size for plate in plates)])
+    if abs(loss) / rows > FAR:
+        return [
+            f"the ELBO begins at {-loss:.2g} nats, {-loss / rows:.2g} for each row: bring the data "
+            "to a scale near one, or begin the guide nearer to them."
+        ]
+    return []
+
+
+def _minibatches(subject: Subject) -> list[str]:
+    """The mean of minibatch ELBOs is the full ELBO, site by site."""
+    problem, space = subject.problem, subject.problem.space
+    if space.subsampled is None:
+        if takes_batches(problem.function):
+            return [
+                "the model takes batch_size, and no plate becomes smaller by it: pass it to the "
+                "rows' plate as subsample_size."
+            ]
+        return []
+    plate, asked = space.subsampled, subject.settings.batch_size
+    size = asked or max(1, min(100, plate.size // 10))
+    if size >= plate.size:
+        return []
+    batches = Minibatches(plate.size, size)
+    some: list[dict[str, _Term]] = []
+    every: list[dict[str, _Term]] = []
+    for run in range(RUNS):
+        if run == FEW and not any(_differs(some, every, name, DOUBTFUL) for name in every[0]):
+            break
+        with users_code(
+            f"the model or the guide cannot be run on minibatches of {size} rows", ModelError
+        ):
+            some.append(_terms(subject, run, next(batches), size))
+            every.append(_terms(subject, run, torch.arange(plate.size), None))
+    warnings = []
+    for name, first in every[0].items():
+        ratio = some[0][name].scale / (first.scale * plate.size / size)
+        if first.of_rows and abs(ratio - 1) > 1e-6:
+            raise ModelError(
+                f"{name}: a row of a minibatch of {size} weighs {some[0][name].scale:.4g} times "
+                f"one of all {plate.size}, which weigh {first.scale:.4g}: it must be "
+                f"{first.scale * plate.size / size:.4g} times. The plate '{plate.name}' with "
+                "subsample_size=batch_size sees to that; take any other scale of the rows away."
+            )
+        if not _differs(some, every, name, ERRORS):
+            continue
+        expected = np.mean([terms[name].value for terms in every])
+        found = np.mean([terms[name].value for terms in some])
+        text = (
+            f"{name}: its mean log density is {found:.4g} in minibatches of {size} rows "
+            f"and {expected:.4g} in all {plate.size}"
+        )
+        if not first.of_rows:
+            raise ModelError(
+                f"{text}. What is a sum over rows belongs into the plate '{plate.name}' with "
+                "subsample_size=batch_size, which scales it."
+            )
+        warnings.append(f"{text}: a few rows weigh more than all others together.")
+    return warnings
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A term of the ELBO: its value, and whether and how much it is scaled in the rows' plate."""
+
+    value: float
+    of_rows: bool
+    scale: float
+
+
+def _differs(
+    some: list[dict[str, _Term]], every: list[dict[str, _Term]], name: str, errors: float
+) -> bool:
+    """Whether the means of a term over two lists of runs differ by more than some errors."""
+    whole = np.array([terms[name].value for terms in every])
+    with np.errstate(invalid="ignore"):  # infinite values differ
+        gaps = np.array([terms[name].value for terms in some]) - whole
+        error = gaps.std(ddof=1) / len(gaps) ** 0.5
+    return not abs(gaps.mean()) <= errors * error + 1e-4 * max(1.0, abs(whole.mean()))
+
+
+def _terms(subject: Subject, seed: int, rows: Tensor, size: int | None) -> dict[str, _Term]:
+    """The terms of the ELBO by site, at the noise of a seed."""
+    plate = subject.problem.space.subsampled
+    assert plate is not None
+    arguments = dict(subject.problem.arguments)
+    if size is not None:
+        arguments["batch_size"] = size
+    reseed(seed)
+    found = {}
+    with torch.no_grad(), FixedRows({plate.name: rows}):
+        guide_trace = poutine.trace(subject.called).get_trace(**arguments)
+        model = poutine.replay(subject.problem.function, guide_trace)
+        model_trace = poutine.trace(model).get_trace(**arguments)
+        for whose, trace in (("model", model_trace), ("guide", guide_trace)):
+            trace.compute_log_prob()
+            for name, node in sample_sites(trace):
+                frames = {frame.name for frame in node["cond_indep_stack"]}
+                scale = float(torch.as_tensor(node["scale"]).double().mean())
+                found[f"the {whose}'s site '{name}'"] = _Term(
+                    float(node["log_prob_sum"]), plate.name in frames, scale
+                )
+    return found
+
+
+def _columns(subject: Subject) -> list[str]:
+    """Columns have scales of about one size, and more than one value.
+
+    The models of the registry scale their columns themselves.
+    """
+    problem = subject.problem
+    if problem.model_name is not None:
+        return []
+    spreads = column_spreads(problem.arguments, problem.data)
+    constant = [name for name, spread in spreads.items() if spread == 0]
+    warnings = [f"{name} is constant: it tells nothing; leave it out." for name in constant]
+    moving = {name: spread for name, spread in spreads.items() if spread > 0}
+    if moving:
+        low, high = min(moving, key=lambda n: moving[n]), max(moving, key=lambda n: moving[n])
+        if moving[high] > SCALES * moving[low]:
+            warnings.append(
+                f"{low} has a standard deviation of {moving[low]:.2g} and {high} one of "
+                f"{moving[high]:.2g}: standardise them, or stochastic gradients go a long way."
+            )
+    return warnings
+
+
+def column_spreads(arguments: Mapping[str, Any], data: Any) -> dict[str, float]:
+    """The standard deviation of each column of real numbers among a model's arguments."""
+    spreads = {}
+    table = isinstance(data, pd.DataFrame)
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 3:
+            continue
+        if value.dim() == 1:
+            spreads[f"column '{name}'" if table else f"'{name}'"] = float(value.std())
+        elif value.dim() == 2:
+            for index, spread in enumerate(value.std(0).tolist()):
+                spreads[f"column {index} of '{name}'"] = spread
+    return spreads
+
+
+CHECKS: dict[str, Callable[[Subject], list[str]]] = {
+    "validity": _validity,
+    "sites": _sites,
+    "supports": _supports,
+    "start": _start,
+    "minibatches": _minibatches,
+    "columns": _columns,
+}
+
+
+def before_run(subject: Subject) -> list[str]:
+    """Runs every check; to be called in a session of the problem.
+
+    Returns:
+        Warnings, each with the edit that fixes it; without those that the verdict has.
+
+    Raises:
+        GuideError, ModelError, OptionError: At the first error, which names the site.
+    """
+    warnings = [warning for each in CHECKS.values() for warning in _undisturbed(each, subject)]
+    return [each for each in warnings if each not in subject.problem.prepared.doubts]
+
+
+def _undisturbed(check: Callable[[Subject], list[str]], subject: Subject) -> list[str]:
+    """A check that leaves the random numbers as they were."""
+    failed = "the model or the guide cannot be run again"
+    with torch.random.fork_rng(devices=[]), users_code(failed, GuideError):
+        return check(subject)
+
+
+def run_checks(problem: Problem, guide: Guide, settings: Settings, seed: int) -> list[Finding]:
+    """Every check of a model, its data and a guide, each with what it found."""
+    try:
+        fitted_to = problem.for_guide(guide)
+        landscape = explore(problem, min(settings.restarts, 2), seed)
+    except ElbowroomError as error:
+        return [Finding("model", "error", str(error))]
+    found, problem = [], fitted_to
+    with problem.session(seed):
+        called = guide.build(problem.space, landscape.start())
+        subject = Subject(problem, guide, called, settings)
+        for name, check in CHECKS.items():
+            try:
+                warnings = _undisturbed(check, subject)
+            except ElbowroomError as error:
+                found.append(Finding(name, "error", str(error)))
+                if name == "sites":
+                    break  # the others need a guide that runs
+            else:
+                found += [Finding(name, "warning", text) for text in warnings]
+                if not warnings:
+                    found.append(Finding(name, "ok", (check.__doc__ or "").split("\n")[0]))
+    return found

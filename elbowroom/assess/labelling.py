@@ -1,0 +1,76 @@
+"""The evidence of a posterior whose parts have labels that mean nothing, of all labellings."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from elbowroom.density.importance import log_mean_exp
+from elbowroom.density.labels import (
+    Labels,
+    labels_of,
+    log_mean_proposal,
+    log_orders_apart,
+)
+from elbowroom.density.landscape import Landscape
+
+WHOLE = 4
+"""The most labels over all of whose orders a proposal is averaged."""
+DRAWS = 2000
+"""Of it, for which that is done."""
+
+
+def exchangeable(landscape: Landscape) -> list[Labels]:
+    """The parts of a posterior that can be put in any order, and are not alike at its best mode."""
+    density, best = landscape.density, landscape.best
+    if density is None or best is None or best.precision is None:
+        return []
+    scales = 1 / np.sqrt(np.diag(best.precision))
+    return labels_of(density, best.location, scales)
+
+
+def of_all_labellings(
+    landscape: Landscape,
+    log_evidence: tuple[float, float],
+    points: np.ndarray | None = None,
+    log_p: np.ndarray | None = None,
+    log_proposal: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[tuple[float, float], str | None]:
+    """The evidence of all labellings, of that of draws about one of them.
+
+    Args:
+        landscape: The modes.
+        log_evidence: The mean log weight of the draws, and its standard error.
+        points: The draws, (n, D), if their proposal can be evaluated anywhere.
+        log_p: The log density of each.
+        log_proposal: The log density of what they were drawn from, (n, D) to (n,).
+
+    Returns:
+        The log evidence and its standard error, and what there is to say of it.
+    """
+    groups = exchangeable(landscape)
+    best = landscape.best
+    if not groups or best is None or best.precision is None:
+        return log_evidence, None
+    apart = [log_orders_apart(labels, best.location, best.precision) for labels in groups]
+    counts = " and ".join(f"{labels.count}" for labels in groups)
+    if all(orders is not None for orders in apart):
+        more = sum(orders for orders in apart if orders is not None)
+        note = (
+            f"log p(data) counts all labellings of the {counts} exchangeable parts, the log of "
+            f"whose number is {more:.4g}; the draws have one of them."
+        )
+        return (log_evidence[0] + more, log_evidence[1]), note
+    whole = len(groups) == 1 and groups[0].count <= WHOLE and points is not None
+    if whole and points is not None and log_p is not None and log_proposal is not None:
+        picked = np.random.default_rng(0).permutation(len(points))[:DRAWS]
+        mean = log_mean_proposal(groups[0], points[picked], log_proposal)
+        note = (
+            f"log p(data) counts all labellings of the {counts} exchangeable parts, which the data "
+            "hardly tell apart; the draws are about one of them."
+        )
+        return log_mean_exp(log_p[picked] - mean), note
+    more = sum(labels.log_orders for labels in groups)
+    return log_evidence, (
+        f"log p(data) is that of some labellings of the {counts} exchangeable parts, which the "
+        f"data hardly tell apart: with all of them it would be larger, by {more:.4g} at most."
+    )

@@ -1,0 +1,172 @@
+"""A fit's posterior beside a long run of NUTS: how far they differ, and whether that matters."""
+
+import numpy as np
+import pandas as pd
+import xarray
+from arviz_stats.base import array_stats
+from scipy.stats import wasserstein_distance
+
+from elbowroom.assess.compare import labelled_scalars
+from elbowroom.engines.nuts.sampler import FEWEST_EFFECTIVE, R_HAT_LIMIT, NutsDraws, mixing
+from elbowroom.errors import DataError
+
+USABLE = 0.3
+"""The distance of means, in the reference's sds, and the log ratio of sds, up to which a posterior
+serves as well as the reference."""
+ERRORS = 2.0
+"""Standard errors that a distance may exceed that by."""
+DIVERGENT = 0.01
+"""The share of divergent draws above which the reference may have missed a part of the mass."""
+INTERVAL = 0.9
+"""The mass of the intervals whose coverage is taken."""
+
+COLUMNS = [
+    "quantity", "mean_shift", "mean_shift_error", "sd_ratio", "log_ratio_error", "coverage",
+    "wasserstein", "r_hat", "effective",
+]  # fmt: skip
+
+
+def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset) -> pd.DataFrame:
+    """How each scalar quantity's posterior differs from the reference's.
+
+    Args:
+        posterior: Of a fit, with dims chain and draw.
+        reference: Draws of NUTS of the same quantities, in the same units and order of labels.
+
+    Returns:
+        One line a quantity:
+
+        - quantity: its label;
+        - mean_shift: the posterior's mean less the reference's, in the reference's sds, and
+          mean_shift_error, its Monte Carlo standard error, both samples' together;
+        - sd_ratio: the posterior's sd over the reference's, and log_ratio_error, the standard
+          error of its logarithm;
+        - coverage: the share of the reference's draws within the posterior's equal-tailed
+          90 % interval: 0.9 if they agree;
+        - wasserstein: the distance of the two distributions, in the reference's sds;
+        - r_hat, effective: the reference's rank-normalised split R-hat and bulk effective sample
+          size.
+
+        A quantity that the reference holds fixed has shift 0 and ratio 1 if the posterior holds it
+        at the same value; else one of them is infinite. A reference without draws gives no lines.
+
+    Raises:
+        DataError: If they share no quantity.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> wide, narrow = random.normal(size=(4, 1000)), 0.5 * random.normal(size=(1, 4000)) + 1
+        >>> reference = xarray.Dataset({"b": (("chain", "draw"), wide)})
+        >>> table = compare_with_reference(
+        ...     xarray.Dataset({"b": (("chain", "draw"), narrow)}), reference
+        ... )
+        >>> table[["mean_shift", "sd_ratio", "coverage", "wasserstein"]].round(1).values.tolist()
+        [[1.0, 0.5, 0.4, 1.0]]
+    """
+    found, wanted = labelled_scalars(posterior), labelled_scalars(reference)
+    shared = [label for label in wanted if label in found]
+    if not shared:
+        raise DataError(
+            f"the posterior ({', '.join(found) or 'empty'}) and the reference "
+            f"({', '.join(wanted) or 'empty'}) have no quantity in common."
+        )
+    lines = [_line(each, found[each], wanted[each]) for each in shared if wanted[each].size]
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def _line(label: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, object]:
+    """One quantity's line, from draws of the posterior and the reference, (chains, draws) each."""
+    found, wanted = found.astype(float), wanted.astype(float)
+    off, own, sd = found.mean() - wanted.mean(), found.std(), wanted.std()
+    lower, upper = np.quantile(found, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    (r_hat,), (effective,) = mixing(wanted[None])
+    mean_error = np.hypot(_error(found, "mean"), _error(wanted, "mean")) / sd
+    ratio_error = np.hypot(_error(found, "sd") / own, _error(wanted, "sd") / sd)
+    return {
+        "quantity": label,
+        "mean_shift": float(off / sd if off or sd else 0.0),
+        "mean_shift_error": float(mean_error),
+        "sd_ratio": float(own / sd if own or sd else 1.0),
+        "log_ratio_error": float(ratio_error),
+        "coverage": float(np.mean((wanted >= lower) & (wanted <= upper))),
+        "wasserstein": float(wasserstein_distance(found.ravel(), wanted.ravel()) / sd),
+        "r_hat": float(r_hat),
+        "effective": float(effective),
+    }
+
+
+def _error(draws: np.ndarray, of: str) -> float:
+    """The Monte Carlo standard error of a mean or sd; 0 where it cannot be told."""
+    if draws.shape[1] < 4 or not np.ptp(draws) > 0:
+        return 0.0
+    return float(array_stats.mcse(draws, chain_axis=0, draw_axis=1, method=of))
+
+
+def how_well(r_hat: float, effective: float, divergences: int) -> str:
+    """How well chains have mixed, in words."""
+    words = f"R-hat {r_hat:.3f}, {effective:,.0f} effective draws"
+    return f"{words}, {divergences:,} divergences" if divergences else words
+
+
+def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool] | None:
+    """What a comparison with NUTS says, and whether the posterior agrees with it.
+
+    They agree if every mean is within 0.3 of the reference's sds and every sd within a factor of
+    e^0.3 either way, but for twice the Monte Carlo error.
+
+    Whether the reference has converged is asked of the quantities in the table: in the
+    unconstrained space the chains of a mixture may differ by labels alone.
+
+    Args:
+        table: Of `compare_with_reference`.
+        nuts: The run that it is about.
+
+    Returns:
+        None where it says nothing: a quantity has R-hat above 1.01 or fewer than 400 effective
+        draws, or more than 1 % of the draws diverged.
+
+    Example:
+        >>> table = pd.DataFrame([dict.fromkeys(COLUMNS, 0.0)]).assign(
+        ...     quantity="b", mean_shift=-1.2, sd_ratio=1.1, r_hat=1.0, effective=900.0
+        ... )
+        >>> nothing = np.zeros((4, 500, 1))
+        >>> nuts = NutsDraws(nothing, 0, np.ones(1), np.ones(1), 0.0, "nutpie", "complete")
+        >>> sentence, agrees = reference_sentence(table, nuts)
+        >>> agrees, sentence.partition(": ")[2]
+        (False, 'the mean of b is 1.2 sd off.')
+    """
+    fixed = table["r_hat"].isna() & (table["mean_shift"] == 0) & (table["sd_ratio"] == 1)
+    varying = table[~fixed]
+    total = nuts.points.shape[0] * nuts.points.shape[1]
+    r_hat, effective = varying["r_hat"].max(skipna=False), varying["effective"].min(skipna=False)
+    reliable = r_hat <= R_HAT_LIMIT and effective >= FEWEST_EFFECTIVE
+    if varying.empty or not reliable or nuts.divergences > DIVERGENT * total:
+        return None
+    with np.errstate(divide="ignore"):
+        shifts = varying["mean_shift"].abs()
+        ratios = np.log(varying["sd_ratio"]).abs()
+    far = _beyond(varying["quantity"], shifts, varying["mean_shift_error"])
+    wide = _beyond(varying["quantity"], ratios, varying["log_ratio_error"])
+    which = f"NUTS ({how_well(r_hat, effective, nuts.divergences)})"
+    if far is None and wide is None:
+        return (
+            f"The posterior agrees with {which}: means within {shifts.max():.2g} sd, sds within "
+            f"a factor {np.exp(ratios.max()):.3g}."
+        ), True
+    parts = []
+    if far is not None:
+        parts.append(f"the mean of {far[1]} is {shifts[far[0]]:.2g} sd off")
+    if wide is not None:
+        ratio = varying["sd_ratio"][wide[0]]
+        parts.append(f"the sd of {wide[1]} is {ratio:.2g} times that of NUTS")
+    return f"The posterior differs from {which}: {' and '.join(parts)}.", False
+
+
+def _beyond(names: pd.Series, distances: pd.Series, errors: pd.Series) -> tuple[int, str] | None:
+    """The quantity that is farthest beyond what is usable, by its place and name."""
+    excess = (distances - ERRORS * errors).fillna(np.inf)
+    worst = int(excess.to_numpy().argmax())
+    if excess.iloc[worst] <= USABLE:
+        return None
+    return excess.index[worst], str(names.iloc[worst])

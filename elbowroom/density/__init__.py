@@ -1,0 +1,1 @@
+"""A model's log density: its curvature, its modes, and where to look for them."""

@@ -1,0 +1,309 @@
+"""A model's log density over its flat unconstrained vector, as one recorded function.
+
+Discrete sites are summed out and the Jacobians of the changes of coordinates are included. The
+model is run twice to record the operations of its log density and gradient, which are then
+replayed for batches of points at a small part of the cost of running the model.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
+
+from elbowroom.density.branches import Branch
+from elbowroom.errors import ModelError, users_code
+from elbowroom.guides.parameters import held
+from elbowroom.guides.space import LatentSpace
+from elbowroom.problem.leaves import leaves
+from elbowroom.problem.score import Batchable, score
+from elbowroom.recording.record import BATCHES, record
+
+CACHED = 60_000
+"""Numbers of one operation on a batch that stay in a core's cache: larger batches are slower."""
+AFFORDABLE = 400_000_000
+"""Numbers that a few seconds are enough for."""
+ONE_BY_ONE = 1_000_000
+"""The nanoseconds of a model's run, more or less."""
+LARGEST = 4_000_000
+"""Numbers of one operation on a batch, for the memory's sake."""
+UNSTEADY, ALONG = 0.5, 32
+"""Nats by which a value without digits jumps, and places on the way to it."""
+IN_FLOAT64 = (
+    "the model's log density cannot be evaluated in float64; make the numbers of its networks so, "
+    "by network.double(), and fit with --dtype float64"
+)
+AGREEMENT = 1e-8
+"""The largest relative difference between the recorded and the model's own values."""
+
+
+class Density:
+    """The log density of the flat unconstrained vector, and its gradient.
+
+    All numbers are float64. Points where the model gives NaN, or cannot factorise a matrix, have
+    log density minus infinity.
+
+    Attributes:
+        dimension: Of the vector, D.
+        how: "recorded"; "batched", if the model could not be recorded but can be batched; "one by
+            one", if it can be neither.
+        unsteady: Points that were found to have a value without digits.
+        evaluations: Points at which the gradient or the value was taken.
+        work: Numbers that the operations of one gradient give: about as many nanoseconds.
+        slope_error: The largest difference of the gradient from differences of the value in random
+            directions, relative to its size; 0 where there is no value to compare with.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments, their numbers in float64 on the CPU.
+        space: Its latent space.
+        parameters: Values of its point parameters, constrained, if it has any.
+        with_parameters: Whether they are coordinates of the vector, after those of the latent
+            sites, without the Jacobians of their changes of coordinates.
+        branch: The term that stands for the whole of a density that is a sum; see
+            `elbowroom.density.branches`.
+
+    Raises:
+        ModelError: If two runs of the model at one point differ, since it draws random numbers.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> arguments = {"y": torch.tensor(2.0, dtype=torch.float64)}
+        >>> density = Density(model, arguments, LatentSpace.of(model, arguments))
+        >>> values, gradients = density.value_and_gradient(np.array([[1.0], [0.0]]))
+        >>> values.round(3), gradients
+        (array([-2.838, -3.838]), array([[0.],
+               [2.]]))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        space: LatentSpace,
+        parameters: Mapping[str, Tensor] | None = None,
+        with_parameters: bool = False,
+        branch: int | None = None,
+    ) -> None:
+        self.branch = branch
+        self.model, self.arguments, self.space = model, arguments, space
+        self.with_parameters = with_parameters
+        self._holds = bool(parameters) or with_parameters
+        if parameters:
+            self.model = held(model, parameters)
+        self.dimension = space.dimension + (space.parameters.size if with_parameters else 0)
+        self.evaluations = self.unsteady = 0
+        numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
+        self.width = max([1, space.dimension, *self._widths(numbers)])
+        self.work = ONE_BY_ONE
+        self.how, self._function = self._prepared()
+        self.slope_error = self._slope_error()
+
+    def _widths(self, numbers: int) -> list[int]:
+        """Numbers of one operation at one point, as far as they can be told beforehand."""
+        sizes = [plate.size for plates in self.space.observed_plates.values() for plate in plates]
+        return sizes or [numbers]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The log density at one point by the model itself, (D,) to ()."""
+        model = self.model
+        if self.with_parameters:
+            u, beside = u[: self.space.dimension], u[self.space.dimension :]
+            model = held(model, self.space.parameters.constrained(beside))
+        parts = self.space.split(u)
+        values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
+        with nullcontext() if self.branch is None else Branch(self.branch):
+            total = score(model, self.arguments, values, self.space).log_joint
+        for site in self.space.sites:
+            total = total + site.log_abs_det_jacobian(parts[site.name], values[site.name]).sum()
+        return total
+
+    def branches(self) -> int:
+        """The terms of the largest sum that the density is made of; 0 if it is none."""
+        with Branch(None) as seen, torch.no_grad():
+            self(torch.zeros(self.dimension, dtype=torch.float64))
+        return seen.terms
+
+    def _batched(self, points: Tensor) -> Any:
+        with Batchable():
+            gradients, values = vmap(grad_and_value(self))(points)
+        return values, gradients
+
+    def _filled(self, points: Tensor) -> Any:
+        """The same for a model that fills tensors in place."""
+
+        def density(u: Tensor) -> Tensor:
+            with Batchable(torch.zeros_like(u[0])):
+                return self(u)
+
+        gradients, values = vmap(grad_and_value(density))(points)
+        return values, gradients
+
+    def _one_by_one(self, points: Tensor) -> Any:
+        values, gradients = [], []
+        for point in points:
+            with torch.enable_grad():
+                u = point.clone().requires_grad_()
+                try:
+                    value = self(u)
+                    gradient = torch.zeros_like(u)
+                    if value.requires_grad:
+                        (gradient,) = torch.autograd.grad(value, u, materialize_grads=True)
+                except torch.linalg.LinAlgError:
+                    value, gradient = u.new_tensor(torch.nan), torch.full_like(u, torch.nan)
+            values.append(value.detach())
+            gradients.append(gradient)
+        return torch.stack(values), torch.stack(gradients)
+
+    def _prepared(self) -> tuple[str, Callable[..., Any]]:
+        generator = torch.Generator().manual_seed(0)
+        count = sum(BATCHES)
+        points = torch.randn(count + 2, self.dimension, generator=generator, dtype=torch.float64)
+        points = 0.3 * points
+        probes = points[count:]
+        with users_code(IN_FLOAT64, ModelError):
+            expected = self._one_by_one(probes)
+            self._check_held(probes[0])
+        if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected]):
+            raise ModelError(
+                "the model's log density is random: two runs at one point differ; draw random "
+                "numbers by pyro.sample alone."
+            )
+        # Recording and batching fail in as many ways as there are models, which then are run.
+        batched = (self._batched, self._filled)
+        for function in batched:
+            try:
+                recorded = record(function, points[:count])
+                if _agree(recorded(probes), expected):
+                    self.work = recorded.numbers
+                    return "recorded", recorded
+            except Exception:
+                continue
+        for function in batched:
+            try:
+                if _agree(function(probes), expected):
+                    return "batched", function
+            except Exception:
+                continue
+        return "one by one", self._one_by_one
+
+    def _check_held(self, point: Tensor) -> None:
+        """Sees that no network is left whose own tensors went in where others were given."""
+        with suppress(torch.linalg.LinAlgError), torch.enable_grad():
+            for leaf in leaves(self(point)):
+                if self._holds and isinstance(leaf, nn.Parameter):
+                    raise ModelError(
+                        f"a parameter of shape {tuple(leaf.shape)} is used before it is registered "
+                        "with pyro.param or pyro.module, or where torch does not show it, as in "
+                        "torch.jit: register it first in the model, or fit with --engine svi."
+                    )
+
+    def _slope_error(self) -> float:
+        random = np.random.default_rng(0)
+        # Long steps bend, short ones drown in rounding: one of them shows the slope.
+        sizes = np.array([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+        worst = 0.0
+        for point in 0.3 * random.standard_normal((2, self.dimension)):
+            _, gradient = self.at(point)
+            direction = random.standard_normal(self.dimension)
+            scale = np.abs(gradient * direction).max(initial=0.0)
+            moves = sizes[:, None] * direction
+            with np.errstate(invalid="ignore"):
+                slopes = (self.value(point + moves) - self.value(point - moves)) / (2 * sizes)
+                errors = np.abs(slopes - gradient @ direction) / (scale if scale else 1.0)
+            errors = errors[np.isfinite(errors)]
+            if errors.size:
+                worst = max(worst, float(errors.min()))
+        return worst
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know of how the density is evaluated."""
+        if self.how == "recorded" and self.unsteady:
+            return (
+                f"at {self.unsteady} of the draws the model's log density had lost its digits, as "
+                "a difference of huge numbers; they were left out."
+            )
+        if self.how == "recorded":
+            return None
+        reason = "its operations depend on the values of its sites or cannot be batched"
+        return f"the model is run as it stands, slower, since {reason} ({self.how})."
+
+    def affordable(self, wanted: int, least: int) -> int:
+        """As many points of those wanted as can be evaluated in a few seconds, but some."""
+        return min(wanted, max(least, AFFORDABLE // self.width))
+
+    @property
+    def batch(self) -> int:
+        """The number of points that are evaluated at once."""
+        return max(1, min(1024, max(CACHED // self.width, 4), LARGEST // self.width))
+
+    def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log density and gradient at each row of `points`, (n, D): (n,) and (n, D)."""
+        parts = [self._evaluate(chunk) for chunk in self._chunks(points)]
+        values = np.concatenate([part[0] for part in parts])
+        gradients = np.concatenate([part[1] for part in parts])
+        return np.where(np.isnan(values), -np.inf, values), gradients
+
+    def at(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log density and gradient at one point, (D,): a number and (D,)."""
+        values, gradients = self.value_and_gradient(point[None])
+        return float(values[0]), gradients[0]
+
+    def value(self, points: np.ndarray) -> np.ndarray:
+        """Log density at each row of `points`, (n, D) to (n,)."""
+        parts = [self._evaluate(chunk, gradient=False)[0] for chunk in self._chunks(points)]
+        values = np.concatenate(parts)
+        return np.where(np.isnan(values), -np.inf, values)
+
+    def steady(self, points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        """Whether the log density keeps its digits from a centre, (D,), to points, (n, D): (n,).
+
+        Far out it may be a difference of huge numbers: it jumps by more than a nat where its
+        argument hardly moves, and beyond is a constant.
+        """
+        if not len(points):
+            return np.zeros(0, dtype=bool)
+        shares = np.linspace(0.0, 1.0, ALONG + 1)[1:, None, None]
+        way = centre + shares * (points - centre)  # (`ALONG`, n, D)
+        moves = 1e-10 * (1 + np.abs(way))
+        values = self.value(np.concatenate([way - moves, way + moves]).reshape(-1, self.dimension))
+        behind, ahead = values.reshape(2, ALONG, len(points))
+        with np.errstate(invalid="ignore"):
+            found = ~(np.abs(ahead - behind) > UNSTEADY).any(0)
+        self.unsteady += int((~found).sum())
+        return found
+
+    def _chunks(self, points: np.ndarray) -> list[np.ndarray]:
+        self.evaluations += len(points)
+        return [points[i : i + self.batch] for i in range(0, len(points), self.batch)]
+
+    def _evaluate(self, points: np.ndarray, gradient: bool = True) -> list[np.ndarray]:
+        batch = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
+        try:
+            if self.how == "recorded":
+                found = self._function(batch, outputs=None if gradient else (0,))
+            else:
+                found = self._function(batch)
+        except torch.linalg.LinAlgError:
+            found = self._one_by_one(batch)
+        return [each.detach().numpy() for each in found]
+
+    def constrained(self, points: np.ndarray) -> dict[str, Tensor]:
+        """The sites' values at each row of `points`, each (n, ...)."""
+        kept = points[:, : self.space.dimension]
+        flat = torch.from_numpy(np.ascontiguousarray(kept, dtype=np.float64))
+        return vmap(self.space.constrain)(flat)
+
+
+def _agree(found: Any, expected: Any) -> bool:
+    return all(
+        torch.allclose(one, two, rtol=AGREEMENT, atol=AGREEMENT, equal_nan=True)
+        for one, two in zip(found, expected, strict=True)
+    )

@@ -1,0 +1,162 @@
+"""Parts of a model whose labels mean nothing, and how many labellings a posterior has.
+
+A mixture of K components has K! modes that differ by the components' labels alone. Draws about one
+of them hold 1/K! of the evidence, where the modes are apart; all of it where they are one. With a
+proposal q about some of the labellings, the weights p / q̄ of its draws have the whole evidence as
+their mean, where q̄ is the mean of q over the K! relabellings of a point: p is the same at each
+(Frühwirth-Schnatter, 2004, "Estimating marginal likelihoods for mixture and Markov switching models
+using bridge sampling techniques").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations
+from math import lgamma
+
+import numpy as np
+import torch
+from scipy.special import logsumexp
+from torch import Tensor
+from torch.func import vmap
+
+from elbowroom.density.density import Density
+
+SAME = 1e-7
+"""The largest relative difference of two values of a density that is the same."""
+PROBES = 3
+ALIKE = 0.1
+"""The distance, in sds, up to which a relabelled mode is the same mode."""
+APART = 10.0
+"""Nats from a mode down to the middle between it and a relabelled one, if they are apart."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """K parts that can be put in any order without a change of the density.
+
+    Attributes:
+        density: The log density.
+        count: K.
+        axes: For each site that holds them, the axes of its value along which they lie.
+    """
+
+    density: Density
+    count: int
+    axes: dict[str, tuple[int, ...]]
+
+    @property
+    def log_orders(self) -> float:
+        """The log of the number of labellings, log K!."""
+        return lgamma(self.count + 1)
+
+    def relabelled(
+        self, points: np.ndarray, order: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unconstrained points, (n, D), with their parts in another order.
+
+        Returns:
+            The points, and the log of the volume that the change gives to a unit of it, (n,).
+        """
+        space, index = self.density.space, torch.as_tensor(order)
+
+        def changed(u: Tensor) -> tuple[Tensor, Tensor]:
+            values = space.constrain(u)
+            for name, axes in self.axes.items():
+                for axis in axes:
+                    values[name] = values[name].index_select(axis, index)
+            moved = space.unconstrain(values)
+            return moved, log_jacobian(self.density, u) - log_jacobian(self.density, moved)
+
+        found, volumes = vmap(changed)(torch.as_tensor(points))
+        return found.numpy(), volumes.numpy()
+
+    def hold(self, points: np.ndarray) -> bool:
+        """Whether the density is the same at some points with their parts in other orders."""
+        plain = self.density.value(points)
+        orders = [(1, 0, *range(2, self.count)), (*range(1, self.count), 0)]
+        for order in orders:
+            moved, volumes = self.relabelled(points, order)
+            with np.errstate(invalid="ignore"):
+                gaps = np.abs(self.density.value(moved) - volumes - plain)
+            if not (gaps <= SAME * np.maximum(1.0, np.abs(plain))).all():
+                return False
+        return True
+
+    def exchanges(self) -> list[tuple[int, ...]]:
+        """The orders that exchange two parts."""
+        found = []
+        for i in range(self.count):
+            for j in range(i):
+                order = [*range(self.count)]
+                order[i], order[j] = j, i
+                found.append(tuple(order))
+        return found
+
+
+def log_jacobian(density: Density, u: Tensor) -> Tensor:
+    """The log volume of the sites' values for a unit of unconstrained space, (D,) to ()."""
+    parts, total = density.space.split(u), torch.zeros((), dtype=u.dtype)
+    for site in density.space.sites:
+        part = parts[site.name]
+        total = total + site.log_abs_det_jacobian(part, site.transform(part)).sum()
+    return total
+
+
+def labels_of(density: Density, centre: np.ndarray, scales: np.ndarray) -> list[Labels]:
+    """The parts of a density that can be put in any order, and are not all alike at a point.
+
+    Args:
+        density: The log density.
+        centre: The point, such as a mode, (D,).
+        scales: Of the coordinates there, (D,).
+    """
+    random = np.random.default_rng(0)
+    points = centre + 0.5 * scales * random.standard_normal((PROBES, density.dimension))
+    values = density.space.constrain(torch.as_tensor(centre))
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    found = []
+    for size in sorted({size for shape in shapes.values() for size in shape if size > 1}):
+        every = {
+            name: tuple(axis for axis, length in enumerate(shape) if length == size)
+            for name, shape in shapes.items()
+        }
+        # A square matrix of each part has other axes of the same length.
+        for kept in (slice(None), slice(1)):
+            axes = {name: each[kept] for name, each in every.items() if each}
+            labels = Labels(density, size, axes)
+            try:
+                if not labels.hold(points):
+                    continue
+            except (RuntimeError, ValueError, NotImplementedError):  # of a transform's inverse
+                continue
+            moved = [labels.relabelled(centre[None], order)[0][0] for order in labels.exchanges()]
+            if any((np.abs(each - centre) > ALIKE * scales).any() for each in moved):
+                found.append(labels)
+            break
+    return found
+
+
+def log_orders_apart(labels: Labels, mode: np.ndarray, precision: np.ndarray) -> float | None:
+    """The log of the number of labellings, if a mode's are apart from each other; else None."""
+    for order in labels.exchanges():
+        gap = labels.relabelled(mode[None], order)[0][0] - mode
+        if gap @ precision @ gap < 4 * APART:  # half of it from either, in half its square
+            return None
+    return labels.log_orders
+
+
+def log_mean_proposal(
+    labels: Labels, points: np.ndarray, log_proposal: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The log of the mean of a proposal's density over all orders of a point's parts, (n,).
+
+    Args:
+        labels: The parts.
+        points: (n, D).
+        log_proposal: The log density of the proposal, (n, D) to (n,).
+    """
+    found = []
+    for order in permutations(range(labels.count)):
+        moved, volumes = labels.relabelled(points, order)
+        found.append(log_proposal(moved) + volumes)
+    return logsumexp(found, axis=0) - labels.log_orders

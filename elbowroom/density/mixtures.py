@@ -1,0 +1,146 @@
+"""Mixtures of multivariate t distributions, which importance draws are made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import torch
+from scipy.linalg import solve_triangular
+from scipy.special import gammaln, logsumexp
+from scipy.stats import f
+
+from elbowroom.guides.roots import factor_of
+
+FREEDOM = 7.0
+"""The fewest degrees of freedom of a proposal."""
+DEFENSIVE, REACH, FEW = 0.1, 100.0, 20
+"""The share of draws with Cauchy tails, where these end, in scales, and the most coordinates.
+
+They bound the weights where the target's tails are heavier than the others' (Hesterberg, 1995,
+"Weighted average importance sampling and defensive mixture distributions"), and reach so far that
+the draws tell whether a quantity has a variance. In many dimensions they would all miss the target.
+"""
+
+
+@dataclass(frozen=True)
+class LowRankNormal:
+    """A Normal whose covariance is diag(scale²) plus a factor times its transpose.
+
+    Attributes:
+        mean: (D,).
+        scale: (D,).
+        factor: (D, R).
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    factor: np.ndarray
+
+    def covariance(self, coordinates: np.ndarray) -> np.ndarray:
+        """Of some coordinates, (n,), with each other, (n, n)."""
+        rows = self.factor[coordinates]
+        return rows @ rows.T + np.diag(np.square(self.scale[coordinates]))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of multivariate t distributions over unconstrained coordinates.
+
+    Attributes:
+        shares: Of the components, (K,), summing to one.
+        means: (K, D).
+        factors: Lower Cholesky factors of the scale matrices, (K, D, D).
+        freedom: Degrees of freedom.
+    """
+
+    shares: np.ndarray
+    means: np.ndarray
+    factors: np.ndarray
+    freedom: float
+
+    def marginal(self, coordinates: np.ndarray) -> "Mixture":
+        """The mixture of some coordinates, (S,), with tails that suit their number."""
+        rows = self.factors[:, coordinates]
+        covariances = rows @ np.swapaxes(rows, 1, 2)
+        return Mixture.of(self.shares, self.means[:, coordinates], covariances)
+
+    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Draws, (count, D); each component gives its share of them as nearly as can be."""
+        ends = np.floor(np.cumsum(self.shares) * count + 0.5).astype(int)
+        ends[-1] = count
+        size = self.means.shape[1]
+        normal = random.standard_normal((count, size))
+        radius = np.sqrt(random.chisquare(self.freedom, count) / self.freedom)
+        standard = normal / radius[:, None]
+        far = random.permutation(count) < DEFENSIVE * count * (size <= FEW)
+        # A ratio of chi-squares has an F distribution; its share within reach, inverted.
+        ratio = f.ppf(random.uniform(size=far.sum()) * np.exp(_log_reached(size)), size, 1)
+        lengths = np.linalg.norm(normal[far], axis=1)
+        standard[far] = normal[far] * (np.sqrt(size * ratio) / lengths)[:, None]
+        parts, begin = [], 0
+        for mean, factor, end in zip(self.means, self.factors, ends, strict=True):
+            parts.append(mean + standard[begin:end] @ factor.T)
+            begin = end
+        return np.concatenate(parts)
+
+    def log_densities(self, points: np.ndarray) -> np.ndarray:
+        """Log share plus log density of each component, (n, K)."""
+        size, columns = points.shape[1], []
+        for share, mean, factor in zip(self.shares, self.means, self.factors, strict=True):
+            standard = solve_triangular(factor, (points - mean).T, lower=True, check_finite=False)
+            distance = np.square(standard).sum(0)
+            log_density = _log_t(distance, size, self.freedom)
+            if size <= FEW:
+                log_density = np.logaddexp(
+                    np.log1p(-DEFENSIVE) + log_density, np.log(DEFENSIVE) + _log_far(distance, size)
+                )
+            log_determinant = np.log(np.diag(factor)).sum()
+            columns.append(np.log(share) + log_density - log_determinant)
+        return np.stack(columns, axis=1)
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        """Of the mixture, (n,)."""
+        return logsumexp(self.log_densities(points), axis=1)
+
+    @classmethod
+    def of(cls, shares: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> "Mixture":
+        """A mixture with tails that suit the dimension.
+
+        Against a Normal target a t with half as many degrees of freedom as dimensions keeps three
+        quarters of its draws; fewer in high dimensions would waste most of them.
+        """
+        freedom = max(FREEDOM, means.shape[1] / 2)
+        return cls(
+            shares / shares.sum(), means, factor_of(torch.as_tensor(covariances)).numpy(), freedom
+        )
+
+
+def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:
+    """Log density of a standard multivariate t distribution at squared distances."""
+    constant = gammaln((freedom + size) / 2) - gammaln(freedom / 2)
+    constant -= size / 2 * np.log(freedom * np.pi)
+    return constant - (freedom + size) / 2 * np.log1p(distance / freedom)
+
+
+@cache
+def _log_reached(size: int) -> float:
+    """The log probability of a multivariate Cauchy distribution within `REACH`."""
+    return float(f.logcdf(REACH**2, size, 1))
+
+
+def _log_far(distance: np.ndarray, size: int) -> np.ndarray:
+    """Log density of a standard multivariate Cauchy distribution that ends at `REACH`."""
+    within = _log_t(distance, size, 1.0) - _log_reached(size)
+    return np.where(distance <= size * REACH**2, within, -np.inf)
+
+
+def mixed(mixtures: list[Mixture], counts: Sequence[float]) -> Mixture:
+    """The mixture that so many draws of each are drawn from."""
+    weight = np.array(counts) / sum(counts)
+    return replace(
+        mixtures[0],
+        shares=np.concatenate([w * m.shares for w, m in zip(weight, mixtures, strict=True)]),
+        means=np.concatenate([mixture.means for mixture in mixtures]),
+        factors=np.concatenate([mixture.factors for mixture in mixtures]),
+    )

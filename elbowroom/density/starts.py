@@ -1,0 +1,257 @@
+"""Where climbs begin: spread out as the prior is and farther, and where no known mode explains.
+
+The candidates are draws of the prior, nearer to its middle and twice as far from it, its corners,
+points near the origin, draws about each known mode that are far wider than it, and its reflections.
+They go a few steps uphill, and the next climbs begin at those whose density then exceeds most what
+the known modes account for.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from scipy.linalg import solve_triangular
+from scipy.stats import qmc
+from torch.func import vmap
+
+from elbowroom.density.branches import MOST
+from elbowroom.density.curvature import Curvature
+from elbowroom.density.density import Density
+from elbowroom.density.mixtures import Mixture
+from elbowroom.density.modes import Mode, find_modes
+from elbowroom.guides.roots import factor_of_inverse
+from elbowroom.problem.score import Batchable
+
+DRAWS = 64
+"""Of the prior."""
+FEW_DRAWS = 8
+"""Of a prior that can be drawn from one by one alone."""
+NUMBERS = 3_000_000
+"""In the candidates' evaluations, at most."""
+SOME = 16
+"""Candidates of each kind."""
+SCALES = (0.3, 1.0, 2.0)
+"""Distances of candidates from the middle of the prior, relative to its draws'."""
+CORNERS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Distances of points on the diagonal from the middle of the prior, in its sds."""
+WIDER = ((3.0, 48), (10.0, 48), (30.0, 24))
+"""Distances of candidates from the best mode, in its sds, and how many are at each.
+
+The basin of a narrower mode is a cone, which few directions meet; about other modes there are less.
+"""
+REFLECTED = 4
+"""Modes about which there are candidates."""
+UPHILL = 8
+"""Steps that candidates go uphill before they are judged."""
+ARRIVED = 1e-2
+"""Nats that a step gains where a candidate goes no farther."""
+UNEXPLAINED = 2.0
+"""Nats by which a candidate's density exceeds what known modes account for."""
+SCAN, BOX = (1024, 8192), (20.0, 10.0)
+"""Points that fill a box in one or two dimensions, and half of its side, in sds."""
+ALONG, FAR = 64, 24.0
+"""Points on a line through a mode, and how far it goes, in sds."""
+NEAR = 0.5
+"""Nats, and squared sds, from a mode at which a candidate has come to it."""
+APART = 1.0
+"""The mean squared distance of two starts, in the best mode's sds."""
+
+
+class Starts:
+    """Candidates for the starts of climbs.
+
+    Args:
+        density: The log density.
+        random: Of the candidates.
+
+    Attributes:
+        prior: Draws of the prior, unconstrained, (n, D); none where it has no sampler.
+        climbed: Where the latest candidates came to, (n, D).
+    """
+
+    def __init__(self, density: Density, random: np.random.Generator) -> None:
+        self.density, self.random = density, random
+        self.most = max(FEW_DRAWS, NUMBERS // (UPHILL * max(density.width, density.dimension)))
+        self.prior = prior_draws(density, min(DRAWS, self.most))
+        self.climbed = np.zeros((0, density.dimension))
+        self._next = iter(self.prior)
+        self._parts: np.ndarray | None = None
+
+    def first(self) -> Iterator[np.ndarray]:
+        """The origin, then prior draws and random points in turn, each (D,)."""
+        yield np.zeros(self.density.dimension)
+        while True:
+            drawn = next(self._next, None)
+            if drawn is not None:
+                yield drawn
+            yield self.random.uniform(-2, 2, self.density.dimension)
+
+    def unexplained(self, modes: Sequence[Mode], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places that the known modes explain least, and how many candidates came to each mode.
+
+        Args:
+            modes: With a precision each, the best first.
+            count: Of places, at most.
+
+        Returns:
+            Places far from each other, (n, D); and a number for each mode, (modes,).
+        """
+        roots = [_root(mode) for mode in modes]
+        covariances = [root @ root.T for root in roots]
+        promises = np.array([mode.promise for mode in modes])
+        explained = Mixture.of(
+            np.exp(promises - promises[0]),
+            np.stack([mode.location for mode in modes]),
+            np.stack(covariances),
+        )
+        total = np.logaddexp.reduce(promises)
+
+        def excess_of(values: np.ndarray, points: np.ndarray) -> np.ndarray:
+            with np.errstate(invalid="ignore"):
+                return values - explained.log_density(points) - total
+
+        candidates = self._candidates(modes, roots)
+        scanned = self._scanned(modes[0], roots[0])
+        excess = excess_of(self.density.value(scanned), scanned)
+        candidates = np.concatenate([candidates, scanned[np.argsort(-excess)[:SOME]], self.parts()])
+        places, values = self._uphill(candidates, roots[0])
+        excess = excess_of(values, places)
+        # Where a density has lost its digits it may be high by chance.
+        kept = ~(excess > UNEXPLAINED)
+        kept[~kept] = self.density.steady(places[~kept], modes[0].location)
+        places, values, excess = places[kept], values[kept], excess[kept]
+        self.climbed = places
+        order = np.argsort(-excess)
+        chosen: list[int] = []
+        for i in order[excess[order] > UNEXPLAINED]:
+            gaps = solve_triangular(roots[0], (places[chosen] - places[i]).T, lower=True)
+            if len(chosen) < count and (np.square(gaps).mean(0) > APART).all():
+                chosen.append(int(i))
+        arrived = [
+            (values > mode.log_density - NEAR)
+            & (
+                np.square(solve_triangular(root, (places - mode.location).T, lower=True)).sum(0)
+                < NEAR
+            )
+            for mode, root in zip(modes, roots, strict=True)
+        ]
+        return places[chosen], np.sum(arrived, axis=1)
+
+    def parts(self) -> np.ndarray:
+        """The modes of each part of a density that is a sum of several, (n, D)."""
+        if self._parts is None:
+            density, found = self.density, []
+            for branch in range(min(density.branches(), MOST)):
+                part = Density(density.model, density.arguments, density.space, branch=branch)
+                starts = np.concatenate([self.prior[:2], np.zeros((1, density.dimension))])
+                found += find_modes(part, Curvature(part), starts)
+            places = [mode.location for mode in found if np.isfinite(mode.location).all()]
+            self._parts = np.stack(places) if places else np.zeros((0, density.dimension))
+        return self._parts
+
+    def _scanned(self, mode: Mode, root: np.ndarray) -> np.ndarray:
+        """Points close together about a mode, (n, D), between which no narrow mode hides.
+
+        They fill a box in one or two dimensions. In more they lie on lines: along the coordinates,
+        the diagonal that moves all of them alike, and the widest direction.
+        """
+        size = self.density.dimension
+        if size <= len(BOX) and self.most >= SCAN[size - 1]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a number of points that is no power of two
+                even = qmc.Sobol(size, rng=self.random).random(SCAN[size - 1])
+            return mode.location + BOX[size - 1] * (2 * even - 1) @ root.T
+        sds = np.linalg.norm(root, axis=1)
+        widest = root @ np.linalg.svd(root)[2][0]
+        lines = np.concatenate([sds[None], widest[None], np.diag(sds)])
+        lines = lines[: max(1, self.most // ALONG)]
+        at = FAR * np.linspace(-1, 1, ALONG)
+        return mode.location + (at[:, None, None] * lines).reshape(-1, size)
+
+    def _uphill(self, points: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The points a few steps uphill, in the units of a mode, and the log density there."""
+        points = points.copy()
+        values, gradients = self.density.value_and_gradient(points)
+        steps, going = np.ones(len(points)), np.arange(len(points))
+        for _ in range(UPHILL):
+            if not len(going):
+                break
+            with np.errstate(all="ignore"):
+                move = (gradients[going] @ root) @ root.T
+                ahead = points[going] + steps[going, None] * move
+                new_values, new_gradients = self.density.value_and_gradient(ahead)
+                usable = np.isfinite(new_values) & np.isfinite(new_gradients).all(1)
+                gain = new_values - values[going]
+                better = usable & ~(gain < 0)
+            moved = going[better]
+            points[moved], values[moved] = ahead[better], new_values[better]
+            gradients[moved] = new_gradients[better]
+            steps[going] = np.where(better, np.minimum(1.5 * steps[going], 1.0), steps[going] / 4)
+            going = going[~(better & (gain < ARRIVED))]
+        return points, values
+
+    def _candidates(self, modes: Sequence[Mode], roots: Sequence[np.ndarray]) -> np.ndarray:
+        size, random, prior = self.density.dimension, self.random, self.prior
+        if not len(prior):
+            prior = random.uniform(-2, 2, (SOME, size))
+        middle, spread = np.median(prior, axis=0), prior.std(0)
+        parts = [random.uniform(-2, 2, (SOME, size))]
+        parts += [
+            middle + scale * (prior[random.integers(len(prior), size=SOME)] - middle)
+            for scale in SCALES
+        ]
+        signs = random.choice([-1.0, 1.0], (SOME, size))
+        parts.append(middle + signs * spread)
+        # What moves one coordinate often moves them all alike.
+        parts += [middle + corner * np.outer([1.0, -1.0], spread) for corner in CORNERS]
+        for index, (mode, root) in enumerate([*zip(modes, roots, strict=True)][:REFLECTED]):
+            for width, most in WIDER:
+                normal = random.standard_normal((most if index == 0 else SOME, size))
+                parts.append(mode.location + width * normal @ root.T)
+            turned = np.tile(mode.location, (min(size, SOME), 1))
+            picked = random.permutation(size)[: len(turned)]
+            turned[np.arange(len(turned)), picked] *= -1
+            parts += [turned, -mode.location[None], (2 * middle - mode.location)[None]]
+        found = np.concatenate(parts)
+        return found[random.permutation(len(found))[: self.most]]
+
+
+def _root(mode: Mode) -> np.ndarray:
+    """The Cholesky factor of a mode's covariance."""
+    assert mode.precision is not None
+    return factor_of_inverse(torch.as_tensor(mode.precision)).numpy()
+
+
+def prior_draws(density: Density, count: int) -> np.ndarray:
+    """Draws of the latent sites from the model, unconstrained, (draws, D).
+
+    They are drawn in one batched call where the model allows it, else a few one by one; there are
+    none where a prior has no sampler.
+    """
+    space = density.space
+
+    def draw(_: torch.Tensor) -> torch.Tensor:
+        nodes: Any = poutine.trace(density.model).get_trace(**density.arguments).nodes
+        return space.unconstrain({site.name: nodes[site.name]["value"] for site in space.sites})
+
+    # An improper prior, or a model that cannot be run at an unlikely draw of its own.
+    failures = (NotImplementedError, ValueError, RuntimeError, KeyError, TypeError)
+    drawn: list[torch.Tensor] = []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws that no one asked for
+        try:
+            with Batchable():
+                drawn = [*vmap(draw, randomness="different")(torch.zeros(count))]
+        except failures:
+            for _ in range(min(count, FEW_DRAWS)):
+                try:
+                    drawn.append(draw(torch.zeros(())))
+                except failures:
+                    continue
+    if not drawn:
+        return np.zeros((0, density.dimension))
+    points = torch.stack(drawn).double().numpy()
+    return points[np.isfinite(points).all(1)]

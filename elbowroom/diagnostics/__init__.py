@@ -1,1 +1,0 @@
-"""What is checked before a run, and what tells whether a fit is good."""

@@ -1,0 +1,1 @@
+"""Weighted draws of a posterior, what follows from them, and ArviZ."""

@@ -1,0 +1,510 @@
+"""Importance sampling from proposals that adapt to what was drawn."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from scipy.special import logsumexp
+
+from elbowroom.density.conditional import Conditional, Split, split_of
+from elbowroom.density.curvature import Curvature
+from elbowroom.density.density import Density
+from elbowroom.density.importance import (
+    ERRORS,
+    effective_sample_size,
+    k_hat_interval,
+    k_hat_threshold,
+    log_mean_exp,
+    normalised,
+    resampled,
+    smoothed,
+    standard_errors,
+)
+from elbowroom.density.mixtures import LowRankNormal, Mixture, mixed
+from elbowroom.draws.coverage import Coverage, local_components, look_beyond, thin
+from elbowroom.draws.proposal import Proposal
+from elbowroom.guides.roots import factor_of
+
+FEWEST_DRAWS = 1000
+"""Of the first round of adaptive importance sampling."""
+FULL_ROUND = 4000
+"""Of a later round."""
+NESTED_ROUND = 2_000_000_000
+"""Numbers that a round may take where some coordinates are drawn given the others; some seconds."""
+LARGEST_ROUND = 20_000_000
+"""Numbers that its draws may hold."""
+ENOUGH = 2500.0
+"""The effective sample size at which adaptive importance sampling ends."""
+PLENTY = 10_000.0
+"""The same at which it ends though k-hat is not small."""
+PRECISE = 0.03
+"""The Monte Carlo error of every mean and sd, in sds, at which it ends."""
+EFFICIENT = 0.3
+"""Effective draws for each draw at which a proposal is not adapted any more."""
+COMFORTABLE = 0.25
+"""The k-hat above which moments may be a few in a hundred off with weights that can be used."""
+PARTS = 6
+"""Components by which a proposal that is not elliptic grows."""
+MOST_APART = 20
+"""The most coordinates that they are tried in."""
+HEAVY_PARTS, THIN = 2, 0.1
+"""Components where the proposals before were too thin, and their share."""
+HIGH, MOST_HIGH = 1.0, 100
+"""Nats above a proposal's centres from which a value is looked at twice, and how many are."""
+HEAVIEST_SHARE = 0.02
+"""Of the mass, that one draw may hold without a look at where it is."""
+LOCAL = 0.3
+"""The share of components about places that were too thin."""
+REFINEMENTS = 5
+"""Times that the components are made anew."""
+CLUSTERED = 2000
+"""Draws that they are made of."""
+ADAPTATIONS = 5
+ROUNDS = 6
+LONGER = 3
+"""Times as far that chains go where the posterior is known not to be elliptic."""
+UNSURE = 5
+"""Rounds that are drawn where k-hat is not small, though weights and errors are good."""
+
+
+class AdaptiveImportance:
+    """Adaptive multiple importance sampling.
+
+    Each round draws from a mixture of t distributions; all draws so far are weighted by the mixture
+    of all rounds' proposals (Cornuet, Marin, Mira and Robert, 2012, "Adaptive multiple importance
+    sampling"), and the next proposal's shares, means and covariances are those of the weighted
+    draws, component by component (Cappé et al., 2008, "Adaptive importance sampling in general
+    mixture classes").
+
+    Attributes:
+        points: All draws, (draws, D).
+        log_p: Log density of the target at each, up to its evidence.
+        log_q: Log density of the mixture of all proposals at each.
+        log_weights: Of each, not smoothed.
+        k_hat: Of the weights.
+        adapted: The latest proposal before the draws were begun anew.
+
+    Args:
+        density: The log density of the target.
+        first: The first proposal.
+        random: Of the draws.
+        modes: The number of the mode that each of its components belongs to; one each by default.
+        conditional: Of the coordinates that are drawn given those of the proposals; by default the
+            proposals are of all coordinates.
+    """
+
+    def __init__(
+        self,
+        density: Density,
+        first: Mixture,
+        random: np.random.Generator,
+        modes: np.ndarray | None = None,
+        conditional: Conditional | None = None,
+    ) -> None:
+        self.density, self.random, self.conditional = density, random, conditional
+        self.modes = np.arange(len(first.shares)) if modes is None else modes
+        self.adapted = first
+        self.coverage: Coverage | None = None
+        means = first.means if conditional is None else conditional.begin(first.means)
+        peaks = density.value(means)
+        self.peak, self.centre = float(peaks.max()), means[np.argmax(peaks)]
+        self._begin(first)
+
+    def _begin(self, first: Mixture) -> None:
+        self.proposals = [first]
+        self.counts: list[int] = []
+        self.points = np.zeros((0, self.density.dimension))
+        self.log_p = np.zeros(0)
+        self._log_q = np.zeros((0, 0))  # (draws, proposals), without the blocks
+        self._log_blocks = np.zeros(0)
+
+    @property
+    def rounds(self) -> int:
+        """How many proposals there were draws from."""
+        return len(self.counts)
+
+    def round(self, count: int) -> None:
+        """Draws from the latest proposal, and weighs all draws anew."""
+        proposal = self.proposals[-1]
+        if len(self.counts) < len(self.proposals):  # the first time
+            latest = proposal.log_density(self._outer(self.points))
+            self._log_q = np.concatenate([self._log_q, latest[:, None]], axis=1)
+            self.counts.append(0)
+        new, log_blocks = proposal.draw(count, self.random), np.zeros(count)
+        if self.conditional is not None:
+            new, log_blocks = self.conditional.complete(new, self.random)
+        self.counts[-1] += count
+        self._add(new, self._values(new), log_blocks)
+
+    def _values(self, points: np.ndarray) -> np.ndarray:
+        """The log density; minus infinity where it is high by a loss of digits alone."""
+        values = self.density.value(points)
+        high = np.flatnonzero(values > self.peak + HIGH)
+        steady = self.density.steady(points[high[:MOST_HIGH]], self.centre)
+        if len(high) > MOST_HIGH:  # one judgement for all
+            steady = np.full(len(high), steady.mean() > 0.5)
+        values[high[~steady]] = -np.inf
+        return values
+
+    def _add(self, points: np.ndarray, log_p: np.ndarray, log_blocks: np.ndarray) -> None:
+        outer = self._outer(points)
+        log_q = [proposal.log_density(outer) for proposal in self.proposals]
+        self.points = np.concatenate([self.points, points])
+        self.log_p = np.concatenate([self.log_p, log_p])
+        self._log_q = np.concatenate([self._log_q, np.stack(log_q, axis=1)])
+        self._log_blocks = np.concatenate([self._log_blocks, log_blocks])
+        shares = np.array(self.counts) / sum(self.counts)
+        self.log_q = logsumexp(self._log_q, axis=1, b=shares) + self._log_blocks
+        self.log_weights = self.log_p - self.log_q
+        self.log_smoothed, self.k_hat = smoothed(self.log_weights)
+
+    def log_proposal(self, points: np.ndarray) -> np.ndarray:
+        """The log density, at any points (n, D), of what the draws were drawn from, (n,)."""
+        outer, shares = self._outer(points), np.array(self.counts) / sum(self.counts)
+        log_q = np.stack([proposal.log_density(outer) for proposal in self.proposals], axis=1)
+        log_blocks = 0.0 if self.conditional is None else self.conditional.log_density(points)
+        return logsumexp(log_q, axis=1, b=shares) + log_blocks
+
+    def _outer(self, points: np.ndarray) -> np.ndarray:
+        """The coordinates that are drawn from the mixtures."""
+        return points if self.conditional is None else points[:, self.conditional.split.shared]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Pareto-smoothed, summing to one, (draws,)."""
+        return normalised(self.log_smoothed)
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Of the smoothed weights."""
+        return effective_sample_size(self.log_smoothed)
+
+    def adapt(self) -> None:
+        """Makes the next proposal of the weighted draws.
+
+        A covariance is drawn towards the one before as far as the effective draws are few.
+        """
+        latest, weights = self.proposals[-1], self.weights
+        points = self._outer(self.points)
+        size = points.shape[1]
+        log_parts = latest.log_densities(points)
+        parts = np.exp(log_parts - logsumexp(log_parts, axis=1, keepdims=True)) * weights[:, None]
+        means, factors, shares = latest.means.copy(), latest.factors.copy(), parts.sum(0)
+        for k, part in enumerate(parts.T):
+            total = part.sum()
+            if not total > 0:
+                continue
+            part = part / total
+            effective = 1 / np.square(part).sum()
+            keep = effective / (effective + 2 * size)
+            mean = part @ points
+            centred = points - mean
+            covariance = keep * (centred * part[:, None]).T @ centred
+            covariance += (1 - keep) * factors[k] @ factors[k].T
+            try:
+                factors[k] = np.linalg.cholesky(covariance)
+            except np.linalg.LinAlgError:
+                continue
+            means[k] = keep * mean + (1 - keep) * means[k]
+        least = min(0.02, 0.2 / len(shares))
+        shares = np.maximum(shares if np.isfinite(shares).all() else latest.shares, least)
+        shares = shares / shares.sum()
+        self.proposals.append(replace(latest, shares=shares, means=means, factors=factors))
+
+    @property
+    def counting(self) -> np.ndarray:
+        """The draws, (draws, D), with the heaviest one in the place of those without any weight.
+
+        Far out a value may overflow.
+        """
+        weights = self.weights
+        return np.where(weights[:, None] > 0, self.points, self.points[np.argmax(weights)])
+
+    def quantities(self) -> np.ndarray:
+        """Every scalar of the sites' values at each draw that counts, (draws, quantities)."""
+        found = self.density.constrained(self.counting).values()
+        return np.concatenate([v.numpy().reshape(len(self.points), -1) for v in found], axis=1)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the weights are good, and every mean and sd has a small Monte Carlo error.
+
+        The weights are good if k-hat's interval lies below its threshold, with enough effective
+        draws.
+        """
+        draws = len(self.log_weights)
+        upper = k_hat_interval(self.k_hat, draws)[1]
+        if not (upper < k_hat_threshold(draws) and self.effective_sample_size >= ENOUGH):
+            return False
+        errors = standard_errors(self.weights, self.quantities())
+        return all(np.nanmax(error, initial=0.0) <= PRECISE for error in errors)
+
+    @property
+    def efficient(self) -> bool:
+        """Whether the latest proposal is good enough to draw from without adapting it."""
+        draws = len(self.log_weights)
+        upper = k_hat_interval(self.k_hat, draws)[1]
+        return upper < k_hat_threshold(draws) and self.effective_sample_size > EFFICIENT * draws
+
+    def freeze(self) -> None:
+        """Begins anew with the latest proposal, and a part of the first.
+
+        The weights of draws that a proposal was adapted to are too even, and their evidence too
+        low: what is handed out are fresh draws.
+        """
+        first, self.adapted = self.proposals[0], self.proposals[-1]
+        self._begin(mixed([self.adapted, first], [4, 1]))
+
+    @property
+    def proposal(self) -> Proposal:
+        """What the latest draws were drawn from."""
+        if self.conditional is None:
+            return Proposal(self.proposals[-1])
+        begin = self.conditional
+        return Proposal(self.proposals[-1], begin.split.blocks, begin.mean, begin.slope)
+
+    @property
+    def whole(self) -> Mixture:
+        """What all draws so far were drawn from."""
+        return mixed(self.proposals, self.counts)
+
+    def _tiled(self) -> np.ndarray:
+        """The mode of each component of `whole`."""
+        return np.tile(self.modes, len(self.whole.shares) // len(self.modes))
+
+    def _anew(self, first: Mixture, modes: np.ndarray) -> "AdaptiveImportance":
+        """Sampling of the same density from other components."""
+        return AdaptiveImportance(self.density, first, self.random, modes, self.conditional)
+
+    def refined(self, curvature: Curvature, parts: int) -> "AdaptiveImportance":
+        """Sampling anew by several components that follow bends, skew and what was not covered.
+
+        Args:
+            curvature: Of the density.
+            parts: About how many components.
+        """
+        proposal = self.apart(parts)
+        places = thin(self, self.coverage)
+        if len(places):
+            new = local_components(self, places, curvature)
+            if self.conditional is not None:
+                new = new.marginal(self.conditional.split.shared)
+            proposal = mixed([proposal, new], [1 - LOCAL, LOCAL])
+        nearest = self.whole.log_densities(proposal.means).argmax(1)
+        found = self._anew(proposal, self._tiled()[nearest])
+        found.run()
+        return self.joined(found) if found.lacks(self) else found
+
+    def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
+        """Both samples as one, from the mixture of both proposals.
+
+        What one of them has seen of a tail, the other one's luck does not hide.
+        """
+        counts = [len(self.points), len(other.points)]
+        modes = np.concatenate([self._tiled(), other._tiled()])
+        pooled = self._anew(mixed([self.whole, other.whole], counts), modes)
+        pooled.counts, pooled._log_q = [sum(counts)], np.zeros((0, 1))
+        pooled._add(
+            np.concatenate([self.points, other.points]),
+            np.concatenate([self.log_p, other.log_p]),
+            np.concatenate([self._log_blocks, other._log_blocks]),
+        )
+        return pooled
+
+    def _affordable(self, draws: int) -> int:
+        if self.conditional is None:
+            return self.density.affordable(draws, FEWEST_DRAWS)
+        cost = self.conditional.split.cost * self.density.work
+        most = min(NESTED_ROUND // cost, LARGEST_ROUND // self.density.dimension)
+        return min(draws, max(FEWEST_DRAWS, most))
+
+    def run(self) -> None:
+        """Adapts the proposal where it needs it; then draws until the weights are good.
+
+        They may not get so: `settled` tells.
+        """
+        few = self._affordable(max(FEWEST_DRAWS, 10 * self.adapted.means.shape[1]))
+        full = self._affordable(FULL_ROUND)
+        self.round(few)
+        for _ in range(ADAPTATIONS):
+            if self.efficient:
+                break
+            self.adapt()
+            self.round(full)
+        if self.rounds > 1:
+            self.freeze()
+        self.finish()
+
+    def finish(self) -> None:
+        """Draws until the weights are good, and for longer where they might be so by luck."""
+        full = self._affordable(FULL_ROUND)
+        for count in range(ROUNDS):
+            if self.rounds and (self.comfortable or self.plenty):
+                return
+            if count >= UNSURE and self.settled:
+                return
+            self.round(full)
+
+    @property
+    def comfortable(self) -> bool:
+        """Whether the weights are so even that another way of drawing has nothing to gain."""
+        return self.k_hat < COMFORTABLE and self.settled
+
+    @property
+    def uneven(self) -> bool:
+        """Whether one draw holds so much that a narrow part may hide behind it."""
+        return bool(normalised(self.log_weights).max() > HEAVIEST_SHARE)
+
+    @property
+    def plenty(self) -> bool:
+        """Whether there are so many effective draws that a k-hat within its limit will do."""
+        return self.effective_sample_size >= PLENTY and self.settled
+
+    @property
+    def discomfort(self) -> tuple[bool, bool, float]:
+        """What is less is better: of two that are settled the tail, else the number of draws."""
+        if self.settled:
+            return False, False, self.k_hat
+        poor = not self.k_hat <= k_hat_threshold(len(self.log_weights))
+        return True, poor, -self.effective_sample_size
+
+    def lacks(self, other: "AdaptiveImportance") -> bool:
+        """Whether another sample of the same density has found more evidence than by chance."""
+        own, error = log_mean_exp(self.log_weights)
+        value, its_error = log_mean_exp(other.log_weights)
+        return bool(value - own > ERRORS * np.hypot(error, its_error))
+
+    def shares(self) -> tuple[float, ...]:
+        """The posterior mass of each mode that sampling began with, largest first."""
+        parts = self.proposals[-1].log_densities(self._outer(self.points))
+        parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
+        # Every round's proposal has the components of the first, in the same order.
+        masses = parts.sum(0).reshape(-1, len(self.modes)).sum(0)
+        return tuple(sorted(map(float, np.bincount(self.modes, weights=masses)), reverse=True))
+
+    def apart(self, parts: int) -> Mixture:
+        """A proposal of several components, which follows bends and skew.
+
+        Each begins at a cluster of the draws, or of those with the largest weights, where the
+        proposals are too thin (Hoogerheide, Kaashoek and van Dijk, 2007, "On the shape of posterior
+        densities and credible sets in instrumental variable regression models"); as wide as half of
+        it and half of the whole.
+        """
+        points = self._outer(self.points)
+        size = points.shape[1]
+        main = self.adapted.factors[np.argmax(self.adapted.shares)]
+        keep = self.effective_sample_size / (self.effective_sample_size + 2 * size)
+        centred = points - self.weights @ points
+        whole = keep * (centred * self.weights[:, None]).T @ centred + (1 - keep) * main @ main.T
+        drawn = points[resampled(self.weights, CLUSTERED, self.random)]
+        heavy = points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
+        scales = np.sqrt(np.diag(whole))
+        sizes, means, covariances = [], [], []
+        for chosen, most, mass in ((drawn, parts, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
+            distinct = np.unique(chosen / scales, axis=0)
+            start = self.random.choice(distinct, min(most, len(distinct)), replace=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a cluster that is left without draws
+                _, labels = kmeans2(chosen / scales, start, minit="matrix")
+            for label in np.unique(labels):
+                part = chosen[labels == label]
+                sizes.append(mass * len(part) / len(chosen))
+                means.append(part.mean(0))
+                own = np.cov(part, rowvar=False).reshape(size, size) if len(part) > 1 else whole
+                covariances.append((own + whole) / 2)
+        factors = factor_of(torch.as_tensor(np.stack(covariances))).numpy()
+        return replace(self.adapted, shares=np.array(sizes), means=np.stack(means), factors=factors)
+
+
+def sampled_nested(
+    density: Density, curvature: Curvature, normal: LowRankNormal, random: np.random.Generator
+) -> AdaptiveImportance | None:
+    """The same where all coordinates together are too many: of some given the others.
+
+    Args:
+        density: The log density.
+        curvature: Of it.
+        normal: Where to begin.
+        random: Of the draws.
+
+    Returns:
+        The draws with their weights; None if the coordinates do not part.
+    """
+    split = split_of(curvature)
+    if split is None:
+        return None
+    shared, inner = split.shared, split.blocks.ravel()
+    covariance = normal.covariance(shared)
+    slope = np.linalg.solve(covariance, normal.factor[shared] @ normal.factor[inner].T).T
+    conditional = Conditional(density, split, normal.mean, slope)
+    first = Mixture.of(np.ones(1), normal.mean[shared][None], covariance[None])
+    found = AdaptiveImportance(density, first, random, conditional=conditional)
+    found.run()
+    return found
+
+
+def _along(mixture: Mixture, density: Density, split: Split) -> Conditional:
+    """The blocks given the other coordinates; their search begins where a mixture has them go."""
+    main = int(np.argmax(mixture.shares))
+    factor, mean = mixture.factors[main], mixture.means[main]
+    shared, inner = split.shared, split.blocks.ravel()
+    slope = np.linalg.lstsq(factor[shared].T, factor[inner].T, rcond=None)[0].T
+    return Conditional(density, split, mean, slope)
+
+
+def sampled(
+    density: Density,
+    curvature: Curvature,
+    first: Mixture,
+    random: np.random.Generator,
+    places: np.ndarray | None = None,
+) -> AdaptiveImportance:
+    """Adaptive importance sampling in the way that suits a density best.
+
+    First of all coordinates together. Where the weights of that are not even enough, of some given
+    the others, which costs some gradients for each draw; then by several components for each mode,
+    until chains that begin at the draws stay among them.
+
+    Args:
+        density: The log density.
+        curvature: Of it; it tells which coordinates part from the others.
+        first: The first proposal.
+        random: Of the draws.
+        places: That the draws have to cover, such as modes, (n, D).
+
+    Returns:
+        The draws with their weights; `settled` tells whether these are good, and `coverage` where
+        the chains came to.
+    """
+    found = AdaptiveImportance(density, first, random)
+    found.run()
+    split = split_of(curvature) if len(first.shares) == 1 and np.isfinite(found.k_hat) else None
+    most = 0 if split is None else NESTED_ROUND // (split.cost * density.work)
+    if split is not None and most >= FEWEST_DRAWS and not found.comfortable:
+        conditional = _along(found.adapted, density, split)
+        outer = found.adapted.marginal(split.shared)
+        nested = AdaptiveImportance(density, outer, random, conditional=conditional)
+        nested.run()
+        if not nested.lacks(found) and nested.discomfort < found.discomfort:
+            found = nested
+    narrow = found.adapted.means.shape[1] <= MOST_APART
+    cheap = found.conditional is None or most >= FULL_ROUND
+    there = np.zeros((0, density.dimension)) if places is None else places
+    refined = 0
+    while np.isfinite(found.k_hat):
+        found.coverage = look_beyond(found, there, LONGER if refined else 1)
+        good = (
+            found.coverage.whole
+            and not found.uneven
+            and (found.comfortable or found.plenty or (refined and found.settled))
+        )
+        if good or not (narrow and cheap):
+            break
+        if refined >= REFINEMENTS:
+            found.coverage = replace(found.coverage, lasting=True)
+            break
+        refined += 1
+        found = found.refined(curvature, PARTS * refined)
+    return found

@@ -1,0 +1,236 @@
+"""Whether importance draws cover the posterior: chains that begin at them must not leave them.
+
+Draws along a curved ridge have even weights and may still miss its ends, and no weight can tell: no
+draw is there. Markov chains that keep the posterior, begun at the draws, go there. If the draws are
+all of the posterior, the share of the chains beyond any weight is that of the draws; if the chains
+come to places that would have larger weights than all draws have, a part of the posterior was not
+drawn from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from elbowroom.density.curvature import Curvature
+from elbowroom.density.density import Density
+from elbowroom.density.importance import k_hat_threshold, log_mean_exp, resampled
+from elbowroom.density.mixtures import Mixture
+from elbowroom.density.modes import Mode
+from elbowroom.draws.chains import Chains
+from elbowroom.guides.roots import factor_of
+
+if TYPE_CHECKING:
+    from elbowroom.draws.adaptive import AdaptiveImportance
+
+CHAINS = 48
+"""That begin at the draws with the largest weights, and as many at the others."""
+EDGE = 0.05
+"""The share of the posterior's mass that the former stand for."""
+TRAJECTORIES = 3
+STEPS = 64
+"""Of a trajectory, at most."""
+ABOVE = 0.2
+"""Nats above the largest weight of the draws from which a place counts as outside."""
+NEAR = 50.0
+"""Nats below the highest place from which a place is not looked at."""
+WORK = 2_000_000_000
+"""Nanoseconds of gradients, more or less."""
+FEWEST = 8
+"""Chains of each kind."""
+WHOLE = 300
+"""The largest dimension in which chains move in units of the whole covariance."""
+PARTS = 8
+"""New components, at most."""
+HEAVIEST = 20
+"""Draws beside which new components are put where the weights have a heavy tail."""
+FINE = 1e-2
+"""The scale of differences of the gradient, in sds: a new component may be far narrower."""
+AT_MODE = 200
+"""Draws that tell the mass at a mode."""
+NOTICED, FEW_TIMES = 0.03, 10.0
+"""The share of the posterior from which a mode must not be left out, and how many times too few
+draws it has then."""
+NARROWER = 16.0
+"""The precision of the posterior that is added to the local one, in a new component."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What chains that began at importance draws have found.
+
+    Attributes:
+        outside: Places whose weights would exceed those of all draws, (n, D).
+        share: The posterior's mass that the chains there stand for.
+        chains: How many chains came to such a place.
+        places: How many of the places that were to be covered are not.
+        lasting: Whether this is so though components were made there again and again.
+    """
+
+    outside: np.ndarray
+    share: float
+    chains: int
+    places: int
+    lasting: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the draws are everywhere."""
+        return not (self.chains or self.places)
+
+
+def spread(importance: "AdaptiveImportance") -> np.ndarray:
+    """The Cholesky factor of the weighted draws' covariance, or in high dimensions their sds."""
+    points, weights = importance.counting, importance.weights
+    size = points.shape[1]
+    centred = points - weights @ points
+    variances = weights @ np.square(centred)
+    if size > WHOLE:
+        return np.sqrt(variances)
+    effective = importance.effective_sample_size
+    keep = effective / (effective + 2 * size)
+    covariance = keep * (centred * weights[:, None]).T @ centred
+    covariance[np.diag_indices(size)] += (1 - keep) * variances
+    return factor_of(torch.as_tensor(covariance)).numpy()
+
+
+def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: int = 1) -> Coverage:
+    """Runs short chains from the draws, and sees where they come to.
+
+    Half of them begin at the draws with the largest weights, where what was not drawn is nearest,
+    and stand for less of the mass.
+
+    Args:
+        importance: The draws.
+        places: That are to be covered, such as modes, (n, D).
+        longer: Times as many chains as usual, and leapfrog steps.
+    """
+    density, random = importance.density, importance.random
+    weights, log_weights = importance.weights, importance.log_weights
+    order = np.argsort(-log_weights)
+    heavy = 1 + int(np.searchsorted(np.cumsum(weights[order]), EDGE))
+    steps = STEPS * longer
+    affordable = longer * WORK // max(1, density.work * TRAJECTORIES * steps)
+    count = int(min(CHAINS * longer, max(FEWEST, affordable // 2)))
+    begun, masses = [], []
+    for part in (order[:heavy], order[heavy:]):
+        mass = weights[part].sum()
+        if mass > 0:
+            begun.append(part[resampled(weights[part] / mass, count, random)])
+            masses.append(np.full(count, mass / count))
+    mass = np.concatenate(masses)
+    chains = Chains(
+        density, importance.points[np.concatenate(begun)], spread(importance), random, steps
+    )
+    top = log_weights[np.isfinite(log_weights)].max() + ABOVE
+
+    def uncovered(points: np.ndarray, values: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return values - importance.log_proposal(points) > top
+
+    missed = places[:0]
+    if len(places):
+        values = density.value(places)
+        near = values > values.max() - NEAR
+        missed = places[near][uncovered(places[near], values[near])]
+    found, hits = [missed], np.zeros(len(mass))
+    for _ in range(TRAJECTORIES):
+        state = chains.advance()
+        outside = uncovered(state.points, state.values)
+        found.append(state.points[outside])
+        hits += outside
+    share = float(mass @ hits / TRAJECTORIES)
+    return Coverage(np.concatenate(found), share, int((hits > 0).sum()), len(missed))
+
+
+def thin(importance: "AdaptiveImportance", coverage: Coverage | None) -> np.ndarray:
+    """Places where the proposals are too thin, far from each other, (n, D).
+
+    Those that chains came to and draws did not; and of draws whose weights have a heavy tail the
+    heaviest.
+    """
+    places = importance.points[:0] if coverage is None else coverage.outside
+    if importance.uneven or not importance.k_hat <= k_hat_threshold(len(importance.log_weights)):
+        heaviest = np.argsort(-importance.log_weights)[:HEAVIEST]
+        places = np.concatenate([importance.points[heaviest], places])
+    if not len(places):
+        return places
+    factor = spread(importance)
+    whitened = places / factor if factor.ndim == 1 else np.linalg.solve(factor, places.T).T
+    chosen = [0]
+    distance = np.full(len(places), np.inf)
+    while len(chosen) < min(PARTS, len(places)):  # each the farthest from those before
+        gap = np.square(whitened - whitened[chosen[-1]]).sum(1)
+        distance = np.minimum(distance, gap)
+        chosen.append(int(np.argmax(distance)))
+    return places[chosen]
+
+
+def local_components(
+    importance: "AdaptiveImportance", places: np.ndarray, curvature: Curvature
+) -> Mixture:
+    """Components about some places, (n, D), shaped by the curvature there."""
+    factor = spread(importance)
+    scales = np.sqrt(np.square(factor).sum(1))
+    local = factor.T @ curvature(places, FINE * scales) @ factor  # in whitened coordinates
+    values, vectors = np.linalg.eigh(np.where(np.isfinite(local), local, 0.0))
+    sds = 1 / np.sqrt(np.maximum(values, 0.0) + NARROWER)
+    factors = factor @ vectors * sds[:, None, :]
+    covariances = factors @ np.swapaxes(factors, 1, 2)
+    covariances += 1e-12 * np.diag(np.square(scales))
+    return Mixture.of(np.ones(len(places)), places, covariances)
+
+
+def deserted(
+    density: Density,
+    modes: Sequence[Mode],
+    points: np.ndarray,
+    weights: np.ndarray,
+    log_evidence: float,
+    random: np.random.Generator,
+) -> float:
+    """The share of the posterior at the largest mode that the draws have left out.
+
+    Where many modes are known, even weights may be those of draws at a part of them. The mass where
+    a mode is the nearest is estimated by draws from its own Normal.
+
+    Args:
+        density: The log density.
+        modes: With a precision each; no two of them are the same but for labels.
+        points: The draws, (n, D).
+        weights: Of them, (n,), summing to one.
+        log_evidence: That the draws have.
+        random: Of the draws at modes.
+
+    Returns:
+        A share from 0 to 1; 0 where each mode of `NOTICED` or more has a part of the draws.
+    """
+    if len(modes) < 2:
+        return 0.0
+    normals = [
+        Mixture.of(np.ones(1), mode.location[None], np.linalg.inv(precision)[None])
+        for mode in modes
+        if (precision := mode.precision) is not None
+    ]
+    promises = np.array([mode.promise for mode in modes])
+
+    def nearest(places: np.ndarray) -> np.ndarray:
+        heights = [normal.log_density(places) for normal in normals]
+        return (np.stack(heights, axis=1) + promises).argmax(1)
+
+    drawn = np.bincount(nearest(points), weights, len(modes))
+    largest = 0.0
+    for index, (normal, promise) in enumerate(zip(normals, promises, strict=True)):
+        if np.exp(promise - log_evidence) < NOTICED or drawn[index] * FEW_TIMES > 1:
+            continue
+        own = normal.draw(AT_MODE, random)
+        log_weights = density.value(own) - normal.log_density(own)
+        log_weights[nearest(own) != index] = -np.inf
+        if not np.isfinite(log_weights).any():
+            continue
+        mass = float(np.exp(min(log_mean_exp(log_weights)[0] - log_evidence, 0.0)))
+        if mass > max(NOTICED, FEW_TIMES * drawn[index]):
+            largest = max(largest, mass)
+    return largest

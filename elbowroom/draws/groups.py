@@ -1,0 +1,224 @@
+"""From draws of a problem's sites to the groups of its ArviZ tree."""
+
+import warnings
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray
+from torch import Tensor
+
+from elbowroom.draws.predictive import (
+    evaluate,
+    predict_sites,
+    prior_sites,
+)
+from elbowroom.draws.tree import LARGEST_GROUP, Names, build_tree
+from elbowroom.errors import ModelError
+from elbowroom.guides.parameters import fitted_names
+from elbowroom.guides.space import sample_sites, trace_model
+from elbowroom.problem.bound import Problem
+
+PRIOR_DRAWS = 500
+CHECKED_DRAWS = 400
+MOST_POINTS = 1000
+"""Point parameters that are a group of their own."""
+
+
+def posterior_tree(
+    problem: Problem,
+    drawn: Mapping[str, Mapping[str, Any]],
+    attributes: Mapping[str, Any],
+    keep_local: bool,
+) -> tuple[xarray.DataTree, list[str]]:
+    """Every group that follows from draws of the latent sites.
+
+    Args:
+        problem: The model bound to its data.
+        drawn: "posterior", the draws of every latent site; "sample_stats", for each draw, if the
+            other groups are wanted too; "raw_posterior" or "corrected_posterior", the other draws.
+        attributes: Of the tree.
+        keep_local: Whether to keep large latents that each row has, and discrete ones.
+
+    Returns:
+        The tree, and a line for everything that was left out of it.
+    """
+    sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
+    given = space.given(
+        sites, len(drawn["sample_stats"]["log_p"]) if "sample_stats" in drawn else 1
+    )
+    kept, notes = _kept(problem, sites, keep_local)
+
+    groups: dict[str, Mapping[str, Any]] = {"posterior": reported_quantities(problem, sites, kept)}
+    for name in ("raw_posterior", "corrected_posterior"):
+        if name in drawn:
+            groups[name] = reported_quantities(problem, drawn[name], kept)
+    if "sample_stats" in drawn:
+        groups["sample_stats"] = drawn["sample_stats"]
+        groups["unconstrained_posterior"] = {
+            site.name: torch.func.vmap(site.transform.inv)(kept[site.name])
+            for site in space.sites
+            if site.name in kept
+        }
+        data, constants = _data(problem)
+        groups["observed_data"], groups["constant_data"] = data, constants
+        groups["point_parameters"] = _points(problem)
+        if data and space.shared_discrete:
+            notes.append(
+                f"posterior_predictive is left out: '{space.shared_discrete[0]}' is discrete and "
+                "shared by several observations."
+            )
+        elif data:
+            drawn_data = _predicted(problem, _thin(given, data))
+            groups["posterior_predictive"] = drawn_data
+            if not drawn_data:
+                notes.append("posterior_predictive is left out: the model's data cannot be drawn.")
+        if data:
+            few = _thin(given, data)
+            if len(next(iter(few.values()))) < len(next(iter(given.values()))):
+                notes.append(
+                    "log_likelihood and posterior_predictive are of fewer draws, for size."
+                )
+            pointwise = evaluate(problem.function, arguments, few, space).log_likelihood
+            groups["log_likelihood"] = _log_likelihood(problem, pointwise, notes)
+        groups.update(_prior(problem, data, notes))
+    tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
+    return tree, notes + more
+
+
+def reported_quantities(
+    problem: Problem, sites: Mapping[str, Tensor], only: Container[str] | None = None
+) -> dict[str, Tensor]:
+    """Draws of the sites that a user sees, and of the deterministic ones that follow from them.
+
+    Args:
+        problem: The model bound to its data.
+        sites: Draws of every latent site, each (draws, ...).
+        only: The sites to keep; by default all.
+    """
+    space = problem.space
+    shown = {
+        name: values
+        for name, values in sites.items()
+        if name not in problem.hidden and (only is None or name in only)
+    }
+    if not space.deterministic_plates:
+        return shown
+    given = space.given(sites, 1)
+    more = evaluate(problem.function, problem.arguments, given, space, pointwise=False)
+    return shown | more.deterministics
+
+
+def replicated(
+    problem: Problem, sites: Mapping[str, Tensor]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What was observed, and draws of the same from the posterior predictive, for checks.
+
+    Both are empty where the model has no data to draw.
+    """
+    data, _ = _data(problem)
+    space = problem.space
+    if not data or not sites or space.shared_discrete or space.row_latents(sites):
+        return {}, {}
+    continuous = {site.name: sites[site.name] for site in problem.space.sites}
+    few = _thin({name: values[:CHECKED_DRAWS] for name, values in continuous.items()}, data)
+    return (
+        {name: values.numpy() for name, values in data.items()},
+        {name: values.numpy() for name, values in _predicted(problem, few).items()},
+    )
+
+
+def _predicted(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of the observed sites; empty if a distribution has no sampler."""
+    try:
+        return predict_sites(problem.function, problem.arguments, sites, problem.space)
+    except (NotImplementedError, ModelError, ValueError, RuntimeError):
+        return {}
+
+
+def _kept(
+    problem: Problem, sites: Mapping[str, Tensor], keep_local: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    kept, notes = {}, []
+    for name, values in sites.items():
+        local = name in problem.space.local
+        beside = name in problem.space.discrete and problem.space.sites
+        if not keep_local and local and (beside or values.numel() > LARGEST_GROUP // 5):
+            notes.append(
+                f"'{name}', a latent for each row, is left out of the posterior; "
+                "--keep-local keeps it."
+            )
+        else:
+            kept[name] = values
+    return kept, notes
+
+
+def _thin(sites: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As many draws as a predictive group may hold."""
+    numbers = sum(value.numel() for value in data.values())
+    most = max(1, LARGEST_GROUP // max(1, numbers))
+    count = len(next(iter(sites.values())))
+    return {name: value[:: -(-count // most)] for name, value in sites.items()}
+
+
+def _data(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What was observed, by site; and the other arguments that are tensors."""
+    with torch.no_grad():
+        nodes = dict(sample_sites(trace_model(problem.function, problem.arguments)))
+    observed = {name: nodes[name]["value"].cpu() for name in problem.space.observed}
+    constants = {
+        name: value.cpu()
+        for name, value in problem.arguments.items()
+        if isinstance(value, Tensor) and not any(value is nodes[o]["value"] for o in observed)
+    }
+    return observed, {k: v for k, v in constants.items() if k not in observed}
+
+
+def _points(problem: Problem) -> dict[str, Tensor]:
+    """The model's point parameters, unless they are the many of a network."""
+    with torch.no_grad():
+        trace: Any = trace_model(problem.function, problem.arguments)
+    params = {name: trace.nodes[name]["value"] for name in fitted_names(trace)}
+    few = sum(value.numel() for value in params.values()) <= MOST_POINTS
+    return {name: value.detach().cpu().clone() for name, value in params.items() if few}
+
+
+def _log_likelihood(
+    problem: Problem, found: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    pointwise = {}
+    for name, values in found.items():
+        if values.dim() > 1 + len(problem.space.observed_plates[name]):
+            notes.append(
+                f"log_likelihood of '{name}' is left out: a dim of it belongs to no plate, so that "
+                "its rows cannot be told to be independent."
+            )
+        else:
+            if values.dim() < 1 + len(problem.space.observed_plates[name]):
+                notes.append(
+                    f"log_likelihood of '{name}' has one value for each group that shares a "
+                    "discrete site: elpd leaves out whole groups."
+                )
+            pointwise[name] = values
+    return pointwise
+
+
+def _prior(
+    problem: Problem, data: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, dict[str, Tensor]]:
+    if problem.posterior is not None:
+        notes.append("prior and prior_predictive are left out: the fit has no priors.")
+        return {}
+    numbers = sum(value.numel() for value in data.values())
+    count = max(1, min(PRIOR_DRAWS, LARGEST_GROUP // max(1, numbers)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of unlikely draws of a wide prior
+            drawn = prior_sites(problem.function, problem.arguments, problem.space, count)
+    except (NotImplementedError, ModelError, ValueError, RuntimeError):
+        notes.append("prior and prior_predictive are left out: a prior cannot be sampled.")
+        return {}
+    local = set(problem.space.local) | problem.hidden
+    prior = {k: v for k, v in drawn.items() if k not in data and k not in local}
+    return {"prior": prior, "prior_predictive": {name: drawn[name] for name in data}}

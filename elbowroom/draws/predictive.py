@@ -1,0 +1,132 @@
+"""What draws say of data: predictive draws, pointwise log likelihood, reported quantities."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from elbowroom.draws.of_guide import chunk_size
+from elbowroom.guides.space import LatentSpace, Unobserved, sample_sites
+from elbowroom.problem.score import Score, assignment_probabilities, map_draws, score
+
+Sites = Mapping[str, Tensor]
+
+
+def _on_device(sites: Sites, like: Mapping[str, Any]) -> dict[str, Tensor]:
+    device = next((v.device for v in like.values() if isinstance(v, Tensor)), torch.device("cpu"))
+    return {name: value.to(device) for name, value in sites.items()}
+
+
+def _evaluate(
+    function: Callable[[dict[str, Tensor]], Any],
+    sites: Sites,
+    arguments: Mapping[str, Any],
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    with torch.no_grad():
+        results = map_draws(function, _on_device(sites, arguments), chunk_size(arguments, space))
+    return {name: value.cpu() for name, value in results.items()}
+
+
+def predict_sites(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    """Draws of the observed sites given draws of the latent ones, each (draws, ...).
+
+    Latent sites that `sites` lacks, the discrete ones, are drawn from the model.
+    """
+
+    def sample(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        # The observations are freed first, inside: the other way round frees the latents too.
+        conditioned = poutine.condition(Unobserved()(model), data=values)
+        trace = poutine.trace(conditioned).get_trace(**arguments)
+        nodes = dict(sample_sites(trace))
+        return {name: nodes[name]["value"] for name in space.observed}
+
+    return _evaluate(sample, sites, arguments, space)
+
+
+def probabilities(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    site: str,
+) -> Tensor:
+    """The posterior predictive probability of each value of an observed site, (support, rows)."""
+
+    def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        conditioned = poutine.condition(Unobserved()(model), data=values)
+        nodes: Any = poutine.trace(conditioned).get_trace(**arguments).nodes
+        fn = nodes[site]["fn"]
+        return {site: fn.log_prob(fn.enumerate_support()).exp()}
+
+    return _evaluate(at, sites, arguments, space)[site].double().mean(0)
+
+
+def prior_sites(
+    model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace, count: int
+) -> dict[str, Tensor]:
+    """Draws of every site, deterministic ones included, from the model without its data.
+
+    Raises:
+        NotImplementedError: If a prior is improper, so that it cannot be sampled.
+    """
+
+    def sample(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        trace = poutine.trace(Unobserved()(model)).get_trace(**arguments)
+        wanted = {site.name for site in space.sites} | set(space.observed)
+        return {
+            name: node["value"]
+            for name, node in sample_sites(trace)
+            if name in wanted or node["infer"].get("_deterministic")
+        }
+
+    return _evaluate(sample, {" index": torch.zeros(count)}, arguments, space)
+
+
+def evaluate(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    pointwise: bool = True,
+) -> Score:
+    """The model's log joint density, pointwise log likelihood and deterministic sites, at draws.
+
+    Each value has the draws as its leading dim; see `elbowroom.problem.score.Score`.
+    The likelihood of every row is large, and can be left out.
+    """
+
+    def at(values: dict[str, Tensor]) -> dict[Any, Tensor]:
+        found = score(model, arguments, values, space)
+        rows = found.log_likelihood if pointwise else {}
+        flat: dict[Any, Tensor] = {("log_likelihood", name): value for name, value in rows.items()}
+        flat |= {("deterministic", name): value for name, value in found.deterministics.items()}
+        return flat | {("log_joint", ""): found.log_joint}
+
+    found: Any = _evaluate(at, sites, arguments, space)
+    return Score(
+        found[("log_joint", "")],
+        {name: value for (kind, name), value in found.items() if kind == "log_likelihood"},
+        {name: value for (kind, name), value in found.items() if kind == "deterministic"},
+    )
+
+
+def assignments(
+    model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
+) -> dict[str, Tensor]:
+    """The mean posterior probability of each discrete site's values, each (support, plates...)."""
+
+    def probabilities(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return assignment_probabilities(model, arguments, values, space)
+
+    return {
+        name: values.mean(0)
+        for name, values in _evaluate(probabilities, sites, arguments, space).items()
+    }

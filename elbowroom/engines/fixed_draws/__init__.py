@@ -1,0 +1,1 @@
+"""Deterministic variational inference: the ELBO over fixed draws."""

@@ -1,0 +1,1 @@
+"""The No-U-Turn sampler, as a reference."""

@@ -1,0 +1,1 @@
+"""Stochastic variational inference: the loop, its steps, and when it ends."""

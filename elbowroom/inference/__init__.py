@@ -1,1 +1,0 @@
-"""How a model and a guide are fitted: objectives, the SVI runner, densities, starts."""

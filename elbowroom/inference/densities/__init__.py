@@ -1,1 +1,0 @@
-"""A model's log density: recorded, its curvature, modes and importance weights."""

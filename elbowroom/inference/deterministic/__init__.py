@@ -1,1 +1,0 @@
-"""Variational inference over fixed draws, without noise: linear response, Laplace, pathfinder."""

@@ -1,1 +1,0 @@
-"""Functions of tensors recorded once, and replayed without the Python around them."""

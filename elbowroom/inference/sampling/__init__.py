@@ -1,1 +1,0 @@
-"""Draws of a posterior itself: adaptive importance sampling, and NUTS."""

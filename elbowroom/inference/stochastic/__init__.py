@@ -1,1 +1,0 @@
-"""Stochastic variational inference: gradient estimators, steps, stopping, checkpoints."""

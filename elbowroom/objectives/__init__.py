@@ -1,0 +1,1 @@
+"""ELBOs and their relatives, each with its options and its estimator of the gradient."""

@@ -1,0 +1,1 @@
+"""The way through the house: problem, start, engine, draws, verdict."""

@@ -1,0 +1,1 @@
+"""A model bound to its data, in a session of its own, checked before a run."""

@@ -1,0 +1,343 @@
+"""A model bound to its data: what every later step of a fit is asked about."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
+
+import pandas as pd
+import torch
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from elbowroom.data.tables import read_table
+from elbowroom.errors import DataError, ModelError, OptionError
+from elbowroom.guides import Guide
+from elbowroom.guides.parameters import held
+from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
+from elbowroom.models import Model, Prepared, Training, get_model
+from elbowroom.models._own import load_function, own_model
+from elbowroom.problem.isolation import Parameters, isolated, placed
+from elbowroom.problem.leaves import check_parameters, kept_buffers
+from elbowroom.problem.validation import check_shapes, validate
+
+SMALL = 200_000
+"""Numbers in a model's arguments below which one thread is faster than several."""
+
+
+class _Reported(Messenger):
+    """Marks sites as deterministic ones: Pyro's reparameterisation leaves them as observations."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        super().__init__()
+        self.sites = set(sites)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites:
+            msg["infer"] = {**(msg["infer"] or {}), "_deterministic": True}
+
+
+class _LeftOut(Messenger):
+    """Leaves the densities of sites out."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        super().__init__()
+        self.sites = set(sites)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites:
+            # Masked by itself: objectives with closed forms do not read the site's own mask.
+            msg["fn"] = msg["fn"].mask(False)
+
+
+def _named_as(model: Callable[..., Any], changed: Any) -> Callable[..., Any]:
+    """A changed model that takes the arguments of the model by their names."""
+
+    @wraps(model)
+    def function(**arguments: Any) -> Any:
+        return changed(**arguments)
+
+    return function
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its options, the data and what was made of them.
+
+    Attributes:
+        model: The declaration.
+        options: An instance of the model's options, None for a user's own function.
+        data: The table, or the dict of arguments of a user's own function.
+        prepared: The model's arguments on the CPU, with the names of their dims.
+        arguments: The same in the fit's dtype and on its device.
+        space: The model's latent space.
+        dtype: Of all numbers.
+        device: Of all tensors.
+        reparameterised: Location-scale sites that are written by their standardised values.
+        posterior: The same with its priors, where these are left out.
+        doubts: What may be wrong with the model or its data, each with the edit.
+    """
+
+    model: Model
+    options: Any
+    data: Any
+    prepared: Prepared
+    arguments: dict[str, Any]
+    space: LatentSpace
+    dtype: torch.dtype
+    device: torch.device
+    reparameterised: tuple[str, ...] = ()
+    posterior: "Problem | None" = None
+    doubts: tuple[str, ...] = ()
+
+    def reparameterise(self, sites: Sequence[str]) -> "Problem":
+        """The same posterior with some location-scale sites written by their standardised values.
+
+        The model's own names stay: the sites become deterministic ones (Gorinova, Moore and
+        Hoffman, 2020, "Automatic reparameterisation of probabilistic programs").
+        """
+        if not sites:
+            return self
+        config: Any = {site: LocScaleReparam(centered=0.0) for site in sites}
+        changed = _Reported(sites)(poutine.reparam(self.model.function, config=config))
+
+        function = _named_as(self.model.function, changed)
+        with isolated(0, dtype=self.dtype, device=self.device):
+            space = LatentSpace.of(function, self.arguments)
+        model = replace(self.model, function=function)
+        return replace(self, model=model, space=space, reparameterised=tuple(sites))
+
+    def with_rows(self, data: pd.DataFrame, points: Mapping[str, Tensor]) -> "Problem":
+        """The same model of other rows, its point parameters (`pyro.param`) held at some values.
+
+        Args:
+            data: The rows, prepared as the fit's were.
+            points: The values, by name.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+        """
+        values = {name: value.to(self.device, self.dtype) for name, value in points.items()}
+        function = _named_as(self.model.function, held(self.model.function, values))
+        training = Training(self.data, self.prepared.arguments)
+        with isolated(0, dtype=self.dtype, device=self.device):
+            prepared = self.model.prepare(data, self.options, training)
+            arguments = placed(prepared.arguments, self.dtype, self.device)
+            space = LatentSpace.of(function, arguments)
+        model = replace(self.model, function=function)
+        return replace(
+            self, model=model, data=data, prepared=prepared, arguments=arguments, space=space
+        )
+
+    def without_priors(self) -> "Problem":
+        """The same likelihood with flat priors of the continuous latents, on the sites' values.
+
+        Discrete sites keep their probabilities, so that what is summed over them is the marginal
+        likelihood of the others.
+
+        Raises:
+            OptionError: If the density of a site is no prior, but a part of the likelihood: it has
+                a value for each observation, or depends on other sites or on point parameters.
+        """
+        space, sites = self.space, [site.name for site in self.space.sites]
+        if not sites:
+            raise OptionError(
+                "--guide mle: the model has no continuous latent to estimate; its point parameters "
+                "are at the maximum of their likelihood under any guide."
+            )
+        if space.per_observation:
+            raise OptionError(
+                f"--guide mle: site '{space.per_observation[0]}' has a value for each observation, "
+                "which is to be summed over, and not estimated; fit with another guide."
+            )
+        dependent: Sequence[str] | None = self.model.population
+        if dependent is None:
+            with isolated(0, dtype=self.dtype, device=self.device):
+                dependent = dependent_sites(self.model.function, self.arguments, space)
+        for name in dependent:
+            if name in sites:
+                raise OptionError(
+                    f"--guide mle: the density of site '{name}' depends on other latent sites or "
+                    "point parameters, so that it is no prior but a part of the likelihood, which "
+                    "would tell nothing of those without it; fit with --guide map or auto."
+                )
+        free = _LeftOut(sites)(self.model.function)
+        function = _named_as(self.model.function, free)
+        return replace(self, model=replace(self.model, function=function), posterior=self)
+
+    def for_guide(self, guide: Guide) -> "Problem":
+        """What a guide is fitted to: this, or without priors if it leaves them out."""
+        return self.without_priors() if guide.likelihood else self
+
+    @property
+    def hidden(self) -> set[str]:
+        """Latent sites that the user sees through a deterministic site instead."""
+        standardised = {f"{site}_decentered" for site in self.reparameterised}
+        return {*self.model.internal, *standardised}
+
+    @contextmanager
+    def session(self, seed: int, parameters: Parameters | None = None) -> Iterator[Any]:
+        """A block in which this problem's model and guides are run; see `isolated`.
+
+        Small problems run on one thread: waking the others costs more than they do.
+        """
+        with (
+            kept_buffers(self.function),
+            isolated(seed, parameters, self.dtype, self.device, threads=self.threads) as state,
+        ):
+            yield state
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that a session takes; None leaves them as they are."""
+        numbers = sum(v.numel() for v in self.arguments.values() if isinstance(v, Tensor))
+        return 1 if numbers < SMALL else None
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The Pyro model."""
+        return self.model.function
+
+    @property
+    def model_name(self) -> str | None:
+        """The name in the registry, None for a user's own model."""
+        return self.model.name if self.model.options is not None else None
+
+    @property
+    def observed(self) -> str:
+        """The site that holds the data.
+
+        Raises:
+            ModelError: If the model has none, but a `pyro.factor`.
+        """
+        if not self.space.observed:
+            raise ModelError("the model has no observed site, so that there is none to predict.")
+        return self.model.observed or self.space.observed[0]
+
+    @property
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Names of the dims of sites and arguments: the declared ones, else their plates."""
+        plates: dict[str, tuple[Plate, ...]] = {s.name: s.plates for s in self.space.sites}
+        plates.update(self.space.discrete)
+        plates.update(self.space.observed_plates)
+        plates.update(self.space.deterministic_plates)
+        named = {name: dim_names(name, placed_in) for name, placed_in in plates.items()}
+        return {**named, **self.prepared.dims}
+
+    def new_arguments(self, data: Any) -> tuple[dict[str, Any], bool]:
+        """The model's arguments for new rows, prepared as the fit's were.
+
+        Returns:
+            The arguments, and whether the rows hold what was observed: if not, something is in its
+            place that has the shape only.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+            ModelError: If the shapes do not go together.
+        """
+        if self.model_name is not None or not isinstance(data, Mapping):
+            data = read_table(data, minimum_rows=1)
+        training = Training(self.data, self.prepared.arguments)
+        with isolated(0, dtype=self.dtype):
+            new = self.model.prepare(data, self.options, training).arguments
+            if self.model_name is not None:
+                return placed(new, self.dtype, self.device), new[self.observed] is not None
+            complete = without_observation(self.prepared.arguments, new, self.space)
+            observed = not any(name not in new for name in self.space.observed)
+            arguments = placed(complete, self.dtype, self.device)
+            # What stands in the place of an observation has its shape alone.
+            (validate if observed else check_shapes)(self.function, arguments)
+            return arguments, observed
+
+
+def resolve_model(model: str | Callable[..., Any] | Model) -> Model:
+    """A model by its name, as `FILE.py:FUNCTION`, or from a Pyro function itself.
+
+    Raises:
+        OptionError: If there is no such model, file or function.
+    """
+    if isinstance(model, Model):
+        return model
+    if callable(model):
+        return own_model(model)
+    if ":" in model or model.endswith(".py"):
+        path = model if ":" in model else f"{model}:model"
+        return own_model(load_function(path), path)
+    return get_model(model)
+
+
+def bind(
+    model: Model,
+    data: Any,
+    options: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Problem:
+    """Binds a model to its data.
+
+    Raises:
+        DataError: If the data cannot be used; the column is named.
+        ModelError: If the model cannot be fitted; the site is named.
+    """
+    if data is None:
+        if model.dataset is None:
+            raise DataError("give the model its data: data=... or --data FILE.")
+        data = model.dataset
+    if not isinstance(data, Mapping):
+        data = read_table(data)
+    elif model.options is not None:
+        data = pd.DataFrame(dict(data))
+    with kept_buffers(model.function):
+        with isolated(0, dtype=dtype, device=device):
+            prepared = model.prepare(data, options, None)
+            arguments = placed(prepared.arguments, dtype, device)
+        with isolated(0, dtype=dtype, device=device):
+            doubts = validate(model.function, arguments)
+        with isolated(0, dtype=dtype, device=device):
+            space = LatentSpace.of(model.function, arguments)
+            check_parameters(model.function, arguments)
+    return Problem(
+        model, options, data, prepared, arguments, space, dtype, device,
+        doubts=(*doubts, *prepared.doubts),
+    )  # fmt: skip
+
+
+def without_observation(
+    arguments: Mapping[str, Any], given: Mapping[str, Any], space: LatentSpace
+) -> dict[str, Any]:
+    """The arguments for new data of a user's own model that lacks the observed one.
+
+    Args:
+        arguments: Those of the fit.
+        given: Those that the new data has.
+        space: The model's latent space on the fit's data.
+
+    Returns:
+        `given`, with zeros of the new length in place of a missing observation: it is drawn, not
+        read. Plain values that are missing are taken from the fit.
+
+    Raises:
+        DataError: If an argument is missing that is not the observed one.
+    """
+    complete = dict(given)
+    lengths = {
+        (len(arguments[name]), len(value))
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.dim() and isinstance(arguments.get(name), Tensor)
+    }
+    for name, value in arguments.items():
+        if name in given:
+            continue
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            complete[name] = value
+        elif name in space.observed and len(lengths) == 1:
+            ((old, new),) = lengths
+            complete[name] = value.new_zeros(
+                (new if len(value) == old else len(value), *value.shape[1:])
+            )
+        else:
+            raise DataError(f"the new data lacks '{name}', which the model takes.")
+    return complete

@@ -1,0 +1,168 @@
+"""What a model or a guide could be fitted by: the tensors at the ends of its density's graph.
+
+A tensor that requires a gradient is fitted, one that does not is data. Pyro fits those that its
+parameter store knows, and passes over the others in silence, such as the weights of a network
+that `pyro.module` was never told of; and over those whose gradient is cut off on the way.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from elbowroom.errors import ModelError, users_code
+from elbowroom.guides.space import trace_model
+from elbowroom.recording.python_state import reached_from
+
+PROBE = 0.1
+"""How far a parameter is moved to see whether the density depends on it."""
+
+
+def leaves(tensor: Tensor) -> list[Tensor]:
+    """The leaf tensors that require a gradient in the graph of a tensor.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> [leaf is weight for leaf in leaves((weight.exp() * torch.ones(2)).sum())]
+        [True]
+    """
+    if tensor.grad_fn is None:
+        return [tensor] if tensor.requires_grad else []
+    found, seen, waiting = [], {tensor.grad_fn}, [tensor.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if hasattr(node, "variable"):  # where gradients are gathered
+            found.append(node.variable)
+        for each, _ in node.next_functions:
+            if each is not None and each not in seen:
+                seen.add(each)
+                waiting.append(each)
+    return found
+
+
+def check_leaves(make: Callable[[], Tensor], whose: Mapping[str, Callable[..., Any]]) -> None:
+    """Sees that whatever requires a gradient in a graph is in the active parameter store.
+
+    Tensors that are made anew in each run, such as those of which a model takes derivatives
+    itself, are nobody's parameters.
+
+    Args:
+        make: Runs the model, or model and guide, to a number.
+        whose: What is run, by what it is called.
+
+    Raises:
+        ModelError: If something is not; it is named as far as it can be found.
+    """
+    unknown = _unknown(leaves(make()))
+    if not unknown:
+        return
+    again = {id(leaf) for leaf in leaves(make())}
+    lasting = [leaf for leaf in unknown if id(leaf) in again]
+    if lasting:
+        raise ModelError(_refusal(lasting, whose))
+
+
+def check_parameters(model: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Sees that a model's density has a gradient by its parameters, and by nothing else.
+
+    Args:
+        model: The Pyro model; its parameters are in the active store.
+        arguments: Its keyword arguments.
+
+    Raises:
+        ModelError: If it has one by a tensor that nothing would fit, or none by a parameter that it
+            depends on.
+    """
+
+    def density() -> Tensor:
+        pyro.set_rng_seed(0)
+        trace = trace_model(model, arguments)
+        with users_code("the model's log density cannot be evaluated", ModelError):
+            return torch.as_tensor(trace.log_prob_sum())
+
+    check_leaves(density, {"the model": model})
+    first = density()
+    used = {id(leaf) for leaf in leaves(first)}
+    store = dict(pyro.get_param_store().named_parameters())
+    cut = {name: value for name, value in store.items() if id(value) not in used}
+    if not cut or not torch.equal(density(), first) or not _depends(density, first, cut.values()):
+        return
+    names = [name for name, value in cut.items() if _depends(density, first, [value])]
+    raise ModelError(
+        f"the model's density depends on the parameter '{(names or list(cut))[0]}', but has no "
+        "gradient by it, so that nothing would fit it: leave out the detach() or torch.no_grad() "
+        "that cuts it off, or hold it as data: a plain tensor, or requires_grad_(False) of a "
+        "module's."
+    )
+
+
+def _depends(density: Callable[[], Tensor], value: Tensor, tensors: Iterable[Tensor]) -> bool:
+    """Whether a density is another one where some tensors are."""
+    before = [(each, each.detach().clone()) for each in tensors]
+    try:
+        with torch.no_grad():
+            for each, was in before:
+                each.copy_(was + PROBE * (1 + was.abs()))
+            return not torch.equal(density(), value)
+    finally:
+        with torch.no_grad():
+            for each, was in before:
+                each.copy_(was)
+
+
+def _unknown(found: Iterable[Tensor]) -> list[Tensor]:
+    known = {id(value) for _, value in pyro.get_param_store().named_parameters()}
+    return [leaf for leaf in found if id(leaf) not in known]
+
+
+def _refusal(tensors: list[Tensor], whose: Mapping[str, Callable[..., Any]]) -> str:
+    for called, function in whose.items():
+        for tensor in tensors:
+            for owner, path, name in _places(tensor, function):
+                shown, shape = f"{path}.{name}" if name else path, tuple(tensor.shape)
+                beside = f", beside {len(tensors) - 1} more" if len(tensors) > 1 else ""
+                register = (
+                    f"pyro.module('{path}', {path})" if owner else f"pyro.param('{path}', {path})"
+                )
+                return (
+                    f"{called} uses '{shown}' of shape {shape}{beside}, which requires a gradient "
+                    f"and is not among its parameters, so that nothing would fit it: register it "
+                    f"with {register} there, or hold it as data with "
+                    f"{path}.requires_grad_(False)."
+                )
+    return (
+        f"{' and '.join(whose)} {'use' if len(whose) > 1 else 'uses'} a tensor of shape "
+        f"{tuple(tensors[0].shape)} that requires a gradient and is not among the parameters, so "
+        "that nothing would fit it: register it with pyro.param or its network with pyro.module, "
+        "or hold it as data with requires_grad_(False)."
+    )
+
+
+def _places(tensor: Tensor, function: Callable[..., Any]) -> Iterator[tuple[bool, str, str]]:
+    """Where a function reaches a tensor: whether in a module, what is to be named, the rest."""
+    for path, each in reached_from(function):
+        if isinstance(each, nn.Module) and path:
+            for name, value in each.named_parameters():
+                if value is tensor:
+                    yield True, path, name
+        elif each is tensor and path:
+            yield False, path, ""
+
+
+@contextmanager
+def kept_buffers(*functions: Callable[..., Any]) -> Iterator[None]:
+    """Puts back, at the end, what the modules that functions reach keep beside their parameters.
+
+    A normalisation layer in training updates its running means each time that it is run.
+    """
+    modules = [each for _, each in reached_from(*functions) if isinstance(each, nn.Module)]
+    before = [(each, each.detach().clone()) for module in modules for each in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for each, was in before:
+                each.copy_(was)

@@ -1,0 +1,667 @@
+"""Whether a model is valid on its data: shapes, observed values and arguments of distributions.
+
+Pyro and torch check these as a model runs, and are told not to while a log density is recorded. So
+the plain model is run a few times beforehand with their validation on, at random values of its
+latent sites; what they would refuse is refused here, with the site, the rows and the edit. What
+they let pass is the number of terms: a value that is broadcast against its distribution, or a mask
+against the site's batch, counts more than once.
+
+A shape is wrong at any values of the latents. An argument or an observed value may be invalid at
+some of them only: that is an error where it is so at each of many, and a warning elsewhere.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.util import check_site_shape
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
+from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
+from elbowroom.problem.isolation import reseed
+from elbowroom.problem.wording import ARGUMENT_EDITS, LISTED, described, rows_of, shown
+
+WIDTHS = (0.5, 2.0, None)
+"""Of the random unconstrained values that a model is run at; None for draws from its priors."""
+LARGE = 200_000
+"""Numbers in a model's arguments from which it is run at the first of these alone."""
+MOST_RUNS = 60
+"""Runs at ever wider values before what is invalid in each of them is an error."""
+DRAWS = 5
+"""Posterior draws at which a fitted model is run again."""
+
+WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+"""Distributions that change another one's shape or mask alone."""
+
+ModelFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a site: `place` is the same at whatever values of the latents.
+
+    Attributes:
+        place: The site and the part of it.
+        text: What is said of it.
+        kind: Of the error that it is; None for what may be meant so, and is a warning.
+        warns: Whether it is worth a warning where it is not so at all values.
+    """
+
+    place: tuple[str, str]
+    text: str
+    kind: type[ElbowroomError] | None = ModelError
+    warns: bool = True
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a model: what is wrong there, or why it cannot be run there at all."""
+
+    faults: tuple[Fault, ...] = ()
+    failure: ElbowroomError | None = None
+
+    def has(self, place: tuple[str, str]) -> bool:
+        """Whether something is wrong with it."""
+        return any(fault.place == place for fault in self.faults)
+
+
+def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    r"""Makes the checks of Pyro's and torch's validation; to be called in an isolated session.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+
+    Returns:
+        Warnings: what is invalid at some values of the latents, each with the edit.
+
+    Raises:
+        ModelError: If a shape is wrong, or an argument of a distribution at all values tried.
+        DataError: If an observed value has no density at all values tried; rows are named.
+
+    Example:
+        >>> def model(y):
+        ...     share = pyro.sample("share", dist.Beta(1.0, 1.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Bernoulli(share), obs=y)
+        >>> validate(model, {"y": torch.tensor([0.0, 1.0])})
+        ()
+        >>> try:
+        ...     validate(model, {"y": torch.tensor([1.0, 2.0])})
+        ... except DataError as error:
+        ...     print(str(error).replace(": ", ":\n"))
+        site 'y':
+        1 of 2 values is not in the support of its Bernoulli, 0 or 1:
+        row 2 has 2 (from 1). Its values begin at 1:
+        code them from 0, obs=y - 1.
+    """
+    numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
+    widths = WIDTHS[:1] if numbers > LARGE else WIDTHS
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of runs that are made for their errors alone
+        runs = [_run(model, arguments, width, seed) for seed, width in enumerate(widths)]
+        for run in runs[:1]:
+            if run.failure is not None and all(other.failure for other in runs):
+                raise run.failure
+        if takes_batches(model):
+            _minibatch(model, arguments)
+        valid = [run for run in runs if run.failure is None]
+        always = [
+            fault for fault in valid[0].faults
+            if fault.kind is not None and all(run.has(fault.place) for run in valid)
+        ]  # fmt: skip
+        for extra in range(len(widths), MOST_RUNS if always else 0):
+            # Wider and wider, from its priors in between.
+            run = _run(model, arguments, None if extra % 3 == 0 else 0.1 * extra, extra)
+            if run.failure is None:
+                always = [fault for fault in always if run.has(fault.place)]
+            if not always:
+                break
+    for fault in always:
+        if fault.kind is not None:
+            raise fault.kind(fault.text)
+    found = {fault.place: fault for run in reversed(valid) for fault in run.faults if fault.warns}
+    somewhere = (
+        " It is so in some of the runs at random values of the latents, where the density is not "
+        "defined."
+    )
+    return tuple(fault.text + (somewhere if fault.kind else "") for fault in found.values())
+
+
+def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
+    """The shapes alone, at one run; to be called in an isolated session.
+
+    Raises:
+        ModelError: If one is wrong, or the model cannot be run.
+    """
+    with torch.random.fork_rng(devices=[]):
+        _shapes(_trace(model, arguments, WIDTHS[0]), arguments)
+
+
+def invalid_draws(
+    model: ModelFunction, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
+) -> str | None:
+    """What is invalid at some posterior draws, as a sentence; to be called in a session.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+        sites: Draws of its latent sites, each (draws, ...).
+    """
+    count = len(next(iter(sites.values()), []))
+    numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
+    chosen = torch.linspace(0, count - 1, min(count, 1 if numbers > LARGE else DRAWS)).long()
+    faults = []
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed, index in enumerate(chosen.tolist()):
+            values = {name: draws[index] for name, draws in sites.items()}
+            conditioned = poutine.condition(model, data=values)
+            found = _run(conditioned, arguments, None, seed, latents=set(values)).faults
+            faults += [fault for fault in found if fault.warns and fault.kind][:1]
+    if not faults:
+        return None
+    return f"At {len(faults)} of {len(chosen)} posterior draws the model is not valid: " + (
+        faults[0].text
+    )
+
+
+def _run(
+    model: ModelFunction,
+    arguments: Mapping[str, Any],
+    width: float | None,
+    seed: int,
+    latents: set[str] | None = None,
+) -> _Run:
+    """Runs a model with validation on.
+
+    Raises:
+        ModelError: If a shape is wrong.
+    """
+    reseed(seed)
+    try:
+        with pyro.validation_enabled(True):
+            trace = _trace(model, arguments, width)
+    except ElbowroomError as refused:
+        # Whether without validation, and which site it was then.
+        reseed(seed)
+        try:
+            with pyro.validation_enabled(False):
+                trace = _trace(model, arguments, width)
+                _shapes(trace, arguments)
+                wrong = tuple(_arguments(trace))
+        except ElbowroomError as failure:
+            return _Run(failure=_plainer(failure, arguments))
+        text = str(refused).split(", but found invalid values")[0]
+        edit = "fix what it names, or give that distribution validate_args=False if it is right."
+        return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
+    _shapes(trace, arguments)
+    with pyro.validation_enabled(True):
+        observed = [
+            (name, node) for name, node in sample_sites(trace)
+            if node["is_observed"] and not node["infer"].get("_deterministic")
+            and name not in (latents or ()) and not isinstance(node["fn"], dist.Unit)
+        ]  # fmt: skip
+        faults: list[Fault] = []
+        for name, node in observed:
+            try:
+                with users_code(f"site '{name}': its log density cannot be evaluated", ModelError):
+                    faults += list(_values(name, node))
+            except ElbowroomError as failure:
+                return _Run(failure=_plainer(failure, arguments))
+        return _Run((*faults, *_seen_twice(observed)))
+
+
+def _trace(model: ModelFunction, arguments: Mapping[str, Any], width: float | None) -> Any:
+    if width is not None:
+        return trace_model(model, arguments, width)
+    with users_code("the model cannot be run", ModelError):
+        return poutine.trace(model).get_trace(**arguments)
+
+
+def _plainer(failure: ElbowroomError, arguments: Mapping[str, Any]) -> ElbowroomError:
+    """What a user's model raised, with the edit where the cause is a kind of number."""
+    text = str(failure)
+    whole = [
+        f"'{name}' is {str(value.dtype).removeprefix('torch.')}"
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and not value.is_floating_point()
+    ]
+    if "Shape mismatch inside plate" in text:
+        text = f"{text}. {_shape_edit(arguments)}"
+    elif whole and any(word in text for word in ("dtype", "can't be cast", "two bool tensors")):
+        text = f"{text} Of the arguments {', '.join(whole)}: make it real, as in y.double()."
+    return failure if text == str(failure) else ModelError(text)
+
+
+def _minibatch(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
+    """The shapes of a minibatch.
+
+    Raises:
+        ModelError: If one is wrong.
+    """
+    try:
+        with pyro.validation_enabled(False):
+            _shapes(_trace(model, {**arguments, "batch_size": 1}, WIDTHS[0]), arguments)
+    except ElbowroomError as error:
+        raise ModelError(
+            f"in a minibatch of one row: {str(error).split(' Give the value')[0]} Take the rows "
+            "of the plate: y[rows] in `with pyro.plate(..., subsample_size=batch_size) as rows`, "
+            "or pyro.subsample(y, event_dim=0)."
+        ) from error
+
+
+# Shapes
+
+
+def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
+    """Each site's log probability fits its plates, and has one term for each value.
+
+    Raises:
+        ModelError: If not.
+    """
+    sites = list(sample_sites(trace))
+    nesting = max((-plate.dim for _, node in sites for plate in plates_of(node)), default=0)
+    for name, node in sites:
+        if node["infer"].get("_deterministic"):
+            continue
+        shape = _one_term_each(name, node, arguments)
+        if isinstance(node["fn"], dist.Unit):
+            _no_pairs(name, node, shape, arguments)
+        try:
+            # Of the log probability only the shape is read.
+            check_site_shape({**node, "log_prob": torch.empty(shape, device="meta")}, nesting)
+        except ValueError as error:
+            plates = {plate.dim: plate for plate in plates_of(node)}
+            loose = [
+                dim for dim in range(-min(len(shape), nesting), 0)
+                if dim not in plates and shape[dim] > 1
+            ]  # fmt: skip
+            edit = _shape_edit(arguments)
+            if loose and not node["is_observed"]:
+                edit = (
+                    f"Dim {loose[0]} lies in no plate: make it part of the event by "
+                    f".to_event({-loose[0]}), or put the site into a pyro.plate of that dim."
+                )
+            inside = ", ".join(f"'{p.name}' ({p.size}, dim {p.dim})" for p in plates.values())
+            first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
+            raise ModelError(
+                f"site '{name}': the shape of its log probability, {list(shape)}, is not that of "
+                f"its plates, {inside or 'of which it has none'}. {first}. {edit}"
+            ) from error
+
+
+def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.Size:
+    """The shape of a site's log probability, which has one term for each event of its value."""
+    fn, value = node["fn"], node["value"]
+    value = torch.as_tensor(value)
+    events = value.dim() - fn.event_dim
+    batch = value.shape[: max(events, 0)]
+    edit = _shape_edit(arguments)
+    for plate in plates_of(node):
+        if plate.size in batch and plate.dim < -len(batch):
+            there = batch.index(plate.size) - len(batch)
+            edit = f"The plate '{plate.name}' has dim {plate.dim}, and the values lie in {there}: "
+            edit += f"write dim={there}."
+    if isinstance(fn, dist.Unit):
+        edit = "Give the factor one number for each row, or move it out of the plate."
+    elif node["is_observed"]:
+        edit += f" If it is meant so, write it out: obs={name}.expand(...)."
+    try:
+        scored = torch.broadcast_shapes(batch, fn.batch_shape)
+    except RuntimeError as error:
+        raise ModelError(
+            f"site '{name}': the value has batch shape {list(batch)} and its distribution "
+            f"{list(fn.batch_shape)}, which do not go together. {edit}"
+        ) from error
+    if events < 0 or value.shape[events:] != fn.event_shape:
+        raise ModelError(
+            f"site '{name}': the value of shape {list(value.shape)} is repeated for an event of "
+            f"shape {list(fn.event_shape)}, so that it would count more than once. {edit}"
+        )
+    if math.prod(scored) != math.prod(batch):
+        raise ModelError(
+            f"site '{name}': the value has batch shape {list(batch)} and its distribution "
+            f"{list(fn.batch_shape)}, so that each value would count {_times(scored, batch)} "
+            f"times. {edit}"
+        )
+    for what in ("mask", "scale"):
+        if isinstance(node[what], Tensor):
+            try:
+                widened = torch.broadcast_shapes(scored, node[what].shape)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
+                    f"{list(scored)}, which do not go together; give the {what} the shape of the "
+                    "batch."
+                ) from error
+            if math.prod(widened) != math.prod(scored):
+                raise ModelError(
+                    f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
+                    f"{list(scored)}, so that each value would count {_times(widened, scored)} "
+                    f"times; give the {what} the shape of the batch."
+                )
+            scored = widened
+    return scored
+
+
+def _no_pairs(name: str, node: Any, shape: torch.Size, arguments: Mapping[str, Any]) -> None:
+    """A factor has no value to count by: one number for each pair of rows in a plate is told."""
+    outside = shape[: len(shape) + min((plate.dim for plate in plates_of(node)), default=-99)]
+    for plate in plates_of(node):
+        if plate.size > 1 and plate.size in outside:
+            raise ModelError(
+                f"site '{name}': the factor has shape {list(shape)}, a number for each pair of the "
+                f"rows in the plate '{plate.name}'. {_shape_edit(arguments)} If it is meant so, "
+                "sum it over the other dim."
+            )
+
+
+def _times(many: torch.Size, one: torch.Size) -> str:
+    return f"{math.prod(many) / max(1, math.prod(one)):,.0f}"
+
+
+def _shape_edit(arguments: Mapping[str, Any]) -> str:
+    """The edit that the usual cause wants: a column beside vectors."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    columns = [n for n, v in tensors.items() if v.dim() == 2 and v.shape[1] == 1 < v.shape[0]]
+    if columns:
+        name = columns[0]
+        return (
+            f"'{name}' is a column, {list(tensors[name].shape)}: write {name}[:, 0], or "
+            f"{name}.squeeze(-1), where vectors meet it."
+        )
+    shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in tensors.items())
+    return (
+        f"Give the value, what its distribution is made of and its plates the same batch shape "
+        f"(of the arguments: {shapes}), each plate the dim, counted from the right, that it has "
+        "there."
+    )
+
+
+# Arguments of distributions
+
+
+def _parts(fn: Distribution) -> Iterator[Distribution]:
+    """A distribution and those that it is made of."""
+    yield fn
+    for part in vars(fn).values():
+        if isinstance(part, Distribution):
+            yield from _parts(part)
+
+
+def _arguments(trace: Any) -> Iterator[Fault]:
+    """Arguments that torch's validation refuses, by site."""
+    for name, node in sample_sites(trace):
+        for part in _parts(node["fn"]):
+            for parameter, constraint in _constraints(part).items():
+                if parameter not in vars(part) or constraints.is_dependent(constraint):
+                    continue
+                value = torch.as_tensor(getattr(part, parameter))
+                bad = ~constraint.check(value)
+                if bad.any():
+                    yield _argument(name, part, parameter, constraint, value, bad)
+
+
+def _constraints(part: Distribution) -> Mapping[str, Any]:
+    try:
+        return part.arg_constraints
+    except NotImplementedError:
+        return {}
+
+
+def _argument(
+    name: str, part: Distribution, parameter: str, constraint: Any, value: Tensor, bad: Tensor
+) -> Fault:
+    """An argument that breaks its constraint."""
+    wanted, edit = described(constraint)
+    numbers = value[bad].detach()
+    if not _is_zero(getattr(constraint, "lower_bound", getattr(constraint, "upper_bound", 0))):
+        edit = "see that it is, at all values of the latents."
+    # Where exp or a sigmoid is rounded to its limit, or a matrix cannot be factorised, the draw
+    # was far; the model is right.
+    far = bool((numbers.isinf() | (numbers == 0) | (numbers == 1)).all())
+    if constraint.event_dim == 2:
+        far = torch.allclose(numbers, numbers.mT) or bool((numbers.triu(1) == 0).all())
+    return Fault(
+        (name, parameter),
+        f"site '{name}': the {parameter} of its {type(part).__name__} is {shown(numbers)}"
+        f"{rows_of(bad)}, and must be {wanted}; "
+        f"{ARGUMENT_EDITS.get(edit, edit)}",
+        warns=not far,
+    )
+
+
+def _is_zero(bound: Any) -> bool:
+    return isinstance(bound, (int, float)) and bound == 0
+
+
+# Observed values
+
+
+def _seen_twice(observed: list[tuple[str, Any]]) -> Iterator[Fault]:
+    """Values that several sites observe, none of them behind a mask."""
+    sites: dict[Any, list[tuple[str, Any]]] = {}
+    for name, node in observed:
+        value = node["value"]
+        if isinstance(value, Tensor) and value.numel() > 1:
+            sites.setdefault((value.data_ptr(), value.shape), []).append((name, node))
+    for same in sites.values():
+        if torch.stack([_counted(node).int() for _, node in same]).sum(0).max() > 1:
+            names = ", ".join(f"'{name}'" for name, _ in same[:LISTED])
+            names += ", ..." if len(same) > LISTED else ""
+            yield Fault(
+                (same[0][0], "twice"),
+                f"sites {names} observe the same values, each of which counts {len(same)} times; "
+                "give each site its own, as in obs=y[i], or leave one out.",
+                None,
+            )
+
+
+def _values(name: str, node: Any) -> Iterator[Fault]:
+    """Observed values that Pyro refuses, or that have no finite log density."""
+    fn = node["fn"]
+    value = torch.as_tensor(node["value"]).detach()
+    shape = torch.broadcast_shapes(value.shape, fn.shape())
+    value = value.expand(shape)
+    counted = _counted(node).expand(shape)
+    if not counted.any():
+        return
+    if not counted.all():
+        # Pyro looks at what a mask hides as well: a draw takes its place.
+        _hidden_can_be_scored(name, fn, value)
+        value = torch.where(counted, value, _draw(fn, value))
+    try:
+        log_prob = fn.log_prob(value).detach()
+    except ValueError as error:
+        yield _outside(name, fn, value, str(error))
+        return
+    events = fn.event_dim
+    rows = counted.reshape(*counted.shape[: counted.dim() - events], -1).any(-1)
+    if log_prob.shape != rows.shape:
+        if log_prob.numel() == rows.numel():
+            return
+        raise ModelError(
+            f"site '{name}': the log_prob of its {type(fn).__name__} has shape "
+            f"{list(log_prob.shape)}, and the batch shape is {list(rows.shape)}; make it sum over "
+            "the events alone."
+        )
+    fractions = _fractions(fn, value)
+    if fractions.any():
+        yield Fault(
+            (name, "support"),
+            f"site '{name}': the values of a {_family(fn)} are whole numbers:"
+            f"{rows_of(fractions, value[fractions])}. Give counts, not shares of them.",
+            DataError,
+        )
+    bad = rows & ~log_prob.isfinite()
+    if bad.any():
+        event = value[bad]
+        yield Fault(
+            (name, "density"),
+            f"site '{name}': the log density of its {_family(fn)} is "
+            f"{shown(log_prob[bad])} for {shown(event)}{rows_of(bad)}; leave these rows out, move "
+            "their values away from the limit of the support, or give the site a distribution with "
+            "a density there.",
+            DataError,
+            # Minus infinity is a density, of values that the latents exclude.
+            warns=bool((log_prob[bad] != -math.inf).any()),
+        )
+
+
+def _hidden_can_be_scored(name: str, fn: Any, value: Tensor) -> None:
+    """What a mask hides is evaluated all the same, and must not end in an error."""
+    try:
+        with pyro.validation_enabled(False):
+            _unvalidated(fn).log_prob(value)
+    except RuntimeError as error:
+        raise ModelError(
+            f"site '{name}': what its mask hides cannot be evaluated ({error}); fill it with any "
+            "value that its distribution can have, such as 0."
+        ) from error
+
+
+def _family(fn: Any) -> str:
+    """The name of a distribution, what it is wrapped into aside."""
+    while isinstance(fn, WRAPPERS):
+        fn = fn.base_dist
+    return type(fn).__name__.removesuffix("Distribution")
+
+
+def _unvalidated(fn: Any) -> Any:
+    """A distribution whose own parts do not validate either."""
+    lax = copy(fn)
+    for name, part in vars(fn).items():
+        if isinstance(part, Distribution):
+            setattr(lax, name, _unvalidated(part))
+    lax._validate_args = False
+    return lax
+
+
+def _fractions(fn: Any, value: Tensor) -> Tensor:
+    """Which values are no whole numbers where all are: torch lets those of a Multinomial pass."""
+    try:
+        whole = value.is_floating_point() and fn.support.is_discrete
+        whole = whole and all(part._validate_args for part in _parts(fn))
+    except NotImplementedError:
+        whole = False
+    return value != value.round() if whole else torch.zeros_like(value, dtype=torch.bool)
+
+
+def _draw(fn: Any, like: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            return fn.sample().to(like.dtype).expand(like.shape)
+    except NotImplementedError:  # a distribution of the user's that has no sampler
+        return like
+
+
+def _counted(node: Any) -> Tensor:
+    """Which numbers of a site's value no mask hides, broadcast against the value."""
+    fn = node["fn"]
+    value = torch.as_tensor(node["value"])
+    shape = torch.broadcast_shapes(value.shape, fn.shape())
+    counted = torch.ones(shape, dtype=torch.bool, device=value.device)
+    masks = [(node["mask"], fn.event_dim)]
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    for mask, events in masks:
+        if mask is not None:
+            whole = torch.as_tensor(mask, device=counted.device)
+            counted = counted & whole.reshape((*whole.shape, *[1] * events))
+    return counted
+
+
+def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
+    """Values that Pyro refuses: which, and how to fix them."""
+    family, events = _family(fn), fn.event_dim
+    support: Any = constraints.real
+    bad = torch.zeros((), dtype=torch.bool)
+    try:
+        support = fn.support
+        bad = ~support.check(value)
+        if isinstance(support, constraints.independent):
+            support = support.base_constraint
+            bad = ~support.check(value)
+    except (NotImplementedError, RuntimeError):
+        pass
+    wanted, edit = described(support)
+    first = not bad.any()
+    if first:  # within a part of it, such as what a transform is made of
+        bad = _first_refused(fn, value)
+        wanted = "and first"
+        edit = "bring the values to where it has a density, or give another distribution."
+    total, count, numbers = bad.numel(), int(bad.sum()), value[bad]
+    if not count:  # for another reason
+        cause = f"Pyro refuses its values: {refusal.split(', but found invalid values')[0]}"
+        return Fault((name, "support"), f"site '{name}': {cause}", DataError)
+    moved = _from_one(support, value)
+    if moved:
+        edit = f"Its values begin at 1: code them from 0, obs={name} - 1."
+    else:
+        edit = f"{edit[:1].upper()}{edit[1:]}"
+    event = events and bad.dim() <= value.dim() - events
+    return Fault(
+        (name, "support"),
+        f"site '{name}': {count:,} of {total:,} {'events' if event else 'values'} "
+        f"{'is' if count == 1 else 'are'} not in the support of its {family}, {wanted}:"
+        f"{rows_of(bad, numbers)}. {edit}",
+        DataError,
+        warns=_nonsense(fn, value, bad),
+    )
+
+
+def _nonsense(fn: Any, value: Tensor, bad: Tensor) -> bool:
+    """Whether values outside of the support have another log density than minus infinity."""
+    try:
+        with pyro.validation_enabled(False):
+            log_prob = _unvalidated(fn).log_prob(value)
+    except RuntimeError:  # labels that index what is not there
+        return True
+    events = bad.reshape(*log_prob.shape, -1).any(-1) if bad.dim() else bad
+    return bool((log_prob != -math.inf)[events].any())
+
+
+def _from_one(support: Any, value: Tensor) -> bool:
+    """Whether labels are numbered from one instead of zero."""
+    try:
+        whole = support.is_discrete and bool((value >= 1).all())
+        return whole and bool(support.check(value.double() - 1).all())
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
+def _first_refused(fn: Any, value: Tensor) -> Tensor:
+    """The first row that Pyro refuses, found by halves: draws stand in for the others."""
+    shape = value.shape[: value.dim() - fn.event_dim]
+    bad = torch.zeros(shape, dtype=torch.bool)
+    stand_in = _draw(fn, value)
+    index = torch.arange(bad.numel(), device=value.device).reshape(shape)
+    index = index.reshape(*shape, *[1] * fn.event_dim)
+
+    def refused(rows: int) -> bool:
+        try:
+            fn.log_prob(torch.where(index < rows, value, stand_in))
+        except ValueError:
+            return True
+        return False
+
+    low, high = 0, bad.numel()
+    if not refused(high) or refused(low):
+        return bad
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if refused(middle) else (middle, high)
+    bad.view(-1)[high - 1] = True
+    return bad

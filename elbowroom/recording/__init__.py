@@ -1,0 +1,1 @@
+"""Functions of tensors, recorded once and replayed as plain code."""

@@ -1,0 +1,393 @@
+"""A function of tensors recorded once as a flat list of operations, and replayed as plain code.
+
+`record` runs the function twice, on batches of two sizes, and keeps what the dispatcher saw:
+the operations below `vmap` and the gradient, with every layer of Python above them gone. Whole
+numbers that follow the batch (the 6 of a view of 3 × 2, the 9 of 3 × 3) are told from the two runs,
+so that one recording serves batches of every size. What does not depend on the input is computed
+once.
+
+`torch.fx`'s `make_fx` gives such a graph too, for one batch size, in twenty times the time.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from elbowroom.recording.operations import (
+    FILLED,
+    READ,
+    Affine,
+    Operation,
+    Slot,
+    is_random,
+    leaves,
+    mapped,
+    name_of,
+)
+from elbowroom.recording.replay import Replay
+from elbowroom.recording.simplifying import Simplifier
+
+BATCHES = (2, 3)
+"""Rows of the two runs; not 1, which broadcasts like no other size."""
+
+
+BLANK = ("empty", "empty_like", "new_empty", "empty_strided")
+"""Operations that give a tensor whose numbers are nobody's."""
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pauses the garbage collector, which would search a recording's objects for long."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class NotRecordableError(Exception):
+    """The function does not run the same operations at every point."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the operations that reach the dispatcher, and the tensors they take from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self.slots: dict[int, int] = {}
+        self.values: list[Tensor] = []
+        self.outside: list[int] = []
+        self.mutated: set[int] = set()
+        self.answers: set[int] = set()  # operations that gave a plain number
+
+    def slot(self, tensor: Tensor, new: bool = False) -> Slot:
+        # Every tensor is kept until the end, so that no two share an id.
+        if new or id(tensor) not in self.slots:
+            if not new:
+                self.outside.append(len(self.values))
+            self.slots[id(tensor)] = len(self.values)
+            self.values.append(tensor)
+        return Slot(self.slots[id(tensor)])
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        before = {id(x) for x in leaves((args, kwargs)) if isinstance(x, Tensor)}
+
+        def slotted(x: Any) -> Any:
+            return self.slot(x) if isinstance(x, Tensor) else x
+
+        arguments, keywords = mapped(slotted, args), mapped(slotted, kwargs)
+        result = function(*args, **kwargs)
+        results = [x for x in leaves(result) if isinstance(x, Tensor)]
+        # An operation in place gives back what it took, and keeps its slot.
+        outputs = [self.slot(x, new=id(x) not in before).index for x in results]
+        storages = [x.untyped_storage()._cdata for x in results]
+        if function._schema.is_mutable:
+            self.mutated.update(storages)
+        if any(isinstance(x, (bool, int, float, complex)) for x in leaves(result)):
+            self.answers.add(len(self.operations))
+        places = tuple(i for i, x in enumerate(leaves(result)) if isinstance(x, Tensor))
+        self.operations.append(Operation(function, arguments, keywords, outputs, storages, places))
+        return result
+
+
+class Handed(TorchDispatchMode):
+    """Hands out random numbers that were drawn before, in order, as long as they fit.
+
+    Args:
+        numbers: Of each operation that draws some.
+
+    Example:
+        >>> with Handed([torch.tensor([1.0, 2.0])]):
+        ...     torch.randn(2), torch.rand(1) < 1
+        (tensor([1., 2.]), tensor([True]))
+    """
+
+    def __init__(self, numbers: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.numbers = list(numbers)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in function.tags and self.numbers:
+            number = self.numbers.pop(0)
+            if number.shape == found.shape:
+                found.copy_(number)
+            else:  # another branch, with other numbers
+                self.numbers.clear()
+        return found
+
+
+def _run(
+    function: Callable[[Tensor], Sequence[Tensor]], batch: Tensor
+) -> tuple[_Recorder, int, list[int]]:
+    recorder = _Recorder()
+    entry = recorder.slot(batch).index
+    with recorder:
+        results = function(batch)
+    return recorder, entry, [recorder.slot(x).index for x in results]
+
+
+def _merged(first: Any, second: Any) -> Any:
+    """An argument of both runs: the same, or a whole number that follows the batch."""
+    if type(first) is not type(second):
+        raise NotRecordableError
+    if isinstance(first, (list, tuple)):
+        if len(first) != len(second):
+            raise NotRecordableError
+        return type(first)(_merged(a, b) for a, b in zip(first, second, strict=True))
+    if isinstance(first, dict):
+        if first.keys() != second.keys():
+            raise NotRecordableError
+        return {key: _merged(first[key], second[key]) for key in first}
+    if isinstance(first, int) and not isinstance(first, bool) and first != second:
+        factor, rest = divmod(second - first, BATCHES[1] - BATCHES[0])
+        if rest:
+            raise NotRecordableError
+        return Affine(factor, first - factor * BATCHES[0])
+    if first != second and not (first != first and second != second):
+        raise NotRecordableError
+    return first
+
+
+def _both(first: Operation, second: Operation) -> Operation:
+    """An operation of both runs."""
+    if first.function is not second.function or first.outputs != second.outputs:
+        raise NotRecordableError
+    arguments = _merged(first.arguments, second.arguments)
+    keywords = _merged(first.keywords, second.keywords)
+    return replace(first, arguments=arguments, keywords=keywords)
+
+
+def _simplified(
+    first: _Recorder,
+    second: _Recorder,
+    kept: list[tuple[Operation, Operation]],
+    constants: dict[int, Tensor],
+    results: list[int],
+) -> tuple[list[Operation], list[torch.Size], list[int]]:
+    """What simplifying each run by itself leaves of both: operations, shapes and results."""
+    left, right = (Simplifier(run.values, constants, run.mutated) for run in (first, second))
+    one, given = left([each for each, _ in kept], results)
+    two, again = right([each for _, each in kept], results)
+    if given != again or len(one) != len(two):
+        raise NotRecordableError
+    return [_both(*pair) for pair in zip(one, two, strict=True)], left.held, given
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if first is second:
+        return True
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if first.is_meta:
+        return True
+    return torch.equal(first.isnan(), second.isnan()) and torch.equal(
+        first.nan_to_num(), second.nan_to_num()
+    )
+
+
+@_uncollected()
+def record_step(
+    function: Callable[..., Sequence[Tensor]],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    state: Sequence[Tensor] = (),
+    between: Callable[[], None] = lambda: None,
+) -> Replay:
+    """Records a function that may draw random numbers and hold gradients by autograd.
+
+    Args:
+        function: Of tensors of fixed shapes to several tensors.
+        first: What to run it on.
+        second: What to run it on again, to see that no operation depends on a value.
+        state: Tensors that it reads beside, whose values change between calls.
+        between: Called between the two runs, to change them: what follows them by a way that is not
+            seen, over numpy for one, would else be taken for a constant.
+
+    Returns:
+        The same function, faster. Its random numbers come from torch's generator, in the same
+        order: from the same state of that it gives the same values. Where a branch is not the one
+        that both runs took, it raises `BranchError`.
+
+    Raises:
+        NotRecordableError: If the two runs differ by more than the values of tensors.
+
+    Example:
+        >>> scale = torch.tensor(2.0, requires_grad=True)
+        >>> def step(x):
+        ...     loss = (scale * x * torch.randn(2)).square().sum()
+        ...     return [loss, *torch.autograd.grad(loss, [scale])]
+        >>> replay = record_step(step, [torch.ones(2)], [torch.zeros(2)], [scale])
+        >>> _ = torch.manual_seed(0)
+        >>> recorded = replay(torch.ones(2))
+        >>> _ = torch.manual_seed(0)
+        >>> [one == two for one, two in zip(recorded, step(torch.ones(2)))]
+        [tensor(True), tensor(True)]
+    """
+    runs: list[tuple[_Recorder, list[int]]] = []
+    for inputs in (first, second):
+        if runs:
+            between()
+        recorder = _Recorder()
+        entries = [recorder.slot(each).index for each in inputs]
+        moving = {recorder.slot(each).index for each in state}
+        with recorder:
+            found = function(*inputs)
+        runs.append((recorder, [recorder.slot(x).index for x in found]))
+    (one, wanted), (two, again) = runs
+    if wanted != again or len(one.operations) != len(two.operations):
+        raise NotRecordableError
+    if one.outside != two.outside:
+        raise NotRecordableError
+    constants = {}
+    for index in one.outside:
+        if index in entries:
+            continue
+        if index not in moving and not _same(one.values[index], two.values[index]):
+            raise NotRecordableError
+        constants[index] = one.values[index]
+    folded = set(constants) - moving
+    kept = []
+    mutated = one.mutated | two.mutated
+    for line, (before, after) in enumerate(zip(one.operations, two.operations, strict=True)):
+        same = before.function is after.function and before.outputs == after.outputs
+        if not same:
+            raise NotRecordableError
+        if line in one.answers:
+            if before.taken <= folded:  # of what never changes
+                continue
+            if before.function is not READ:
+                raise NotRecordableError
+            (taken,) = before.taken
+            answers = [recorder.values[taken] for recorder in (one, two)]
+            if answers[0].dtype != torch.bool or bool(answers[0]) != bool(answers[1]):
+                raise NotRecordableError
+            # A branch that both runs took.
+            kept.append(replace(before, arguments=(Slot(taken), bool(answers[0]))))
+            continue
+        _exactly(before.arguments, after.arguments)
+        _exactly(before.keywords, after.keywords)
+        name = before.function._schema.name.partition("::")[2]
+        touched = {one.values[i].untyped_storage()._cdata for i in before.taken}
+        changed = mutated & touched.union(before.storages)
+        alone = before.taken <= folded or name_of(before) in FILLED
+        if name in BLANK:  # to be filled later on
+            kept.append(before)
+            continue
+        if alone and not is_random(before) and not changed:
+            if not all(_same(one.values[i], two.values[i]) for i in before.outputs):
+                raise NotRecordableError
+            constants.update({index: one.values[index] for index in before.outputs})
+            folded.update(before.outputs)
+            continue
+        if _follows_values(before, one.values, folded):
+            raise NotRecordableError
+        kept.append(before)
+    fixed = {index: constants[index] for index in folded}
+    simplifier = Simplifier(one.values, fixed, mutated)
+    left, given = simplifier(kept, wanted)
+    return Replay(left, constants, entries, given, batched=False)
+
+
+def _follows_values(operation: Operation, values: list[Tensor], folded: set[int]) -> bool:
+    """Whether the shape of what an operation gives follows values that it takes and that change."""
+    if torch.Tag.dynamic_output_shape not in operation.function.tags:
+        return False
+    if name_of(operation) != "index.Tensor":
+        return True
+    indices = [leaf.index for leaf in leaves(operation.arguments[1]) if isinstance(leaf, Slot)]
+    changing = (index for index in indices if index not in folded)
+    return any(values[index].dtype in (torch.bool, torch.uint8) for index in changing)
+
+
+def _exactly(first: Any, second: Any) -> None:
+    if _merged(first, second) != first and first == first:
+        raise NotRecordableError
+
+
+@_uncollected()
+def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Replay:
+    """Records a batched function.
+
+    Args:
+        function: Of a batch (n, D) to several tensors, each with leading dim n. It may hold
+            `vmap` and gradients.
+        points: Where to run it, (5, D): no two runs see the same point, so that a branch taken on
+            a value shows.
+
+    Returns:
+        The same function of a batch of any size, faster. With `outputs=(0,)` only those outputs
+        are computed. Rows for which a matrix cannot be factorised are NaN.
+
+    Raises:
+        NotRecordableError: If the two runs differ by more than the size of the batch.
+
+    Example:
+        >>> points = torch.arange(10.0).reshape(5, 2)
+        >>> replay = record(lambda u: [(u * torch.tensor([1.0, 2.0])).sum(-1)], points)
+        >>> replay(torch.ones(4, 2))
+        (tensor([3., 3., 3., 3.]),)
+    """
+    size = BATCHES[0]
+    with torch.no_grad():
+        first, entry, results = _run(function, points[:size].clone())
+        second, _, again = _run(function, points[size : size + BATCHES[1]].clone())
+    if results != again or len(first.operations) != len(second.operations):
+        raise NotRecordableError
+    if first.outside != second.outside:
+        raise NotRecordableError
+    mutated = {
+        storage
+        for one, two in zip(first.operations, second.operations, strict=True)
+        for storage, other in zip(one.storages, two.storages, strict=False)
+        if storage in first.mutated or other in second.mutated
+    }
+    constants: dict[int, Tensor] = {}
+    for index in first.outside:
+        if index != entry:
+            if not _same(first.values[index], second.values[index]):
+                raise NotRecordableError
+            constants[index] = first.values[index]
+    kept: list[tuple[Operation, Operation]] = []
+    for one, two in zip(first.operations, second.operations, strict=True):
+        merged = _both(one, two)
+        found = leaves((merged.arguments, merged.keywords))
+        fixed = all(index in constants for index in merged.taken)
+        follows = any(isinstance(leaf, Affine) for leaf in found)
+        if fixed and not follows and not is_random(one) and not mutated.intersection(one.storages):
+            if all(_same(first.values[i], second.values[i]) for i in one.outputs):
+                constants.update({index: first.values[index] for index in one.outputs})
+                continue
+            raise NotRecordableError
+        if one.function is READ:
+            raise NotRecordableError
+        kept.append((one, two))
+    shapes = [value.shape for value in first.values]
+    try:
+        operations, shapes, results = _simplified(first, second, kept, constants, results)
+    except NotRecordableError:  # what is left depends on the size of the batch
+        operations = [_both(one, two) for one, two in kept]
+    replay = Replay(operations, constants, [entry], results)
+    replay.numbers = sum(
+        prod(shapes[index]) // size
+        for operation in replay.needed(results)
+        for index in operation.outputs
+    )
+    if any(is_random(operation) for operation in replay.needed(results)):
+        raise NotRecordableError  # a random number that matters
+    return replay

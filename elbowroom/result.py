@@ -1,0 +1,620 @@
+"""A fit: what it found, and what it can be asked."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from elbowroom import rows as verbs
+from elbowroom.assess.measures import leave_one_out
+from elbowroom.assess.verdict import Evidence, Verdict, judge
+from elbowroom.density.landscape import density_of
+from elbowroom.draws import row_weights
+from elbowroom.draws.adaptive import AdaptiveImportance
+from elbowroom.draws.correction import adapted, reweighted
+from elbowroom.draws.groups import posterior_tree
+from elbowroom.draws.of_guide import Draws, draw
+from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
+from elbowroom.draws.proposal import Proposal
+from elbowroom.draws.row_weights import RowWeights, corrected_rows
+from elbowroom.draws.tree import check_interval, summarise, to_arviz
+from elbowroom.engines.settings import Settings
+from elbowroom.engines.svi.loop import Trained
+from elbowroom.errors import DataError, GuideError, OptionError, users_code
+from elbowroom.guides import Guide, Start, guides_for, is_amortised
+from elbowroom.guides.parameters import fitted_names
+from elbowroom.guides.space import trace_model
+from elbowroom.objectives import baselines
+from elbowroom.problem.bound import Problem
+from elbowroom.problem.isolation import (
+    Parameters,
+    checked_seed,
+    constrained_values,
+    isolated,
+)
+from elbowroom.problem.leaves import kept_buffers
+from elbowroom.rows import Imputed
+from elbowroom.run import folder as run_folder
+
+
+@dataclass(repr=False)
+class Fit:
+    """A fitted guide and its posterior.
+
+    Attributes:
+        problem: The model bound to its data.
+        guide: The guide's declaration.
+        settings: Of the optimiser.
+        objective: The name of the ELBO that was maximised, and why.
+        seed: Of all random numbers.
+        trained: How the optimiser went; its history is `elbo_history`.
+        complete: Gives the ArviZ tree, and a line for everything left out of it.
+        measures: Numbers that were taken at the fit, by name; `diagnostics` has them all.
+        remarks: What a reader should know of the fit; `notes` has those of the tree too.
+        start: Where the guide began, which its parameters are relative to.
+        parameters: Of the guide and the model, as fitted.
+        callable: The guide itself.
+        engine: "svi", "fixed_draws" or "em".
+        evidence: What the verdict is made of.
+        held: The draws that the posterior holds: "raw", the guide's own; "corrected"; "nuts".
+        proposal: What the corrected draws of the posterior were drawn from, if not the guide.
+        folder: Where its checkpoints lie; `save` may take its place.
+    """
+
+    problem: Problem
+    guide: Guide
+    settings: Settings
+    objective: tuple[str, str]
+    seed: int
+    trained: Trained
+    complete: Callable[[], tuple[Any, list[str]]]
+    measures: dict[str, Any]
+    remarks: list[str]
+    start: Start
+    parameters: Parameters
+    callable: Callable[..., Any]
+    engine: str
+    evidence: Evidence
+    held: str
+    proposal: Proposal | None = None
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Fit({self.problem.model.name}, {self.guide.name}, {self.verdict.level}, "
+            f"seed={self.seed})"
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the posterior can be trusted, why, and what to do next."""
+        return judge(self.evidence)
+
+    @property
+    def row_latents(self) -> bool:
+        """Whether rows have latents that the guide draws."""
+        return self.problem.space.local_continuous or self.evidence.rows is not None
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether observations have latents, which the guide gives those that it was fitted to."""
+        return bool(self.problem.space.per_observation) or self.evidence.rows is not None
+
+    @property
+    def amortised(self) -> bool:
+        """Whether the guide gives the latents of other rows, too."""
+        space = self.problem.space
+        return space.rows_only and is_amortised(self.guide, self.parameters.values, space)
+
+    @property
+    def model_parameters(self) -> dict[str, Tensor]:
+        """The values of the model's own point parameters (`pyro.param`), float64."""
+        values = constrained_values(self.parameters)
+        return {name: values[name] for name in self.problem.space.parameters.initial}
+
+    @cached_property
+    def _completed(self) -> tuple[Any, list[str]]:
+        tree, notes = self.complete()
+        for node in (tree, *tree.children.values()):
+            if "verdict" in node.attrs:  # more evidence may have come in since it was made
+                node.attrs["verdict"] = self.verdict.level
+        return tree, notes
+
+    @property
+    def posterior(self) -> Any:
+        """The `xarray.DataTree` in the ArviZ schema.
+
+        The groups that follow from the draws (predictive, log likelihood, prior) are filled when
+        it is first asked for.
+        """
+        return self._completed[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know: groups left out, rungs of `auto` that were climbed."""
+        return [*self.remarks, *self._completed[1]]
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Any]:
+        """elbo, elbo_se, k_hat, log_evidence, elpd_loo and more, by name.
+
+        The leave-one-out ones are taken when they are first asked for.
+        """
+        if "elpd_loo" in self.measures:
+            return self.measures
+        return {**self.measures, **leave_one_out(self.posterior)}
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum was reached as far as the noise allows to tell."""
+        return self.trained.converged
+
+    @property
+    def elbo_history(self) -> np.ndarray:
+        """An estimate of the ELBO for each step, in nats."""
+        return self.trained.elbo_history
+
+    @property
+    def point_parameters(self) -> dict[str, np.ndarray]:
+        """The model's own point parameters (`pyro.param`), as fitted, by name."""
+        problem = self.problem
+        with problem.session(0, self.parameters):
+            trace: Any = trace_model(problem.function, problem.arguments)
+            return {
+                name: trace.nodes[name]["value"].detach().cpu().numpy().copy()
+                for name in fitted_names(trace)
+            }
+
+    @contextmanager
+    def active(self, seed: int) -> Iterator[Callable[..., Any]]:
+        """The guide, with its parameters in the active store."""
+        with self.problem.session(seed, self.parameters):
+            yield self.callable
+
+    def draw(self, count: int, seed: int = 0, data: Any = None) -> Draws:
+        """Fresh draws of the guide's sites, with log p and log q of each.
+
+        Args:
+            count: How many.
+            seed: Of the draws.
+            data: New rows, for an amortised guide; by default the fit's own.
+        """
+        arguments = self.problem.arguments
+        if data is not None:
+            self._check_amortised()
+            arguments, _ = self.problem.new_arguments(data)
+        with self.active(seed) as guide:
+            return draw(self.problem.function, guide, arguments, self.problem.space, count)
+
+    def _check_amortised(self) -> None:
+        if not self.amortised:
+            fitting = guides_for(self.problem.model_name, True).values()
+            names = " or ".join(guide.name for guide in fitting if guide.amortised)
+            raise GuideError(
+                f"the guide '{self.guide.name}' knows the fitted rows only; for new ones fit with "
+                f"{f'--guide {names}' if names else 'an amortised guide'}."
+            )
+
+    def sample(self, n: int = 1000, seed: int = 0) -> Any:
+        """Fresh posterior draws, as an `xarray.Dataset` with dims chain and draw.
+
+        They are corrected by importance weights where the posterior's are.
+
+        Args:
+            n: How many.
+            seed: Of the draws; the same seed gives the same draws, after a reload too.
+        """
+        drawn = canonical_sites(self.problem, self._fresh(n, seed), self.global_sites())
+        with self.active(seed):
+            tree, _ = posterior_tree(self.problem, {"posterior": drawn}, {}, keep_local=True)
+        return tree["posterior"].to_dataset()
+
+    def _fresh(self, count: int, seed: int) -> dict[str, Tensor]:
+        """Fresh draws of the latent sites, corrected if the posterior's are."""
+        if self.held == "raw":
+            return self.draw(count, seed).sites
+        random = np.random.default_rng(seed)
+        if self.held == "nuts":
+            kept = self.global_sites()
+            picked = torch.as_tensor(random.integers(0, self.measures["draws"], count))
+            return {name: values[picked] for name, values in kept.items()}
+        if self.evidence.rows is not None:
+            weighed = self.weigh_rows(None, 4 * count, seed, self.problem.space.local)
+            return corrected_rows(weighed, count, random).sites
+        if self.proposal is None:
+            drawn = self.draw(4 * count, seed)
+            return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
+        problem = self.problem
+        with (
+            kept_buffers(problem.function),
+            isolated(seed, dtype=torch.float64, threads=problem.threads),
+        ):
+            density = density_of(problem, constrained_values(self.parameters))
+            importance = AdaptiveImportance(
+                density, self.proposal.mixture, random, None, self.proposal.conditional(density)
+            )
+            importance.round(4 * count)
+            sites = adapted(importance, count).sites
+        return {name: values.to(problem.dtype) for name, values in sites.items()}
+
+    def global_sites(self) -> dict[str, Tensor]:
+        """The posterior's draws of the sites that are not for each row, (draws, ...)."""
+        group = self.posterior.children.get("unconstrained_posterior")
+        if group is None:
+            return {}
+        sites = {}
+        for site in self.problem.space.sites:
+            name = site.name.replace("/", ".")
+            if name in group.data_vars:
+                values = group[name].values
+                flat = torch.tensor(values.reshape(-1, *values.shape[2:]), dtype=self.problem.dtype)
+                sites[site.name] = site.transform(flat)
+        return sites
+
+    def predict(self, data: Any = None, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
+        """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.
+
+        For a mixture, the probabilities of the row's component instead. `log_density` is the log
+        posterior predictive density of the row, where it holds what was observed.
+
+        Args:
+            data: New rows, as the fit took them; by default the fit's own.
+            interval: Probability of the interval.
+            seed: Of the predictive draws.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+            GuideError: If the guide has no latents for new rows.
+        """
+        check_interval(interval)
+        problem, observed = self.problem, True
+        arguments = problem.arguments
+        if data is not None:
+            arguments, observed = problem.new_arguments(data)
+            if self.rows_apart:
+                self._check_amortised()
+        if self.row_latents:
+            sites = self.draw(self.diagnostics["draws"], seed, data).sites
+        else:
+            sites = self.global_sites()
+        with (
+            users_code("the model cannot be run on the new data", DataError),
+            problem.session(checked_seed(seed), self.parameters),
+        ):
+            return predict_rows(problem, arguments, sites, interval, observed)
+
+    def log_density(self, data: Any) -> np.ndarray:
+        """The log posterior predictive density of each new row, in nats and the user's units.
+
+        Raises:
+            GuideError: If the model has latents for each row: their bound is `elbo`.
+        """
+        if self.row_latents:
+            raise GuideError(
+                "a model with latents for each row has a bound instead: Fit.elbo(data)."
+            )
+        if self.rows_apart:
+            self._check_amortised()
+        arguments, observed = self.problem.new_arguments(data)
+        if not observed:
+            raise DataError("the new rows lack what was observed, whose density is asked for.")
+        with self.problem.session(0, self.parameters):
+            return log_density_of_rows(self.problem, arguments, self.global_sites())
+
+    def score(
+        self, data: Any = None, draws: int = 1000, seed: int = 1, quantile: float | None = None
+    ) -> pd.DataFrame:
+        """The log density of each row by importance sampling, such as for finding odd ones.
+
+        Args:
+            data: New rows, for an amortised guide; by default the fit's own.
+            draws: Of each row's latents. Where a model has none, the posterior's draws are taken.
+            seed: Of the draws.
+            quantile: Flags the rows less likely than this share of the fitted ones.
+
+        Returns:
+            A line a row: log_density in nats, in expectation a lower bound that rises with the
+            draws; its standard_error; effective_sample_size and k_hat of the row's weights; with a
+            quantile, whether the row is `flagged`.
+
+        Raises:
+            DataError: If the new rows lack what was observed.
+            GuideError: If the guide has no latents for new rows, or the model has both latents of
+                rows and others.
+            OptionError: If the quantile is none.
+
+        Example:
+            >>> import elbowroom as er
+            >>> iris = er.load_dataset("iris")
+            >>> result = er.fit("factor_analysis", iris, seed=1)
+            >>> result.score(iris.head(2)).round(2)  # exact: all weights are equal
+               log_density  standard_error  effective_sample_size  k_hat
+            0        -2.06             0.0                 1000.0   -inf
+            1        -2.33             0.0                 1000.0   -inf
+        """
+        verbs.check_verb(self, "score")
+        weights = self.weigh_rows(data, draws, seed)
+        value, error = weights.log_density()
+        table = pd.DataFrame(
+            {
+                "log_density": value,
+                "standard_error": error,
+                "effective_sample_size": weights.effective(),
+                "k_hat": weights.k_hat(),
+            }
+        )
+        if quantile is not None:
+            if not 0 < quantile < 1:
+                raise OptionError(f"--quantile {quantile}: give a share between 0 and 1.")
+            fitted = value if data is None else self.weigh_rows(None, draws, seed).log_density()[0]
+            table["flagged"] = value < np.quantile(fitted, quantile)
+        return table
+
+    def embed(self, data: Any = None, draws: int = 1000, seed: int = 1) -> pd.DataFrame:
+        """Where each row lies among the latents: their posterior means and standard deviations.
+
+        They are of draws that importance weights have corrected, where the row's weights are
+        reliable, as `k_hat` tells. Of a mixture, the probability of each component instead.
+
+        Args:
+            data: New rows, for an amortised guide; by default the fit's own.
+            draws: Of each row's latents.
+            seed: Of the draws.
+
+        Raises:
+            DataError: If a column is missing or cannot be used.
+            GuideError: If the guide has no latents for new rows.
+            ModelError: If rows have no latents in the model.
+
+        Example:
+            >>> import elbowroom as er
+            >>> result = er.fit("factor_analysis", "iris", seed=1)
+            >>> result.embed().columns.tolist()
+            ['z[0].mean', 'z[0].sd', 'z[1].mean', 'z[1].sd', 'k_hat']
+        """
+        return verbs.embed(self, data, draws, seed)
+
+    def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 1) -> pd.DataFrame:
+        """What the latents keep of each row: its expected cells, over their posterior.
+
+        Args:
+            data: New rows, for an amortised guide; by default the fit's own.
+            draws: Of each row's latents.
+            seed: Of the draws.
+
+        Raises:
+            DataError, GuideError, ModelError: As for `embed`.
+        """
+        return verbs.reconstruct(self, data, draws, seed)
+
+    def generate(
+        self,
+        n: int = 1,
+        data: Any = None,
+        *,
+        given: Mapping[str, Any] | None = None,
+        expected: bool = False,
+        prior: bool = False,
+        seed: int = 1,
+    ) -> pd.DataFrame:
+        """New rows, in the user's units.
+
+        Of a model whose latents are all the rows', these are drawn from their prior, or near given
+        rows from their posterior. Parameters with a posterior are drawn from it, or with `prior`
+        from their prior. What is known of a row, such as its label, is as of a fitted row, unless
+        it is given.
+
+        Args:
+            n: How many.
+            data: Rows to be near to.
+            given: For columns that rows are made from, such as a label, what is known of all.
+            expected: Whether to give the means of the cells, not draws of them.
+            prior: Whether parameters are drawn from their prior.
+            seed: Of the draws.
+
+        Raises:
+            ModelError: If rows cannot be drawn from the model.
+            OptionError: If the options contradict each other.
+
+        Example:
+            >>> import elbowroom as er
+            >>> er.fit("factor_analysis", "iris", seed=1).generate(3).shape
+            (3, 4)
+        """
+        return verbs.generate(self, n, data, given, expected, prior, seed)
+
+    def interpolate(
+        self, begin: int, end: int, steps: int = 9, data: Any = None, seed: int = 1
+    ) -> pd.DataFrame:
+        """Expected rows on the line between the latents of two rows.
+
+        Args:
+            begin: The number of the first row, from 1.
+            end: Of the last.
+            steps: Rows, those two with them.
+            data: The rows; by default the fit's own.
+            seed: Of the latents.
+
+        Returns:
+            A line a step: the latents, and the expected cells.
+
+        Raises:
+            DataError, GuideError, ModelError: As for `embed`.
+            OptionError: If there is no such row.
+        """
+        return verbs.interpolate(self, begin, end, steps, data, seed)
+
+    def manifold(self, size: int = 15) -> pd.DataFrame:
+        """Expected rows on a grid of one or two latents, at even quantiles of their prior.
+
+        Args:
+            size: Points of the grid for each latent.
+
+        Raises:
+            ModelError: If there are more latents, or none.
+        """
+        return verbs.manifold(self, size)
+
+    def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 1) -> Imputed:
+        """Fills missing cells: posterior draws of each, their mean, sd and interval.
+
+        Of mixtures of Normals and of factor analysis they are exact; else they come from a Markov
+        chain for each row, whose proposals are the guide's.
+
+        Args:
+            data: Rows with missing cells (NaN).
+            draws: Of each cell.
+            interval: Probability of the intervals.
+            seed: Of the draws.
+
+        Raises:
+            DataError: If no cell is missing, or a column is.
+            GuideError, ModelError: As for `embed`.
+
+        Example:
+            >>> import elbowroom as er
+            >>> iris = er.load_dataset("iris")
+            >>> rows = iris.head(2).copy()
+            >>> rows.loc[0, "petal_width"] = float("nan")
+            >>> found = er.fit("factor_analysis", iris, seed=1).impute(rows)
+            >>> found.cells[["row", "column"]].values.tolist()
+            [[1, 'petal_width']]
+        """
+        return verbs.impute(self, data, draws, interval, seed)
+
+    def row_arguments(self, data: Any) -> dict[str, Any]:
+        """The model's arguments for rows whose latents the guide gives; None for the fit's own.
+
+        Raises:
+            DataError: If the rows lack what was observed.
+            GuideError: If the guide knows the fitted rows only.
+        """
+        if data is None:
+            return self.problem.arguments
+        if self.rows_apart:
+            self._check_amortised()
+        arguments, observed = self.problem.new_arguments(data)
+        if not observed:
+            raise DataError("the rows lack what was observed, on which their latents rest.")
+        return arguments
+
+    def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
+        """Draws of the rows' latents; or, where there are none, the rows at the posterior's."""
+        problem, arguments = self.problem, self.row_arguments(data)
+        if self.evidence.rows is not None:
+            with self.active(checked_seed(seed)) as guide:
+                return row_weights.weigh_rows(
+                    problem.function, guide, arguments, problem.space, draws, keep
+                )
+        if self.row_latents:
+            raise GuideError(
+                f"the guide '{self.guide.name}' is a point, or the model has latents of rows and "
+                "others: its rows have no weights of their own."
+            )
+        with self.problem.session(0, self.parameters):
+            values = row_log_likelihood(problem, arguments, self.global_sites())
+        return RowWeights(values, np.zeros_like(values), {})
+
+    def elbo(self, data: Any = None, draws: int = 1000, seed: int = 1) -> tuple[float, float]:
+        """The evidence lower bound in nats and its standard error, from fresh draws.
+
+        Args:
+            data: New rows for an amortised guide; by default the fit's own.
+            draws: How many.
+            seed: Of the draws.
+        """
+        return self.draw(draws, seed, data).elbo()
+
+    def summary(self, interval: float = 0.9) -> pd.DataFrame:
+        """Mean, sd and an equal-tailed interval of every quantity."""
+        check_interval(interval)
+        return summarise(self.posterior, interval)
+
+    def to_arviz(self) -> Any:
+        """The posterior as the installed ArviZ takes it: InferenceData on 0.x, the tree on 1.x."""
+        return to_arviz(self.posterior)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes the run folder, whole or not at all.
+
+        Raises:
+            RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+        """
+        own = self.folder == Path(path)
+        run_folder.save(self._run(), Path(path), overwrite or own, keep=own)
+        return Path(path)
+
+    def _run(self) -> run_folder.Run:
+        parameters = {
+            f"parameter.{name}": value.cpu()
+            for name, value in self.parameters.values.items()
+            if not name.startswith(baselines.PREFIX)
+        }
+        parameters |= {
+            f"start.{name}": value.cpu()
+            for name, value in vars(self.start).items()
+            if value is not None
+        }
+        if self.proposal is not None:
+            parameters.update(
+                {
+                    f"proposal.{name}": torch.as_tensor(value)
+                    for name, value in self.proposal.arrays().items()
+                }
+            )
+        options = {} if self.problem.options is None else asdict(self.problem.options)
+        trained = self.trained
+        history = pd.DataFrame(
+            {
+                "step": np.arange(1, len(trained.elbo_history) + 1),
+                "elbo": trained.elbo_history,
+                "learning_rate": trained.learning_rates,
+            }
+        )
+        return run_folder.Run(
+            config={
+                "model": self.problem.model.name,
+                "registered_model": self.problem.model_name is not None,
+                "options": options,
+                "guide": self.guide.name,
+                "settings": asdict(self.settings),
+                "engine": self.engine,
+                "reparameterised": list(self.problem.reparameterised),
+                "objective": list(self.objective),
+                "seed": self.seed,
+                "attributes": getattr(self.problem.data, "attrs", {}),
+            },
+            run={
+                "status": trained.status,
+                "reason": trained.reason,
+                "skipped": trained.skipped,
+                "seconds": trained.seconds,
+                "parameters": trained.parameters,
+                "versions": run_folder.versions(),
+                "notes": self.notes,
+                "verdict": self.verdict.plain(),
+                "evidence": asdict(self.evidence),
+                "held": self.held,
+            },
+            history=history,
+            parameters=parameters,
+            posterior=self.posterior,
+            diagnostics=self.diagnostics,
+            data=self.problem.data,
+        )
+
+
+def canonical_sites(
+    problem: Problem, sites: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Draws with exchangeable parts in the model's canonical order."""
+    if problem.model.canonical is None:
+        return dict(sites)
+    return problem.model.canonical(sites, reference or None)

@@ -1,0 +1,141 @@
+"""Comparing guides: the same data and seed, a bound known exactly, and failures that say why."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+
+import elbowroom as er
+from elbowroom.assess.compare import Row, comparison_table, posterior_differences
+from elbowroom.errors import OptionError
+
+Y = torch.linspace(-1.0, 2.0, 12)
+
+
+def normal_mean(y: torch.Tensor) -> None:
+    """Two equal Normal beliefs about the mean: its posterior and its evidence are closed forms."""
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean.sum(), 1.0), obs=y)
+
+
+def by_guide(comparison: er.Comparison) -> Any:
+    """The table by guide; untyped, for pandas' scalars may be anything."""
+    return comparison.table.set_index("guide")
+
+
+def log_evidence() -> float:
+    covariance = torch.eye(12) + 2.0 * torch.ones(12, 12)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(12), covariance)
+    return float(normal.log_prob(Y))
+
+
+@pytest.fixture(scope="module")
+def comparison() -> er.Comparison:
+    def stuck(y: torch.Tensor) -> None:
+        raise RuntimeError("no use")
+
+    guides = ["laplace", "mean_field", "map", AutoNormal, stuck]
+    return er.compare(normal_mean, {"y": Y}, guides, seed=3, steps=1500, draws=1000)
+
+
+def test_the_bound_is_the_evidence_where_the_guide_is_the_posterior(
+    comparison: er.Comparison,
+) -> None:
+    table = by_guide(comparison)
+    assert comparison.best == "laplace"
+    assert table.loc["laplace", "elbo"] == pytest.approx(log_evidence(), abs=1e-3)
+    assert table.loc["laplace", "elbo_se"] < 1e-3
+
+
+def test_the_mean_field_bound_is_below_by_the_divergence(comparison: er.Comparison) -> None:
+    """KL(q || posterior) of the best factorised Normal: half of -log(1 - correlation²)."""
+    table = by_guide(comparison)
+    precision = torch.eye(2) + 12 * torch.ones(2, 2)
+    divergence = 0.5 * float(precision.diagonal().log().sum() - torch.linalg.slogdet(precision)[1])
+    for name in ("mean_field", "AutoNormal"):
+        gap = log_evidence() - table.loc[name, "elbo"]
+        assert abs(gap - divergence) < 4 * table.loc[name, "elbo_se"] + 0.05
+
+
+def test_a_point_has_no_bound_and_a_failure_says_why(comparison: er.Comparison) -> None:
+    table = comparison.table
+    assert table["guide"].tolist()[-2:] == ["map", "stuck"]
+    assert np.isnan(by_guide(comparison).loc["map", "elbo"])
+    assert "no use" in by_guide(comparison).loc["stuck", "error"]
+    assert "stuck" not in comparison.fits
+
+
+def test_differences_are_in_units_of_the_best_guides_sds(comparison: er.Comparison) -> None:
+    lines: Any = comparison.differences.set_index(["guide", "quantity"])
+    assert lines.loc["laplace", "sd_ratio"].tolist() == [1.0, 1.0]
+    # sd of a factor over the marginal sd: 1 / sqrt(precision * variance).
+    precision = np.eye(2) + 12
+    exact = (precision[0, 0] * np.linalg.inv(precision)[0, 0]) ** -0.5
+    error = 4 * exact * (1 / 1000 + 1 / 1500) ** 0.5  # of two sds, from draws and from averaging
+    for ratio in lines.loc["mean_field", "sd_ratio"]:
+        assert abs(ratio - exact) < error
+
+
+def test_the_files_hold_the_table(comparison: er.Comparison, tmp_path: Path) -> None:
+    folder = comparison.save(tmp_path / "comparison")
+    table = pd.read_csv(folder / "comparison.csv")
+    pd.testing.assert_frame_equal(table[["elbo"]], comparison.table[["elbo"]])
+    content = json.loads((folder / "comparison.json").read_text())
+    assert (content["seed"], content["best"]) == (3, "laplace")
+    assert len(content["differences"]) == len(comparison.differences)
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(comparison.fits)
+
+
+def test_every_fitting_guide_is_compared_by_default() -> None:
+    with pytest.raises(OptionError, match="twice"):
+        er.compare(normal_mean, {"y": Y}, ["map", "map"])
+    found = er.compare(normal_mean, {"y": Y}, seed=1, steps=20, draws=100)
+    assert set(found.table["guide"]) == {
+        "map", "mle", "mean_field", "full_rank", "low_rank", "linear_response", "laplace",
+        "pathfinder", "flow",
+    }  # fmt: skip
+
+
+def test_a_table_of_failures_alone_has_no_best() -> None:
+    table = comparison_table([Row("a", {}, None, "no"), Row("b", {}, None, "neither")])
+    assert not table["best"].any()
+    assert posterior_differences([Row("a", {}, None, "no")], "").empty
+
+
+def test_auto_is_the_guide_that_a_fit_by_it_takes() -> None:
+    found = er.compare(normal_mean, {"y": Y}, ["auto", "mean_field"], seed=1)
+    alone = er.fit(normal_mean, {"y": Y}, seed=1)
+    assert found.fits["auto"].guide.name == alone.guide.name == "linear_response"
+    assert found.fits["auto"].verdict == alone.verdict
+
+
+def test_nuts_is_what_the_others_are_compared_with(comparison: er.Comparison) -> None:
+    found = er.compare(normal_mean, {"y": Y}, ["mean_field", "nuts", "laplace"], seed=1)
+    table = by_guide(found)
+    assert table.loc["nuts", "error"] == ""
+    assert np.isnan(table.loc["nuts", "elbo"])
+    assert table.loc["nuts", "verdict"] == "trusted"
+    assert (found.best, found.baseline, comparison.baseline) == ("laplace", "nuts", "laplace")
+    assert found.fits["nuts"].held == "nuts"
+    assert found.fits["nuts"].posterior["posterior"].sizes["chain"] == 4
+    shifts = found.differences.set_index(["guide", "quantity"])["mean_shift"]
+    assert (shifts["nuts"] == 0).all()
+    # Six standard errors of the mean of NUTS's and the guide's draws.
+    assert shifts["laplace"].abs().max() < 6 * (1 / 1000 + 1 / 1000) ** 0.5
+    ratios = found.differences.set_index("guide")["sd_ratio"]
+    assert ratios["laplace"].between(0.85, 1.15).all()
+
+
+def test_where_there_is_no_density_nuts_says_so() -> None:
+    found = er.compare("factor_analysis", "iris", ["exact", "nuts"], seed=1, steps=50)
+    table = by_guide(found)
+    assert "no reference" in table.loc["nuts", "error"]
+    assert table.loc["exact", "error"] == ""

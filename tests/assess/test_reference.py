@@ -1,0 +1,145 @@
+"""A posterior beside a reference: the numbers against closed forms, and what is said of them."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+from scipy.stats import norm
+
+from elbowroom.assess.reference import (
+    USABLE,
+    compare_with_reference,
+    reference_sentence,
+)
+from elbowroom.engines.nuts.sampler import NutsDraws
+from elbowroom.errors import DataError
+
+DRAWS = 4000
+EFFECTIVE = 600
+"""Of a reference whose draws are few, so that its error is large."""
+
+
+def quantities(mean: float, sd: float, chains: int = 4) -> np.ndarray:
+    """Draws of a Normal without Monte Carlo error, in an order without autocorrelation."""
+    at = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS, mean, sd)
+    return np.random.default_rng(chains).permutation(at).reshape(chains, -1)
+
+
+def posterior(**quantities: np.ndarray) -> xarray.Dataset:
+    dims = ("chain", "draw", "column")
+    return xarray.Dataset(
+        {name: (dims[: draws.ndim], draws) for name, draws in quantities.items()},
+        {"column": ["bmi", "bp"]},
+    )
+
+
+def nuts(divergences: int = 0) -> NutsDraws:
+    """A run whose own coordinates say nothing: the quantities in the table count."""
+    unknown = np.full(1, np.nan)
+    points = np.zeros((4, DRAWS // 4, 1))
+    return NutsDraws(points, divergences, unknown, unknown, 1.0, "nutpie", "complete")
+
+
+def line(table: pd.DataFrame, quantity: str = "b") -> Any:
+    return table.set_index("quantity").loc[quantity]
+
+
+def test_every_number_has_its_closed_form() -> None:
+    """Normal(0.6, 1.5) beside Normal(0, 1), in units of ten."""
+    found = posterior(b=10 * quantities(0.6, 1.5, chains=1))
+    numbers = line(compare_with_reference(found, posterior(b=10 * quantities(0.0, 1.0))))
+    # The ends of a tail are a draw's distance off.
+    assert numbers["mean_shift"] == pytest.approx(0.6, abs=1e-3)
+    assert numbers["sd_ratio"] == pytest.approx(1.5, abs=1e-3)
+    reach = 1.5 * norm.ppf(0.95)
+    coverage = norm.cdf(0.6 + reach) - norm.cdf(0.6 - reach)
+    assert numbers["coverage"] == pytest.approx(coverage, abs=2 / DRAWS)
+    # W1 of two Normals is E|shift + (ratio - 1) z|: the mean of a folded Normal.
+    folded = 0.5 * np.sqrt(2 / np.pi) * np.exp(-0.5 * 1.2**2) + 0.6 * (1 - 2 * norm.cdf(-1.2))
+    assert numbers["wasserstein"] == pytest.approx(folded, abs=2e-3)
+    # Of means of 4,000 independent draws, up to the noise of their effective sample sizes.
+    error = np.hypot(1.5, 1.0) / DRAWS**0.5
+    assert numbers["mean_shift_error"] == pytest.approx(error, rel=0.2)
+    assert numbers["log_ratio_error"] == pytest.approx(1 / DRAWS**0.5, rel=0.2)
+    assert numbers["r_hat"] == pytest.approx(1.0, abs=5e-3)
+
+
+def test_shapes_that_means_and_sds_do_not_see_are_seen() -> None:
+    two_lumps = np.sign(quantities(0.0, 1.0))
+    numbers = line(
+        compare_with_reference(posterior(b=quantities(0.0, 1.0)), posterior(b=two_lumps))
+    )
+    assert numbers["mean_shift"] == pytest.approx(0.0, abs=1e-9)
+    assert numbers["sd_ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert numbers["coverage"] == 1.0
+    # E| |z| - 1 | for a standard Normal.
+    assert numbers["wasserstein"] == pytest.approx(
+        4 * norm.pdf(1) - 2 * norm.pdf(0) + 4 * norm.cdf(1) - 3, abs=2e-3
+    )
+
+
+def test_labels_are_matched_by_name_and_constants_by_value() -> None:
+    pair = np.stack([quantities(0.0, 1.0), quantities(5.0, 1.0)], axis=-1)
+    one = np.ones((4, DRAWS // 4))
+    found = posterior(fixed=one, moved=2 * one, b=pair, only_here=one).isel(column=[1, 0])
+    table = compare_with_reference(found, posterior(b=pair, fixed=one, moved=one))
+    assert table["quantity"].tolist() == ["b[bmi]", "b[bp]", "fixed", "moved"]
+    assert table["mean_shift"].tolist() == [0.0, 0.0, 0.0, np.inf]
+    assert table["sd_ratio"].tolist() == [1.0, 1.0, 1.0, 1.0]
+    with pytest.raises(DataError, match="no quantity in common"):
+        compare_with_reference(posterior(a=one), posterior(b=one))
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "words"),
+    [
+        (0.1, 1.1, None),
+        (-0.8, 1.0, "the mean of b is 0.8 sd off"),
+        (0.0, 0.5, "the sd of b is 0.5 times that of NUTS"),
+        (0.9, 2.0, "the mean of b is 0.9 sd off and the sd of b is 2 times that of NUTS"),
+    ],
+)
+def test_the_quantity_that_is_off_is_named(mean: float, sd: float, words: str | None) -> None:
+    right = quantities(3.0, 2.0)
+    found = posterior(a=right, b=quantities(mean, sd, chains=1).reshape(4, -1))
+    table = compare_with_reference(found, posterior(a=right, b=quantities(0.0, 1.0)))
+    said = reference_sentence(table, nuts())
+    assert said is not None
+    assert said[1] == (words is None)
+    assert (words or "agrees with NUTS (R-hat 1.00") in said[0]
+
+
+def test_a_point_and_what_is_not_finite_do_not_agree() -> None:
+    reference = posterior(b=quantities(0.0, 1.0))
+    for value in (0.0, np.nan, np.inf):
+        table = compare_with_reference(posterior(b=np.full((1, 100), value)), reference)
+        said = reference_sentence(table, nuts())
+        assert said is not None
+        assert not said[1]
+
+
+def test_a_distance_within_the_reference_s_error_is_no_distance() -> None:
+    """Off by a little more than is usable: many draws can tell, few cannot."""
+    shift, random = USABLE + 0.06, np.random.default_rng(0)
+    for draws, agrees in ((EFFECTIVE, True), (20 * EFFECTIVE, False)):
+        few = random.normal(size=(4, draws // 4))
+        few = (few - few.mean()) / few.std()
+        table = compare_with_reference(posterior(b=few + shift), posterior(b=few))
+        said = reference_sentence(table, nuts())
+        assert said is not None
+        assert said[1] == agrees
+
+
+def test_a_reference_that_has_not_converged_says_nothing() -> None:
+    right = quantities(0.0, 1.0)
+    apart = right + np.array([0.0, 0.0, 1.0, 1.0])[:, None]
+    for unreliable in (apart, right[:, :80], right[:, :0]):
+        table = compare_with_reference(posterior(b=right), posterior(b=unreliable))
+        assert reference_sentence(table, nuts()) is None
+    table = compare_with_reference(posterior(b=right), posterior(b=right))
+    assert reference_sentence(table, nuts(divergences=DRAWS // 50)) is None
+    few = reference_sentence(table, nuts(divergences=3))
+    assert few is not None
+    assert "3 divergences" in few[0]

@@ -1,0 +1,332 @@
+"""The verdict over each piece of its evidence, and what finds quantities that are not resolved."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from elbowroom.assess.predictive import TAIL, predictive_checks
+from elbowroom.assess.verdict import (
+    CORRECTED,
+    FEWEST_EFFECTIVE,
+    HEAVY,
+    MISSING,
+    NAMED,
+    NOT_TRUSTED,
+    SHIFT,
+    TRUSTED,
+    Evidence,
+    Verdict,
+    judge,
+    unresolved_quantities,
+)
+from elbowroom.density.importance import k_hat_threshold
+
+GOOD = Evidence(
+    converged=True,
+    status="the gradient vanishes.",
+    stochastic=False,
+    point=False,
+    k_hat=0.1,
+    draws=4000,
+    effective=3500.0,
+    corrected=True,
+)
+
+
+def verdict(**changed: Any) -> Verdict:
+    return judge(replace(GOOD, **changed))
+
+
+def test_good_evidence_is_trusted_and_nothing_is_advised() -> None:
+    found = verdict()
+    assert found.level == TRUSTED
+    assert found.trusted
+    assert found
+    assert found.advice == ""
+    assert found.reasons == ("k-hat 0.10 (-0.03 to 0.23, limit 0.70), 3,500 effective draws.",)
+    assert str(found) == f"trusted: {found.reasons[0]}"
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"point": True, "k_hat": np.inf}, "The guide is one point", "--guide auto"),
+    ({"converged": False, "status": "stopped early."}, "Stopped early.", "non-centred"),
+    (
+        {"converged": False, "status": "ran out.", "stochastic": True},
+        "Ran out.",
+        "more --steps",
+    ),
+    ({"k_hat": 0.9}, "cannot mend the guide: k-hat 0.90", "NUTS"),
+    ({"k_hat": 0.9, "stochastic": True}, "cannot mend the guide: k-hat 0.90", "--guide auto"),
+    ({"k_hat": 0.65}, "may not mend the guide: k-hat 0.65", "NUTS"),
+    ({"k_hat": np.inf}, "cannot mend the guide: k-hat inf", "NUTS"),
+    ({"k_hat": np.nan}, "k-hat nan", "NUTS"),
+    ({"effective": FEWEST_EFFECTIVE - 1}, "Too few effective draws", "more --draws"),
+    ({"effective": np.nan}, "Too few effective draws", "more --draws"),
+    ({"starts": (1, 8)}, "Only 1 of 8 starts reached the best mode", "--restarts 32"),
+    ({"slope": 0.5}, "gradient of the model's log density", "mend the operation"),
+    ({"less": (0.1, 0.02)}, "Another guide found 0.1 nats more", "NUTS"),
+    ({"missing": MISSING + 1}, "6 nats less evidence", "another --seed"),
+    ({"missing": np.inf}, "inf nats less evidence", "another --seed"),
+    ({"unresolved": ("The sd of x is not resolved.",)}, "The sd of x", "quantiles"),
+    ({"reference": ("NUTS differs in x.", False)}, "NUTS differs in x.", "reference's draws"),
+]
+
+
+@pytest.mark.parametrize(("changed", "reason", "advice"), REFUSED)
+def test_each_piece_of_evidence_alone_is_enough_to_refuse(
+    changed: dict[str, Any], reason: str, advice: str
+) -> None:
+    found = verdict(**changed)
+    assert found.level == NOT_TRUSTED
+    assert not found.trusted
+    assert not found
+    assert reason in " ".join(found.reasons)
+    assert len(found.reasons) == 1
+    assert advice in found.advice
+    assert str(found).endswith(f"\nnext: {found.advice}")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"k_hat": 0.5},
+        {"k_hat": -np.inf},
+        {"effective": FEWEST_EFFECTIVE},
+        {"starts": (1, 3)},
+        {"starts": (2, 8)},
+        {"starts": (1, 1)},
+        {"missing": MISSING},
+        {"less": (0.1, 0.04)},
+        {"less": (0.01, 0.0)},
+        {"missing": -50.0},
+        {"shift": SHIFT, "ratio": SHIFT},
+        {"modes": (1.0,)},
+        {"reference": ("NUTS agrees.", True)},
+        {"predictive": ("The model does not reproduce the sd of 'y': look at it.",)},
+        {"relabelled": True},
+        {"corrected": False},
+    ],
+)
+def test_what_is_just_good_enough_is_trusted(changed: dict[str, Any]) -> None:
+    found = verdict(**changed)
+    assert found.level == TRUSTED
+    assert found.advice == ""
+
+
+def test_the_limit_of_k_hat_is_that_of_the_interval_s_upper_end() -> None:
+    """Few draws have a lower limit and a wider interval."""
+    for draws in (200, 1000, 4000, 30_000):
+        limit = k_hat_threshold(draws)
+        error = 1.645 * (1 + limit) / min(0.2 * draws, 3 * draws**0.5) ** 0.5
+        assert not verdict(k_hat=limit - 0.5 * error, draws=draws)
+        assert verdict(k_hat=limit - 1.1 * error, draws=draws)
+
+
+@pytest.mark.parametrize("changed", [{"shift": 0.5}, {"ratio": 0.7}, {"shift": np.inf}])
+def test_a_guide_that_the_weights_mended_is_trusted_after_correction(
+    changed: dict[str, float],
+) -> None:
+    found = verdict(**changed)
+    assert found.level == CORRECTED
+    assert found.trusted
+    assert "The posterior holds the corrected draws" in found.reasons[-1]
+    assert f"up to {changed.get('shift', 0.0):.2g} sd in a mean" in found.reasons[-1]
+    assert f"a factor {np.exp(changed.get('ratio', 0.0)):.2g} in an sd" in found.reasons[-1]
+
+
+def test_starts_and_modes_are_told_as_they_are() -> None:
+    found = verdict(starts=(5, 8), modes=(0.7, 0.3))
+    assert "5 of 8 starts reached the best mode." in found.reasons
+    assert "2 modes hold 70%, 30% of the mass." in found.reasons
+    assert not any("starts" in reason for reason in verdict(starts=None).reasons)
+    assert not any("starts" in reason for reason in verdict(starts=(1, 1)).reasons)
+
+
+@pytest.mark.parametrize("refused", [{}, {"k_hat": 0.9}])
+def test_remarks_change_no_level_and_come_last(refused: dict[str, float]) -> None:
+    sentence = "The model does not reproduce the sd of 'y': look at it."
+    plain = verdict(**refused)
+    found = verdict(predictive=(sentence,), relabelled=True, **refused)
+    assert found.level == plain.level
+    assert found.advice == plain.advice
+    assert found.reasons[: len(plain.reasons)] == plain.reasons
+    labels, missed = found.reasons[len(plain.reasons) :]
+    assert "labels" in labels
+    assert missed == sentence
+
+
+def test_a_reference_that_agrees_speaks_for_the_optimum_and_the_draws() -> None:
+    agrees = ("NUTS agrees.", True)
+    found = verdict(reference=agrees, k_hat=0.9, effective=3.0, converged=False)
+    assert (found.level, found.reasons, found.advice) == (TRUSTED, ("NUTS agrees.",), "")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"point": True, "k_hat": np.inf},
+        {"starts": (1, 8)},
+        {"missing": 9.0},
+        {"less": (0.1, 0.02)},
+        {"endless": "x +1.00"},
+        {"slope": 0.1},
+        {"unresolved": ("The sd of x is not resolved.",)},
+    ],
+)
+def test_it_does_not_for_what_its_chains_may_have_missed_as_well(changed: dict[str, Any]) -> None:
+    assert verdict(reference=("NUTS agrees.", True), **changed).level == NOT_TRUSTED
+
+
+def test_of_several_reasons_the_first_decides_what_to_do() -> None:
+    found = verdict(
+        converged=False,
+        status="stopped.",
+        k_hat=0.9,
+        starts=(1, 8),
+        missing=9.0,
+        unresolved=("The sd of x is not resolved.",),
+        reference=("NUTS differs.", False),
+    )
+    assert found.advice == "take the reference's draws."
+    assert [reason.split()[0] for reason in found.reasons] == [
+        "NUTS", "Stopped.", "The", "Only", "The",
+    ]  # fmt: skip
+    # What rests on bad weights is not looked into.
+    assert not any("sd of x" in reason for reason in found.reasons)
+
+
+def test_of_many_unresolved_quantities_the_first_are_named_and_the_rest_counted() -> None:
+    names = tuple(f"The sd of x[{i}] is not resolved." for i in range(NAMED + 4))
+    found = verdict(unresolved=names)
+    assert found.reasons == (*names[:NAMED], "So are 4 more.")
+    assert verdict(unresolved=names[:NAMED]).reasons == names[:NAMED]
+
+
+def test_one_point_has_no_weights_to_speak_of() -> None:
+    found = verdict(point=True, k_hat=np.inf, effective=0.0)
+    assert found.reasons == ("The guide is one point, which has no spread.",)
+
+
+@pytest.mark.parametrize("changed", [{}, {"k_hat": 0.9}, {"shift": 1.0}])
+def test_a_verdict_is_read_as_it_was_written(changed: dict[str, float]) -> None:
+    found = verdict(**changed)
+    plain = found.plain()
+    assert plain["trusted"] is found.trusted
+    assert Verdict.read(plain) == found
+
+
+# Quantities that are not resolved.
+
+DRAWS = 4000
+EQUAL = np.full(DRAWS, 1 / DRAWS)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_heavy_tails_are_named_and_light_ones_are_not() -> None:
+    random = generator()
+    values = {
+        "normal": random.normal(size=DRAWS),
+        "uniform": random.uniform(size=DRAWS),
+        "exponential": random.exponential(size=DRAWS),
+        "pair": np.stack([random.normal(size=DRAWS), random.standard_cauchy(DRAWS)], axis=1),
+        "negative": -random.pareto(1.0, size=DRAWS),
+        "constant": np.full((DRAWS, 2), 3.0),
+    }
+    shapes, sentences = unresolved_quantities(values, EQUAL)
+    assert [sentence.split(" is not")[0] for sentence in sentences] == [
+        "The sd of pair[1]",
+        "The sd of negative",
+    ]
+    assert min(shapes["pair[1]"], shapes["negative"]) > HEAVY
+    assert "uniform" not in shapes
+    assert shapes.get("exponential", 0.0) < HEAVY
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.5])
+def test_a_t_without_a_variance_is_named_by_nearly_every_seed(freedom: float) -> None:
+    """Its tails have shape 1 / freedom, above one half."""
+    named = [
+        len(unresolved_quantities({"x": generator(s).standard_t(freedom, DRAWS)}, EQUAL)[1])
+        for s in range(20)
+    ]
+    assert sum(named) >= 18
+
+
+@pytest.mark.parametrize("freedom", [5.0, 30.0])
+def test_a_t_with_a_variance_is_not(freedom: float) -> None:
+    named = [
+        len(unresolved_quantities({"x": generator(s).standard_t(freedom, DRAWS)}, EQUAL)[1])
+        for s in range(20)
+    ]
+    assert sum(named) <= 2
+
+
+def test_a_sd_that_hangs_on_a_few_draws_is_named() -> None:
+    rare = np.zeros(DRAWS)
+    rare[:3] = 1.0
+    _, sentences = unresolved_quantities({"rare": rare}, EQUAL)
+    # Three of 4000: the relative error of the sd is 1 / (2 √3).
+    assert "standard error 29%" in sentences[0]
+
+
+def test_weights_count() -> None:
+    """A Cauchy's draws weighted as a Normal's have a sd; a Normal's far overweighted have none."""
+    random = generator()
+    x = random.standard_cauchy(DRAWS)
+    weights = np.exp(-0.5 * x**2) * (1 + x**2)
+    assert unresolved_quantities({"x": x}, weights / weights.sum())[1] == []
+    y = 0.5 + 5 * random.standard_normal(DRAWS)
+    weights = np.exp(0.5 * ((y - 0.5) / 5) ** 2 + 0.2 * np.abs(y))
+    _, sentences = unresolved_quantities({"y": y}, weights / weights.sum())
+    assert len(sentences) == 1
+
+
+def test_infinite_values_are_named() -> None:
+    values = generator().normal(size=DRAWS)
+    values[3] = np.inf
+    _, sentences = unresolved_quantities({"x": values}, EQUAL)
+    assert len(sentences) == 1
+
+
+# Predictive checks.
+
+
+def test_shares_are_those_of_the_statistics_known_distribution() -> None:
+    """Of ten standard Normals: the mean is Normal(0, 1/10); the largest has distribution Φ^10."""
+    observed = np.linspace(-1.0, 1.0, 10) + 0.2
+    replicated = generator().normal(size=(4000, 10))
+    shares, sentences = predictive_checks({"y": observed}, {"y": replicated})
+    error = 4 * (0.25 / 4000) ** 0.5
+    assert sentences == []
+    assert shares["y.mean"] == pytest.approx(0.2635, abs=error)  # 1 - Φ(0.2 √10)
+    assert shares["y.largest"] == pytest.approx(0.7055, abs=error)  # 1 - Φ(1.2)^10
+
+
+@pytest.mark.parametrize(
+    ("spoil", "statistics"),
+    [
+        (lambda y: y + 3, "mean, smallest, largest"),
+        (lambda y: 4 * y, "sd, smallest, largest"),
+        (lambda y: np.where(y == y.max(), 9.0, y), "sd, largest"),
+        (lambda y: 0.01 * y, "sd, smallest, largest"),
+    ],
+)
+def test_statistics_that_the_model_misses_are_named(spoil: Any, statistics: str) -> None:
+    random = generator()
+    observed = spoil(random.normal(size=40))
+    shares, sentences = predictive_checks({"y": observed}, {"y": random.normal(size=(1000, 40))})
+    assert sentences == [f"The model does not reproduce the {statistics} of 'y': look at it."]
+    missed = [name for name, share in shares.items() if min(share, 1 - share) < TAIL]
+    assert missed == [f"y.{name}" for name in statistics.split(", ")]
+
+
+def test_one_number_and_constant_data_are_not_missed() -> None:
+    assert predictive_checks({"y": np.array(3.0)}, {"y": np.zeros(100)}) == ({}, [])
+    shares, sentences = predictive_checks({"y": np.ones(5)}, {"y": np.ones((100, 5))})
+    assert set(shares.values()) == {0.5}
+    assert sentences == []

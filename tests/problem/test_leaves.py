@@ -1,0 +1,142 @@
+"""What nothing would fit is refused by name, and what cannot be fitted is let alone."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn, tensor
+
+import elbowroom as er
+from elbowroom.errors import DataError, ModelError
+from elbowroom.pipeline.fitting import bind_model
+
+DATA = {"x": torch.arange(6.0).double(), "y": torch.arange(6.0).double() / 3}
+outside = nn.Linear(1, 1).double()
+number = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+
+def likelihood(mean: Tensor, y: Tensor) -> None:
+    noise = pyro.sample("noise", dist.LogNormal(tensor(0.0), 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(mean, noise), obs=y)
+
+
+def by_global(x: Tensor, y: Tensor) -> None:
+    likelihood(outside(x[:, None])[:, 0], y)
+
+
+def by_number(x: Tensor, y: Tensor) -> None:
+    likelihood(number * x, y)
+
+
+def by_argument(x: Tensor, y: Tensor, network: Any = None) -> None:
+    likelihood(network(x[:, None])[:, 0], y)
+
+
+class Unregistered(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(1, 1).double()]
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        likelihood(self.layers[0](x[:, None])[:, 0], y)
+
+
+class Method:
+    def __init__(self) -> None:
+        self.network = nn.Linear(1, 1).double()
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        likelihood(self.network(x[:, None])[:, 0], y)
+
+
+def in_closure() -> Callable[..., None]:
+    network = nn.Sequential(nn.Linear(1, 1)).double()
+
+    def model(x: Tensor, y: Tensor) -> None:
+        likelihood(network(x[:, None])[:, 0], y)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "shown", "edit"),
+    [
+        (by_global, "'outside.weight' of shape (1, 1), beside 1 more", "pyro.module('outside'"),
+        (by_number, "'number' of shape ()", "pyro.param('number', number)"),
+        (partial(by_argument, network=nn.Linear(1, 1).double()), "'network.weight'", "pyro.module"),
+        (Unregistered(), "'self.layers[0].weight'", "pyro.module"),
+        (Method().model, "'self.network.weight'", "pyro.module('self.network'"),
+        (in_closure(), "'network.0.weight'", "network.requires_grad_(False)"),
+    ],
+)
+def test_what_is_registered_nowhere_is_refused(model: Any, shown: str, edit: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        bind_model(model, DATA, {})
+    assert shown in str(caught.value)
+    assert edit in str(caught.value)
+
+
+def test_the_same_network_without_gradients_is_data() -> None:
+    frozen = partial(by_argument, network=nn.Linear(1, 1).double().requires_grad_(False))
+    assert bind_model(frozen, DATA, {})[0].space.parameters.size == 0
+
+
+def test_a_guide_is_held_to_it_too() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        likelihood(torch.zeros_like(x), y)
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        pyro.sample("noise", dist.LogNormal(number, pyro.param("spread", tensor(0.3))))
+
+    with pytest.raises(ModelError, match="the guide uses 'number'"):
+        er.fit(model, DATA, guide=guide, seed=1, steps=20)
+
+
+def test_a_gradient_that_is_cut_off_is_refused() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        likelihood(pyro.param("slope", tensor(0.96)).detach() * x, y)
+
+    with pytest.raises(ModelError, match="the parameter 'slope', but has no gradient by it"):
+        bind_model(model, DATA, {})
+
+
+def test_a_parameter_that_is_not_used_is_let_alone() -> None:
+    network = nn.ModuleDict({"used": nn.Linear(1, 1), "other": nn.Linear(1, 1)}).double()
+
+    def model(x: Tensor, y: Tensor) -> None:
+        pyro.module("network", network)
+        likelihood(network["used"](x[:, None])[:, 0], y)
+
+    assert bind_model(model, DATA, {})[0].space.parameters.size == 4
+
+
+def test_derivatives_that_a_model_takes_itself_are_no_parameters() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with torch.enable_grad():
+            at = x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad((at**2).sum(), at, create_graph=True)
+        likelihood(pyro.param("weight", tensor(0.5)) * slope, y)
+
+    assert bind_model(model, DATA, {})[0].space.parameters.size == 1
+
+
+def test_data_that_require_a_gradient_are_refused() -> None:
+    with pytest.raises(DataError, match=r"data\['x'\] requires a gradient"):
+        bind_model(by_number, {**DATA, "x": DATA["x"].clone().requires_grad_()}, {})
+
+
+def test_a_network_of_another_dtype_is_said() -> None:
+    network = nn.Linear(1, 1).float()
+
+    def model(x: Tensor, y: Tensor) -> None:
+        pyro.module("network", network)
+        likelihood(network(x[:, None])[:, 0], y)
+
+    with pytest.raises(ModelError, match=r"network.to\(torch.float64\)"):
+        bind_model(model, DATA, {})

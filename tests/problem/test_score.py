@@ -1,0 +1,323 @@
+"""The log density with discrete sites summed out, against sums written out by hand."""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch import Tensor
+
+from elbowroom.errors import ModelError
+from elbowroom.guides.space import LatentSpace
+from elbowroom.problem.isolation import isolated
+from elbowroom.problem.score import Score, assignment_probabilities, map_draws, score
+
+EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}
+"""Two ways to the same sum in float64."""
+VALUES = {"mean": torch.tensor(0.3, dtype=torch.float64)}
+FIRST = [0.3, 0.7]
+SECOND = [[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with isolated(0):
+        yield
+
+
+def data(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 2
+
+
+def mean_site() -> Tensor:
+    return pyro.sample("mean", dist.Normal(torch.zeros(()), 1.0))
+
+
+def categorical(name: str, probabilities: Any) -> Tensor:
+    return pyro.sample(name, dist.Categorical(torch.as_tensor(probabilities)))
+
+
+def mixture(y: Tensor) -> None:
+    mean = mean_site()
+    with pyro.plate("rows", len(y)):
+        kind = categorical("kind", FIRST)
+        pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0 + kind), obs=y)
+
+
+def two_in_a_plate(y: Tensor) -> None:
+    mean = mean_site()
+    with pyro.plate("rows", len(y)):
+        first = categorical("first", FIRST)
+        second = categorical("second", torch.tensor(SECOND)[first])
+        pyro.sample("y", dist.Normal(mean + first - 2.0 * second, 1.0), obs=y)
+
+
+def nested(y: Tensor) -> None:
+    """Each group has one kind, each of its members another."""
+    mean = mean_site()
+    with pyro.plate("groups", y.shape[0], dim=-2):
+        kind = categorical("kind", FIRST)
+        with pyro.plate("members", y.shape[1], dim=-1):
+            other = categorical("other", torch.tensor(SECOND)[kind])
+            pyro.sample("y", dist.Normal(mean + 3.0 * kind + other, 1.0), obs=y)
+
+
+def whole(y: Tensor) -> None:
+    """One kind for all rows."""
+    mean = mean_site()
+    kind = categorical("kind", FIRST)
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0), obs=y)
+
+
+def chain(y: Tensor) -> None:
+    mean, state = mean_site(), torch.tensor(0)
+    for t in range(len(y)):
+        state = categorical(f"state_{t}", torch.tensor([[0.6, 0.4], [0.2, 0.8]])[state])
+        pyro.sample(f"y_{t}", dist.Normal(mean + 2.0 * state, 1.0), obs=y[t])
+
+
+def markov_chain(y: Tensor) -> None:
+    mean, state = mean_site(), torch.tensor(0)
+    for t in pyro.markov(range(len(y))):
+        state = categorical(f"state_{t}", torch.tensor([[0.6, 0.4], [0.2, 0.8]])[state])
+        pyro.sample(f"y_{t}", dist.Normal(mean + 2.0 * state, 1.0), obs=y[t])
+
+
+def one_kind(y: Tensor) -> None:
+    """A mixture of a single component."""
+    mean = mean_site()
+    with pyro.plate("rows", len(y)):
+        kind = categorical("kind", [1.0])
+        pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0), obs=y)
+
+
+MODELS: list[tuple[Callable[..., Any], tuple[int, ...]]] = [
+    (mixture, (5,)),
+    (two_in_a_plate, (3,)),
+    (nested, (2, 3)),
+    (whole, (4,)),
+    (chain, (4,)),
+    (markov_chain, (4,)),
+    (one_kind, (3,)),
+]
+
+
+def scored(model: Callable[..., Any], y: Tensor, **values: Tensor) -> Score:
+    space = LatentSpace.of(model, {"y": y})
+    return score(model, {"y": y}, {**VALUES, **values}, space)
+
+
+def brute_force(model: Callable[..., Any], y: Tensor) -> Tensor:
+    """Log of the sum over every joint value of the discrete sites, one run of the model each."""
+    with torch.no_grad():
+        discrete = LatentSpace.of(model, {"y": y}).discrete
+        trace: Any = poutine.trace(poutine.condition(model, VALUES)).get_trace(y=y)
+        shapes = {name: trace.nodes[name]["value"].shape for name in discrete}
+        supports = {
+            name: range(len(trace.nodes[name]["fn"].enumerate_support(expand=False)))
+            for name in discrete
+        }
+        cells = [supports[name] for name in discrete for _ in range(shapes[name].numel())]
+        totals = []
+        for joint in product(*cells):
+            remaining = iter(joint)
+            given = {
+                name: torch.tensor([next(remaining) for _ in range(shape.numel())]).reshape(shape)
+                for name, shape in shapes.items()
+            }
+            conditioned = poutine.condition(model, {**VALUES, **given})
+            log_joint = poutine.trace(conditioned).get_trace(y=y).log_prob_sum()
+            totals.append(torch.as_tensor(log_joint))
+        return torch.stack(totals).logsumexp(0)
+
+
+@pytest.mark.parametrize(("model", "shape"), MODELS)
+def test_sums_over_discrete_sites_are_the_brute_force_ones(
+    model: Callable[..., Any], shape: tuple[int, ...]
+) -> None:
+    y = data(*shape)
+    torch.testing.assert_close(scored(model, y).log_joint, brute_force(model, y), **EXACT)
+
+
+@pytest.mark.parametrize(("model", "shape"), MODELS[:6])
+def test_sums_over_discrete_sites_are_pyros(
+    model: Callable[..., Any], shape: tuple[int, ...]
+) -> None:
+    y = data(*shape)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("mean", dist.Delta(VALUES["mean"]))
+
+    objective = TraceEnum_ELBO(max_plate_nesting=2)
+    loss = objective.loss(config_enumerate(model, "parallel"), guide, y)
+    assert float(scored(model, y).log_joint) == pytest.approx(-loss, rel=1e-10)
+
+
+def test_crossed_plates_are_refused_rather_than_summed_wrongly() -> None:
+    """Rows and columns each with a kind: the sum does not factorise over either plate."""
+
+    def model(y: Tensor) -> None:
+        mean = mean_site()
+        rows, columns = pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1)
+        with rows:
+            row = categorical("row", FIRST)
+        with columns:
+            column = categorical("column", FIRST)
+        with rows, columns:
+            pyro.sample("y", dist.Normal(mean + row + 2.0 * column, 1.0), obs=y)
+
+    with pytest.raises(ModelError, match=r"row|column"):
+        scored(model, data(2, 3))
+
+
+def normal_of_kind(y: Tensor, kind: float) -> Tensor:
+    return dist.Normal(VALUES["mean"] + 2.0 * kind, 1.0 + kind).log_prob(y)
+
+
+def joint_by_hand(y: Tensor) -> Tensor:
+    """Log weight plus log density of each kind of the mixture, (kinds, rows)."""
+    weights = torch.tensor(FIRST).log()
+    return torch.stack([weights[k] + normal_of_kind(y, float(k)) for k in range(2)])
+
+
+def test_pointwise_log_likelihood_of_the_mixture() -> None:
+    y = data(5)
+    found = scored(mixture, y).log_likelihood["y"]
+    torch.testing.assert_close(found, joint_by_hand(y).logsumexp(0), **EXACT)
+
+
+def test_pointwise_log_likelihood_leaves_the_prior_of_local_sites_out() -> None:
+    """Given x, y has density Σ p(kind | x) p(y | x, kind)."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            kind = categorical("kind", FIRST)
+            x = pyro.sample("x", dist.Normal(2.0 * kind - 1, 1.0))
+            pyro.sample("y", dist.Normal(x * (1.0 + kind), 1.0), obs=y)
+
+    y, x = data(4), data(8)[4:]
+    weights = torch.tensor(FIRST).log().unsqueeze(-1)
+    kinds = torch.tensor([[0.0], [1.0]])
+    of_x = weights + dist.Normal(2.0 * kinds - 1, 1.0).log_prob(x)
+    of_y = dist.Normal(x * (1.0 + kinds), 1.0).log_prob(y)
+    wanted = (of_x + of_y).logsumexp(0) - of_x.logsumexp(0)
+    torch.testing.assert_close(scored(model, y, x=x).log_likelihood["y"], wanted, **EXACT)
+
+
+def test_assignment_probabilities_are_bayes_rule() -> None:
+    y = data(5)
+    space = LatentSpace.of(mixture, {"y": y})
+    found = assignment_probabilities(mixture, {"y": y}, VALUES, space)["kind"]
+    torch.testing.assert_close(found, joint_by_hand(y).softmax(0), **EXACT)
+
+
+def test_assignment_probabilities_of_a_chain_of_sites_are_marginal() -> None:
+    y = data(3)
+    space = LatentSpace.of(two_in_a_plate, {"y": y})
+    found = assignment_probabilities(two_in_a_plate, {"y": y}, VALUES, space)
+    first = torch.arange(2.0).reshape(2, 1, 1)
+    second = torch.arange(3.0).reshape(1, 3, 1)
+    prior = torch.tensor(FIRST).unsqueeze(-1) * torch.tensor(SECOND)
+    likelihood = dist.Normal(VALUES["mean"] + first - 2.0 * second, 1.0).log_prob(y)
+    joint = prior.log().unsqueeze(-1) + likelihood  # (first, second, rows)
+    posterior = joint.flatten(0, 1).softmax(0).reshape(joint.shape)
+    torch.testing.assert_close(found["first"], posterior.sum(1), **EXACT)
+    torch.testing.assert_close(found["second"], posterior.sum(0), **EXACT)
+
+
+def test_sampled_discrete_sites_are_taken_at_their_values() -> None:
+    y, kind = data(5), torch.tensor([0, 1, 1, 0, 1])
+    found = scored(mixture, y, kind=kind)
+    prior = dist.Normal(0.0, 1.0).log_prob(VALUES["mean"])
+    wanted = joint_by_hand(y).gather(0, kind.unsqueeze(0)).sum() + prior
+    torch.testing.assert_close(found.log_joint, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+def test_a_factor_of_one_adds_one_and_a_masked_prior_nothing(enumerated: bool) -> None:
+    def model(y: Tensor, factor: float, flat: bool) -> None:
+        mean = mean_site()
+        if factor:
+            pyro.factor("factor", torch.tensor(factor))
+        prior = dist.Normal(torch.zeros(()), 1.0).mask(not flat)
+        level = pyro.sample("level", prior)
+        with pyro.plate("rows", len(y)):
+            kind = categorical("kind", FIRST) if enumerated else 0.0
+            pyro.sample("y", dist.Normal(mean + level + kind, 1.0), obs=y)
+
+    y, level = data(4), torch.tensor(1.7)
+
+    def log_joint(factor: float, flat: bool) -> Tensor:
+        arguments = {"y": y, "factor": factor, "flat": flat}
+        space = LatentSpace.of(model, arguments)
+        return score(model, arguments, {**VALUES, "level": level}, space).log_joint
+
+    plain = log_joint(0.0, False)
+    torch.testing.assert_close(log_joint(1.0, False) - plain, torch.tensor(1.0), **EXACT)
+    prior = dist.Normal(0.0, 1.0).log_prob(level)
+    torch.testing.assert_close(plain - log_joint(0.0, True), prior, **EXACT)
+
+
+def test_a_dim_outside_every_plate_is_refused_by_name() -> None:
+    def model(y: Tensor) -> None:
+        mean_site()
+        kind = categorical("kind", FIRST)
+        with pyro.plate("rows", 3, dim=-2):
+            pyro.sample("x", dist.Normal(torch.zeros(3, 1), 1.0), obs=torch.zeros(3, 1))
+        pyro.sample("y", dist.Normal(kind * torch.ones(4), 1.0), obs=y)
+
+    with pytest.raises(ModelError, match=r"site 'y'.*to_event"):
+        scored(model, data(4))
+
+
+@pytest.mark.parametrize("model", [mixture, markov_chain])
+def test_a_batch_of_draws_scores_as_one_by_one(model: Callable[..., Any]) -> None:
+    y = data(4)
+    space = LatentSpace.of(model, {"y": y})
+    draws = {"mean": data(7)}
+
+    def log_joint(values: dict[str, Tensor]) -> Tensor:
+        return score(model, {"y": y}, values, space).log_joint
+
+    batched = torch.func.vmap(log_joint)(draws)
+    single = torch.stack([log_joint({"mean": value}) for value in draws["mean"]])
+    torch.testing.assert_close(batched, single, **EXACT)
+    torch.testing.assert_close(map_draws(log_joint, draws, chunk=3), single, **EXACT)
+
+
+def test_what_cannot_be_batched_is_run_draw_by_draw() -> None:
+    draws = {"x": data(5)}
+
+    def by_branch(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"y": values["x"] * (2.0 if values["x"].item() > 0 else -1.0)}
+
+    wanted = torch.where(draws["x"] > 0, 2 * draws["x"], -draws["x"])
+    torch.testing.assert_close(map_draws(by_branch, draws)["y"], wanted, rtol=0, atol=0)
+
+
+def test_random_draws_in_a_batch_differ() -> None:
+    def sample(_: dict[str, Tensor]) -> Tensor:
+        return dist.Normal(torch.zeros(()), 1.0).sample()
+
+    assert len(map_draws(sample, {"index": torch.zeros(50)}).unique()) == 50
+
+
+def test_random_draws_in_a_batch_warn_of_nothing() -> None:
+    """torch has no batched rule for some steps of these, and says so to whoever runs them."""
+
+    def sample(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            "gamma": dist.Gamma(torch.tensor(2.0), 1.0).sample(),
+            "share": dist.Dirichlet(torch.ones(3)).sample(),
+            "correlation": dist.LKJCholesky(3, torch.ones(())).sample(),
+            "count": dist.Poisson(torch.tensor(3.0)).sample(),
+        }
+
+    found = map_draws(sample, {"index": torch.zeros(20)})
+    assert all(len(values.unique(dim=0)) > 1 for values in found.values())
