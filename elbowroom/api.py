@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from elbowroom.assess.checks import Finding, run_checks
 from elbowroom.assess.estimators import GRADIENTS, measure
+from elbowroom.engines.svi.checks import Finding, run_checks
+from elbowroom.engines.task import Plan, Progress, Task
 from elbowroom.errors import OptionError, unknown
 from elbowroom.models import Model
 from elbowroom.pipeline.fitting import Work, bind_model, checked_draws, resolve_guide
-from elbowroom.pipeline.task import Plan, Progress, Task
 from elbowroom.problem.isolation import checked_seed
 from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ from elbowroom.assess.compare import (
 from elbowroom.assess.measures import leave_one_out
 from elbowroom.data.tables import read_table
 from elbowroom.density.landscape import Landscape, explore
+from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import Settings, check_read, only_read
+from elbowroom.engines.task import Progress, Task
 from elbowroom.errors import DataError, ElbowroomError, GuideError, OptionError
-from elbowroom.guides import guides_for
+from elbowroom.guides import Guide, guides_for
 from elbowroom.held_out import held_out_scores, split_rows
 from elbowroom.objectives.elbo import OBJECTIVES
-from elbowroom.pipeline.em import EM
-from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_problem, resolve_guide
-from elbowroom.pipeline.fixed_draws import survey
+from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_task, resolve_guide
 from elbowroom.pipeline.reference import add_reference
-from elbowroom.pipeline.task import Progress
 from elbowroom.problem.bound import Problem, resolve_model
 from elbowroom.problem.isolation import checked_seed
 from elbowroom.result import Fit
@@ -148,7 +146,55 @@ def compare(
         data, test = _split(model, data, test_size, seed)
     problem, settings, suggested_draws = bind_model(model, data, options)
     if test is not None and not problem.new_arguments(test)[1]:
-        raise DataError("the table lacks what was observed, which is to be foretold.")
+        raise DataError("the table does not have what was observed, which is to be predicted.")
+    methods = _methods(guides, problem, settings, engine)
+    count = suggested_draws if draws is None else draws
+    starts = _Starts(problem, settings, seed)
+    rows: list[Row] = []
+    fits: dict[str, Fit] = {}
+    for method in methods:
+        task = Task(
+            problem, method.settings, seed, count,
+            progress=progress(method.name) if progress is not None else None,
+        )  # fmt: skip
+        row, fit = _fitted(method, task, starts, test)
+        rows.append(row)
+        if fit is not None:
+            fits[method.name] = fit
+            if fit.trained.status == "interrupted":
+                break
+    table = comparison_table(rows)
+    found = Comparison(table, pd.DataFrame(), fits, seed)
+    return replace(found, differences=posterior_differences(rows, found.baseline or ""))
+
+
+@dataclass(frozen=True)
+class _Method:
+    """One line of a comparison.
+
+    Attributes:
+        name: In the table.
+        guide: As it was given; "nuts" is the sampler.
+        engine: The engine that was asked for.
+        chosen: The one that fits it.
+        settings: Those of the comparison that it reads, with its objective.
+    """
+
+    name: str
+    guide: Any
+    engine: str
+    chosen: str
+    settings: Settings
+
+
+def _methods(
+    guides: Sequence[Any] | None, problem: Problem, settings: Settings, engine: str
+) -> list[_Method]:
+    """The methods of a comparison.
+
+    Raises:
+        OptionError: If a guide is given twice, has no such objective, or no method reads an option.
+    """
     if guides is None:
         fitting = guides_for(problem.model_name, problem.space.local_continuous).values()
         some = bool(problem.space.sites)
@@ -157,69 +203,113 @@ def compare(
     for name in names:
         if names.count(name) > 1:
             raise OptionError(f"--guide {name} is given twice; give it once.")
-    parts = [_guide_and_objective(guide) for guide in guides]
-    ways: dict[str, tuple[str, str | None]] = {}  # the engine and the objective of each guide
-    for name, (guide, objective) in zip(names, parts, strict=True):
+    suggested, methods = problem.model.suggested, []
+    for name, given in zip(names, guides, strict=True):
+        guide, objective = _guide_and_objective(given)
         if guide == NUTS and objective is None:
+            own = only_read(settings, suggested, "fixed_draws")
+            methods.append(_Method(name, guide, engine, NUTS, own))
             continue
         declared = resolve_guide(guide, problem)
-        if objective is not None and "svi" not in declared.engines:
-            raise OptionError(
-                f"--guide {guide}:{objective}: the guide '{guide}' is not fitted by stochastic "
-                f"gradients, whose objective that is; give --guide {guide}."
-            )
-        if objective is not None and objective not in OBJECTIVES:
-            raise OptionError(
-                f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
-            )
-        chosen = settings if objective is None else replace(settings, elbo=objective)
-        ways[name] = chosen_engine(engine, declared, problem, chosen), chosen.elbo
-    suggested = problem.model.suggested
-    if ways:
-        check_read(settings, suggested, ways.values())
-    count = suggested_draws if draws is None else draws
+        _check_objective(guide, objective, declared)
+        own = settings if objective is None else replace(settings, elbo=objective)
+        chosen = chosen_engine(engine, declared, problem, own)
+        read = only_read(settings, suggested, chosen, own.elbo)
+        read = read if objective is None else replace(read, elbo=objective)
+        methods.append(_Method(name, guide, engine, chosen, read))
+    pairs = [
+        (method.chosen, _objective_of(method, settings))
+        for method in methods
+        if method.chosen != NUTS
+    ]
+    if pairs:
+        check_read(settings, suggested, pairs)
+    return methods
 
-    @cache
-    def landscape(kind: str) -> Landscape | None:
-        """Where fits begin; with point parameters, or no climb, each engine begins by itself."""
-        if kind == "svi":
+
+def _objective_of(method: _Method, settings: Settings) -> str | None:
+    return method.settings.elbo or settings.elbo
+
+
+def _check_objective(guide: Any, objective: str | None, declared: Guide) -> None:
+    if objective is None:
+        return
+    if "svi" not in declared.engines:
+        raise OptionError(
+            f"--guide {guide}:{objective}: the guide '{guide}' is not fitted by stochastic "
+            f"gradients, whose objective that is; give --guide {guide}."
+        )
+    if objective not in OBJECTIVES:
+        raise OptionError(
+            f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
+        )
+
+
+class _Starts:
+    """Where the fits of a comparison begin, found once for all that begin alike."""
+
+    def __init__(self, problem: Problem, settings: Settings, seed: int) -> None:
+        self.task = Task(problem, settings, seed)
+        # With point parameters, or an engine of the model's own, each engine begins by itself.
+        self.apart = problem.space.parameters.size > 0 or problem.model.engine is not None
+        self.known: dict[str, Landscape] = {}
+
+    def of(self, engine: str, guide: Guide) -> Landscape | None:
+        """Where a guide begins; None where its engine finds that by itself."""
+        if engine == "em" or (self.apart and engine == "svi"):
             return None
-        return (survey if kind == "fixed_draws" else explore)(problem, settings.restarts, seed)
+        kind = "fixed_draws" if self.apart else "explored"
+        if kind not in self.known:
+            problem, restarts, seed = self.task.problem, self.task.settings.restarts, self.task.seed
+            self.known[kind] = (
+                ENGINES[engine].start(self.task, guide)
+                if self.apart
+                else explore(problem, restarts, seed)
+            )
+        return self.known[kind]
 
-    apart = problem.space.parameters.size > 0 or problem.model.engine is not None
 
-    rows: list[Row] = []
-    fits: dict[str, Fit] = {}
-    for name, (guide, objective) in zip(names, parts, strict=True):
-        report = progress(name) if progress is not None else None
-        if name == NUTS:
-            rows.append(_by_nuts(problem, settings, seed, fits, test))
-            continue
-        taken, _ = ways[name]
-        chosen = only_read(settings, suggested, *ways[name])
-        chosen = chosen if objective is None else replace(chosen, elbo=objective)
-        try:
-            fit = fit_problem(
-                problem, guide, chosen, engine=engine, seed=seed, draws=count, progress=report,
-                landscape=None if taken == EM else landscape(taken if apart else ""),
-            )  # fmt: skip
-        except ElbowroomError as error:
-            rows.append(Row(name, {}, None, str(error)))
-            continue
-        fits[name] = fit
-        measures = {
-            **fit.diagnostics,
-            "objective": fit.objective[0],
-            "converged": fit.converged,
-            "verdict": fit.verdict.level,
-            **_scored(fit, test),
-        }
-        rows.append(Row(name, measures, _compared(fit)))
-        if fit.trained.status == "interrupted":
-            break
-    table = comparison_table(rows)
-    found = Comparison(table, pd.DataFrame(), fits, seed)
-    return replace(found, differences=posterior_differences(rows, found.baseline or ""))
+def _fitted(
+    method: _Method, task: Task, starts: _Starts, test: pd.DataFrame | None
+) -> tuple[Row, Fit | None]:
+    """The line of a method, and its fit; one that failed has a line that says why."""
+    try:
+        if method.chosen == NUTS:
+            begun = fit_task(replace(task, draws=None), "auto")
+            fit = add_reference(begun, take=True)
+            if fit.origin != NUTS:
+                raise GuideError(fit.notes[-1])
+        else:
+            guide = resolve_guide(method.guide, task.problem)
+            begin = starts.of(method.chosen, guide)
+            fit = fit_task(task, method.guide, method.engine, begin)
+    except ElbowroomError as error:
+        return Row(method.name, {}, None, str(error)), None
+    scores, remark = _scored(fit, test)
+    fit = fit.with_remarks(*remark)
+    measures = {**(_of_nuts(fit) if method.chosen == NUTS else _of_guide(fit)), **scores}
+    return Row(method.name, measures, _compared(fit)), fit
+
+
+def _of_guide(fit: Fit) -> dict[str, Any]:
+    return {
+        **fit.diagnostics,
+        "objective": fit.objective[0],
+        "converged": fit.converged,
+        "verdict": fit.verdict.level,
+    }
+
+
+def _of_nuts(fit: Fit) -> dict[str, Any]:
+    """The measures of a sampler, which has no bound."""
+    return {
+        "objective": "sampled",
+        **leave_one_out(fit.posterior),
+        "seconds": fit.diagnostics["seconds"] + fit.diagnostics["reference_seconds"],
+        "parameters": 0,
+        "converged": True,
+        "verdict": fit.verdict.level,
+    }
 
 
 def _split(model: Any, data: Any, size: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -230,47 +320,17 @@ def _split(model: Any, data: Any, size: float, seed: int) -> tuple[pd.DataFrame,
     return split_rows(read_table(source), size, seed)
 
 
-def _scored(fit: Fit, test: pd.DataFrame | None) -> dict[str, float]:
-    """What a fit makes of rows held out, if there are any; a remark where it can make nothing."""
+def _scored(fit: Fit, test: pd.DataFrame | None) -> tuple[dict[str, float], list[str]]:
+    """How a fit predicts rows held out, if there are any; a remark where it cannot."""
     if test is None:
-        return {}
+        return {}, []
     try:
-        return held_out_scores(fit, test)
+        return held_out_scores(fit, test), []
     except ElbowroomError as error:
-        fit.remarks.append(f"the rows held out have no score: {error}")
-        return {}
+        return {}, [f"the rows held out have no score: {error}"]
 
 
 def _compared(fit: Fit) -> xarray.Dataset:
     """Latents of each row are no quantity to compare: a rotation of all changes nothing."""
     posterior = fit.posterior["posterior"].to_dataset()
     return posterior.drop_vars(fit.problem.space.local, errors="ignore")
-
-
-def _by_nuts(
-    problem: Problem,
-    settings: Settings,
-    seed: int,
-    fits: dict[str, Fit],
-    test: pd.DataFrame | None,
-) -> Row:
-    """The row of the sampler, whose fit is added to the others."""
-    try:
-        own = only_read(settings, problem.model.suggested, "fixed_draws")
-        begun = fit_problem(problem, "auto", own, seed=seed)
-        fit = add_reference(begun, take=True)
-        if fit.held != NUTS:
-            raise GuideError(fit.notes[-1])
-    except ElbowroomError as error:
-        return Row(NUTS, {}, None, str(error))
-    fits[NUTS] = fit
-    measures = {
-        "objective": "sampled",
-        **leave_one_out(fit.posterior),
-        "seconds": begun.diagnostics["seconds"] + fit.diagnostics["reference_seconds"],
-        "parameters": 0,
-        "converged": True,
-        "verdict": fit.verdict.level,
-        **_scored(fit, test),
-    }
-    return Row(NUTS, measures, _compared(fit))

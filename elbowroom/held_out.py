@@ -7,8 +7,9 @@ import pandas as pd
 from torch import Tensor
 
 from elbowroom.draws.row_weights import RowWeights
+from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError, ModelError, OptionError
-from elbowroom.pipeline.fitting import fit_problem
+from elbowroom.pipeline.fitting import fit_task
 from elbowroom.problem.isolation import constrained_values
 from elbowroom.result import Fit
 
@@ -120,10 +121,8 @@ def _weighed(fit: Fit, table: pd.DataFrame) -> RowWeights:
     settings = replace(
         fit.settings, batch_size=None if size is None or size >= len(table) else size
     )
-    again = fit_problem(
-        fit.problem.with_rows(table, held), fit.guide, settings, engine=fit.engine, seed=fit.seed,
-        draws=100,
-    )  # fmt: skip
+    task = Task(fit.problem.with_rows(table, held), settings, fit.seed, draws=100)
+    again = fit_task(task, fit.guide, fit.engine)
     return again.weigh_rows(None, DRAWS, fit.seed)
 
 

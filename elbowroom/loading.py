@@ -9,18 +9,18 @@ import pyro
 import torch
 from torch import Tensor
 
-from elbowroom.assess.verdict import Evidence
+from elbowroom.assess.evidence import Evidence
 from elbowroom.draws.proposal import Proposal
+from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
-from elbowroom.engines.svi.loop import Trained
+from elbowroom.engines.task import Plan, Progress, Task
 from elbowroom.errors import ModelError, OptionError, RunFolderError
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.space import trace_model
 from elbowroom.models import Model, get_model
-from elbowroom.objectives.elbo import read_guide
+from elbowroom.objectives.elbo import GuideSites, read_guide
 from elbowroom.options import make_options, option_names
 from elbowroom.pipeline.fitting import Work, bind_model, resolve_guide
-from elbowroom.pipeline.task import Plan, Progress, Task
 from elbowroom.problem.bound import (
     Problem,
     bind,
@@ -83,7 +83,7 @@ def load(
         )
     fitted_guide = resolve_guide(guide or config["guide"], problem)
     problem = problem.for_guide(fitted_guide)
-    parameters, called = _restored(problem, fitted_guide, start, run.parameters)
+    parameters, called, sites = _restored(problem, fitted_guide, start, run.parameters)
     history = run.history
     trained = Trained(
         run.run["status"],
@@ -95,12 +95,38 @@ def load(
         run.run["parameters"],
     )
     name, why = config["objective"]
+    fitted = Fitted(
+        problem=problem,
+        guide=fitted_guide,
+        callable=called,
+        sites=sites,
+        start=start,
+        parameters=parameters,
+        trained=trained,
+        objective=(name, why),
+        engine=config["engine"],
+        point=fitted_guide.point or sites.point,
+    )
     return Fit(
-        problem, fitted_guide, settings, (name, why), config["seed"], trained,
-        lambda: (run.posterior, []), run.diagnostics, run.run["notes"], start, parameters, called,
-        config["engine"], Evidence.read(run.run["evidence"]), run.run["held"],
-        _proposal(run.parameters),
-    )  # fmt: skip
+        fitted=fitted,
+        settings=settings,
+        seed=config["seed"],
+        evidence=_evidence(path, run.run["evidence"]),
+        complete=lambda: (run.posterior, []),
+        measures=run.diagnostics,
+        remarks=tuple(run.run["notes"]),
+        origin=run.run["origin"],
+        proposal=_proposal(run.parameters),
+    )
+
+
+def _evidence(path: str | Path, plain: Mapping[str, Any]) -> Evidence:
+    try:
+        return Evidence.read(plain)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"'{path}': the evidence in run.json is damaged ({error!r}); fit again."
+        ) from error
 
 
 def trusted_options(
@@ -205,7 +231,7 @@ def _proposal(saved: Mapping[str, Tensor]) -> Proposal | None:
 
 def _restored(
     problem: Problem, guide: Guide, start: Start, saved: Mapping[str, Tensor]
-) -> tuple[Parameters, Callable[..., Any]]:
+) -> tuple[Parameters, Callable[..., Any], GuideSites]:
     """Builds a guide again, and lets it and the model make their parameters."""
     values = {
         name.removeprefix("parameter."): value
@@ -214,10 +240,10 @@ def _restored(
     }
     with problem.session(0) as state:
         called = guide.build(problem.space, start)
-        read_guide(called, problem.arguments, problem.space)
+        sites = read_guide(called, problem.arguments, problem.space)
         trace_model(problem.function, problem.arguments)
         store = dict(pyro.get_param_store().named_parameters())
         missing = sorted(set(store) - set(values))
         if missing:
             raise RunFolderError(f"the run folder lacks the guide's parameter '{missing[0]}'.")
-    return Parameters(state, {name: values[name] for name in store}), called
+    return Parameters(state, {name: values[name] for name in store}), called, sites

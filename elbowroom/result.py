@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from elbowroom import rows as verbs
+from elbowroom.assess.evidence import Evidence
 from elbowroom.assess.measures import leave_one_out
-from elbowroom.assess.verdict import Evidence, Verdict, judge
+from elbowroom.assess.verdict import Verdict, judge
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
@@ -25,8 +26,8 @@ from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_l
 from elbowroom.draws.proposal import Proposal
 from elbowroom.draws.row_weights import RowWeights, corrected_rows
 from elbowroom.draws.tree import check_interval, summarise, to_arviz
+from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
-from elbowroom.engines.svi.loop import Trained
 from elbowroom.errors import DataError, GuideError, OptionError, users_code
 from elbowroom.guides import Guide, Start, guides_for, is_amortised
 from elbowroom.guides.parameters import fitted_names
@@ -44,47 +45,77 @@ from elbowroom.rows import Imputed
 from elbowroom.run import folder as run_folder
 
 
-@dataclass(repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Fit:
     """A fitted guide and its posterior.
 
     Attributes:
-        problem: The model bound to its data.
-        guide: The guide's declaration.
+        fitted: The guide at its optimum.
         settings: Of the optimiser.
-        objective: The name of the ELBO that was maximised, and why.
         seed: Of all random numbers.
-        trained: How the optimiser went; its history is `elbo_history`.
+        evidence: What the verdict is made of.
         complete: Gives the ArviZ tree, and a line for everything left out of it.
         measures: Numbers that were taken at the fit, by name; `diagnostics` has them all.
         remarks: What a reader should know of the fit; `notes` has those of the tree too.
-        start: Where the guide began, which its parameters are relative to.
-        parameters: Of the guide and the model, as fitted.
-        callable: The guide itself.
-        engine: "svi", "fixed_draws" or "em".
-        evidence: What the verdict is made of.
-        held: The draws that the posterior holds: "raw", the guide's own; "corrected"; "nuts".
+        origin: What the posterior consists of: "raw", the guide's own draws; "corrected"; "nuts".
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.
         folder: Where its checkpoints lie; `save` may take its place.
     """
 
-    problem: Problem
-    guide: Guide
+    fitted: Fitted
     settings: Settings
-    objective: tuple[str, str]
     seed: int
-    trained: Trained
-    complete: Callable[[], tuple[Any, list[str]]]
-    measures: dict[str, Any]
-    remarks: list[str]
-    start: Start
-    parameters: Parameters
-    callable: Callable[..., Any]
-    engine: str
     evidence: Evidence
-    held: str
+    complete: Callable[[], tuple[Any, list[str]]]
+    measures: Mapping[str, Any]
+    remarks: tuple[str, ...] = ()
+    origin: str = "raw"
     proposal: Proposal | None = None
     folder: Path | None = None
+
+    @property
+    def problem(self) -> Problem:
+        """The model bound to its data."""
+        return self.fitted.problem
+
+    @property
+    def guide(self) -> Guide:
+        """The guide's declaration."""
+        return self.fitted.guide
+
+    @property
+    def callable(self) -> Callable[..., Any]:
+        """The Pyro guide itself."""
+        return self.fitted.callable
+
+    @property
+    def start(self) -> Start:
+        """Where the guide began, which its parameters are relative to."""
+        return self.fitted.start
+
+    @property
+    def parameters(self) -> Parameters:
+        """Of the guide and the model, as fitted."""
+        return self.fitted.parameters
+
+    @property
+    def trained(self) -> Trained:
+        """How the optimiser went; its history is `elbo_history`."""
+        return self.fitted.trained
+
+    @property
+    def objective(self) -> tuple[str, str]:
+        """The name of the objective that was maximised, and why."""
+        return self.fitted.objective
+
+    @property
+    def engine(self) -> str:
+        """The engine's name: "svi", "fixed_draws" or "em"."""
+        return self.fitted.engine
+
+    def with_remarks(self, *remarks: str) -> "Fit":
+        """The same fit, with more that a reader should know."""
+        return replace(self, remarks=(*self.remarks, *remarks))
 
     def __repr__(self) -> str:
         return (
@@ -100,12 +131,12 @@ class Fit:
     @property
     def row_latents(self) -> bool:
         """Whether rows have latents that the guide draws."""
-        return self.problem.space.local_continuous or self.evidence.rows is not None
+        return self.problem.space.local_continuous or self.evidence.weights.rows is not None
 
     @property
     def rows_apart(self) -> bool:
         """Whether observations have latents, which the guide gives those that it was fitted to."""
-        return bool(self.problem.space.per_observation) or self.evidence.rows is not None
+        return bool(self.problem.space.per_observation) or self.evidence.weights.rows is not None
 
     @property
     def amortised(self) -> bool:
@@ -148,7 +179,7 @@ class Fit:
         The leave-one-out ones are taken when they are first asked for.
         """
         if "elpd_loo" in self.measures:
-            return self.measures
+            return dict(self.measures)
         return {**self.measures, **leave_one_out(self.posterior)}
 
     @property
@@ -218,14 +249,14 @@ class Fit:
 
     def _fresh(self, count: int, seed: int) -> dict[str, Tensor]:
         """Fresh draws of the latent sites, corrected if the posterior's are."""
-        if self.held == "raw":
+        if self.origin == "raw":
             return self.draw(count, seed).sites
         random = np.random.default_rng(seed)
-        if self.held == "nuts":
+        if self.origin == "nuts":
             kept = self.global_sites()
             picked = torch.as_tensor(random.integers(0, self.measures["draws"], count))
             return {name: values[picked] for name, values in kept.items()}
-        if self.evidence.rows is not None:
+        if self.evidence.weights.rows is not None:
             weighed = self.weigh_rows(None, 4 * count, seed, self.problem.space.local)
             return corrected_rows(weighed, count, random).sites
         if self.proposal is None:
@@ -508,7 +539,7 @@ class Fit:
     def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
         """Draws of the rows' latents; or, where there are none, the rows at the posterior's."""
         problem, arguments = self.problem, self.row_arguments(data)
-        if self.evidence.rows is not None:
+        if self.evidence.weights.rows is not None:
             with self.active(checked_seed(seed)) as guide:
                 return row_weights.weigh_rows(
                     problem.function, guide, arguments, problem.space, draws, keep
@@ -600,8 +631,8 @@ class Fit:
                 "versions": run_folder.versions(),
                 "notes": self.notes,
                 "verdict": self.verdict.plain(),
-                "evidence": asdict(self.evidence),
-                "held": self.held,
+                "evidence": self.evidence.plain(),
+                "origin": self.origin,
             },
             history=history,
             parameters=parameters,

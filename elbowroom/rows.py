@@ -25,11 +25,16 @@ from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, checked_seed
 
 
-class Fitted(Protocol):
+class FittedModel(Protocol):
     """What is asked of a fit; see `elbowroom.result.Fit`."""
 
-    problem: Problem
-    parameters: Parameters
+    @property
+    def problem(self) -> Problem:
+        """The model bound to its data."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """Of the guide and the model."""
 
     @property
     def row_latents(self) -> bool:
@@ -76,7 +81,7 @@ class Imputed:
     acceptance: float | None = None
 
 
-def check_verb(fit: Fitted, verb: str) -> None:
+def check_verb(fit: FittedModel, verb: str) -> None:
     """Sees that a model has a verb.
 
     Raises:
@@ -90,7 +95,7 @@ def check_verb(fit: Fitted, verb: str) -> None:
         )
 
 
-def embed(fit: Fitted, data: Any, draws: int, seed: int) -> pd.DataFrame:
+def embed(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.embed`."""
     check_verb(fit, "embed")
     problem = fit.problem
@@ -108,7 +113,7 @@ def embed(fit: Fitted, data: Any, draws: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame({**columns, "k_hat": found.k_hat})
 
 
-def _labels(fit: Fitted, site: str, count: int) -> list[str]:
+def _labels(fit: FittedModel, site: str, count: int) -> list[str]:
     """Of each number of a site's value in a row."""
     if count == 1 and site not in fit.problem.prepared.dims:
         return [site]
@@ -118,7 +123,7 @@ def _labels(fit: Fitted, site: str, count: int) -> list[str]:
     return [f"{site}[{name}]" for name in names]
 
 
-def reconstruct(fit: Fitted, data: Any, draws: int, seed: int) -> pd.DataFrame:
+def reconstruct(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.reconstruct`."""
     check_verb(fit, "reconstruct")
     problem, arguments = fit.problem, fit.row_arguments(data)
@@ -134,7 +139,7 @@ def reconstruct(fit: Fitted, data: Any, draws: int, seed: int) -> pd.DataFrame:
     return _table(fit, total / draws)
 
 
-def _expected(fit: Fitted, model: Any, arguments: Mapping[str, Any]) -> Tensor:
+def _expected(fit: FittedModel, model: Any, arguments: Mapping[str, Any]) -> Tensor:
     """The mean of what is observed, given the latents; a draw where it has no mean to tell."""
     node = poutine.trace(model).get_trace(**arguments).nodes[fit.problem.observed]
     try:
@@ -143,7 +148,7 @@ def _expected(fit: Fitted, model: Any, arguments: Mapping[str, Any]) -> Tensor:
         return node["fn"].sample()
 
 
-def _table(fit: Fitted, values: Tensor) -> pd.DataFrame:
+def _table(fit: FittedModel, values: Tensor) -> pd.DataFrame:
     """Rows in the user's units, under the names of their columns."""
     problem = fit.problem
     values = values.double().cpu()
@@ -155,14 +160,14 @@ def _table(fit: Fitted, values: Tensor) -> pd.DataFrame:
     return pd.DataFrame(values.numpy(), columns=list(problem.prepared.coords[dims[-1]]))
 
 
-def _known_columns(fit: Fitted) -> list[str]:
+def _known_columns(fit: FittedModel) -> list[str]:
     """The columns that rows are made from, where a model has any."""
     labels = fit.problem.prepared.coords.get("known", ())
     return list(dict.fromkeys(str(label).partition("=")[0] for label in labels))
 
 
 def _new_rows(
-    fit: Fitted, index: Tensor, given: Mapping[str, Any] | None = None
+    fit: FittedModel, index: Tensor, given: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Arguments for new rows, of which that is known which is known of some fitted rows.
 
@@ -198,7 +203,7 @@ def _new_rows(
 
 
 def generate(
-    fit: Fitted,
+    fit: FittedModel,
     count: int,
     data: Any,
     given: Mapping[str, Any] | None,
@@ -234,7 +239,7 @@ def generate(
         return _table(fit, torch.cat(rows))
 
 
-def _near(fit: Fitted, count: int, data: Any, expected: bool, seed: int) -> pd.DataFrame:
+def _near(fit: FittedModel, count: int, data: Any, expected: bool, seed: int) -> pd.DataFrame:
     """Rows from the latents of given ones, which are taken in turn."""
     problem, arguments = fit.problem, fit.row_arguments(data)
     times = -(-count // len(arguments[problem.observed]))
@@ -249,7 +254,7 @@ def _beside(known: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([known, made], axis=1) if len(known.columns) else made
 
 
-def _made(fit: Fitted, model: Any, arguments: Mapping[str, Any], expected: bool) -> Tensor:
+def _made(fit: FittedModel, model: Any, arguments: Mapping[str, Any], expected: bool) -> Tensor:
     """What is observed of a model whose observations are freed, or its mean given the latents."""
     if expected:
         return _expected(fit, model, arguments)
@@ -258,7 +263,7 @@ def _made(fit: Fitted, model: Any, arguments: Mapping[str, Any], expected: bool)
 
 
 def interpolate(
-    fit: Fitted, begin: int, end: int, steps: int, data: Any, seed: int
+    fit: FittedModel, begin: int, end: int, steps: int, data: Any, seed: int
 ) -> pd.DataFrame:
     """See `elbowroom.result.Fit.interpolate`."""
     check_verb(fit, "interpolate")
@@ -277,7 +282,7 @@ def interpolate(
     return _decoded(fit, site, z, index)
 
 
-def manifold(fit: Fitted, size: int) -> pd.DataFrame:
+def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.manifold`."""
     check_verb(fit, "manifold")
     site = _only_site(fit)
@@ -294,13 +299,13 @@ def manifold(fit: Fitted, size: int) -> pd.DataFrame:
     return _decoded(fit, site, z, torch.zeros(len(z), dtype=torch.int64))
 
 
-def _only_site(fit: Fitted) -> str:
+def _only_site(fit: FittedModel) -> str:
     """The latents of a row that are no noise of its cells."""
     (site,) = [name for name in fit.problem.space.local if name not in fit.problem.hidden]
     return site
 
 
-def _decoded(fit: Fitted, site: str, z: Tensor, index: Tensor) -> pd.DataFrame:
+def _decoded(fit: FittedModel, site: str, z: Tensor, index: Tensor) -> pd.DataFrame:
     """The expected row of each of some latents, which stand before it."""
     problem = fit.problem
     with problem.session(0, fit.parameters), torch.no_grad():
@@ -311,7 +316,7 @@ def _decoded(fit: Fitted, site: str, z: Tensor, index: Tensor) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(z.numpy(), columns=labels), _table(fit, expected)], axis=1)
 
 
-def impute(fit: Fitted, data: Any, draws: int, interval: float, seed: int) -> Imputed:
+def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) -> Imputed:
     """See `elbowroom.result.Fit.impute`."""
     check_verb(fit, "impute")
     check_interval(interval)

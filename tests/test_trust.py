@@ -14,7 +14,9 @@ from scipy.special import logsumexp
 from torch import Tensor, tensor
 
 import elbowroom as er
-from elbowroom.assess.verdict import NOT_TRUSTED, Evidence, judge
+from elbowroom.assess.evidence import Chains as Outside
+from elbowroom.assess.evidence import Evidence, Gaps, Modes, Optimum, Weights
+from elbowroom.assess.verdict import NOT_TRUSTED, judge
 from elbowroom.density.density import Density
 from elbowroom.density.landscape import explore
 from elbowroom.draws.chains import Chains
@@ -121,15 +123,20 @@ def test_chains_leave_draws_of_a_part_and_stay_among_all() -> None:
 
 
 def test_chains_outside_are_a_reason_against() -> None:
-    good = Evidence(True, "converged.", False, False, 0.1, 4000, 3000.0, True)
+    good = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, usable=True))
     assert judge(good).trusted
-    assert "at least 3.0% of the posterior" in judge(replace(good, outside=(0.03, 6))).reasons[0]
-    assert judge(replace(good, outside=(0.03, 2))).trusted  # by chance
-    assert not judge(replace(good, unfinished=True)).trusted
-    assert judge(replace(good, unfinished=True, covered=True)).trusted
-    assert "holds 19% of the posterior" in judge(replace(good, left_out=0.19)).reasons[0]
-    assert not judge(replace(good, elsewhere=(0.7, 0.02))).trusted
-    assert judge(replace(good, elsewhere=(0.7, 0.5))).trusted
+    some = judge(replace(good, chains=Outside(0.03, 6)))
+    assert "at least 3.0% of the posterior" in some.reasons[0]
+    assert judge(replace(good, chains=Outside(0.03, 2))).trusted  # by chance
+    assert judge(replace(good, chains=Outside(0.006, 6))).trusted
+    assert not judge(replace(good, chains=Outside(0.006, 6, lasting=True))).trusted
+    unfinished = replace(good, modes=Modes(unfinished=True))
+    assert not judge(unfinished).trusted
+    assert judge(replace(unfinished, chains=Outside(covered=True))).trusted
+    left_out = judge(replace(good, modes=Modes(left_out=0.19)))
+    assert "has 19% of the posterior" in left_out.reasons[0]
+    assert not judge(replace(good, gaps=Gaps(all_modes=(0.7, 0.02)))).trusted
+    assert judge(replace(good, gaps=Gaps(all_modes=(0.7, 0.5)))).trusted
 
 
 def test_short_chains_keep_the_density_as_it_is() -> None:

@@ -53,8 +53,8 @@ def test_scores_of_factor_analysis_are_its_normal_densities(factors: Fit) -> Non
     np.testing.assert_allclose(factors.score(draws=100)["log_density"], exact, atol=1e-9)
     linear = er.fit("factor_analysis", "iris", guide="linear", seed=1)
     scored = linear.score(draws=2000)
-    assert linear.evidence.rows is not None
-    assert linear.evidence.rows[1] < 0.05
+    assert linear.evidence.weights.rows is not None
+    assert linear.evidence.weights.rows[1] < 0.05
     # The points of the two fits differ by their optimisers' tolerance alone.
     assert abs(float((scored["log_density"] - exact).mean())) < 0.01
 

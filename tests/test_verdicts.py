@@ -15,14 +15,15 @@ from scipy.stats import invgamma
 from torch import Tensor, tensor
 
 import elbowroom as er
+from elbowroom.assess.evidence import Gaps
 from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED
 from elbowroom.density import mixtures
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.density.modes import climb
 from elbowroom.draws import adaptive
+from elbowroom.engines.fixed_draws import engine as deterministic
 from elbowroom.engines.fixed_draws import optima as fixed_draws
 from elbowroom.errors import GuideError, ModelError
-from elbowroom.pipeline import fixed_draws as deterministic
 from elbowroom.result import Fit
 
 ERRORS = 4
@@ -242,7 +243,7 @@ def two_normals(share: float, first: float = -2.0, second: float = 3.0) -> Model
 def test_by_default_both_modes_are_found_with_their_masses(seed: int) -> None:
     fit = er.fit(two_normals(0.3), data=NOTHING, seed=seed)
     assert fit.verdict.trusted
-    assert "2 modes hold 70%, 30% of the mass." in " ".join(fit.verdict.reasons)
+    assert "2 modes have 70%, 30% of the mass." in " ".join(fit.verdict.reasons)
     below = float((values(fit, "x") < 0.5).mean())
     assert abs(below - 0.3) < ERRORS * (0.3 * 0.7 / draws_worth(fit)) ** 0.5
     # Mean 0.3 · -2 + 0.7 · 3, variance 0.3² + 0.3 · 0.7 · 5²; flatter than a Normal.
@@ -279,7 +280,7 @@ def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(
     fit = er.fit(two_normals(1e-3), data=NOTHING, guide="linear_response", seed=1)
     assert fit.verdict.level == NOT_TRUSTED
     missing = np.log(0.999 / 0.001)
-    assert f"hold {missing:.0f} nats less evidence" in fit.verdict.reasons[0]
+    assert f"have {missing:.0f} nats less evidence" in fit.verdict.reasons[0]
     assert values(fit, "x").max() < 0.5
 
 
@@ -643,7 +644,7 @@ def test_the_tree_says_the_verdict_that_stands() -> None:
     fit = er.fit(two_normals(0.3), data=NOTHING, seed=1)
     assert fit.verdict.trusted
     assert fit.posterior.attrs["verdict"] == fit.verdict.level
-    fit = replace(fit, evidence=replace(fit.evidence, less=(1.0, 0.1)))
+    fit = replace(fit, evidence=replace(fit.evidence, gaps=Gaps(other_guide=(1.0, 0.1))))
     assert fit.verdict.level == NOT_TRUSTED
     assert fit.posterior.attrs["verdict"] == NOT_TRUSTED
     assert fit.posterior["posterior"].attrs["verdict"] == NOT_TRUSTED

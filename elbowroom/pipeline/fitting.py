@@ -1,4 +1,4 @@
-"""The way through the house, in order: data, model, guide, engine, draws, ArviZ, verdict."""
+"""The way through the house: bind, plan, start, engine, draws, verdict; `auto` climbs over it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,31 +9,31 @@ import pyro
 from pyro.infer.autoguide import AutoGuide
 
 from elbowroom.density.landscape import LARGEST, Landscape
+from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.options import FixedDrawsOptions, NumberOptions
+from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import Settings, asked, check_read
 from elbowroom.engines.svi.checkpoint import Checkpoints
+from elbowroom.engines.task import Task
 from elbowroom.errors import NoModeError, OptionError, unknown
 from elbowroom.guides import Guide, get_guide, guides_for
 from elbowroom.guides.roots import numerical_failures
 from elbowroom.models import Model
 from elbowroom.options import make_options, option_names, split_options
-from elbowroom.pipeline.em import EM, fit_em
-from elbowroom.pipeline.fixed_draws import fit_fixed_draws, why_not
+from elbowroom.pipeline.concluding import conclude
+from elbowroom.pipeline.drawing import draw_posterior
 from elbowroom.pipeline.ladder import climb_ladder
 from elbowroom.pipeline.reference import add_reference
-from elbowroom.pipeline.svi import fit_stochastic
-from elbowroom.pipeline.task import Plan, Progress, Task
 from elbowroom.problem.bound import (
     Problem,
     bind,
     resolve_model,
 )
-from elbowroom.problem.isolation import checked_seed, resolve_device, resolve_dtype
+from elbowroom.problem.isolation import resolve_device, resolve_dtype
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request, change_request, unfinished
 
-ENGINES = ("auto", "fixed_draws", "svi", "em")
 AUTO_FULL_RANK = 200
 """The largest latent dimension for which `auto` takes `full_rank` for a user's own model."""
 
@@ -118,7 +118,7 @@ def bind_model(
 
 @dataclass(frozen=True)
 class Work:
-    """What is left of a fit when the model is bound to its data; see `fit`."""
+    """What is left of a fit when the model is bound to its data; see `elbowroom.api.fit`."""
 
     guide: Any
     engine: str
@@ -135,7 +135,7 @@ class Work:
                 f"{asked}: the guide '{guide}' leaves the priors out, and NUTS needs them; "
                 "fit with another guide."
             )
-        found = _fit_task(task, self.guide, self.engine, report=self.report)
+        found = fit_task(task, self.guide, self.engine, report=self.report)
         if found.trained.status == "interrupted":
             return found
         if self.fallback == "nuts" and not found.verdict.trusted:
@@ -150,7 +150,7 @@ class Work:
         overwrite: bool = False,
         changes: dict[str, Any] | None = None,
     ) -> Fit:
-        """Does it with its state kept in a folder; without a request it goes on from there."""
+        """Does it with its state kept in a folder; without a request it continues from there."""
         with unfinished(path, request, overwrite) as folder:
             if changes:
                 change_request(path, changes)
@@ -158,7 +158,7 @@ class Work:
             with checkpoints.listening():
                 found = self.done(replace(task, checkpoints=checkpoints))
             if checkpoints.failure is not None:
-                found.remarks.append(
+                found = found.with_remarks(
                     f"the last checkpoint could not be written: {checkpoints.failure}."
                 )
             return replace(found, folder=path)
@@ -176,8 +176,8 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
     Raises:
         OptionError: If there is no such engine.
     """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    if engine not in ("auto", *ENGINES):
+        raise unknown("engine", engine, ("auto", *ENGINES))
     if engine != "auto":
         return engine
     if guide is not None and len(guide.engines) == 1:
@@ -191,8 +191,9 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
 
 
 def _engines_own(guide: Any, engine: str) -> Any:
-    """The guide, or that of an engine that has one of its own."""
-    return EM if engine == EM and isinstance(guide, str) and guide == "auto" else guide
+    """The guide, or that of an engine which has one of its own, by the same name."""
+    automatic = isinstance(guide, str) and guide == "auto"
+    return engine if automatic and engine == "em" else guide
 
 
 def checked_draws(draws: int | None) -> None:
@@ -205,89 +206,66 @@ def checked_draws(draws: int | None) -> None:
         raise OptionError(f"--draws {draws}: give at least 100, or no diagnostic can be trusted.")
 
 
-def fit_problem(
-    problem: Problem,
-    guide: Any,
-    settings: Settings,
-    *,
-    engine: str = "auto",
-    seed: int | None = None,
-    draws: int | None = None,
-    keep_local: bool = False,
-    announce: Callable[[Plan], None] | None = None,
-    progress: Progress | None = None,
-    landscape: Landscape | None = None,
-) -> Fit:
-    """The same as `fit` with one guide, for a model that is bound to its data already.
-
-    `landscape` is where other fits of the problem with the same seed begin, as
-    `elbowroom.pipeline.fixed_draws.survey` gave it.
-    """
-    checked_draws(draws)
-    task = Task(problem, settings, checked_seed(seed), draws, keep_local, announce, progress)
-    return _fit_task(task, guide, engine, landscape)
-
-
-def _fit_task(
+def fit_task(
     task: Task,
     guide: Any,
-    engine: str,
+    engine: str = "auto",
     landscape: Landscape | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Fit:
-    with numerical_failures():
-        return _fit_by_engine(task, guide, engine, landscape, report)
+    """Fits one guide, or `auto`, to a model that is bound to its data already.
 
-
-def _fit_by_engine(
-    task: Task,
-    guide: Any,
-    engine: str,
-    landscape: Landscape | None,
-    report: Callable[[str], None] | None,
-) -> Fit:
+    Args:
+        task: What is asked.
+        guide: As for `elbowroom.api.fit`.
+        engine: As for `elbowroom.api.fit`.
+        landscape: Where other fits of the problem with the same seed begin.
+        report: As for `elbowroom.api.fit`.
+    """
+    checked_draws(task.draws)
     guide = _engines_own(guide, engine)
     automatic = isinstance(guide, str) and guide == "auto"
     guide = resolve_guide(guide, task.problem)
-    with kept_buffers(task.problem.function, guide.build):
-        return _fit_guide(task, guide, automatic, engine, landscape, report)
-
-
-def _fit_guide(
-    task: Task,
-    guide: Guide,
-    automatic: bool,
-    engine: str,
-    landscape: Landscape | None,
-    report: Callable[[str], None] | None,
-) -> Fit:
     problem, settings = task.problem, task.settings
-    suggested = problem.model.suggested
-    if (
-        automatic
-        and not guide.exact
-        and chosen_engine(engine, None, problem, settings) == "fixed_draws"
-    ):
-        reason = why_not(problem)
-        if reason is not None:
-            raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
-        check_read(settings, suggested, [("fixed_draws", None)])
-        return climb_ladder(task, report)
-    chosen = chosen_engine(engine, guide, problem, settings)
-    check_read(settings, suggested, [(chosen, None)])
-    if chosen not in guide.engines:
-        raise OptionError(
-            f"--engine {chosen}: the guide '{guide.name}' needs --engine {guide.engines[0]}."
-        )
-    if chosen == EM:
-        return fit_em(task, guide)
-    if chosen == "fixed_draws":
+    with numerical_failures(), kept_buffers(problem.function, guide.build):
+        if automatic and not guide.exact:
+            chosen = chosen_engine(engine, None, problem, settings)
+            if chosen == "fixed_draws":
+                reason = why_not(problem)
+                if reason is not None:
+                    raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
+                check_read(settings, problem.model.suggested, [(chosen, None)])
+                return climb_ladder(task, fit_guide, report)
+        chosen = chosen_engine(engine, guide, problem, settings)
+        check_read(settings, problem.model.suggested, [(chosen, None)])
+        if chosen not in guide.engines:
+            raise OptionError(
+                f"--engine {chosen}: the guide '{guide.name}' needs --engine {guide.engines[0]}."
+            )
         try:
-            return fit_fixed_draws(task, guide, landscape)
+            return fit_guide(task, guide, chosen, landscape)
         except NoModeError as error:
-            if engine != "auto" or "svi" not in guide.engines:
+            if engine != "auto" or chosen == "svi" or "svi" not in guide.engines:
                 raise
-            found = fit_stochastic(task, guide)
             why = str(error).partition(";")[0]
-            return replace(found, remarks=[*found.remarks, f"By stochastic gradients: {why}."])
-    return fit_stochastic(task, guide, landscape)
+            found = fit_guide(task, guide, "svi", None)
+            return found.with_remarks(f"By stochastic gradients: {why}.")
+
+
+def fit_guide(task: Task, guide: Guide, engine: str, landscape: Landscape | None) -> Fit:
+    """Fits one guide by one engine: plan, start, fit, draw, conclude.
+
+    Args:
+        task: What is asked.
+        guide: The guide.
+        engine: The engine's name.
+        landscape: Where the fit begins, if that is known.
+    """
+    chosen = ENGINES[engine]
+    plan = chosen.plan(task, guide)
+    if task.announce is not None:
+        task.announce(plan)
+    start = landscape or chosen.start(task, guide)
+    fitted = chosen.fit(task, guide, start)
+    count = chosen.draws if task.draws is None else task.draws
+    return conclude(task, fitted, draw_posterior(task, fitted, start, count), start)

@@ -2,27 +2,94 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from elbowroom.assess.verdict import improper
+from elbowroom.assess.verdict import found_more, improper
 from elbowroom.density.importance import ERRORS, k_hat_threshold
 from elbowroom.density.landscape import LARGEST, Landscape
+from elbowroom.engines.registry import ENGINES
+from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError
-from elbowroom.guides import get_guide
+from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
-from elbowroom.pipeline.fixed_draws import fit_fixed_draws, survey
-from elbowroom.pipeline.svi import fit_stochastic
-from elbowroom.pipeline.task import Task
-from elbowroom.problem.bound import Problem
 from elbowroom.result import Fit
 
 FULL_RANK = 60
 """The largest dimension in which the ladder tries `full_rank`."""
 FLOW, FLOW_STEPS = 20, 5000
 """The largest dimension in which it tries `flow`, and the steps it gives it, unless told."""
+CLEARLY = 0.2
+"""How far k-hat must be below its threshold where another guide is not tried."""
+
+Way = Callable[[Task, Guide, str, Landscape | None], Fit]
+"""Fits one guide by one engine."""
 
 
-def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit:
+@dataclass
+class Ladder:
+    """The rungs that were climbed.
+
+    Attributes:
+        way: How one guide is fitted.
+        report: Called with a line for each rung.
+        lines: Those.
+        fits: Of the rungs that gave one.
+    """
+
+    way: Way
+    report: Callable[[str], None] | None
+    lines: list[str] = field(default_factory=list)
+    fits: list[Fit] = field(default_factory=list)
+
+    def rung(self, name: str, task: Task, engine: str, landscape: Landscape | None) -> bool:
+        """Fits a guide; whether no other one is worth while.
+
+        Args:
+            name: Of the guide.
+            task: What is asked.
+            engine: That fits it.
+            landscape: Where it begins, if that is known.
+        """
+        guide = get_guide(name, None)
+        label = f"{name} of the standardised sites" if task.problem.reparameterised else name
+        try:
+            with numerical_failures():
+                fit = self.way(task, guide, engine, landscape)
+        except GuideError as error:
+            self.say(f"{label}: {error}")
+        else:
+            self.fits.append(_compared(fit, self.fits))
+            verdict = self.fits[-1].verdict
+            why = "" if verdict.trusted else f", {verdict.reasons[0]}"
+            self.say(f"{label}: {verdict.level}{why}")
+        return bool(self.fits) and (self.fits[-1].verdict.trusted or _best_of(self.fits[-1]))
+
+    def say(self, line: str) -> None:
+        """Keeps a line and reports it."""
+        self.lines.append(line)
+        if self.report is not None:
+            self.report(line)
+
+    def best(self) -> Fit:
+        """The fit to return, with all rungs among its remarks.
+
+        Raises:
+            GuideError: If no rung gave one.
+        """
+        if not self.fits:
+            raise GuideError(" ".join(self.lines))
+        fits = [_compared(fit, self.fits) for fit in self.fits]
+        best = max(
+            fits,
+            key=lambda fit: (fit.verdict.trusted, not found_more(fit.evidence), -_k_hat(fit)),
+        )
+        if len(self.lines) == 1:
+            return best
+        climbed = [f"auto: {line}" for line in self.lines]
+        return replace(best, remarks=(*climbed, *best.remarks))
+
+
+def climb_ladder(task: Task, way: Way, report: Callable[[str], None] | None = None) -> Fit:
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
@@ -34,80 +101,51 @@ def climb_ladder(task: Task, report: Callable[[str], None] | None = None) -> Fit
     Raises:
         GuideError: If no rung gave a posterior at all, or there is none.
     """
-    problem = task.problem
-    climbed: list[str] = []
-    found: list[Fit] = []
+    ladder = Ladder(way, report)
+    _climb(ladder, task)
+    return ladder.best()
 
-    def rung(name: str, attempt: Callable[[], Fit]) -> bool:
+
+def _climb(ladder: Ladder, task: Task) -> None:
+    problem = task.problem
+    tasks = [task]
+    if problem.space.location_scale and problem.model_name is None:
+        standardised = problem.reparameterise(problem.space.location_scale)
+        tasks.append(replace(task, problem=standardised))
+    for each in tasks:
         try:
             with numerical_failures():
-                fit = attempt()
+                landscape = _start(each)
         except GuideError as error:
-            line = f"{name}: {error}"
-        else:
-            fit = _compared(fit, found)
-            found.append(fit)
-            line = f"{name}: {fit.verdict.level}"
-            if not fit.verdict.trusted:
-                line += f", {fit.verdict.reasons[0]}"
-        climbed.append(line)
-        if report is not None:
-            report(line)
-        return bool(found) and (found[-1].verdict.trusted or _mended(found[-1]))
+            ladder.lines.append(f"before any guide: {error}")
+            break
+        if landscape.endless:
+            raise GuideError(
+                f"{improper(landscape.endless)} Give each of these sites a proper prior, or leave "
+                "one of them out."
+            )
+        # What is about to be run is announced once.
+        begun = replace(each, begins=True, announce=None if ladder.lines else task.announce)
+        if ladder.rung("linear_response", begun, "fixed_draws", landscape):
+            return
+        begun = replace(begun, announce=None)
+        correlated = each.problem.space.dimension <= FULL_RANK and landscape.best is not None
+        if correlated and ladder.rung("full_rank", begun, "fixed_draws", landscape):
+            return
+    if problem.space.parameters.size and not ladder.fits:
+        ladder.rung("mean_field", task, "svi", None)
+    if problem.space.dimension > LARGEST and not ladder.fits:
+        ladder.rung("mean_field", replace(task, begins=True), "fixed_draws", _start(task))
+    if problem.space.dimension <= FLOW and not ladder.fits:
+        settings = task.settings
+        if settings.steps is None and settings.epochs is None:
+            settings = replace(settings, steps=FLOW_STEPS)
+        ladder.rung("flow", replace(tasks[-1], announce=None, settings=settings), "svi", None)
 
-    def deterministic(name: str, where: Problem, landscape: Landscape) -> Callable[[], Fit]:
-        guide = get_guide(name, where.model_name, False)
-        # What is about to be run is said once.
-        said = None if climbed else task.announce
-        return lambda: fit_fixed_draws(
-            replace(task, problem=where, announce=said), guide, landscape, begins=True
-        )
 
-    def climb() -> None:
-        places = [problem]
-        if problem.space.location_scale and problem.model_name is None:
-            places.append(problem.reparameterise(problem.space.location_scale))
-        for place in places:
-            try:
-                with numerical_failures():
-                    landscape = survey(place, task.settings.restarts, task.seed)
-            except GuideError as error:
-                climbed.append(f"before any guide: {error}")
-                break
-            if landscape.endless:
-                raise GuideError(
-                    f"{improper(landscape.endless)} Give each of these sites a proper prior, or "
-                    "leave one of them out."
-                )
-            where = " of the standardised sites" if place.reparameterised else ""
-            if rung(f"linear_response{where}", deterministic("linear_response", place, landscape)):
-                return
-            correlated = place.space.dimension <= FULL_RANK and landscape.best is not None
-            if correlated and rung(
-                f"full_rank{where}", deterministic("full_rank", place, landscape)
-            ):
-                return
-        if problem.space.parameters.size and not found:
-            rung("mean_field", lambda: fit_stochastic(task, get_guide("mean_field", None, False)))
-        if problem.space.dimension > LARGEST and not found:
-            landscape = survey(problem, task.settings.restarts, task.seed)
-            rung("mean_field", deterministic("mean_field", problem, landscape))
-        if problem.space.dimension <= FLOW and not found:
-            flow = get_guide("flow", problem.model_name, False)
-            settings = task.settings
-            if settings.steps is None and settings.epochs is None:
-                settings = replace(settings, steps=FLOW_STEPS)
-            last = replace(task, problem=places[-1], announce=None, settings=settings)
-            rung("flow", lambda: fit_stochastic(last, flow))
-
-    climb()
-    if not found:
-        raise GuideError(" ".join(climbed))
-    found = [_compared(fit, found) for fit in found]
-    best = max(found, key=lambda fit: (fit.verdict.trusted, not fit.evidence.lacking, -_k_hat(fit)))
-    if len(climbed) > 1:
-        best.remarks[:0] = [f"auto: {line}" for line in climbed]
-    return best
+def _start(task: Task) -> Landscape:
+    """Where the rungs of the deterministic engine begin."""
+    return ENGINES["fixed_draws"].start(task, get_guide("linear_response", None))
 
 
 def _compared(fit: Fit, others: list[Fit]) -> Fit:
@@ -120,7 +158,8 @@ def _compared(fit: Fit, others: list[Fit]) -> Fit:
         if math.isfinite(value) and math.isfinite(own)
     ]
     worst = max(less, key=lambda pair: pair[0] - ERRORS * pair[1], default=(0.0, 0.0))
-    return replace(fit, evidence=replace(fit.evidence, less=worst))
+    gaps = replace(fit.evidence.gaps, other_guide=worst)
+    return replace(fit, evidence=replace(fit.evidence, gaps=gaps))
 
 
 def _log_evidence(fit: Fit) -> tuple[float, float]:
@@ -132,8 +171,8 @@ def _k_hat(fit: Fit) -> float:
     return float(fit.measures.get("corrected_k_hat", float("inf")))
 
 
-def _mended(fit: Fit) -> bool:
-    """Whether the weights are good: what else is wrong, another guide will not mend."""
+def _best_of(fit: Fit) -> bool:
+    """Whether the weights are good: what else is wrong, another guide will not change."""
     draws = fit.measures.get("weighted_draws")
-    good = draws is not None and _k_hat(fit) < k_hat_threshold(draws) - 0.2
-    return good and fit.converged and not fit.evidence.lacking
+    good = draws is not None and _k_hat(fit) < k_hat_threshold(draws) - CLEARLY
+    return good and fit.converged and not found_more(fit.evidence)

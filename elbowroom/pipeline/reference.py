@@ -13,9 +13,9 @@ from elbowroom.assess.reference import compare_with_reference, how_well, referen
 from elbowroom.density.landscape import density_of
 from elbowroom.draws.groups import posterior_tree, reported_quantities
 from elbowroom.draws.tree import Names, build_tree, in_chains
+from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.nuts.sampler import NutsDraws, sample_nuts
 from elbowroom.errors import OptionError
-from elbowroom.pipeline.fixed_draws import why_not
 from elbowroom.problem.isolation import checked_seed, constrained_values, isolated
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.result import Fit, canonical_sites
@@ -40,7 +40,7 @@ def add_reference(
             continuous latents for each row. Point parameters stay at the fit's values.
         draws: Of each of four chains, after tuning.
         seed: Of the sampler; the fit's own by default.
-        take: Whether the posterior is to hold the draws of NUTS, if its chains have mixed.
+        take: Whether the posterior shall consist of the draws of NUTS, if its chains have mixed.
         progress: As `elbowroom.engines.nuts.sampler.sample_nuts` takes it.
 
     Returns:
@@ -95,10 +95,10 @@ def add_reference(
     tree["reference_posterior"] = reference
     sentence = reference_sentence(table, nuts)
     mixed = how_well(nuts.worst_r_hat, nuts.fewest_effective, nuts.divergences)
-    held, notes = fit.held, list(fit.notes)
+    origin, notes = fit.origin, list(fit.notes)
     if take and nuts.converged:
-        held = "nuts"
-        sentence = f"The posterior holds the draws of NUTS ({mixed}).", True
+        origin = "nuts"
+        sentence = f"The posterior consists of the draws of NUTS ({mixed}).", True
         tree, more = _taken(fit, sites, tree, nuts)
         notes += more
     evidence = replace(fit.evidence, reference=sentence)
@@ -115,22 +115,22 @@ def add_reference(
         "reference_divergences": nuts.divergences,
         "reference_sampler": nuts.sampler,
     }
-    if held == "nuts":
+    if origin == "nuts":
         measures["draws"] = nuts.points.shape[0] * nuts.points.shape[1]
     return replace(
         fit,
         complete=lambda: (tree, []),
-        remarks=notes,
+        remarks=tuple(notes),
         measures=measures,
         evidence=evidence,
-        held=held,
+        origin=origin,
     )
 
 
 def _taken(
     fit: Fit, sites: dict[str, Tensor], before: xarray.DataTree, nuts: NutsDraws
 ) -> tuple[xarray.DataTree, list[str]]:
-    """The tree of a fit whose posterior holds the draws of NUTS, and what was left out of it."""
+    """The tree with the draws of NUTS as the posterior, and what was left out of it."""
     count = nuts.points.shape[0] * nuts.points.shape[1]
     statistics: dict[str, Any] = {"log_p": np.full(count, np.nan), "log_q": np.full(count, np.nan)}
     groups: dict[str, Any] = {"posterior": sites, "sample_stats": statistics}

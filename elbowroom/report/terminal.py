@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from elbowroom.assess.checks import Finding
 from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
@@ -20,7 +19,8 @@ from elbowroom.draws.correction import FEWEST_EFFECTIVE
 from elbowroom.draws.row_weights import UNRELIABLE
 from elbowroom.draws.tree import check_interval, labelled_points, summarise
 from elbowroom.engines.settings import length
-from elbowroom.pipeline.task import Plan
+from elbowroom.engines.svi.checks import Finding
+from elbowroom.engines.task import Plan
 from elbowroom.report.listing import add, console, table
 from elbowroom.result import Fit
 from elbowroom.run.folder import Run

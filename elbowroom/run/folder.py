@@ -25,7 +25,7 @@ from torch import Tensor
 
 from elbowroom.errors import RunFolderError
 
-FORMAT = 1
+FORMAT = 2
 UNFINISHED = "unfinished"
 """What it takes to go on with a run, a folder in the run's own."""
 REQUEST = "request.json"
@@ -245,6 +245,11 @@ def load(path: str | Path) -> Run:
         if config.get("format", FORMAT) > FORMAT:
             raise RunFolderError(
                 f"'{folder}' was written by a newer Elbowroom: pip install --upgrade elbowroom."
+            )
+        if config.get("format", FORMAT) < FORMAT:
+            raise RunFolderError(
+                f"'{folder}' was written by an older Elbowroom, and this one cannot read it: fit "
+                "again, or load its posterior.nc by arviz.from_netcdf."
             )
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         for name, digest in run["sha256"].items():

@@ -124,7 +124,7 @@ def test_nuts_is_what_the_others_are_compared_with(comparison: er.Comparison) ->
     assert np.isnan(table.loc["nuts", "elbo"])
     assert table.loc["nuts", "verdict"] == "trusted"
     assert (found.best, found.baseline, comparison.baseline) == ("laplace", "nuts", "laplace")
-    assert found.fits["nuts"].held == "nuts"
+    assert found.fits["nuts"].origin == "nuts"
     assert found.fits["nuts"].posterior["posterior"].sizes["chain"] == 4
     shifts = found.differences.set_index(["guide", "quantity"])["mean_shift"]
     assert (shifts["nuts"] == 0).all()

@@ -1,42 +1,43 @@
 """The verdict over each piece of its evidence, and what finds quantities that are not resolved."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.assess.predictive import TAIL, predictive_checks
+from elbowroom.assess.resolution import HEAVY, unresolved_quantities
 from elbowroom.assess.verdict import (
     CORRECTED,
     FEWEST_EFFECTIVE,
-    HEAVY,
     MISSING,
     NAMED,
     NOT_TRUSTED,
     SHIFT,
     TRUSTED,
-    Evidence,
     Verdict,
     judge,
-    unresolved_quantities,
 )
 from elbowroom.density.importance import k_hat_threshold
 
 GOOD = Evidence(
-    converged=True,
-    status="the gradient vanishes.",
-    stochastic=False,
-    point=False,
-    k_hat=0.1,
-    draws=4000,
-    effective=3500.0,
-    corrected=True,
+    Optimum(converged=True, status="the gradient vanishes."),
+    Weights(k_hat=0.1, draws=4000, effective=3500.0, usable=True),
 )
 
 
 def verdict(**changed: Any) -> Verdict:
-    return judge(replace(GOOD, **changed))
+    """The verdict of good evidence with some values changed, each by its own name."""
+    evidence = GOOD
+    for name, value in changed.items():
+        part = next(
+            (each.name for each in fields(Evidence) if hasattr(getattr(GOOD, each.name), name)), ""
+        )
+        whole = replace(getattr(evidence, part), **{name: value}) if part else value
+        evidence = replace(evidence, **{part or name: whole})
+    return judge(evidence)
 
 
 def test_good_evidence_is_trusted_and_nothing_is_advised() -> None:
@@ -57,16 +58,16 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "Ran out.",
         "more --steps",
     ),
-    ({"k_hat": 0.9}, "cannot mend the guide: k-hat 0.90", "NUTS"),
-    ({"k_hat": 0.9, "stochastic": True}, "cannot mend the guide: k-hat 0.90", "--guide auto"),
-    ({"k_hat": 0.65}, "may not mend the guide: k-hat 0.65", "NUTS"),
-    ({"k_hat": np.inf}, "cannot mend the guide: k-hat inf", "NUTS"),
+    ({"k_hat": 0.9}, "cannot correct the guide: k-hat 0.90", "NUTS"),
+    ({"k_hat": 0.9, "stochastic": True}, "cannot correct the guide: k-hat 0.90", "--guide auto"),
+    ({"k_hat": 0.65}, "may not correct the guide: k-hat 0.65", "NUTS"),
+    ({"k_hat": np.inf}, "cannot correct the guide: k-hat inf", "NUTS"),
     ({"k_hat": np.nan}, "k-hat nan", "NUTS"),
     ({"effective": FEWEST_EFFECTIVE - 1}, "Too few effective draws", "more --draws"),
     ({"effective": np.nan}, "Too few effective draws", "more --draws"),
     ({"starts": (1, 8)}, "Only 1 of 8 starts reached the best mode", "--restarts 32"),
-    ({"slope": 0.5}, "gradient of the model's log density", "mend the operation"),
-    ({"less": (0.1, 0.02)}, "Another guide found 0.1 nats more", "NUTS"),
+    ({"slope": 0.5}, "gradient of the model's log density", "fix the operation"),
+    ({"other_guide": (0.1, 0.02)}, "Another guide found 0.1 nats more", "NUTS"),
     ({"missing": MISSING + 1}, "6 nats less evidence", "another --seed"),
     ({"missing": np.inf}, "inf nats less evidence", "another --seed"),
     ({"unresolved": ("The sd of x is not resolved.",)}, "The sd of x", "quantiles"),
@@ -98,15 +99,15 @@ def test_each_piece_of_evidence_alone_is_enough_to_refuse(
         {"starts": (2, 8)},
         {"starts": (1, 1)},
         {"missing": MISSING},
-        {"less": (0.1, 0.04)},
-        {"less": (0.01, 0.0)},
+        {"other_guide": (0.1, 0.04)},
+        {"other_guide": (0.01, 0.0)},
         {"missing": -50.0},
         {"shift": SHIFT, "ratio": SHIFT},
-        {"modes": (1.0,)},
+        {"shares": (1.0,)},
         {"reference": ("NUTS agrees.", True)},
         {"predictive": ("The model does not reproduce the sd of 'y': look at it.",)},
         {"relabelled": True},
-        {"corrected": False},
+        {"usable": False},
     ],
 )
 def test_what_is_just_good_enough_is_trusted(changed: dict[str, Any]) -> None:
@@ -131,15 +132,15 @@ def test_a_guide_that_the_weights_mended_is_trusted_after_correction(
     found = verdict(**changed)
     assert found.level == CORRECTED
     assert found.trusted
-    assert "The posterior holds the corrected draws" in found.reasons[-1]
+    assert "The posterior consists of the corrected draws" in found.reasons[-1]
     assert f"up to {changed.get('shift', 0.0):.2g} sd in a mean" in found.reasons[-1]
     assert f"a factor {np.exp(changed.get('ratio', 0.0)):.2g} in an sd" in found.reasons[-1]
 
 
 def test_starts_and_modes_are_told_as_they_are() -> None:
-    found = verdict(starts=(5, 8), modes=(0.7, 0.3))
+    found = verdict(starts=(5, 8), shares=(0.7, 0.3))
     assert "5 of 8 starts reached the best mode." in found.reasons
-    assert "2 modes hold 70%, 30% of the mass." in found.reasons
+    assert "2 modes have 70%, 30% of the mass." in found.reasons
     assert not any("starts" in reason for reason in verdict(starts=None).reasons)
     assert not any("starts" in reason for reason in verdict(starts=(1, 1)).reasons)
 
@@ -169,8 +170,8 @@ def test_a_reference_that_agrees_speaks_for_the_optimum_and_the_draws() -> None:
         {"point": True, "k_hat": np.inf},
         {"starts": (1, 8)},
         {"missing": 9.0},
-        {"less": (0.1, 0.02)},
-        {"endless": "x +1.00"},
+        {"other_guide": (0.1, 0.02)},
+        {"direction": "x +1.00"},
         {"slope": 0.1},
         {"unresolved": ("The sd of x is not resolved.",)},
     ],
@@ -200,8 +201,8 @@ def test_of_several_reasons_the_first_decides_what_to_do() -> None:
 def test_of_many_unresolved_quantities_the_first_are_named_and_the_rest_counted() -> None:
     names = tuple(f"The sd of x[{i}] is not resolved." for i in range(NAMED + 4))
     found = verdict(unresolved=names)
-    assert found.reasons == (*names[:NAMED], "So are 4 more.")
-    assert verdict(unresolved=names[:NAMED]).reasons == names[:NAMED]
+    assert found.reasons == (" ".join([*names[:NAMED], "So are 4 more."]),)
+    assert verdict(unresolved=names[:NAMED]).reasons == (" ".join(names[:NAMED]),)
 
 
 def test_one_point_has_no_weights_to_speak_of() -> None:

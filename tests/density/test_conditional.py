@@ -273,7 +273,7 @@ def test_modes_within_the_blocks_are_not_lost() -> None:
         pyro.sample("y", dist.Normal(tensor(0.0), 1.0), obs=y)
 
     fit = er.fit(two_hills, data={"y": tensor(0.0)}, guide="linear_response", seed=1)
-    assert fit.held == "corrected"
+    assert fit.origin == "corrected"
     above = (fit.posterior["posterior"]["z"].values[0, :, 0] > 0).mean()
     worth = fit.measures["corrected_effective_sample_size"]
     assert abs(above - 0.6) < ERRORS * (0.24 / worth) ** 0.5

@@ -16,10 +16,10 @@ from torch import Tensor, tensor
 import elbowroom as er
 from elbowroom.density.density import Density
 from elbowroom.density.point_parameters import NEAR_ENOUGH, Sample, maximise
+from elbowroom.engines.fixed_draws.engine import survey
 from elbowroom.errors import GuideError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.pipeline.fitting import bind_model
-from elbowroom.pipeline.fixed_draws import survey
 from elbowroom.problem.isolation import isolated
 
 Y = np.array([1.0, 3.0, -2.0, 4.0, 0.0, 2.0, 5.0, -1.0])

@@ -33,9 +33,9 @@ GROUPS = {
 @pytest.mark.parametrize("name", ["regression", "mixture", "own"])
 def test_every_group_is_there_with_one_chain(name: str, request: pytest.FixtureRequest) -> None:
     fit = request.getfixturevalue(name)
-    other = "raw_posterior" if fit.held == "corrected" else "corrected_posterior"
+    other = "raw_posterior" if fit.origin == "corrected" else "corrected_posterior"
     assert set(fit.posterior.children) == GROUPS | {other}
-    assert fit.posterior.attrs["draws"] == fit.held
+    assert fit.posterior.attrs["draws"] == fit.origin
     for group in GROUPS - {"observed_data", "constant_data"}:
         assert fit.posterior[group].sizes["chain"] == 1
     draws = fit.diagnostics["draws"]

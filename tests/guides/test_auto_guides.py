@@ -312,7 +312,7 @@ def test_where_the_mode_is_no_use_auto_goes_by_stochastic_gradients(
     def fail(*_: Any) -> None:
         raise NoModeError("mean_field needs a mode; do something else.")
 
-    monkeypatch.setattr("elbowroom.pipeline.fitting.fit_fixed_draws", fail)
+    monkeypatch.setattr("elbowroom.engines.fixed_draws.engine.approximate", fail)
     options: dict[str, Any] = {"formula": "progression ~ bmi", "seed": 1}
     found = er.fit("bayesian_regression", None, "mean_field", **options)
     assert found.engine == "svi"

@@ -18,6 +18,7 @@ import torch
 import elbowroom as er
 from elbowroom.density.landscape import Landscape, explore
 from elbowroom.engines.settings import Settings
+from elbowroom.engines.task import Task
 from elbowroom.errors import ElbowroomError
 from elbowroom.guides import Guide, guides_for
 from elbowroom.models import get_model, model_summaries
@@ -28,7 +29,7 @@ from elbowroom.objectives.elbo import (
     marked,
     read_guide,
 )
-from elbowroom.pipeline.fitting import bind_model, fit_problem
+from elbowroom.pipeline.fitting import bind_model, fit_task
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import isolated
 from elbowroom.result import Fit
@@ -147,7 +148,7 @@ def fitted(model: str, guide: str) -> Fit:
     declared = guide_of(model, guide)
     if "svi" not in declared.engines:
         settings = replace(settings, steps=None)
-    return fit_problem(problem, declared, settings, seed=SEED, draws=DRAWS, landscape=begin)
+    return fit_task(Task(problem, settings, SEED, DRAWS), declared, landscape=begin)
 
 
 def test_no_model_or_guide_has_gone() -> None:

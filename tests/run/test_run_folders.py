@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,17 @@ def test_a_newer_format_and_no_run_at_all(run: Path, tmp_path: Path) -> None:
         er.load(tmp_path)
     shutil.copytree(run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(RunFolderError, match="newer"):
+    for number, said in ((99, "newer"), (1, "older")):
+        (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "format": number}))
+        with pytest.raises(RunFolderError, match=said):
+            er.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("evidence", [{}, {"optimum": 3}, [], {"optimum": {"converged": 1}}])
+def test_evidence_that_is_damaged_is_told(run: Path, tmp_path: Path, evidence: Any) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    content = json.loads((run / "run.json").read_text())
+    whole = {**content["evidence"], **evidence} if evidence else evidence
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**content, "evidence": whole}))
+    with pytest.raises(RunFolderError, match="evidence"):
         er.load(tmp_path / "run")

@@ -20,7 +20,7 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.engines.svi.checkpoint import Checkpoints
 from elbowroom.errors import ElbowroomError, ModelError, OptionError, RunFolderError
-from elbowroom.run.folder import REQUEST, UNFINISHED, load
+from elbowroom.run.folder import FORMAT, REQUEST, UNFINISHED, load
 from elbowroom.run.unfinished import Request, read_request, unfinished
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0, np.pi], "group": ["a", "b", "a"]})
@@ -204,7 +204,7 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
         er.resume(tmp_path / "run", seed=3)
     content = (tmp_path / "run" / UNFINISHED / REQUEST).read_text()
     (tmp_path / "run" / UNFINISHED / REQUEST).write_text(
-        content.replace('"format": 1', '"format": 9')
+        content.replace(f'"format": {FORMAT}', '"format": 99')
     )
     with pytest.raises(RunFolderError, match="newer Elbowroom"):
         er.resume(tmp_path / "run")

@@ -5,18 +5,16 @@ import math
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import field
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.optim.adam import adam
 
+from elbowroom.engines.protocol import Trained
 from elbowroom.engines.settings import Settings, length, optimizer_class
 from elbowroom.engines.svi.checkpoint import (
     Checkpoints,
@@ -54,38 +52,6 @@ GROWN = 1.2
 COUNTS = ("step", "held_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
 HELD_OUT_SEED = 0x4E1D_0007
 """Of the noise at which rows held out are looked at."""
-
-
-@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
-class Trained:
-    """How a run of the optimiser went.
-
-    Attributes:
-        status: "converged", "budget", "interrupted", "diverged" or "exact" (nothing to optimise).
-        reason: The same as a sentence.
-        elbo_history: An estimate for each step, in nats.
-        learning_rates: Of each step.
-        skipped: Steps left out for a non-finite ELBO or gradient.
-        seconds: Wall time.
-        parameters: The number of optimised numbers.
-        eager: Why the steps were run as they stand, if they were not recorded.
-        uncompiled: Why they were not compiled, if they were meant to be.
-    """
-
-    status: str
-    reason: str
-    elbo_history: np.ndarray = field(repr=False)
-    learning_rates: np.ndarray = field(repr=False)
-    skipped: int
-    seconds: float
-    parameters: int
-    eager: str | None = None
-    uncompiled: str | None = None
-
-    @property
-    def converged(self) -> bool:
-        """Whether the optimum was reached as far as the noise allows to tell."""
-        return self.status in ("converged", "exact")
 
 
 def unconstrained_parameters() -> dict[str, Tensor]:

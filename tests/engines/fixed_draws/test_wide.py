@@ -14,6 +14,7 @@ import elbowroom as er
 from elbowroom.density import landscape
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
+from elbowroom.engines.fixed_draws import engine as deterministic
 from elbowroom.engines.fixed_draws import wide
 from elbowroom.engines.fixed_draws.objectives import Coordinates
 from elbowroom.engines.fixed_draws.optima import Draws, linear_response
@@ -21,7 +22,6 @@ from elbowroom.engines.fixed_draws.wide import REMAINDER, chosen_coordinates, re
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.pipeline import fitting, ladder
-from elbowroom.pipeline import fixed_draws as deterministic
 from elbowroom.problem.isolation import isolated
 
 GROUPS, SIGMA, SPREAD = 8, 0.5, 0.8
@@ -159,7 +159,7 @@ def test_a_wide_model_is_fitted_trusted_and_kept(tmp_path: Path) -> None:
     fit = er.fit(normal, {"y": torch.tensor(Y)}, seed=1)
     assert fit.guide.name == "linear_response"
     assert fit.verdict.trusted
-    assert fit.evidence.starts == (2, 2)
+    assert fit.evidence.modes.starts == (2, 2)
     mean, covariance = posterior(Y)
     error = 4 / fit.measures["corrected_effective_sample_size"] ** 0.5
     drawn = fit.posterior["posterior"]

@@ -14,7 +14,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.assess import checks
+from elbowroom.engines.svi import checks
 from elbowroom.errors import ElbowroomError, GuideError
 from elbowroom.guides import guides_for
 

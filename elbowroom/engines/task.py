@@ -37,6 +37,7 @@ class Task:
         announce: Called with the `Plan` before the optimiser begins.
         progress: Called at each step of the optimiser.
         checkpoints: Where the state of stochastic fits is kept.
+        begins: Whether the guide was not asked for, and only begins importance sampling.
     """
 
     problem: Problem
@@ -47,3 +48,4 @@ class Task:
     announce: Callable[[Plan], None] | None = None
     progress: Progress | None = None
     checkpoints: Checkpoints | None = None
+    begins: bool = False

@@ -1,21 +1,18 @@
-"""The deterministic way through the house: the ELBO over fixed draws, then importance sampling."""
+"""Deterministic variational inference: the ELBO over fixed draws, by a quasi-Newton method."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
-from elbowroom.density.density import Density
 from elbowroom.density.landscape import LARGEST, Landscape, density_of, explore
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.point_parameters import Sample, maximise
-from elbowroom.draws.adaptive import sampled, sampled_nested
-from elbowroom.draws.correction import Correction, adapted, reweighted
-from elbowroom.draws.of_guide import Draws
+from elbowroom.draws.adaptive import sampled
 from elbowroom.engines.fixed_draws.approximations import (
     METHODS,
     SINGLE,
@@ -25,29 +22,20 @@ from elbowroom.engines.fixed_draws.approximations import (
     responses,
     wide,
 )
-from elbowroom.engines.fixed_draws.optima import PROPOSAL, Optimum
-from elbowroom.engines.fixed_draws.optima import Draws as FixedDraws
+from elbowroom.engines.fixed_draws.optima import PROPOSAL, Draws, Optimum
+from elbowroom.engines.protocol import Fitted, Gaussian, Trained
 from elbowroom.engines.settings import Settings
-from elbowroom.engines.svi.loop import Trained
+from elbowroom.engines.task import Plan, Task
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.auto import cholesky, scales, whitened
 from elbowroom.guides.space import trace_model
 from elbowroom.objectives.elbo import read_guide
-from elbowroom.pipeline.concluding import Fitted, conclude
-from elbowroom.pipeline.task import Plan, Task
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, isolated, placed_values
-from elbowroom.result import Fit
 
 FEW_STARTS = 3
 """Where modes are sought again and again."""
-DRAWS = 4000
-"""Posterior draws by default."""
-EVEN = 0.7
-"""Effective draws for each draw of a wide guide with which no other draws are sought."""
-MOST_NUMBERS = 20_000_000
-"""In the draws of a posterior that is too wide for its covariance."""
 OBJECTIVE = ("fixed_draws", "the ELBO over fixed draws, by a quasi-Newton method")
 
 
@@ -68,81 +56,63 @@ def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
     return None
 
 
-def fit_fixed_draws(
-    task: Task, guide: Guide, landscape: Landscape | None = None, begins: bool = False
-) -> Fit:
-    """Fits a Gaussian guide without stochastic gradients; see `elbowroom.api.fit`.
+class FixedDraws:
+    """See `elbowroom.engines.protocol.Engine`."""
 
-    Args:
-        task: What is asked.
-        guide: One of `METHODS`.
-        landscape: If it is known.
-        begins: Whether the guide was not asked for, and only begins importance sampling.
+    name = "fixed_draws"
+    draws = 4000
 
-    Raises:
-        OptionError: If the problem or the guide is for the other engine.
-        GuideError: If the guide has no optimum.
-    """
-    if guide.name not in METHODS:
-        raise OptionError(f"--engine fixed_draws: the guide '{guide.name}' needs --engine svi.")
-    problem, settings, seed = task.problem, task.settings, task.seed
-    reason = why_not(problem, guide)
-    if reason is not None:
-        raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
-    if task.announce is not None:
-        task.announce(Plan(problem, guide, settings, OBJECTIVE, seed, "fixed_draws"))
-    landscape = landscape or survey(problem, settings.restarts, seed)
-    began, random = time.perf_counter(), np.random.default_rng(seed)
-    count = DRAWS if task.draws is None else task.draws
-    choice = _choice(landscape, settings, begins)
-    # Far out a value may overflow: it is judged by what it gives.
-    with isolated(seed, dtype=torch.float64, threads=problem.threads), np.errstate(all="ignore"):
-        if landscape.starts is not None:
-            approximation, raw, correction = _wide(
-                landscape, guide, settings, choice, count, random
-            )
-        else:
-            found = approximate(landscape, guide.name, choice, random)
-            approximation = found.approximation
-            few = found.density.affordable(2 * count, 1000) // 2
-            raw = _raw(found.density, approximation, few, random)
-            assert landscape.curvature is not None
-            importance = sampled(
-                found.density, landscape.curvature, found.proposal, random, landscape.places
-            )
-            correction = adapted(importance, count)
-    if landscape.likelihood is not None and not landscape.likelihood.converged:
-        reason = f"{landscape.likelihood.climbs} climbs of the marginal likelihood were not enough."
-        approximation = replace(approximation, status="budget", reason=reason)
-    seconds = landscape.seconds + time.perf_counter() - began
-    fitted = _as_pyro(problem, guide, approximation, landscape, seconds, seed)
-    errors = approximation.errors
-    if errors is not None:
-        lacking = errors.lacking(choice)
-        note = (
-            f"the fixed draws tell {' and '.join(lacking)}: give more with --fixed-draws."
-            if lacking
-            else None
+    def plan(self, task: Task, guide: Guide) -> Plan:
+        """The ELBO over fixed draws, if the engine fits the guide to the model."""
+        if guide.name not in METHODS:
+            raise OptionError(f"--engine fixed_draws: the guide '{guide.name}' needs --engine svi.")
+        reason = why_not(task.problem, guide)
+        if reason is not None:
+            raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
+        return Plan(task.problem, guide, task.settings, OBJECTIVE, task.seed, self.name)
+
+    def start(self, task: Task, guide: Guide) -> Landscape:
+        """All modes, with point parameters at their maximum marginal likelihood."""
+        return survey(task.problem, task.settings.restarts, task.seed)
+
+    def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
+        """The guide at the optimum of its ELBO over fixed draws."""
+        problem, settings, seed = task.problem, task.settings, task.seed
+        began, random = time.perf_counter(), np.random.default_rng(seed)
+        choice = _choice(start, settings, task.begins)
+        # Far out a value may overflow: it is judged by what it gives.
+        with (
+            isolated(seed, dtype=torch.float64, threads=problem.threads),
+            np.errstate(all="ignore"),
+        ):
+            if start.starts is not None:
+                found = wide(start, guide.name, random, choice, settings.correlated)
+                assert found.response is not None
+                gaussian = Gaussian(found.distribution, low_rank=found.response.normal)
+            else:
+                found, proposal = approximate(start, guide.name, choice, random)
+                gaussian = Gaussian(found.distribution, proposal)
+        if start.likelihood is not None and not start.likelihood.converged:
+            reason = f"{start.likelihood.climbs} climbs of the marginal likelihood were not enough."
+            found = replace(found, status="budget", reason=reason)
+        seconds = start.seconds + time.perf_counter() - began
+        fitted = _as_pyro(problem, guide, found, start, seconds, seed)
+        errors = found.errors
+        if errors is None:
+            return replace(fitted, gaussian=gaussian)
+        rough = errors.lacking(choice)
+        remarks = (
+            (f"the fixed draws tell {' and '.join(rough)}: give more with --fixed-draws.",)
+            if rough
+            else ()
         )
-        fitted = replace(fitted, loss=errors.loss, note=note)
-    with problem.session(seed + 1, fitted.parameters):
-        return conclude(task, fitted, raw, correction, landscape)
-
-
-@dataclass(frozen=True)
-class Approximated:
-    """A Gaussian guide, and where importance sampling begins."""
-
-    density: Density
-    approximation: Approximation
-    proposal: Mixture
+        return replace(fitted, gaussian=gaussian, loss=errors.loss, remarks=remarks)
 
 
 def approximate(
-    landscape: Landscape, method: str, choice: FixedDraws, random: np.random.Generator
-) -> Approximated:
+    landscape: Landscape, method: str, choice: Draws, random: np.random.Generator
+) -> tuple[Approximation, Mixture]:
     """Fits a guide by name, and a proposal: linear response at every mode that matters."""
-    assert landscape.density is not None
     asked = choice if method == "linear_response" else PROPOSAL
     optima = responses(landscape, random, asked)
     if method == "linear_response":
@@ -155,7 +125,7 @@ def approximate(
         centres[:1] = [(approximation.mean, approximation.covariance, approximation.optimum.elbo)]
     if not centres:
         centres = [(approximation.mean, approximation.covariance, 0.0)]
-    return Approximated(landscape.density, approximation, _proposal(centres))
+    return approximation, _proposal(centres)
 
 
 Centre = tuple[np.ndarray, np.ndarray, float]
@@ -208,51 +178,15 @@ def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
     return replace(landscape, likelihood=likelihood, seconds=time.perf_counter() - began)
 
 
-def _raw(
-    density: Density, approximation: Approximation, count: int, random: np.random.Generator
-) -> Draws:
-    """Draws of a Normal."""
-    distribution = approximation.distribution
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(random.integers(2**62)))
-        points = distribution.sample((count,))
-    log_q = distribution.log_prob(points).numpy()
-    return Draws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
-
-
-def _wide(
-    landscape: Landscape,
-    guide: Guide,
-    settings: Settings,
-    choice: FixedDraws,
-    count: int,
-    random: np.random.Generator,
-) -> tuple[Approximation, Draws, Correction]:
-    """A guide, its draws and the corrected ones, where no covariance can be held whole."""
-    density, curvature = landscape.density, landscape.curvature
-    assert density is not None
-    assert curvature is not None
-    approximation = wide(landscape, guide.name, random, choice, settings.correlated)
-    few = min(density.affordable(count, 1000), max(1000, MOST_NUMBERS // density.dimension))
-    raw = _raw(density, approximation, few, random)
-    assert approximation.response is not None
-    correction = reweighted(raw.sites, raw.log_p, raw.log_q, few, random)
-    if not (correction.usable and correction.effective > EVEN * few):
-        nested = sampled_nested(density, curvature, approximation.response.normal, random)
-        if nested is not None:
-            correction = adapted(nested, min(count, few))
-    return approximation, raw, correction
-
-
-def _choice(landscape: Landscape, settings: Settings, begins: bool) -> FixedDraws:
+def _choice(landscape: Landscape, settings: Settings, begins: bool) -> Draws:
     """The fixed draws that were asked for, an even number, or the default."""
     if settings.fixed_draws is not None:
         number = settings.fixed_draws + settings.fixed_draws % 2
-        return FixedDraws(number, number, means_alone=begins)
+        return Draws(number, number, means_alone=begins)
     if begins:
         return PROPOSAL
     assert landscape.density is not None
-    usual = FixedDraws()
+    usual = Draws()
     return replace(usual, most=landscape.density.affordable(usual.most, usual.first))
 
 
@@ -277,7 +211,7 @@ def _as_pyro(
         else:
             start = landscape.start()
         called = guide.build(problem.space, start)
-        read_guide(called, problem.arguments, problem.space)
+        sites = read_guide(called, problem.arguments, problem.space)
         if found.optimum is not None and guide.name in PARAMETERS:
             store = pyro.get_param_store()
             parameters = PARAMETERS[guide.name](problem, start, found.optimum.parameters)
@@ -301,9 +235,17 @@ def _as_pyro(
     if found.response is not None:
         starts = found.response.agreeing, found.response.tried
     return Fitted(
-        guide, called, start, Parameters(state, values), trained, OBJECTIVE, "fixed_draws",
+        problem=problem,
+        guide=guide,
+        callable=called,
+        sites=sites,
+        start=start,
+        parameters=Parameters(state, values),
+        trained=trained,
+        objective=OBJECTIVE,
+        engine="fixed_draws",
         starts=starts,
-    )  # fmt: skip
+    )
 
 
 def _tensor(values: np.ndarray, problem: Problem) -> Tensor:

@@ -1,0 +1,194 @@
+"""What a verdict is made of: numbers and sentences, collected once."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """How the optimiser ended.
+
+    Attributes:
+        converged: Whether the optimum was reached.
+        status: How it ended, as a sentence.
+        stochastic: Whether the gradients were stochastic.
+        point: Whether the guide is one point.
+        no_maximum: Why the likelihood has no maximum where one was looked for, as a sentence.
+        remedy: What to do where the optimum was not reached or is one point, if more is known than
+            usual.
+    """
+
+    converged: bool
+    status: str
+    stochastic: bool = False
+    point: bool = False
+    no_maximum: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Importance weights.
+
+    Attributes:
+        k_hat: Their Pareto shape.
+        draws: How many there are.
+        effective: The effective sample size.
+        usable: Whether the posterior consists of the draws that they have corrected.
+        shift: The largest distance of a raw mean from the corrected one, in corrected sds.
+        ratio: The largest log ratio of a raw sd to the corrected one, either way.
+        rows: Where each row has weights of its own, how many rows there are, and the share of those
+            whose weights are unreliable. `k_hat` and `effective` are then of all rows but a few,
+            `shift` and `ratio` of half of them.
+    """
+
+    k_hat: float
+    draws: int
+    effective: float
+    usable: bool
+    shift: float = 0.0
+    ratio: float = 0.0
+    rows: tuple[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Where starts came to.
+
+    Attributes:
+        starts: How many starts reached the best mode, of how many; None if they say nothing.
+        shares: Of the posterior's mass, by mode, largest first.
+        relabelled: Whether modes differ by the labels of exchangeable parts.
+        own_starts: Whether climbs began at the model's own starts alone.
+        unfinished: Whether the last starts still found new modes.
+        missing: Nats by which Laplace's evidence of the best place climbed to, a mode or where a
+            climb was stopped, exceeds that of the draws.
+        left_out: The share of the posterior at the largest known mode that has too few draws.
+    """
+
+    starts: tuple[int, int] | None = None
+    shares: tuple[float, ...] = ()
+    relabelled: bool = False
+    own_starts: bool = False
+    unfinished: bool = False
+    missing: float = 0.0
+    left_out: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Where Markov chains that began at the draws came to.
+
+    Attributes:
+        outside: The posterior's mass of the chains that came to where no draw is.
+        count: How many chains did so.
+        lasting: Whether this is so although components were added there, again and again.
+        covered: Whether the draws cover wherever starts, candidates for them and chains came to, so
+            that it no longer matters which modes they belong to.
+    """
+
+    outside: float = 0.0
+    count: int = 0
+    lasting: bool = False
+    covered: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """The log density itself.
+
+    Attributes:
+        slope: The largest relative difference of its gradient from differences of its values.
+        direction: A direction in which it does not fall, if one was found.
+        invalid: What of the model is not valid at some of the draws, as a sentence.
+    """
+
+    slope: float = 0.0
+    direction: str | None = None
+    invalid: str = ""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Log evidence that others found beyond the draws, in nats, with standard errors.
+
+    Attributes:
+        other_guide: That another guide of the same model found.
+        all_modes: That draws about every known mode have.
+    """
+
+    other_guide: tuple[float, float] = (0.0, 0.0)
+    all_modes: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """Sentences that decide nothing.
+
+    Attributes:
+        doubts: What the model may be wrong for in these data.
+        health: What the latents of rows carry.
+        predictive: Statistics of the data that the model does not reproduce.
+    """
+
+    doubts: tuple[str, ...] = ()
+    health: tuple[str, ...] = ()
+    predictive: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made of.
+
+    Attributes:
+        optimum: How the optimiser ended.
+        weights: Of the draws.
+        modes: Where starts came to.
+        chains: Where Markov chains came to.
+        target: The log density itself.
+        gaps: What others found beyond the draws.
+        unresolved: Sentences of quantities whose mean or sd is not resolved.
+        remarks: Sentences that decide nothing.
+        reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
+        ladder: Whether the guide `auto` tries several for this model.
+    """
+
+    optimum: Optimum
+    weights: Weights
+    modes: Modes = Modes()
+    chains: Chains = Chains()
+    target: Target = Target()
+    gaps: Gaps = Gaps()
+    unresolved: tuple[str, ...] = ()
+    remarks: Remarks = Remarks()
+    reference: tuple[str, bool] | None = None
+    ladder: bool = True
+
+    def plain(self) -> dict[str, Any]:
+        """As it is written to a file."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Evidence":
+        """As it was written to a file.
+
+        Raises:
+            TypeError, KeyError: If it was written by another version.
+
+        Example:
+            >>> found = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, True))
+            >>> Evidence.read(found.plain()) == found
+            True
+        """
+        return cls(**{each.name: _read(each.type, plain[each.name]) for each in fields(cls)})
+
+
+PARTS = (Optimum, Weights, Modes, Chains, Target, Gaps, Remarks)
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """A part of the evidence, or a value, in whose place JSON has lists for tuples."""
+    if kind in PARTS:
+        return kind(**{name: _read(None, each) for name, each in value.items()})
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,84 @@
+"""Which means and standard deviations weighted draws do not resolve."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+from elbowroom.density.importance import standard_errors
+
+RESOLVED = 0.1
+"""The relative standard error of a sd above which it is not resolved."""
+HEAVY = 0.45
+"""The Pareto shape of a quantity's tail at which its sd is not resolved; from 0.5 it has none."""
+FARTHEST, MUCH = 1e-3, 0.06
+"""The mass whose part of the variance is looked at, and what is much: of a Normal it is 0.013."""
+FAR = 6.0
+"""Standard deviations from the mean; a tail that ends before is not looked at."""
+
+
+def unresolved_quantities(
+    values: Mapping[str, np.ndarray], weights: np.ndarray
+) -> tuple[dict[str, float], list[str]]:
+    """Quantities whose mean or sd weighted draws do not resolve.
+
+    Args:
+        values: For each quantity, its value at each draw, (draws, ...).
+        weights: Of the draws, summing to one, (draws,).
+
+    Returns:
+        For each scalar quantity that reaches far, the Pareto shape of its heavier tail; and a
+        sentence for each that is not resolved.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> weights = np.full(4000, 1 / 4000)
+        >>> _, sentences = unresolved_quantities({"x": random.standard_cauchy(4000)}, weights)
+        >>> sentences[0][:29]
+        'The sd of x is not resolved: '
+    """
+    shapes, sentences = {}, []
+    for name, each in values.items():
+        flat = np.asarray(each, dtype=float).reshape(len(weights), -1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            _, errors = standard_errors(weights, flat)
+            mean = weights @ flat
+            sd = np.sqrt(weights @ np.square(flat - mean))
+            varies = ~(sd <= 1e-12 * np.maximum(1.0, np.abs(mean)))  # NaN too
+            reach = np.abs(flat - mean).max(0) / np.where(varies, sd, np.inf)
+        # A tail that does not reach far is not heavy.
+        for j in np.flatnonzero(varies & ~((reach <= FAR) & (errors <= RESOLVED))):
+            label = f"{name}[{j}]" if flat.shape[1] > 1 else name
+            shapes[label] = _tail(flat[:, j], weights)
+            heavy = shapes[label] > HEAVY and _from_the_farthest(flat[:, j], weights) > MUCH
+            if heavy or not errors[j] <= RESOLVED:
+                sentences.append(
+                    f"The sd of {label} is not resolved: its tail is heavy (Pareto k "
+                    f"{shapes[label]:.2f}, standard error {errors[j]:.0%})."
+                )
+    return shapes, sentences
+
+
+def _from_the_farthest(column: np.ndarray, weights: np.ndarray) -> float:
+    """The share of the variance that comes from the farthest draws, of a thousandth of the mass.
+
+    A tail of many modes has the shape of a power law too, and gives as little as a Normal one.
+    """
+    with np.errstate(invalid="ignore"):  # an infinite draw has an error that is not resolved
+        square = np.square(column - weights @ column)
+    order = np.argsort(-square)
+    far = order[np.cumsum(weights[order]) <= FARTHEST]
+    return float(weights[far] @ square[far] / (weights @ square))
+
+
+def _tail(column: np.ndarray, weights: np.ndarray) -> float:
+    """The Pareto shape of the heavier tail of weighted draws."""
+    order = np.argsort(column)
+    at = (np.arange(4000) + 0.5) / 4000
+    spread = np.interp(at, np.cumsum(weights[order]) - weights[order] / 2, column[order])
+    try:
+        with np.errstate(all="ignore"):
+            shape = array_stats.pareto_khat(spread[None], r_eff=1.0)
+    except ValueError:  # most of the weight is on one draw
+        return float("inf")
+    return float(np.max(shape))

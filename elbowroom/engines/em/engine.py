@@ -1,0 +1,119 @@
+"""Expectation-maximisation: steps in closed form, from several starts."""
+
+import math
+import time
+
+import numpy as np
+import torch
+
+from elbowroom.density.landscape import Landscape
+from elbowroom.engines.em.expectation_maximisation import BUDGET, Found, Steps, best_of
+from elbowroom.engines.protocol import Fitted, Trained
+from elbowroom.engines.task import Plan, Task
+from elbowroom.guides import Guide, Start
+from elbowroom.guides.space import trace_model
+from elbowroom.objectives.elbo import read_guide
+from elbowroom.problem.isolation import Parameters, isolated, placed_values
+
+OBJECTIVE = ("em", "the log likelihood, by expectation and maximisation in turn")
+
+
+class ExpectationMaximisation:
+    """See `elbowroom.engines.protocol.Engine`."""
+
+    name = "em"
+    draws = 2000
+
+    def plan(self, task: Task, guide: Guide) -> Plan:
+        """The steps that the guide declares."""
+        problem = task.problem.for_guide(guide)
+        return Plan(problem, guide, task.settings, OBJECTIVE, task.seed, self.name)
+
+    def start(self, task: Task, guide: Guide) -> Landscape:
+        """The origin: the steps have starts of their own."""
+        first = np.zeros(task.problem.for_guide(guide).space.dimension)
+        return Landscape(None, None, [], 0, first, 0.0)
+
+    def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
+        """The best maximum that several starts reach."""
+        problem, settings, seed = task.problem.for_guide(guide), task.settings, task.seed
+        assert guide.steps is not None
+        began = time.perf_counter()
+
+        def report(step: int, budget: int, elbo: float) -> None:
+            if task.progress is not None:
+                task.progress(step, budget, elbo, math.nan)
+
+        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+            steps: Steps = guide.steps(problem.arguments, list(problem.prepared.coords["column"]))
+            found = best_of(steps, settings.restarts, seed, settings.steps or BUDGET, report)
+            reached = steps.sites(found.values)
+            remarks = steps.remarks(found.values, found.expected)
+        with problem.session(seed) as state:
+            space = problem.space
+            values = {k: v.to(problem.device, problem.dtype) for k, v in reached.items()}
+            of_sites = {site.name for site in space.sites} <= set(values)
+            location = space.unconstrain(values) if of_sites else torch.zeros(space.dimension)
+            begun = Start(location)
+            called = guide.build(space, begun)
+            sites = read_guide(called, problem.arguments, space)
+            trace_model(problem.function, problem.arguments)  # makes the model's own parameters
+            parameters = Parameters(state, placed_values(values))
+        history = np.asarray(found.elbo)
+        diverged = found.status == "diverged"
+        if diverged or remarks:
+            remedy = steps.mend
+        else:
+            remedy = "" if found.status == "converged" else "give more --steps."
+        return Fitted(
+            problem=problem,
+            guide=guide,
+            callable=called,
+            sites=sites,
+            start=begun,
+            parameters=parameters,
+            trained=Trained(
+                found.status,
+                _reason(found, steps),
+                history,
+                np.full(len(history), np.nan),
+                0,
+                time.perf_counter() - began,
+                space.dimension if of_sites else space.parameters.size,
+            ),
+            objective=OBJECTIVE,
+            engine=self.name,
+            point=guide.point,
+            starts=None if diverged else (found.reached, found.tried),
+            remarks=() if diverged else (*remarks, *_of_starts(found, guide)),
+            remedy=remedy,
+            seeks_maximum=found.status == "converged",  # else the status says it
+        )
+
+
+def _of_starts(found: Found, guide: Guide) -> list[str]:
+    """What became of the starts."""
+    said = []
+    if found.dropped:
+        said.append(
+            f"{found.dropped} of {found.tried} starts were dropped: a part of the model closed in "
+            "on few rows, where the likelihood grows without end."
+        )
+    if guide.point:
+        said.append(f"{found.reached} of {found.tried} starts reached the best maximum.")
+    return said
+
+
+def _reason(found: Found, steps: Steps) -> str:
+    count = len(found.elbo)
+    if found.status == "diverged":
+        return (
+            f"the likelihood has no maximum: from each of {found.tried} starts a part closed in; "
+            f"from the first, {found.cause} {steps.mend[:1].upper()}{steps.mend[1:]}"
+        )
+    return {
+        "converged": f"the log likelihood no longer rose after {count} steps.",
+        "budget": f"stopped at the budget of {count} steps: the log likelihood still rose; give "
+        "more with --steps.",
+        "interrupted": f"interrupted after {count} steps; what was fitted so far is kept.",
+    }[found.status]

@@ -1,0 +1,118 @@
+"""Stochastic variational inference: any model, guide and objective, by the shared SVI runner."""
+
+from dataclasses import replace
+
+import pyro
+import torch
+
+from elbowroom.density.landscape import Landscape, explore
+from elbowroom.engines.protocol import Fitted
+from elbowroom.engines.settings import check_read
+from elbowroom.engines.svi.checks import Subject, before_run
+from elbowroom.engines.svi.loop import run_svi
+from elbowroom.engines.task import Plan, Task
+from elbowroom.errors import OptionError
+from elbowroom.guides import Guide, Start, is_amortised
+from elbowroom.guides.space import trace_model
+from elbowroom.objectives.elbo import (
+    OBJECTIVES,
+    check_enumerable,
+    choose_objective,
+    given_to_objectives,
+    make_objective,
+    marked,
+    read_guide,
+)
+from elbowroom.problem.isolation import (
+    Parameters,
+    parameter_values,
+    set_parameter_values,
+)
+
+
+class Stochastic:
+    """See `elbowroom.engines.protocol.Engine`."""
+
+    name = "svi"
+    draws = 2000
+
+    def plan(self, task: Task, guide: Guide) -> Plan:
+        """The objective, if model, guide and options go together."""
+        problem, settings = task.problem.for_guide(guide), task.settings
+        with problem.session(task.seed):
+            called = guide.build(problem.space, Start(torch.zeros(problem.space.dimension)))
+            sites = read_guide(called, problem.arguments, problem.space)
+            name, why = choose_objective(
+                settings.elbo, guide.elbo, problem.space, sites, settings.free_bits
+            )
+            if OBJECTIVES[name].several and settings.particles < 2:
+                raise OptionError(
+                    f"--elbo {name} ({why}) takes several draws; give --particles 2 or more."
+                )
+            check_read(settings, problem.model.suggested, [(self.name, name)])
+            check_enumerable(problem.function, problem.arguments, problem.space, sites)
+        return Plan(problem, guide, settings, (name, why), task.seed, self.name)
+
+    def start(self, task: Task, guide: Guide) -> Landscape:
+        """The best mode that climbs find, of some of the rows where these are very many."""
+        problem, settings = task.problem, task.settings
+        sampled, climb = settings.batch_size is not None, problem.model.engine != self.name
+        return explore(problem, settings.restarts, task.seed, None, sampled, climb)
+
+    def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
+        """The guide where the ELBO no longer rises, as far as its noise allows to tell."""
+        problem, settings, seed = task.problem.for_guide(guide), task.settings, task.seed
+        space, arguments = problem.space, problem.arguments
+        with problem.session(seed) as state:
+            begun = start.start()
+            called = guide.build(space, begun)
+            sites = read_guide(called, arguments, space)
+            name, why = choose_objective(
+                settings.elbo, guide.elbo, space, sites, settings.free_bits
+            )
+            if OBJECTIVES[name].of_rows and not is_amortised(guide, parameter_values(), space):
+                raise OptionError(
+                    f"--elbo {name} shows the guide rows that the model made, and '{guide.name}' "
+                    "has parameters for each fitted row (a size of one is the number of rows); "
+                    "give an amortised guide, or --elbo trace_graph."
+                )
+            warnings = before_run(Subject(problem, guide, called, settings))
+            trace_model(problem.function, arguments)  # makes the model's own parameters
+            initial = parameter_values()
+            local, own = space.row_latents(sites.names), is_amortised(guide, initial, space)
+            try:
+                trained = run_svi(
+                    *marked(name, problem.function, called),
+                    arguments,
+                    make_objective(
+                        name, settings.particles, space, **given_to_objectives(settings)
+                    ),
+                    settings,
+                    space.subsampled,
+                    local and own,
+                    task.progress,
+                    task.checkpoints,
+                )  # fmt: skip
+                values = parameter_values()
+            finally:  # a network of the user's is left as it was
+                set_parameter_values(dict(pyro.get_param_store().named_parameters()), initial)
+        notes = list(warnings)
+        if trained.eager is not None:
+            notes.append(f"the steps were not recorded, which is slower: {trained.eager}.")
+        if trained.uncompiled is not None:
+            notes.append(f"the steps were not compiled: {trained.uncompiled}.")
+        if start.agreement is not None:
+            notes.append(start.agreement)
+        return Fitted(
+            problem=problem,
+            guide=guide,
+            callable=called,
+            sites=sites,
+            start=begun,
+            parameters=Parameters(state, values),
+            trained=replace(trained, seconds=trained.seconds + start.seconds),
+            objective=(name, why),
+            engine=self.name,
+            point=guide.point or sites.point,
+            remarks=tuple(notes),
+        )

@@ -1,0 +1,315 @@
+"""The evidence of a verdict, collected once, and the numbers among it by name."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbowroom.assess.evidence import (
+    Chains,
+    Evidence,
+    Gaps,
+    Modes,
+    Optimum,
+    Remarks,
+    Target,
+    Weights,
+)
+from elbowroom.assess.labelling import of_all_labellings
+from elbowroom.assess.predictive import predictive_checks
+from elbowroom.assess.resolution import unresolved_quantities
+from elbowroom.density.importance import k_hat_threshold, log_mean_exp
+from elbowroom.density.landscape import Landscape
+from elbowroom.density.maximum import LARGEST, why_no_maximum
+from elbowroom.density.mixtures import Mixture
+from elbowroom.draws.adaptive import AdaptiveImportance, sampled
+from elbowroom.draws.correction import Correction
+from elbowroom.draws.coverage import deserted
+from elbowroom.draws.groups import replicated
+from elbowroom.draws.of_guide import Draws
+from elbowroom.draws.row_weights import RowCorrection
+from elbowroom.engines.protocol import Fitted
+from elbowroom.engines.task import Task
+from elbowroom.guides.roots import factor_of_inverse
+from elbowroom.pipeline.drawing import Drawn
+from elbowroom.problem.isolation import isolated
+from elbowroom.problem.validation import invalid_draws
+
+PRIORS = (
+    "read the point parameters as the maximum of their likelihood, or give them priors: "
+    "pyro.sample in the place of pyro.param."
+)
+"""What to do where a model has points alone."""
+SPIKE = 5.0
+"""Nats of Laplace evidence below the evidence of the draws at which a mode has no mass."""
+SMALLEST = 0.001
+"""The share of the mass of a mode that is told."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The evidence of a verdict.
+
+    Attributes:
+        evidence: What the verdict is made of.
+        measures: The numbers among it, by name.
+        remarks: What a reader should know of them.
+    """
+
+    evidence: Evidence
+    measures: dict[str, Any]
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Draws as the user reads them.
+
+    Attributes:
+        own: The guide's own, by site.
+        weighted: Weighted ones, by site; none where no weights correct the guide, or rows have
+            weights of their own.
+        posterior: What the posterior consists of, by site.
+    """
+
+    own: Mapping[str, Tensor]
+    weighted: Mapping[str, np.ndarray]
+    posterior: Mapping[str, Tensor]
+
+
+def collect(
+    task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape, shown: Shown
+) -> Collected:
+    """Collects all evidence; to be called in a session with the guide's parameters."""
+    problem, correction = fitted.problem, drawn.correction
+    shares, missed = predictive_checks(*replicated(problem, shown.posterior))
+    weighed = _weighed(fitted, drawn, landscape, shown)
+    no_maximum, remarks = _maximum(fitted, drawn)
+    together = correction if isinstance(correction, Correction) else None
+    evidence = Evidence(
+        Optimum(
+            fitted.trained.converged,
+            fitted.trained.reason,
+            fitted.engine == "svi",
+            fitted.point,
+            no_maximum,
+            PRIORS if fitted.point and not problem.space.sites else fitted.remedy,
+        ),
+        weighed.weights,
+        _modes(fitted, together, landscape),
+        _chains(together, landscape),
+        Target(
+            0.0 if landscape.density is None else landscape.density.slope_error,
+            landscape.endless,
+            invalid_draws(problem.function, problem.arguments, shown.posterior) or "",
+        ),
+        Gaps(all_modes=_of_all_modes(task, fitted, together, landscape)),
+        tuple(weighed.unresolved),
+        Remarks(tuple(problem.prepared.doubts), drawn.said, tuple(missed)),
+        ladder=problem.model.engine is None,
+    )
+    measures = {**weighed.measures, "predictive_checks": shares, **drawn.health}
+    if problem.posterior is not None:
+        measures["log_likelihood"] = float(drawn.raw.log_p[0])
+    return Collected(evidence, measures, [*weighed.remarks, *remarks])
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """What the weights tell."""
+
+    weights: Weights
+    measures: dict[str, Any] = field(default_factory=dict)
+    unresolved: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def _weighed(fitted: Fitted, drawn: Drawn, landscape: Landscape, shown: Shown) -> _Weighed:
+    correction = drawn.correction
+    if correction is None:
+        return _Weighed(Weights(math.inf, len(drawn.raw.log_p), 0.0, usable=False))
+    if isinstance(correction, RowCorrection):
+        return _of_rows(drawn.raw, correction)
+    return _of_all(drawn.raw, correction, landscape, shown)
+
+
+def _measured(weights: Weights, evidence: tuple[float, float], raw: Draws) -> dict[str, Any]:
+    """The numbers that any weights have."""
+    return {
+        "corrected_k_hat": weights.k_hat,
+        "corrected_effective_sample_size": weights.effective,
+        "weighted_draws": weights.draws,
+        "log_evidence": evidence[0],
+        "log_evidence_se": evidence[1],
+        "kl_to_posterior": evidence[0] - raw.elbo()[0],
+        "raw_mean_shift": weights.shift,
+        "raw_sd_log_ratio": weights.ratio,
+    }
+
+
+def _of_all(raw: Draws, correction: Correction, landscape: Landscape, shown: Shown) -> _Weighed:
+    """What weights tell that are of all latents together."""
+    shapes, unresolved = unresolved_quantities(shown.weighted, correction.weights)
+    drawn = correction.importance
+    log_evidence, labelled = of_all_labellings(
+        landscape,
+        correction.log_evidence,
+        *((drawn.points, drawn.log_p, drawn.log_proposal) if drawn is not None else ()),
+    )
+    weights = Weights(
+        correction.k_hat,
+        len(correction.weights),
+        correction.effective,
+        correction.usable,
+        *_moved(shown.own, shown.weighted, correction.weights),
+    )
+    measures = _measured(weights, log_evidence, raw)
+    measures["heaviest_tail"] = max(shapes.values(), default=math.nan)
+    return _Weighed(weights, measures, unresolved, [] if labelled is None else [labelled])
+
+
+def _of_rows(raw: Draws, correction: RowCorrection) -> _Weighed:
+    """The same where each row has weights of its own: what is true of nearly all of the rows."""
+    weights = Weights(
+        correction.worst_k_hat,
+        correction.weighted,
+        correction.fewest_effective,
+        correction.usable,
+        float(np.median(correction.shift)),
+        float(np.median(correction.ratio)),
+        (len(correction.k_hat), correction.unreliable),
+    )
+    measures = _measured(weights, correction.log_evidence, raw)
+    return _Weighed(weights, {**measures, "unreliable_rows": correction.unreliable})
+
+
+def _maximum(fitted: Fitted, drawn: Drawn) -> tuple[str, list[str]]:
+    """Why the likelihood has no maximum at the fit, where priors are left out; and remarks."""
+    problem = fitted.problem
+    if problem.posterior is None:
+        return "", []
+    remarks = []
+    # Engines with steps of their own see to it themselves.
+    if problem.space.dimension > LARGEST and fitted.guide.steps is None:
+        remarks.append(
+            f"whether the likelihood has a maximum there, in {problem.space.dimension} dimensions, "
+            "was not looked at."
+        )
+    if not fitted.seeks_maximum:
+        return "", remarks
+    point = {site.name: drawn.raw.sites[site.name][0] for site in problem.space.sites}
+    return why_no_maximum(problem, point, fitted.start) or "", remarks
+
+
+def _modes(fitted: Fitted, correction: Correction | None, landscape: Landscape) -> Modes:
+    """Where starts came to."""
+    best, missing, starts = landscape.best, 0.0, fitted.starts
+    if best is not None:
+        starts = (best.starts, landscape.tried)
+    # The evidence of some of the rows is none of all of them.
+    evidence = None if landscape.rows is not None else _evidence_of(correction)
+    if best is not None and evidence is not None:
+        missing = best.log_evidence - evidence
+        if missing < -SPIKE:  # a narrow spike, which has none of the mass
+            starts = None
+        missing = max(missing, max(mode.promise for mode in landscape.modes) - evidence)
+    return Modes(
+        starts,
+        () if correction is None else tuple(s for s in correction.modes if s > SMALLEST),
+        best is not None and best.relabelled,
+        landscape.own_starts,
+        landscape.unfinished,
+        missing,
+        _left_out(correction, landscape),
+    )
+
+
+def _evidence_of(correction: Correction | None) -> float | None:
+    return None if correction is None else correction.log_evidence[0]
+
+
+def _left_out(correction: Correction | None, landscape: Landscape) -> float:
+    """The share of the posterior at the largest known mode that has too few draws."""
+    drawn, modes = None if correction is None else correction.importance, landscape.proper
+    # Where modes differ in labels alone, draws stay at one labelling.
+    alike = any(mode.relabelled for mode in modes)
+    if drawn is None or correction is None or alike or landscape.density is None:
+        return 0.0
+    return deserted(
+        landscape.density, modes, drawn.points, drawn.weights, correction.log_evidence[0],
+        np.random.default_rng(0),
+    )  # fmt: skip
+
+
+def _chains(correction: Correction | None, landscape: Landscape) -> Chains:
+    """Where Markov chains that began at the draws came to."""
+    importance = None if correction is None else correction.importance
+    coverage = None if importance is None else importance.coverage
+    if coverage is None:
+        return Chains()
+    looked = landscape.climbed is not None and len(landscape.climbed) > 0
+    return Chains(coverage.share, coverage.chains, coverage.lasting, looked and coverage.whole)
+
+
+def _of_all_modes(
+    task: Task, fitted: Fitted, correction: Correction | None, landscape: Landscape
+) -> tuple[float, float]:
+    """Nats of evidence that draws about every known mode have found beyond a guide's, with error.
+
+    The weights of a guide's draws do not tell of a mode that it left out. It is (0, 0) where the
+    draws are about all modes anyway, there are no modes to draw about, or such draws have poor
+    weights.
+    """
+    if fitted.gaussian is not None or correction is None:
+        return 0.0, 0.0
+    found = _about_all_modes(task, landscape)
+    if found is None or not found.k_hat <= k_hat_threshold(len(found.log_weights)):
+        return 0.0, 0.0
+    value, error = log_mean_exp(found.log_weights)
+    evidence, own_error = correction.log_evidence
+    return value - evidence, float(np.hypot(error, own_error))
+
+
+def _about_all_modes(task: Task, landscape: Landscape) -> AdaptiveImportance | None:
+    """Importance draws that begin at every known mode, if there are any."""
+    density, curvature, modes = landscape.density, landscape.curvature, landscape.proper
+    if density is None or curvature is None or not modes or landscape.rows is not None:
+        return None
+    promises = np.array([mode.promise for mode in modes])
+    precisions = torch.as_tensor(np.stack([np.asarray(mode.precision) for mode in modes]))
+    roots = factor_of_inverse(precisions)
+    first = Mixture.of(
+        np.maximum(np.exp(promises - promises.max()), 0.05),
+        np.stack([mode.location for mode in modes]),
+        (roots @ roots.mT).numpy(),
+    )
+    random = np.random.default_rng(task.seed)
+    threads = task.problem.threads
+    with isolated(task.seed, dtype=torch.float64, threads=threads), np.errstate(all="ignore"):
+        return sampled(density, curvature, first, random, landscape.places)
+
+
+def _moved(
+    own: Mapping[str, Tensor], weighted: Mapping[str, np.ndarray], weights: np.ndarray
+) -> tuple[float, float]:
+    """The largest shift of a raw mean from the weighted one, in sds, and log ratio of the sds."""
+    shift, ratio = 0.0, 0.0
+    for name, values in weighted.items():
+        flat = values.reshape(len(weights), -1)
+        guide = own[name].double().numpy().reshape(len(own[name]), -1)
+        mean = weights @ flat
+        with np.errstate(invalid="ignore"):
+            sd = np.sqrt(weights @ np.square(flat - mean))
+            tiny = 1e-12 * np.maximum(1.0, np.abs(mean))
+            used = ~((sd <= tiny) & (guide.std(0) <= tiny))  # constants are no quantity
+        if used.any():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                moved = np.abs(guide.mean(0) - mean)[used] / sd[used]
+                widened = np.abs(np.log(guide.std(0)[used] / sd[used]))
+            shift = max(shift, float(np.max(np.nan_to_num(moved, nan=np.inf))))
+            ratio = max(ratio, float(np.max(np.nan_to_num(widened, nan=np.inf))))
+    return shift, ratio

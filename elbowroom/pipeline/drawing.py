@@ -1,0 +1,150 @@
+"""From a fitted guide to draws of the posterior, weighted and corrected."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributions import Distribution
+
+from elbowroom.assess.latent_health import latent_health
+from elbowroom.density.density import Density
+from elbowroom.density.importance import effective_sample_size, k_hat_threshold, pareto_k_hat
+from elbowroom.density.landscape import Landscape
+from elbowroom.draws.adaptive import sampled, sampled_nested
+from elbowroom.draws.correction import Correction, adapted, reweighted
+from elbowroom.draws.of_guide import Draws, draw
+from elbowroom.draws.row_weights import RowCorrection, corrected_rows, weigh_rows
+from elbowroom.engines.protocol import Fitted, Gaussian
+from elbowroom.engines.task import Task
+from elbowroom.guides import is_amortised
+from elbowroom.guides.space import LatentSpace
+from elbowroom.problem.isolation import isolated, reseed
+
+MOST_DRAWS = 8
+"""Times as many that are weighed, where the weights are uneven."""
+ROW_DRAWS = 4
+"""Times as many that are weighed of each row, where all latents are the rows'."""
+MOST_NUMBERS = 40_000_000
+"""Numbers in those."""
+ENOUGH = 1000.0
+"""Effective draws at which no more are weighed."""
+EVEN = 0.7
+"""Effective draws for each draw of a wide guide with which no other draws are sought."""
+WIDE_NUMBERS = 20_000_000
+"""In the draws of a posterior that is too wide for its covariance."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Draws of a fitted guide, and what corrects them.
+
+    Attributes:
+        raw: The guide's own.
+        correction: Draws that importance weights have corrected; None for a point.
+        health: What the latents of rows carry, by name.
+        said: The same in sentences.
+    """
+
+    raw: Draws
+    correction: Correction | RowCorrection | None
+    health: dict[str, Any] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
+
+
+def draw_posterior(task: Task, fitted: Fitted, landscape: Landscape, count: int) -> Drawn:
+    """Draws from a fitted guide, and weighs the draws.
+
+    Args:
+        task: What is asked.
+        fitted: The guide at its optimum.
+        landscape: Where the fit began.
+        count: How many draws of the posterior.
+    """
+    random = np.random.default_rng([task.seed, 1])
+    if fitted.gaussian is not None:
+        return _of_gaussian(task, fitted.gaussian, landscape, count, random)
+    with fitted.problem.session(task.seed + 1, fitted.parameters):
+        space = fitted.problem.space
+        if space.rows_only and not fitted.point and set(space.discrete) <= fitted.sites.discrete:
+            return _of_rows(fitted, count, random)
+        return _of_guide(fitted, count, random)
+
+
+def _of_gaussian(
+    task: Task, gaussian: Gaussian, landscape: Landscape, count: int, random: np.random.Generator
+) -> Drawn:
+    """Draws of one Normal, and adaptive importance sampling that begins at it."""
+    density, curvature = landscape.density, landscape.curvature
+    assert density is not None
+    assert curvature is not None
+    # Far out a value may overflow: it is judged by what it gives.
+    with (
+        isolated(task.seed + 1, dtype=torch.float64, threads=task.problem.threads),
+        np.errstate(all="ignore"),
+    ):
+        if gaussian.proposal is not None:
+            few = density.affordable(2 * count, 1000) // 2
+            raw = _raw(density, gaussian.distribution, few, random)
+            found = sampled(density, curvature, gaussian.proposal, random, landscape.places)
+            return Drawn(raw, adapted(found, count))
+        assert gaussian.low_rank is not None
+        few = min(density.affordable(count, 1000), max(1000, WIDE_NUMBERS // density.dimension))
+        raw = _raw(density, gaussian.distribution, few, random)
+        correction = reweighted(raw.sites, raw.log_p, raw.log_q, few, random)
+        if not (correction.usable and correction.effective > EVEN * few):
+            nested = sampled_nested(density, curvature, gaussian.low_rank, random)
+            if nested is not None:
+                correction = adapted(nested, min(count, few))
+        return Drawn(raw, correction)
+
+
+def _raw(
+    density: Density, distribution: Distribution, count: int, random: np.random.Generator
+) -> Draws:
+    """Draws of a Normal."""
+    reseed(int(random.integers(2**62)))
+    points = distribution.sample((count,))
+    log_q = distribution.log_prob(points).numpy()
+    return Draws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
+
+
+def _of_rows(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
+    """Draws where all latents belong to rows, each of which has weights of its own."""
+    problem, space = fitted.problem, fitted.problem.space
+    weighed = weigh_rows(
+        problem.function, fitted.callable, problem.arguments, space, _weighed(count, space),
+        space.local,
+    )  # fmt: skip
+    health, said = latent_health(
+        problem.function, fitted.callable, problem.arguments, space, weighed,
+        amortised=is_amortised(fitted.guide, fitted.parameters.values, space),
+    )  # fmt: skip
+    return Drawn(
+        weighed.together.first(count), corrected_rows(weighed, count, random), health, tuple(said)
+    )
+
+
+def _of_guide(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
+    """Draws of a guide, more of them where their weights are uneven."""
+    problem = fitted.problem
+    drawing = problem.function, fitted.callable, problem.arguments, problem.space
+    raw = draw(*drawing, count)
+    if fitted.point:
+        return Drawn(raw, None)
+    more = raw
+    while _wasteful(more) and len(more.log_p) < MOST_DRAWS * count:
+        more = more.followed_by(draw(*drawing, len(more.log_p)))
+    return Drawn(raw, reweighted(more.sites, more.log_p, more.log_q, count, random))
+
+
+def _weighed(count: int, space: LatentSpace) -> int:
+    """Draws of each row that are weighed: a few times as many, where memory allows."""
+    return max(count, min(ROW_DRAWS * count, MOST_NUMBERS // max(space.dimension, 1)))
+
+
+def _wasteful(drawn: Draws) -> bool:
+    """Whether the weights are good, but so uneven that more draws are worth their while."""
+    k_hat = pareto_k_hat(drawn.log_weights)
+    few = effective_sample_size(drawn.log_weights) < ENOUGH
+    return few and k_hat <= k_hat_threshold(len(drawn.log_p))
