@@ -18,13 +18,12 @@ from elbowroom.assess.verdict import Evidence, Verdict, judge
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
-from elbowroom.draws.correction import adapted, reweighted
 from elbowroom.draws.groups import posterior_tree
-from elbowroom.draws.of_guide import Draws, draw
+from elbowroom.draws.of_guide import draw
 from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
 from elbowroom.draws.proposal import Proposal
-from elbowroom.draws.row_weights import RowWeights, corrected_rows
 from elbowroom.draws.tree import check_interval, summarise, to_arviz
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.loop import Trained
 from elbowroom.errors import DataError, GuideError, OptionError, users_code
@@ -178,7 +177,7 @@ class Fit:
         with self.problem.session(seed, self.parameters):
             yield self.callable
 
-    def draw(self, count: int, seed: int = 0, data: Any = None) -> Draws:
+    def draw(self, count: int, seed: int = 0, data: Any = None) -> WeightedDraws:
         """Fresh draws of the guide's sites, with log p and log q of each.
 
         Args:
@@ -227,10 +226,9 @@ class Fit:
             return {name: values[picked] for name, values in kept.items()}
         if self.evidence.rows is not None:
             weighed = self.weigh_rows(None, 4 * count, seed, self.problem.space.local)
-            return corrected_rows(weighed, count, random).sites
+            return weighed.resample(count, random).sites
         if self.proposal is None:
-            drawn = self.draw(4 * count, seed)
-            return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
+            return self.draw(4 * count, seed).resample(count, random).sites
         problem = self.problem
         with (
             kept_buffers(problem.function),
@@ -241,7 +239,7 @@ class Fit:
                 density, self.proposal.mixture, random, None, self.proposal.conditional(density)
             )
             importance.round(4 * count)
-            sites = adapted(importance, count).sites
+            sites = importance.resample(count).sites
         return {name: values.to(problem.dtype) for name, values in sites.items()}
 
     def global_sites(self) -> dict[str, Tensor]:
@@ -346,8 +344,8 @@ class Fit:
             {
                 "log_density": value,
                 "standard_error": error,
-                "effective_sample_size": weights.effective(),
-                "k_hat": weights.k_hat(),
+                "effective_sample_size": weights.unsmoothed_effective_sample_size,
+                "k_hat": weights.k_hat,
             }
         )
         if quantile is not None:
@@ -505,7 +503,9 @@ class Fit:
             raise DataError("the rows lack what was observed, on which their latents rest.")
         return arguments
 
-    def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
+    def weigh_rows(
+        self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()
+    ) -> WeightedDraws:
         """Draws of the rows' latents; or, where there are none, the rows at the posterior's."""
         problem, arguments = self.problem, self.row_arguments(data)
         if self.evidence.rows is not None:
@@ -520,7 +520,7 @@ class Fit:
             )
         with self.problem.session(0, self.parameters):
             values = row_log_likelihood(problem, arguments, self.global_sites())
-        return RowWeights(values, np.zeros_like(values), {})
+        return WeightedDraws({}, values, np.zeros_like(values))
 
     def elbo(self, data: Any = None, draws: int = 1000, seed: int = 1) -> tuple[float, float]:
         """The evidence lower bound in nats and its standard error, from fresh draws.

@@ -14,21 +14,16 @@ from elbowroom.assess.latent_health import latent_health
 from elbowroom.assess.measures import bound, no_loo
 from elbowroom.assess.predictive import predictive_checks
 from elbowroom.assess.verdict import Evidence, judge, unresolved_quantities
-from elbowroom.density.importance import (
-    effective_sample_size,
-    k_hat_threshold,
-    log_mean_exp,
-    pareto_k_hat,
-)
+from elbowroom.density.importance import k_hat_threshold, log_mean_exp
 from elbowroom.density.landscape import Landscape
 from elbowroom.density.maximum import LARGEST, why_no_maximum
 from elbowroom.density.mixtures import Mixture
-from elbowroom.draws.adaptive import sampled
-from elbowroom.draws.correction import Correction, reweighted
+from elbowroom.draws.adaptive import AdaptiveImportance, sampled
 from elbowroom.draws.coverage import deserted
 from elbowroom.draws.groups import posterior_tree, replicated, reported_quantities
-from elbowroom.draws.of_guide import Draws, draw
-from elbowroom.draws.row_weights import RowCorrection, corrected_rows, weigh_rows
+from elbowroom.draws.of_guide import draw
+from elbowroom.draws.row_weights import weigh_rows
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.svi.loop import Trained
 from elbowroom.guides import Guide, Start, is_amortised
 from elbowroom.guides.roots import factor_of_inverse
@@ -94,28 +89,38 @@ class Fitted:
 def conclude(
     task: Task,
     fitted: Fitted,
-    raw: Draws,
-    correction: Correction | RowCorrection | None,
+    raw: WeightedDraws,
+    correction: WeightedDraws | None,
     landscape: Landscape,
+    importance: AdaptiveImportance | None = None,
 ) -> Fit:
     """Makes a fit of a guide's draws; to be called in a session with the guide's parameters.
 
     The posterior holds the corrected draws where they can be had, else the guide's own; the other
     ones lie beside them, in `raw_posterior` or `corrected_posterior`.
+
+    Args:
+        task: What was asked.
+        fitted: The guide.
+        raw: Its draws.
+        correction: Draws of equal weight, resampled; none of a point.
+        landscape: The modes of the density, as far as they are known.
+        importance: Where they were resampled from, if it was adaptive importance sampling.
     """
     problem, settings, seed = task.problem, task.settings, task.seed
     trained, guide = fitted.trained, fitted.guide
     own = canonical_sites(problem, _as(raw.sites, problem.dtype), None)
     mended = own
     groups: dict[str, Mapping[str, Any]] = {}
-    corrected = correction is not None and correction.usable
-    if correction is not None:
+    weighted = None if correction is None else correction.source
+    corrected = weighted is not None and weighted.usable
+    if correction is not None and weighted is not None:
         mended = canonical_sites(problem, _as(correction.sites, problem.dtype), own)
-        if isinstance(correction, Correction):
-            weighted = canonical_sites(problem, _as(correction.weighted, problem.dtype), own)
+        if not weighted.per_row:
+            sites = canonical_sites(problem, _as(weighted.sites, problem.dtype), own)
             if problem.reparameterised:  # what counts are the model's own sites
-                weighted = reported_quantities(problem, weighted)
-            correction = replace(correction, weighted=weighted)
+                sites = reported_quantities(problem, sites)
+            weighted = replace(weighted, sites=sites)
         groups["raw_posterior" if corrected else "corrected_posterior"] = (
             own if corrected else mended
         )
@@ -125,7 +130,9 @@ def conclude(
     groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
     shares, missed = predictive_checks(*replicated(problem, held))
     shown = reported_quantities(problem, own) if problem.reparameterised else own
-    evidence, more, labelled = _evidence(fitted, raw, correction, shown, landscape, missed)
+    evidence, more, labelled = _evidence(
+        fitted, raw, weighted, importance, shown, landscape, missed
+    )
     evidence = replace(
         evidence, ladder=problem.model.engine is None, doubts=problem.prepared.doubts,
         invalid=invalid_draws(problem.function, problem.arguments, held) or "",
@@ -160,10 +167,11 @@ def conclude(
         notes.append(labelled)
     if landscape.density is not None and landscape.density.note is not None:
         notes.append(landscape.density.note)
-    proposal = correction.proposal if isinstance(correction, Correction) else None
+    proposal = None if importance is None else importance.proposal
     if proposal is not None:
         notes += [said for said in [proposal.description] if said is not None]
-    measures = bound(raw, fitted.point, correction, fitted.loss)
+    rows = weighted if weighted is not None and weighted.per_row else None
+    measures = bound(raw, fitted.point, rows, fitted.loss)
     measures.update(seconds=trained.seconds, parameters=trained.parameters)
     measures.update(more, predictive_checks=shares)
     if fitted.point or problem.space.row_latents(raw.sites):
@@ -187,7 +195,6 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
     count = DRAWS if task.draws is None else task.draws
     with problem.session(task.seed + 1, parameters):
         random = np.random.default_rng(task.seed)
-        correction: Correction | RowCorrection | None = None
         health: dict[str, Any] = {}
         said: list[str] = []
         if space.rows_only and not point and set(space.discrete) <= sites.discrete:
@@ -195,25 +202,22 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
                 problem.function, called, arguments, space, _weighed(count, space),
                 space.local,
             )  # fmt: skip
-            raw = weighed.together.first(count)
-            correction = corrected_rows(weighed, count, random)
             health, said = latent_health(
                 problem.function, called, arguments, space, weighed,
                 amortised=is_amortised(fitted.guide, parameters.values, space),
             )  # fmt: skip
         else:
-            raw = draw(problem.function, called, arguments, space, count)
-            if not point:
-                more = raw
-                while _wasteful(more) and len(more.log_p) < MOST_DRAWS * count:
-                    again = draw(problem.function, called, arguments, space, len(more.log_p))
-                    more = more.followed_by(again)
-                correction = reweighted(more.sites, more.log_p, more.log_q, count, random)
+            weighed = draw(problem.function, called, arguments, space, count)
+            while not point and _wasteful(weighed) and len(weighed.log_p) < MOST_DRAWS * count:
+                more = draw(problem.function, called, arguments, space, len(weighed.log_p))
+                weighed = weighed.followed_by(more)
+        raw = weighed.together.first(count)
+        correction = None if point else weighed.resample(count, random)
         found = conclude(task, fitted, raw, correction, landscape)
     found.measures.update(health)
     evidence, remarks = replace(found.evidence, health=tuple(said)), found.remarks
-    if isinstance(correction, Correction) and not point:
-        found_more = beyond_the_guide(task, landscape, correction.log_evidence)
+    if not point and not weighed.per_row:
+        found_more = beyond_the_guide(task, landscape, weighed.log_evidence)
         evidence = replace(evidence, elsewhere=found_more)
     if problem.posterior is not None:
         found.measures["log_likelihood"] = float(raw.log_p[0])
@@ -262,24 +266,23 @@ def _weighed(count: int, space: LatentSpace) -> int:
     return max(count, min(ROW_DRAWS * count, MOST_NUMBERS // max(space.dimension, 1)))
 
 
-def _wasteful(drawn: Draws) -> bool:
+def _wasteful(drawn: WeightedDraws) -> bool:
     """Whether the weights are good, but so uneven that more draws are worth their while."""
-    k_hat = pareto_k_hat(drawn.log_weights)
-    few = effective_sample_size(drawn.log_weights) < ENOUGH
-    return few and k_hat <= k_hat_threshold(len(drawn.log_p))
+    few = drawn.unsmoothed_effective_sample_size < ENOUGH
+    return bool(few and drawn.k_hat <= k_hat_threshold(len(drawn.log_p)))
 
 
 def _evidence(
     fitted: Fitted,
-    raw: Draws,
-    correction: Correction | RowCorrection | None,
+    raw: WeightedDraws,
+    weighted: WeightedDraws | None,
+    drawn: AdaptiveImportance | None,
     own: Mapping[str, Tensor],
     landscape: Landscape,
     sentences: list[str],
 ) -> tuple[Evidence, dict[str, Any], str | None]:
     """What the verdict is made of, the numbers among it by name, and what log p(data) counts."""
     best, missing = landscape.best, 0.0
-    drawn = correction.importance if isinstance(correction, Correction) else None
     coverage = None if drawn is None else drawn.coverage
     looked = landscape.climbed is not None and len(landscape.climbed) > 0
     covered = looked and coverage is not None and coverage.whole
@@ -288,33 +291,33 @@ def _evidence(
     if best is not None:
         starts = (best.starts, landscape.tried)
     # The evidence of some of the rows is none of all of them.
-    if best is not None and correction is not None and landscape.rows is None:
-        missing = best.log_evidence - correction.log_evidence[0]
-        higher = max(mode.promise for mode in landscape.modes) - correction.log_evidence[0]
+    if best is not None and weighted is not None and landscape.rows is None:
+        missing = best.log_evidence - weighted.log_evidence[0]
+        higher = max(mode.promise for mode in landscape.modes) - weighted.log_evidence[0]
         if missing < -SPIKE:  # a narrow spike, which holds none of the mass
             starts = None
         missing = max(missing, higher)
-    if correction is None:
+    if weighted is None:
         evidence = Evidence(
             fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
             math.inf, len(raw.log_p), 0.0, False, starts=starts, predictive=tuple(sentences),
             endless=landscape.endless, slope=slope,
         )  # fmt: skip
         return evidence, {}, None
-    if isinstance(correction, RowCorrection):
-        return *_evidence_of_rows(fitted, raw, correction, sentences), None
-    weighted = {name: values.double().numpy() for name, values in correction.weighted.items()}
-    shapes, unresolved = unresolved_quantities(weighted, correction.weights)
-    shift, ratio = _moved(own, weighted, correction.weights)
+    if weighted.per_row:
+        return *_evidence_of_rows(fitted, raw, weighted, sentences), None
+    values = {name: each.double().numpy() for name, each in weighted.sites.items()}
+    shapes, unresolved = unresolved_quantities(values, weighted.weights)
+    shift, ratio = _moved(own, values, weighted.weights)
     (log_evidence, error), labelled = of_all_labellings(
         landscape,
-        correction.log_evidence,
+        weighted.log_evidence,
         *((drawn.points, drawn.log_p, drawn.log_proposal) if drawn is not None else ()),
     )
     measures = {
-        "corrected_k_hat": correction.k_hat,
-        "corrected_effective_sample_size": correction.effective,
-        "weighted_draws": len(correction.weights),
+        "corrected_k_hat": weighted.worst_k_hat,
+        "corrected_effective_sample_size": weighted.fewest_effective,
+        "weighted_draws": len(weighted.log_p),
         "log_evidence": log_evidence,
         "log_evidence_se": error,
         "kl_to_posterior": log_evidence - raw.elbo()[0],
@@ -327,13 +330,14 @@ def _evidence(
     labelled_alike = not any(mode.relabelled for mode in modes)  # else draws keep to one labelling
     if drawn is not None and labelled_alike and landscape.density is not None:
         left_out = deserted(
-            landscape.density, modes, drawn.points, drawn.weights, correction.log_evidence[0],
+            landscape.density, modes, drawn.points, drawn.weights, weighted.log_evidence[0],
             np.random.default_rng(0),
         )  # fmt: skip
     evidence = Evidence(
         fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
-        correction.k_hat, len(correction.weights), correction.effective, correction.usable,
-        shift, ratio, starts, tuple(share for share in correction.modes if share > 0.001),
+        weighted.worst_k_hat, len(weighted.log_p), weighted.fewest_effective, weighted.usable,
+        shift, ratio, starts,
+        () if drawn is None else tuple(share for share in drawn.shares() if share > 0.001),
         best is not None and best.relabelled, tuple(unresolved), tuple(sentences),
         missing=missing, endless=landscape.endless, slope=slope,
         outside=(0.0, 0) if coverage is None else (coverage.share, coverage.chains),
@@ -345,17 +349,16 @@ def _evidence(
 
 
 def _evidence_of_rows(
-    fitted: Fitted, raw: Draws, correction: RowCorrection, sentences: list[str]
+    fitted: Fitted, raw: WeightedDraws, weighted: WeightedDraws, sentences: list[str]
 ) -> tuple[Evidence, dict[str, Any]]:
     """The same where each row has weights of its own: what holds for nearly all of the rows."""
-    log_evidence, error = correction.log_evidence
-    k_hat = correction.worst_k_hat
-    shift, ratio = float(np.median(correction.shift)), float(np.median(correction.ratio))
+    log_evidence, error = weighted.log_evidence
+    shift, ratio = (float(np.median(each)) for each in weighted.moved())
     measures = {
-        "corrected_k_hat": k_hat,
-        "corrected_effective_sample_size": correction.fewest_effective,
-        "weighted_draws": correction.weighted,
-        "unreliable_rows": correction.unreliable,
+        "corrected_k_hat": weighted.worst_k_hat,
+        "corrected_effective_sample_size": weighted.fewest_effective,
+        "weighted_draws": len(weighted.log_p),
+        "unreliable_rows": weighted.unreliable,
         "log_evidence": log_evidence,
         "log_evidence_se": error,
         "kl_to_posterior": log_evidence - raw.elbo()[0],
@@ -364,9 +367,9 @@ def _evidence_of_rows(
     }
     evidence = Evidence(
         fitted.trained.converged, fitted.trained.reason, fitted.engine == "svi", fitted.point,
-        k_hat, correction.weighted, correction.fewest_effective, correction.usable, shift, ratio,
-        starts=fitted.starts, predictive=tuple(sentences),
-        rows=(len(correction.k_hat), correction.unreliable),
+        weighted.worst_k_hat, len(weighted.log_p), weighted.fewest_effective, weighted.usable,
+        shift, ratio, starts=fitted.starts, predictive=tuple(sentences),
+        rows=(len(weighted.k_hat), weighted.unreliable),
     )  # fmt: skip
     return evidence, measures
 

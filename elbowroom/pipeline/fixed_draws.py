@@ -13,9 +13,8 @@ from elbowroom.density.density import Density
 from elbowroom.density.landscape import LARGEST, Landscape, density_of, explore
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.point_parameters import Sample, maximise
-from elbowroom.draws.adaptive import sampled, sampled_nested
-from elbowroom.draws.correction import Correction, adapted, reweighted
-from elbowroom.draws.of_guide import Draws
+from elbowroom.draws.adaptive import AdaptiveImportance, sampled, sampled_nested
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.fixed_draws.approximations import (
     METHODS,
     SINGLE,
@@ -98,7 +97,7 @@ def fit_fixed_draws(
     # Far out a value may overflow: it is judged by what it gives.
     with isolated(seed, dtype=torch.float64, threads=problem.threads), np.errstate(all="ignore"):
         if landscape.starts is not None:
-            approximation, raw, correction = _wide(
+            approximation, raw, correction, importance = _wide(
                 landscape, guide, settings, choice, count, random
             )
         else:
@@ -110,7 +109,7 @@ def fit_fixed_draws(
             importance = sampled(
                 found.density, landscape.curvature, found.proposal, random, landscape.places
             )
-            correction = adapted(importance, count)
+            correction = importance.resample(count)
     if landscape.likelihood is not None and not landscape.likelihood.converged:
         reason = f"{landscape.likelihood.climbs} climbs of the marginal likelihood were not enough."
         approximation = replace(approximation, status="budget", reason=reason)
@@ -126,7 +125,7 @@ def fit_fixed_draws(
         )
         fitted = replace(fitted, loss=errors.loss, note=note)
     with problem.session(seed + 1, fitted.parameters):
-        return conclude(task, fitted, raw, correction, landscape)
+        return conclude(task, fitted, raw, correction, landscape, importance)
 
 
 @dataclass(frozen=True)
@@ -210,14 +209,14 @@ def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
 
 def _raw(
     density: Density, approximation: Approximation, count: int, random: np.random.Generator
-) -> Draws:
+) -> WeightedDraws:
     """Draws of a Normal."""
     distribution = approximation.distribution
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.integers(2**62)))
         points = distribution.sample((count,))
     log_q = distribution.log_prob(points).numpy()
-    return Draws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
+    return WeightedDraws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
 
 
 def _wide(
@@ -227,8 +226,11 @@ def _wide(
     choice: FixedDraws,
     count: int,
     random: np.random.Generator,
-) -> tuple[Approximation, Draws, Correction]:
-    """A guide, its draws and the corrected ones, where no covariance can be held whole."""
+) -> tuple[Approximation, WeightedDraws, WeightedDraws, AdaptiveImportance | None]:
+    """A guide, its draws and the corrected ones, where no covariance can be held whole.
+
+    And adaptive importance sampling, if that is where the corrected ones are from.
+    """
     density, curvature = landscape.density, landscape.curvature
     assert density is not None
     assert curvature is not None
@@ -236,12 +238,13 @@ def _wide(
     few = min(density.affordable(count, 1000), max(1000, MOST_NUMBERS // density.dimension))
     raw = _raw(density, approximation, few, random)
     assert approximation.response is not None
-    correction = reweighted(raw.sites, raw.log_p, raw.log_q, few, random)
-    if not (correction.usable and correction.effective > EVEN * few):
-        nested = sampled_nested(density, curvature, approximation.response.normal, random)
-        if nested is not None:
-            correction = adapted(nested, min(count, few))
-    return approximation, raw, correction
+    correction = raw.resample(few, random)
+    if raw.usable and raw.effective_sample_size > EVEN * few:
+        return approximation, raw, correction, None
+    nested = sampled_nested(density, curvature, approximation.response.normal, random)
+    if nested is not None:
+        correction = nested.resample(min(count, few))
+    return approximation, raw, correction, nested
 
 
 def _choice(landscape: Landscape, settings: Settings, begins: bool) -> FixedDraws:

@@ -16,9 +16,8 @@ from elbowroom.assess.checks import Finding
 from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
-from elbowroom.draws.correction import FEWEST_EFFECTIVE
-from elbowroom.draws.row_weights import UNRELIABLE
 from elbowroom.draws.tree import check_interval, labelled_points, summarise
+from elbowroom.draws.weighted import FEWEST_EFFECTIVE, UNRELIABLE
 from elbowroom.engines.settings import length
 from elbowroom.pipeline.task import Plan
 from elbowroom.report.listing import add, console, table
