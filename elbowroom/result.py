@@ -307,7 +307,7 @@ class Fit:
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
     def score(
-        self, data: Any = None, draws: int = 1000, seed: int = 1, quantile: float | None = None
+        self, data: Any = None, draws: int = 1000, seed: int = 0, quantile: float | None = None
     ) -> pd.DataFrame:
         """The log density of each row by importance sampling, such as for finding odd ones.
 
@@ -355,7 +355,7 @@ class Fit:
             table["flagged"] = value < np.quantile(fitted, quantile)
         return table
 
-    def embed(self, data: Any = None, draws: int = 1000, seed: int = 1) -> pd.DataFrame:
+    def embed(self, data: Any = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Where each row lies among the latents: their posterior means and standard deviations.
 
         They are of draws that importance weights have corrected, where the row's weights are
@@ -379,7 +379,7 @@ class Fit:
         """
         return verbs.embed(self, data, draws, seed)
 
-    def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 1) -> pd.DataFrame:
+    def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 0) -> pd.DataFrame:
         """What the latents keep of each row: its expected cells, over their posterior.
 
         Args:
@@ -400,7 +400,7 @@ class Fit:
         given: Mapping[str, Any] | None = None,
         expected: bool = False,
         prior: bool = False,
-        seed: int = 1,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """New rows, in the user's units.
 
@@ -429,7 +429,7 @@ class Fit:
         return verbs.generate(self, n, data, given, expected, prior, seed)
 
     def interpolate(
-        self, begin: int, end: int, steps: int = 9, data: Any = None, seed: int = 1
+        self, begin: int, end: int, steps: int = 9, data: Any = None, seed: int = 0
     ) -> pd.DataFrame:
         """Expected rows on the line between the latents of two rows.
 
@@ -460,7 +460,7 @@ class Fit:
         """
         return verbs.manifold(self, size)
 
-    def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 1) -> Imputed:
+    def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 0) -> Imputed:
         """Fills missing cells: posterior draws of each, their mean, sd and interval.
 
         Of mixtures of Normals and of factor analysis they are exact; else they come from a Markov
@@ -522,7 +522,7 @@ class Fit:
             values = row_log_likelihood(problem, arguments, self.global_sites())
         return WeightedDraws({}, values, np.zeros_like(values))
 
-    def elbo(self, data: Any = None, draws: int = 1000, seed: int = 1) -> tuple[float, float]:
+    def elbo(self, data: Any = None, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The evidence lower bound in nats and its standard error, from fresh draws.
 
         Args:
