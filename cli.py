@@ -492,7 +492,7 @@ def generate(
     prior: Annotated[
         bool, typer.Option("--prior", metavar="", help="With parameters from their prior, too.")
     ] = False,
-    seed: VerbSeed = 1,
+    seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -526,7 +526,7 @@ def reconstruct(
     run: Run,
     data: RowsOrFitted = None,
     draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 100,
-    seed: VerbSeed = 1,
+    seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -546,7 +546,7 @@ def interpolate(
     end: Annotated[int, typer.Option("--to", help="The last row.")],
     steps: Annotated[int, typer.Option(help="Rows, these two with them.")] = 9,
     data: RowsOrFitted = None,
-    seed: VerbSeed = 1,
+    seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -581,7 +581,7 @@ def impute(
     data: Annotated[str, typer.Option(help="Rows with missing cells: a file as for 'fit'.")],
     draws: Annotated[int, typer.Option(help="Of each missing cell.")] = 400,
     interval: Interval = 0.9,
-    seed: VerbSeed = 1,
+    seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -600,7 +600,7 @@ def score(
         float | None,
         typer.Option(help="Flag the rows less likely than this share of the fitted rows."),
     ] = None,
-    seed: VerbSeed = 1,
+    seed: VerbSeed = 0,
     model: Function = None,
     trust: Trust = False,
     output: VerbOutput = None,
@@ -618,7 +618,7 @@ def embed(
     run: Run,
     data: RowsOrFitted = None,
     draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 1000,
-    seed: VerbSeed = 1,
+    seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:

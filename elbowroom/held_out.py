@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from elbowroom.draws.row_weights import RowWeights
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError, ModelError, OptionError
 from elbowroom.pipeline.fitting import fit_task
@@ -73,7 +73,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
         fit has not is not there.
     """
     problem = fit.problem
-    weights: RowWeights | None = None
+    weights: WeightedDraws | None = None
     try:
         if fit.row_latents:
             weights = _weighed(fit, table)
@@ -87,7 +87,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
         "test_log_density_se": float(density.std(ddof=1) / len(density) ** 0.5),
     }
     if weights is not None:
-        found["test_unreliable"] = weights.unreliable()
+        found["test_unreliable"] = weights.unreliable_density
     if fit.row_latents or problem.model.predicts in problem.space.discrete:
         return found
     predicted = fit.predict(table, INTERVAL)
@@ -111,7 +111,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _weighed(fit: Fit, table: pd.DataFrame) -> RowWeights:
+def _weighed(fit: Fit, table: pd.DataFrame) -> WeightedDraws:
     """Draws of the rows' latents, from a guide that is fitted to them if it has to be."""
     if fit.amortised:
         return fit.weigh_rows(table, DRAWS, fit.seed)

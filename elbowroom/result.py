@@ -19,13 +19,12 @@ from elbowroom.assess.verdict import Verdict, judge
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
-from elbowroom.draws.correction import adapted, reweighted
 from elbowroom.draws.groups import posterior_tree
-from elbowroom.draws.of_guide import Draws, draw
+from elbowroom.draws.of_guide import draw
 from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
 from elbowroom.draws.proposal import Proposal
-from elbowroom.draws.row_weights import RowWeights, corrected_rows
 from elbowroom.draws.tree import check_interval, summarise, to_arviz
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
 from elbowroom.errors import DataError, GuideError, OptionError, users_code
@@ -209,7 +208,7 @@ class Fit:
         with self.problem.session(seed, self.parameters):
             yield self.callable
 
-    def draw(self, count: int, seed: int = 0, data: Any = None) -> Draws:
+    def draw(self, count: int, seed: int = 0, data: Any = None) -> WeightedDraws:
         """Fresh draws of the guide's sites, with log p and log q of each.
 
         Args:
@@ -258,10 +257,9 @@ class Fit:
             return {name: values[picked] for name, values in kept.items()}
         if self.evidence.weights.rows is not None:
             weighed = self.weigh_rows(None, 4 * count, seed, self.problem.space.local)
-            return corrected_rows(weighed, count, random).sites
+            return weighed.resample(count, random).sites
         if self.proposal is None:
-            drawn = self.draw(4 * count, seed)
-            return reweighted(drawn.sites, drawn.log_p, drawn.log_q, count, random).sites
+            return self.draw(4 * count, seed).resample(count, random).sites
         problem = self.problem
         with (
             kept_buffers(problem.function),
@@ -272,7 +270,7 @@ class Fit:
                 density, self.proposal.mixture, random, None, self.proposal.conditional(density)
             )
             importance.round(4 * count)
-            sites = adapted(importance, count).sites
+            sites = importance.resample(count).sites
         return {name: values.to(problem.dtype) for name, values in sites.items()}
 
     def global_sites(self) -> dict[str, Tensor]:
@@ -340,7 +338,7 @@ class Fit:
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
     def score(
-        self, data: Any = None, draws: int = 1000, seed: int = 1, quantile: float | None = None
+        self, data: Any = None, draws: int = 1000, seed: int = 0, quantile: float | None = None
     ) -> pd.DataFrame:
         """The log density of each row by importance sampling, such as for finding odd ones.
 
@@ -377,8 +375,8 @@ class Fit:
             {
                 "log_density": value,
                 "standard_error": error,
-                "effective_sample_size": weights.effective(),
-                "k_hat": weights.k_hat(),
+                "effective_sample_size": weights.unsmoothed_effective_sample_size,
+                "k_hat": weights.k_hat,
             }
         )
         if quantile is not None:
@@ -388,7 +386,7 @@ class Fit:
             table["flagged"] = value < np.quantile(fitted, quantile)
         return table
 
-    def embed(self, data: Any = None, draws: int = 1000, seed: int = 1) -> pd.DataFrame:
+    def embed(self, data: Any = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Where each row lies among the latents: their posterior means and standard deviations.
 
         They are of draws that importance weights have corrected, where the row's weights are
@@ -412,7 +410,7 @@ class Fit:
         """
         return verbs.embed(self, data, draws, seed)
 
-    def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 1) -> pd.DataFrame:
+    def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 0) -> pd.DataFrame:
         """What the latents keep of each row: its expected cells, over their posterior.
 
         Args:
@@ -433,7 +431,7 @@ class Fit:
         given: Mapping[str, Any] | None = None,
         expected: bool = False,
         prior: bool = False,
-        seed: int = 1,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """New rows, in the user's units.
 
@@ -462,7 +460,7 @@ class Fit:
         return verbs.generate(self, n, data, given, expected, prior, seed)
 
     def interpolate(
-        self, begin: int, end: int, steps: int = 9, data: Any = None, seed: int = 1
+        self, begin: int, end: int, steps: int = 9, data: Any = None, seed: int = 0
     ) -> pd.DataFrame:
         """Expected rows on the line between the latents of two rows.
 
@@ -493,7 +491,7 @@ class Fit:
         """
         return verbs.manifold(self, size)
 
-    def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 1) -> Imputed:
+    def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 0) -> Imputed:
         """Fills missing cells: posterior draws of each, their mean, sd and interval.
 
         Of mixtures of Normals and of factor analysis they are exact; else they come from a Markov
@@ -536,7 +534,9 @@ class Fit:
             raise DataError("the rows lack what was observed, on which their latents rest.")
         return arguments
 
-    def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
+    def weigh_rows(
+        self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()
+    ) -> WeightedDraws:
         """Draws of the rows' latents; or, where there are none, the rows at the posterior's."""
         problem, arguments = self.problem, self.row_arguments(data)
         if self.evidence.weights.rows is not None:
@@ -551,9 +551,9 @@ class Fit:
             )
         with self.problem.session(0, self.parameters):
             values = row_log_likelihood(problem, arguments, self.global_sites())
-        return RowWeights(values, np.zeros_like(values), {})
+        return WeightedDraws({}, values, np.zeros_like(values))
 
-    def elbo(self, data: Any = None, draws: int = 1000, seed: int = 1) -> tuple[float, float]:
+    def elbo(self, data: Any = None, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The evidence lower bound in nats and its standard error, from fresh draws.
 
         Args:

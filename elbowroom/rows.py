@@ -16,8 +16,8 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, read_table
 from elbowroom.draws.imputing import from_chains, from_normals
-from elbowroom.draws.row_weights import RowWeights, corrected_rows
 from elbowroom.draws.tree import check_interval
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.errors import DataError, ModelError, OptionError
 from elbowroom.guides.space import Unobserved
 from elbowroom.models import ROWS, get_model, model_summaries
@@ -56,7 +56,9 @@ class FittedModel(Protocol):
     def row_arguments(self, data: Any) -> dict[str, Any]:
         """The model's arguments for rows whose latents the guide gives."""
 
-    def weigh_rows(self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()) -> RowWeights:
+    def weigh_rows(
+        self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()
+    ) -> WeightedDraws:
         """Draws of the rows' latents."""
 
 
@@ -103,14 +105,14 @@ def embed(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFrame:
         return fit.predict(data)
     sites = [name for name in problem.space.local if name not in problem.hidden]
     weighed = fit.weigh_rows(data, draws, seed, sites)
-    found = corrected_rows(weighed, draws, np.random.default_rng(seed))
+    found = weighed.resample(draws, np.random.default_rng(seed))
     columns = {}
     for name in sites:
-        values = found.sites[name].double().reshape(draws, len(found.k_hat), -1)
+        values = found.sites[name].double().reshape(draws, len(weighed.k_hat), -1)
         for j, label in enumerate(_labels(fit, name, values.shape[-1])):
             columns[f"{label}.mean"] = values[..., j].mean(0).numpy()
             columns[f"{label}.sd"] = values[..., j].std(0).numpy()
-    return pd.DataFrame({**columns, "k_hat": found.k_hat})
+    return pd.DataFrame({**columns, "k_hat": weighed.k_hat})
 
 
 def _labels(fit: FittedModel, site: str, count: int) -> list[str]:

@@ -283,13 +283,10 @@ class LatentSpace:
         observed = all(self.subsampled in plates for plates in self.observed_plates.values())
         return self.subsampled is not None and latents == set(self.local) and observed
 
-    def given(self, sites: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-        """Of draws, those given which discrete sites are summed over; all, if all are discrete.
-
-        Where none is drawn, `count` numbers that no site has stand for as many draws.
-        """
+    def given(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of draws, those given which discrete sites are summed over; all, if all are discrete."""
         known = {site.name: sites[site.name] for site in self.sites if site.name in sites}
-        return known or dict(sites) or {" index": torch.zeros(count)}
+        return known or dict(sites)
 
     def split(self, u: Tensor) -> dict[str, Tensor]:
         """The unconstrained value of each site, from the flat vector u of shape (D,)."""

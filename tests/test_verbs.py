@@ -1,5 +1,6 @@
 """What fits are for: each verb against closed forms, its files, and its refusals."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,27 @@ def mixture() -> Fit:
 def autoencoder() -> Fit:
     digits = er.load_dataset("digits").head(300)
     return er.fit("vae", digits, seed=1, epochs=60, draws=100)
+
+
+def test_every_verb_has_the_same_seed_by_default_in_python_and_on_the_command_line() -> None:
+    methods = {
+        name: inspect.signature(method).parameters["seed"].default
+        for name, method in inspect.getmembers(Fit, inspect.isfunction)
+        if "seed" in inspect.signature(method).parameters and not name.startswith("_")
+    }
+    required = {"active", "weigh_rows"}  # which are no verbs
+    assert {name for name, seed in methods.items() if seed is inspect.Parameter.empty} == required
+    verbs = set(methods) - required
+    assert {"draw", "sample", "predict", "score", "elbo"} < verbs
+    assert {methods[verb] for verb in verbs} == {0}
+    called = {each.callback for each in app.registered_commands if each.callback is not None}
+    commands = {
+        each.__name__: inspect.signature(each).parameters["seed"].default
+        for each in called
+        if each.__name__ in {*VERBS, "predict"} and "seed" in inspect.signature(each).parameters
+    }
+    assert {"predict", "score", "embed"} < set(commands)
+    assert set(commands.values()) == {0}
 
 
 def row_normal(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
@@ -89,14 +111,11 @@ def test_the_verdict_says_no_to_an_encoder_that_misses_its_rows() -> None:
     narrow = er.fit("factor_analysis", "iris", guide="linear", seed=1)
     assert narrow.verdict.trusted
     # A guide of half the posterior's width, by its own parameters.
-    from elbowroom.draws.row_weights import corrected_rows
-
     with torch.no_grad():
         narrow.parameters.values["guide.factor"].fill_diagonal_(-4.0)
     weighed = narrow.weigh_rows(None, 1000, 0, ["z"])
-    found = corrected_rows(weighed, 500, np.random.default_rng(0))
-    assert found.unreliable > 0.5
-    assert not found.usable
+    assert weighed.unreliable > 0.5
+    assert not weighed.usable
 
 
 def test_imputed_cells_of_factor_analysis_have_the_conditional_moments(factors: Fit) -> None:

@@ -11,7 +11,8 @@ from pyro import poutine
 from scipy.special import logsumexp
 from torch import Tensor
 
-from elbowroom.draws.row_weights import RowWeights, plate_of_rows
+from elbowroom.draws.row_weights import plate_of_rows
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import FixedRows, LatentSpace, Plate, of_each_row, sample_sites
 from elbowroom.problem.score import map_draws
 
@@ -42,7 +43,7 @@ def latent_health(
     guide: Callable[..., Any],
     arguments: Mapping[str, Any],
     space: LatentSpace,
-    weighed: RowWeights,
+    weighed: WeightedDraws,
     amortised: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """What the latents of rows carry, if they are standard Normal ones.
@@ -81,7 +82,7 @@ def latent_health(
     means, sds = values.mean(0), values.std(0).clamp_min(1e-12)  # (rows, latents)
     divergence = 0.5 * (means.square() + sds.square() - 1) - sds.log()
     active = _active(means, sds.square(), draws)
-    gap = weighed.log_density()[0] - weighed.elbo
+    gap = weighed.log_density()[0] - weighed.row_elbo
     plate = plate_of_rows(guide, arguments, space)
     found = compared(guide, arguments, plate, names, weighed)
     own, owners = found.log_q[np.arange(len(found.owners)), found.owners], values
@@ -106,7 +107,7 @@ def latent_health(
     if amortised and space.local == (name,) and plain:
         picked = torch.randperm(rows)[:REFITTED]
         best = own_bound(model, arguments, plate, name, means[picked], sds[picked], picked)
-        gained = best - weighed.elbo[picked.numpy()]
+        gained = best - weighed.row_elbo[picked.numpy()]
         measures["amortisation_gap"] = float(gained.mean())
         measures["amortisation_gap_se"] = float(gained.std(ddof=1) / len(picked) ** 0.5)
         measures["approximation_gap"] = float(gap[picked.numpy()].mean() - gained.mean())
@@ -153,7 +154,7 @@ def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
     return sentences
 
 
-def _binary_health(names: list[str], weighed: RowWeights) -> tuple[dict[str, Any], list[str]]:
+def _binary_health(names: list[str], weighed: WeightedDraws) -> tuple[dict[str, Any], list[str]]:
     """The same of binary latents."""
     if not names:
         return {}, []
@@ -169,7 +170,7 @@ def _binary_health(names: list[str], weighed: RowWeights) -> tuple[dict[str, Any
             f"Posterior collapse: {silent} of {len(active)} latents carry nothing; fit with "
             "another --seed, --elbo reweighted_wake_sleep, or fewer latents."
         )
-    gap = float((weighed.log_density()[0] - weighed.elbo).mean())
+    gap = float((weighed.log_density()[0] - weighed.row_elbo).mean())
     measures = {
         "active_units": int(active.sum()),
         "information_per_latent": [float(each) for each in information],
@@ -223,7 +224,7 @@ def compared(
     arguments: Mapping[str, Any],
     plate: Plate,
     names: Collection[str],
-    weighed: RowWeights,
+    weighed: WeightedDraws,
 ) -> Compared:
     """Compares draws of all rows, or of as many as can be afforded, with all rows.
 

@@ -7,26 +7,21 @@ import arviz_stats
 import numpy as np
 import xarray
 
-from elbowroom.density.importance import (
-    effective_sample_size,
-    k_hat_threshold,
-    pareto_k_hat,
-)
-from elbowroom.draws.of_guide import Draws
-from elbowroom.draws.row_weights import RowCorrection
+from elbowroom.density.importance import k_hat_threshold
+from elbowroom.draws.weighted import WeightedDraws
 
 NAN = float("nan")
 
 
 def bound(
-    draws: Draws, point: bool, correction: object = None, loss: float = 0.0
+    draws: WeightedDraws, point: bool, rows: WeightedDraws | None = None, loss: float = 0.0
 ) -> dict[str, Any]:
     """How close a guide is to the posterior.
 
     Args:
         draws: Of the guide.
         point: Whether the guide is one point, which has no density and so no bound.
-        correction: Where each row has weights of its own, what all rows but a few have.
+        rows: The draws where each row has weights of its own; what all rows but a few have is told.
         loss: Nats that the guide is expected to be below the best one of its form.
 
     Returns:
@@ -39,15 +34,13 @@ def bound(
     if not point:
         found["elbo"], error = draws.elbo()
         found["elbo_se"] = float(np.hypot(error, loss))
-        if isinstance(correction, RowCorrection):
-            found.update(
-                k_hat=correction.worst_k_hat,
-                k_hat_threshold=k_hat_threshold(correction.weighted),
-                effective_sample_size=correction.fewest_effective,
-            )
-            return found
-        found["k_hat"] = pareto_k_hat(draws.log_weights)
-        found["effective_sample_size"] = effective_sample_size(draws.log_weights)
+        if rows is None:
+            found["k_hat"] = float(draws.k_hat)
+            found["effective_sample_size"] = float(draws.unsmoothed_effective_sample_size)
+        else:
+            found["k_hat"] = rows.worst_k_hat
+            found["k_hat_threshold"] = k_hat_threshold(len(rows.log_p))
+            found["effective_sample_size"] = rows.fewest_effective
     return found
 
 

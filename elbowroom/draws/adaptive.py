@@ -25,6 +25,7 @@ from elbowroom.density.importance import (
 from elbowroom.density.mixtures import LowRankNormal, Mixture, mixed
 from elbowroom.draws.coverage import Coverage, local_components, look_beyond, thin
 from elbowroom.draws.proposal import Proposal
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.roots import factor_of
 
 FEWEST_DRAWS = 1000
@@ -228,6 +229,17 @@ class AdaptiveImportance:
         return np.concatenate([v.numpy().reshape(len(self.points), -1) for v in found], axis=1)
 
     @property
+    def weighted(self) -> WeightedDraws:
+        """The draws that count, in the sites' own spaces."""
+        return WeightedDraws(self.density.constrained(self.counting), self.log_p, self.log_q)
+
+    def resample(self, count: int) -> WeightedDraws:
+        """Draws of equal weight, which keep the quantity with the heaviest tail best."""
+        quantities = self.quantities()
+        heaviest = np.argmax(np.nan_to_num(standard_errors(self.weights, quantities)[1]))
+        return self.weighted.resample(count, self.random, quantities[:, heaviest])
+
+    @property
     def settled(self) -> bool:
         """Whether the weights are good, and every mean and sd has a small Monte Carlo error.
 
@@ -379,7 +391,8 @@ class AdaptiveImportance:
     def shares(self) -> tuple[float, ...]:
         """The posterior mass of each mode that sampling began with, largest first."""
         parts = self.proposals[-1].log_densities(self._outer(self.points))
-        parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
+        with np.errstate(all="ignore"):  # far out a density may be nought
+            parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
         # Every round's proposal has the components of the first, in the same order.
         masses = parts.sum(0).reshape(-1, len(self.modes)).sum(0)
         return tuple(sorted(map(float, np.bincount(self.modes, weights=masses)), reverse=True))

@@ -45,9 +45,6 @@ def posterior_tree(
         The tree, and a line for everything that was left out of it.
     """
     sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
-    given = space.given(
-        sites, len(drawn["sample_stats"]["log_p"]) if "sample_stats" in drawn else 1
-    )
     kept, notes = _kept(problem, sites, keep_local)
 
     groups: dict[str, Mapping[str, Any]] = {"posterior": reported_quantities(problem, sites, kept)}
@@ -64,23 +61,27 @@ def posterior_tree(
         data, constants = _data(problem)
         groups["observed_data"], groups["constant_data"] = data, constants
         groups["point_parameters"] = _points(problem)
+        count = len(drawn["sample_stats"]["log_p"])
+        step = _thinning(count, data)
+        few = {name: values[::step] for name, values in space.given(sites).items()}
+        number = len(range(0, count, step))
         if data and space.shared_discrete:
             notes.append(
                 f"posterior_predictive is left out: '{space.shared_discrete[0]}' is discrete and "
                 "shared by several observations."
             )
         elif data:
-            drawn_data = _predicted(problem, _thin(given, data))
+            drawn_data = _predicted(problem, few, number)
             groups["posterior_predictive"] = drawn_data
             if not drawn_data:
                 notes.append("posterior_predictive is left out: the model's data cannot be drawn.")
         if data:
-            few = _thin(given, data)
-            if len(next(iter(few.values()))) < len(next(iter(given.values()))):
+            if number < count:
                 notes.append(
                     "log_likelihood and posterior_predictive are of fewer draws, for size."
                 )
-            pointwise = evaluate(problem.function, arguments, few, space).log_likelihood
+            scored = evaluate(problem.function, arguments, few, space, count=number)
+            pointwise = scored.log_likelihood
             groups["log_likelihood"] = _log_likelihood(problem, pointwise, notes)
         groups.update(_prior(problem, data, notes))
     tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
@@ -105,8 +106,9 @@ def reported_quantities(
     }
     if not space.deterministic_plates:
         return shown
-    given = space.given(sites, 1)
-    more = evaluate(problem.function, problem.arguments, given, space, pointwise=False)
+    given = space.given(sites)
+    count = None if given else 1
+    more = evaluate(problem.function, problem.arguments, given, space, False, count)
     return shown | more.deterministics
 
 
@@ -121,18 +123,22 @@ def replicated(
     space = problem.space
     if not data or not sites or space.shared_discrete or space.row_latents(sites):
         return {}, {}
-    continuous = {site.name: sites[site.name] for site in problem.space.sites}
-    few = _thin({name: values[:CHECKED_DRAWS] for name, values in continuous.items()}, data)
+    first = {site.name: sites[site.name][:CHECKED_DRAWS] for site in problem.space.sites}
+    count = len(next(iter(first.values())))
+    step = _thinning(count, data)
+    few = {name: values[::step] for name, values in first.items()}
     return (
         {name: values.numpy() for name, values in data.items()},
         {name: values.numpy() for name, values in _predicted(problem, few).items()},
     )
 
 
-def _predicted(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _predicted(
+    problem: Problem, sites: Mapping[str, Tensor], count: int | None = None
+) -> dict[str, Tensor]:
     """Draws of the observed sites; empty if a distribution has no sampler."""
     try:
-        return predict_sites(problem.function, problem.arguments, sites, problem.space)
+        return predict_sites(problem.function, problem.arguments, sites, problem.space, count)
     except (NotImplementedError, ModelError, ValueError, RuntimeError):
         return {}
 
@@ -154,12 +160,10 @@ def _kept(
     return kept, notes
 
 
-def _thin(sites: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As many draws as a predictive group may hold."""
+def _thinning(count: int, data: Mapping[str, Tensor]) -> int:
+    """Every how many-th of some draws a predictive group may hold."""
     numbers = sum(value.numel() for value in data.values())
-    most = max(1, LARGEST_GROUP // max(1, numbers))
-    count = len(next(iter(sites.values())))
-    return {name: value[:: -(-count // most)] for name, value in sites.items()}
+    return -(-count // max(1, LARGEST_GROUP // max(1, numbers)))
 
 
 def _data(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -28,7 +28,9 @@ def row_log_likelihood(
     problem: Problem, arguments: Mapping[str, Any], sites: Mapping[str, Tensor]
 ) -> np.ndarray:
     """The log density of each row at each draw, (draws, rows)."""
-    scored = evaluate(problem.function, arguments, problem.space.given(sites, 1), problem.space)
+    given = problem.space.given(sites)
+    count = None if given else 1
+    scored = evaluate(problem.function, arguments, given, problem.space, count=count)
     return scored.log_likelihood[problem.observed].double().numpy()
 
 
@@ -50,11 +52,12 @@ def predict_rows(
             f"'{problem.space.shared_discrete[0]}' is discrete and shared by several observations; "
             "such a model cannot predict yet."
         )
-    given = problem.space.given(sites, DRAWS)
+    given = problem.space.given(sites)
+    count = None if given else DRAWS
     target = problem.model.predicts or problem.observed
     classes = problem.prepared.coords.get("class")
     if target in problem.space.discrete:
-        probabilities = assignments(problem.function, arguments, given, problem.space)
+        probabilities = assignments(problem.function, arguments, given, problem.space, count)
         shares = probabilities[target].numpy()  # (support, rows)
         table = pd.DataFrame({target: shares.argmax(0)})
         for k, row in enumerate(shares):
@@ -62,7 +65,7 @@ def predict_rows(
     elif classes:
         table = _classes(problem, arguments, sites, list(classes))
     else:
-        drawn = predict_sites(problem.function, arguments, given, problem.space)
+        drawn = predict_sites(problem.function, arguments, given, problem.space, count)
         values = drawn[target].double()
         if problem.model.in_units is not None:
             values = problem.model.in_units(values, problem.prepared.arguments)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from elbowroom.draws.of_guide import chunk_size
 from elbowroom.guides.space import LatentSpace, Unobserved, sample_sites
-from elbowroom.problem.score import Score, assignment_probabilities, map_draws, score
+from elbowroom.problem.score import (
+    Score,
+    assignment_probabilities,
+    each_tensor,
+    map_draws,
+    score,
+)
 
 Sites = Mapping[str, Tensor]
 
@@ -24,10 +30,12 @@ def _evaluate(
     sites: Sites,
     arguments: Mapping[str, Any],
     space: LatentSpace,
-) -> dict[str, Tensor]:
+    count: int | None = None,
+) -> Any:
+    chunk = chunk_size(arguments, space)
     with torch.no_grad():
-        results = map_draws(function, _on_device(sites, arguments), chunk_size(arguments, space))
-    return {name: value.cpu() for name, value in results.items()}
+        results = map_draws(function, _on_device(sites, arguments), chunk, count)
+    return each_tensor(Tensor.cpu, results)
 
 
 def predict_sites(
@@ -35,10 +43,12 @@ def predict_sites(
     arguments: Mapping[str, Any],
     sites: Sites,
     space: LatentSpace,
+    count: int | None = None,
 ) -> dict[str, Tensor]:
     """Draws of the observed sites given draws of the latent ones, each (draws, ...).
 
-    Latent sites that `sites` lacks, the discrete ones, are drawn from the model.
+    Latent sites that `sites` lacks, the discrete ones, are drawn from the model. How many draws,
+    `count` tells where there are no sites.
     """
 
     def sample(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -48,7 +58,7 @@ def predict_sites(
         nodes = dict(sample_sites(trace))
         return {name: nodes[name]["value"] for name in space.observed}
 
-    return _evaluate(sample, sites, arguments, space)
+    return _evaluate(sample, sites, arguments, space, count)
 
 
 def probabilities(
@@ -87,7 +97,7 @@ def prior_sites(
             if name in wanted or node["infer"].get("_deterministic")
         }
 
-    return _evaluate(sample, {" index": torch.zeros(count)}, arguments, space)
+    return _evaluate(sample, {}, arguments, space, count)
 
 
 def evaluate(
@@ -96,30 +106,28 @@ def evaluate(
     sites: Sites,
     space: LatentSpace,
     pointwise: bool = True,
+    count: int | None = None,
 ) -> Score:
     """The model's log joint density, pointwise log likelihood and deterministic sites, at draws.
 
     Each value has the draws as its leading dim; see `elbowroom.problem.score.Score`.
-    The likelihood of every row is large, and can be left out.
+    The likelihood of every row is large, and can be left out. How many draws, `count` tells where
+    there are no sites.
     """
 
-    def at(values: dict[str, Tensor]) -> dict[Any, Tensor]:
+    def at(values: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         found = score(model, arguments, values, space)
-        rows = found.log_likelihood if pointwise else {}
-        flat: dict[Any, Tensor] = {("log_likelihood", name): value for name, value in rows.items()}
-        flat |= {("deterministic", name): value for name, value in found.deterministics.items()}
-        return flat | {("log_joint", ""): found.log_joint}
+        return found.log_joint, found.log_likelihood if pointwise else {}, found.deterministics
 
-    found: Any = _evaluate(at, sites, arguments, space)
-    return Score(
-        found[("log_joint", "")],
-        {name: value for (kind, name), value in found.items() if kind == "log_likelihood"},
-        {name: value for (kind, name), value in found.items() if kind == "deterministic"},
-    )
+    return Score(*_evaluate(at, sites, arguments, space, count))
 
 
 def assignments(
-    model: Callable[..., Any], arguments: Mapping[str, Any], sites: Sites, space: LatentSpace
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    count: int | None = None,
 ) -> dict[str, Tensor]:
     """The mean posterior probability of each discrete site's values, each (support, plates...)."""
 
@@ -128,5 +136,5 @@ def assignments(
 
     return {
         name: values.mean(0)
-        for name, values in _evaluate(probabilities, sites, arguments, space).items()
+        for name, values in _evaluate(probabilities, sites, arguments, space, count).items()
     }

@@ -316,7 +316,7 @@ class Weighted(Objective):
         together = self.particles if torch.is_grad_enabled() else 1
         terms = {name: each[None] for name, each in first.items()}
         if self.particles > 1:
-            others = map_draws(another, {" index": torch.zeros(self.particles - 1)}, together)
+            others = map_draws(another, {}, together, self.particles - 1)
             terms = {name: torch.cat([each, others[name]]) for name, each in terms.items()}
         bound = self.combined(terms["p"] - terms["q"])
         rest = terms["rest"].mean(0)

@@ -27,11 +27,9 @@ from elbowroom.density.landscape import Landscape
 from elbowroom.density.maximum import LARGEST, why_no_maximum
 from elbowroom.density.mixtures import Mixture
 from elbowroom.draws.adaptive import AdaptiveImportance, sampled
-from elbowroom.draws.correction import Correction
 from elbowroom.draws.coverage import deserted
 from elbowroom.draws.groups import replicated
-from elbowroom.draws.of_guide import Draws
-from elbowroom.draws.row_weights import RowCorrection
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.task import Task
 from elbowroom.guides.roots import factor_of_inverse
@@ -85,11 +83,10 @@ def collect(
     task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape, shown: Shown
 ) -> Collected:
     """Collects all evidence; to be called in a session with the guide's parameters."""
-    problem, correction = fitted.problem, drawn.correction
+    problem = fitted.problem
     shares, missed = predictive_checks(*replicated(problem, shown.posterior))
     weighed = _weighed(fitted, drawn, landscape, shown)
     no_maximum, remarks = _maximum(fitted, drawn)
-    together = correction if isinstance(correction, Correction) else None
     evidence = Evidence(
         Optimum(
             fitted.trained.converged,
@@ -100,14 +97,14 @@ def collect(
             PRIORS if fitted.point and not problem.space.sites else fitted.remedy,
         ),
         weighed.weights,
-        _modes(fitted, together, landscape),
-        _chains(together, landscape),
+        _modes(fitted, drawn, landscape),
+        _chains(drawn, landscape),
         Target(
             0.0 if landscape.density is None else landscape.density.slope_error,
             landscape.endless,
             invalid_draws(problem.function, problem.arguments, shown.posterior) or "",
         ),
-        Gaps(all_modes=_of_all_modes(task, fitted, together, landscape)),
+        Gaps(all_modes=_of_all_modes(task, fitted, drawn, landscape)),
         tuple(weighed.unresolved),
         Remarks(tuple(problem.prepared.doubts), drawn.said, tuple(missed)),
         ladder=problem.model.engine is None,
@@ -129,15 +126,49 @@ class _Weighed:
 
 
 def _weighed(fitted: Fitted, drawn: Drawn, landscape: Landscape, shown: Shown) -> _Weighed:
-    correction = drawn.correction
-    if correction is None:
+    weighted = drawn.weighted
+    if weighted is None:
         return _Weighed(Weights(math.inf, len(drawn.raw.log_p), 0.0, usable=False))
-    if isinstance(correction, RowCorrection):
-        return _of_rows(drawn.raw, correction)
-    return _of_all(drawn.raw, correction, landscape, shown)
+    if weighted.per_row:
+        shift, ratio = (float(np.median(each)) for each in weighted.moved())
+        weights = _weights(weighted, shift, ratio, (len(weighted.k_hat), weighted.unreliable))
+        measures = _measured(weights, weighted.log_evidence, drawn.raw)
+        return _Weighed(weights, {**measures, "unreliable_rows": weighted.unreliable})
+    shapes, unresolved = unresolved_quantities(shown.weighted, weighted.weights)
+    importance = drawn.importance
+    log_evidence, labelled = of_all_labellings(
+        landscape,
+        weighted.log_evidence,
+        *(
+            (importance.points, importance.log_p, importance.log_proposal)
+            if importance is not None
+            else ()
+        ),
+    )
+    weights = _weights(weighted, *_moved(shown.own, shown.weighted, weighted.weights))
+    measures = _measured(weights, log_evidence, drawn.raw)
+    measures["heaviest_tail"] = max(shapes.values(), default=math.nan)
+    return _Weighed(weights, measures, unresolved, [] if labelled is None else [labelled])
 
 
-def _measured(weights: Weights, evidence: tuple[float, float], raw: Draws) -> dict[str, Any]:
+def _weights(
+    weighted: WeightedDraws, shift: float, ratio: float, rows: tuple[int, float] | None = None
+) -> Weights:
+    """Weights as evidence; where each row has its own, what is true of nearly all of the rows."""
+    return Weights(
+        weighted.worst_k_hat,
+        len(weighted.log_p),
+        weighted.fewest_effective,
+        weighted.usable,
+        shift,
+        ratio,
+        rows,
+    )
+
+
+def _measured(
+    weights: Weights, evidence: tuple[float, float], raw: WeightedDraws
+) -> dict[str, Any]:
     """The numbers that any weights have."""
     return {
         "corrected_k_hat": weights.k_hat,
@@ -149,42 +180,6 @@ def _measured(weights: Weights, evidence: tuple[float, float], raw: Draws) -> di
         "raw_mean_shift": weights.shift,
         "raw_sd_log_ratio": weights.ratio,
     }
-
-
-def _of_all(raw: Draws, correction: Correction, landscape: Landscape, shown: Shown) -> _Weighed:
-    """What weights tell that are of all latents together."""
-    shapes, unresolved = unresolved_quantities(shown.weighted, correction.weights)
-    drawn = correction.importance
-    log_evidence, labelled = of_all_labellings(
-        landscape,
-        correction.log_evidence,
-        *((drawn.points, drawn.log_p, drawn.log_proposal) if drawn is not None else ()),
-    )
-    weights = Weights(
-        correction.k_hat,
-        len(correction.weights),
-        correction.effective,
-        correction.usable,
-        *_moved(shown.own, shown.weighted, correction.weights),
-    )
-    measures = _measured(weights, log_evidence, raw)
-    measures["heaviest_tail"] = max(shapes.values(), default=math.nan)
-    return _Weighed(weights, measures, unresolved, [] if labelled is None else [labelled])
-
-
-def _of_rows(raw: Draws, correction: RowCorrection) -> _Weighed:
-    """The same where each row has weights of its own: what is true of nearly all of the rows."""
-    weights = Weights(
-        correction.worst_k_hat,
-        correction.weighted,
-        correction.fewest_effective,
-        correction.usable,
-        float(np.median(correction.shift)),
-        float(np.median(correction.ratio)),
-        (len(correction.k_hat), correction.unreliable),
-    )
-    measures = _measured(weights, correction.log_evidence, raw)
-    return _Weighed(weights, {**measures, "unreliable_rows": correction.unreliable})
 
 
 def _maximum(fitted: Fitted, drawn: Drawn) -> tuple[str, list[str]]:
@@ -205,50 +200,47 @@ def _maximum(fitted: Fitted, drawn: Drawn) -> tuple[str, list[str]]:
     return why_no_maximum(problem, point, fitted.start) or "", remarks
 
 
-def _modes(fitted: Fitted, correction: Correction | None, landscape: Landscape) -> Modes:
+def _modes(fitted: Fitted, drawn: Drawn, landscape: Landscape) -> Modes:
     """Where starts came to."""
     best, missing, starts = landscape.best, 0.0, fitted.starts
+    together, importance = drawn.together, drawn.importance
     if best is not None:
         starts = (best.starts, landscape.tried)
     # The evidence of some of the rows is none of all of them.
-    evidence = None if landscape.rows is not None else _evidence_of(correction)
-    if best is not None and evidence is not None:
+    if best is not None and together is not None and landscape.rows is None:
+        evidence = together.log_evidence[0]
         missing = best.log_evidence - evidence
         if missing < -SPIKE:  # a narrow spike, which has none of the mass
             starts = None
         missing = max(missing, max(mode.promise for mode in landscape.modes) - evidence)
+    shares = () if importance is None else importance.shares()
     return Modes(
         starts,
-        () if correction is None else tuple(s for s in correction.modes if s > SMALLEST),
+        tuple(share for share in shares if share > SMALLEST),
         best is not None and best.relabelled,
         landscape.own_starts,
         landscape.unfinished,
         missing,
-        _left_out(correction, landscape),
+        _left_out(drawn, landscape),
     )
 
 
-def _evidence_of(correction: Correction | None) -> float | None:
-    return None if correction is None else correction.log_evidence[0]
-
-
-def _left_out(correction: Correction | None, landscape: Landscape) -> float:
+def _left_out(drawn: Drawn, landscape: Landscape) -> float:
     """The share of the posterior at the largest known mode that has too few draws."""
-    drawn, modes = None if correction is None else correction.importance, landscape.proper
+    together, importance = drawn.together, drawn.importance
     # Where modes differ in labels alone, draws stay at one labelling.
-    alike = any(mode.relabelled for mode in modes)
-    if drawn is None or correction is None or alike or landscape.density is None:
+    alike = any(mode.relabelled for mode in landscape.proper)
+    if importance is None or together is None or alike or landscape.density is None:
         return 0.0
     return deserted(
-        landscape.density, modes, drawn.points, drawn.weights, correction.log_evidence[0],
-        np.random.default_rng(0),
+        landscape.density, landscape.proper, importance.points, importance.weights,
+        together.log_evidence[0], np.random.default_rng(0),
     )  # fmt: skip
 
 
-def _chains(correction: Correction | None, landscape: Landscape) -> Chains:
+def _chains(drawn: Drawn, landscape: Landscape) -> Chains:
     """Where Markov chains that began at the draws came to."""
-    importance = None if correction is None else correction.importance
-    coverage = None if importance is None else importance.coverage
+    coverage = None if drawn.importance is None else drawn.importance.coverage
     if coverage is None:
         return Chains()
     looked = landscape.climbed is not None and len(landscape.climbed) > 0
@@ -256,7 +248,7 @@ def _chains(correction: Correction | None, landscape: Landscape) -> Chains:
 
 
 def _of_all_modes(
-    task: Task, fitted: Fitted, correction: Correction | None, landscape: Landscape
+    task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape
 ) -> tuple[float, float]:
     """Nats of evidence that draws about every known mode have found beyond a guide's, with error.
 
@@ -264,13 +256,14 @@ def _of_all_modes(
     draws are about all modes anyway, there are no modes to draw about, or such draws have poor
     weights.
     """
-    if fitted.gaussian is not None or correction is None:
+    together = drawn.together
+    if fitted.gaussian is not None or together is None:
         return 0.0, 0.0
     found = _about_all_modes(task, landscape)
     if found is None or not found.k_hat <= k_hat_threshold(len(found.log_weights)):
         return 0.0, 0.0
     value, error = log_mean_exp(found.log_weights)
-    evidence, own_error = correction.log_evidence
+    evidence, own_error = together.log_evidence
     return value - evidence, float(np.hypot(error, own_error))
 
 

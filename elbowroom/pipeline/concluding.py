@@ -12,8 +12,8 @@ from torch import Tensor
 from elbowroom.assess.measures import bound, no_loo
 from elbowroom.assess.verdict import judge
 from elbowroom.density.landscape import Landscape
-from elbowroom.draws.correction import Correction
 from elbowroom.draws.groups import posterior_tree, reported_quantities
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.task import Task
 from elbowroom.pipeline.collecting import Shown, collect
@@ -29,21 +29,21 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
     The posterior consists of the corrected draws where they can be had, else of the guide's own;
     the other ones lie beside them, in `raw_posterior` or `corrected_posterior`.
     """
-    problem, correction = fitted.problem, drawn.correction
-    corrected = correction is not None and correction.usable
+    problem, weighted = fitted.problem, drawn.weighted
+    corrected = weighted is not None and weighted.usable
     with problem.session(task.seed + 1, fitted.parameters):
         own = canonical_sites(problem, _as(drawn.raw.sites, problem.dtype), None)
         posterior = own
         groups: dict[str, Mapping[str, Any]] = {}
-        if correction is not None:
-            other = canonical_sites(problem, _as(correction.sites, problem.dtype), own)
+        if drawn.corrected is not None:
+            other = canonical_sites(problem, _as(drawn.corrected.sites, problem.dtype), own)
             posterior = other if corrected else own
             groups["raw_posterior" if corrected else "corrected_posterior"] = (
                 own if corrected else other
             )
-        shown = Shown(_reported(problem, own), _weighted(problem, correction, own), posterior)
+        shown = Shown(_reported(problem, own), _weighted(problem, drawn.together, own), posterior)
         collected = collect(task, fitted, drawn, landscape, shown)
-    source = correction if correction is not None and corrected else drawn.raw
+    source = drawn.corrected if drawn.corrected is not None and corrected else drawn.raw
     groups["posterior"] = posterior
     groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
     origin = "corrected" if corrected else "raw"
@@ -53,11 +53,12 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
         with problem.session(task.seed + 2, fitted.parameters):
             return posterior_tree(problem, groups, attributes, task.keep_local)
 
-    proposal = correction.proposal if isinstance(correction, Correction) else None
+    proposal = None if drawn.importance is None else drawn.importance.proposal
     remarks = [*fitted.remarks, *_of_landscape(landscape), *collected.remarks]
     if proposal is not None and proposal.description is not None:
         remarks.append(proposal.description)
-    measures = bound(drawn.raw, fitted.point, correction, fitted.loss)
+    rows = weighted is not None and weighted.per_row
+    measures = bound(drawn.raw, fitted.point, weighted if rows else None, fitted.loss)
     measures.update(seconds=fitted.trained.seconds, parameters=fitted.trained.parameters)
     measures.update(collected.measures)
     if fitted.point or problem.space.row_latents(drawn.raw.sites):
@@ -81,12 +82,12 @@ def _reported(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _weighted(
-    problem: Problem, correction: Any, own: Mapping[str, Tensor]
+    problem: Problem, together: WeightedDraws | None, own: Mapping[str, Tensor]
 ) -> dict[str, np.ndarray]:
     """Weighted draws of all latents together, as the user reads them."""
-    if not isinstance(correction, Correction):
+    if together is None:
         return {}
-    sites = canonical_sites(problem, _as(correction.weighted, problem.dtype), own)
+    sites = canonical_sites(problem, _as(together.sites, problem.dtype), own)
     return {name: values.double().numpy() for name, values in _reported(problem, sites).items()}
 
 

@@ -9,12 +9,12 @@ from torch.distributions import Distribution
 
 from elbowroom.assess.latent_health import latent_health
 from elbowroom.density.density import Density
-from elbowroom.density.importance import effective_sample_size, k_hat_threshold, pareto_k_hat
+from elbowroom.density.importance import k_hat_threshold
 from elbowroom.density.landscape import Landscape
-from elbowroom.draws.adaptive import sampled, sampled_nested
-from elbowroom.draws.correction import Correction, adapted, reweighted
-from elbowroom.draws.of_guide import Draws, draw
-from elbowroom.draws.row_weights import RowCorrection, corrected_rows, weigh_rows
+from elbowroom.draws.adaptive import AdaptiveImportance, sampled, sampled_nested
+from elbowroom.draws.of_guide import draw
+from elbowroom.draws.row_weights import weigh_rows
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Gaussian
 from elbowroom.engines.task import Task
 from elbowroom.guides import is_amortised
@@ -41,15 +41,28 @@ class Drawn:
 
     Attributes:
         raw: The guide's own.
-        correction: Draws that importance weights have corrected; None for a point.
+        corrected: Draws of equal weight, resampled from weighted ones; None for a point.
+        importance: What gave these, if it was adaptive importance sampling.
         health: What the latents of rows carry, by name.
         said: The same in sentences.
     """
 
-    raw: Draws
-    correction: Correction | RowCorrection | None
+    raw: WeightedDraws
+    corrected: WeightedDraws | None = None
+    importance: AdaptiveImportance | None = None
     health: dict[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+
+    @property
+    def weighted(self) -> WeightedDraws | None:
+        """What the corrected draws were resampled from."""
+        return None if self.corrected is None else self.corrected.source
+
+    @property
+    def together(self) -> WeightedDraws | None:
+        """The same where all latents have their weights together."""
+        weighted = self.weighted
+        return None if weighted is None or weighted.per_row else weighted
 
 
 def draw_posterior(task: Task, fitted: Fitted, landscape: Landscape, count: int) -> Drawn:
@@ -87,26 +100,25 @@ def _of_gaussian(
             few = density.affordable(2 * count, 1000) // 2
             raw = _raw(density, gaussian.distribution, few, random)
             found = sampled(density, curvature, gaussian.proposal, random, landscape.places)
-            return Drawn(raw, adapted(found, count))
+            return Drawn(raw, found.resample(count), found)
         assert gaussian.low_rank is not None
         few = min(density.affordable(count, 1000), max(1000, WIDE_NUMBERS // density.dimension))
         raw = _raw(density, gaussian.distribution, few, random)
-        correction = reweighted(raw.sites, raw.log_p, raw.log_q, few, random)
-        if not (correction.usable and correction.effective > EVEN * few):
+        if not (raw.usable and raw.fewest_effective > EVEN * few):
             nested = sampled_nested(density, curvature, gaussian.low_rank, random)
             if nested is not None:
-                correction = adapted(nested, min(count, few))
-        return Drawn(raw, correction)
+                return Drawn(raw, nested.resample(min(count, few)), nested)
+        return Drawn(raw, raw.resample(few, random))
 
 
 def _raw(
     density: Density, distribution: Distribution, count: int, random: np.random.Generator
-) -> Draws:
+) -> WeightedDraws:
     """Draws of a Normal."""
     reseed(int(random.integers(2**62)))
     points = distribution.sample((count,))
     log_q = distribution.log_prob(points).numpy()
-    return Draws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
+    return WeightedDraws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
 
 
 def _of_rows(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
@@ -121,7 +133,10 @@ def _of_rows(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
         amortised=is_amortised(fitted.guide, fitted.parameters.values, space),
     )  # fmt: skip
     return Drawn(
-        weighed.together.first(count), corrected_rows(weighed, count, random), health, tuple(said)
+        weighed.together.first(count),
+        weighed.resample(count, random),
+        health=health,
+        said=tuple(said),
     )
 
 
@@ -129,13 +144,12 @@ def _of_guide(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
     """Draws of a guide, more of them where their weights are uneven."""
     problem = fitted.problem
     drawing = problem.function, fitted.callable, problem.arguments, problem.space
-    raw = draw(*drawing, count)
+    drawn = draw(*drawing, count)
     if fitted.point:
-        return Drawn(raw, None)
-    more = raw
-    while _wasteful(more) and len(more.log_p) < MOST_DRAWS * count:
-        more = more.followed_by(draw(*drawing, len(more.log_p)))
-    return Drawn(raw, reweighted(more.sites, more.log_p, more.log_q, count, random))
+        return Drawn(drawn)
+    while _wasteful(drawn) and len(drawn.log_p) < MOST_DRAWS * count:
+        drawn = drawn.followed_by(draw(*drawing, len(drawn.log_p)))
+    return Drawn(drawn.first(count), drawn.resample(count, random))
 
 
 def _weighed(count: int, space: LatentSpace) -> int:
@@ -143,8 +157,7 @@ def _weighed(count: int, space: LatentSpace) -> int:
     return max(count, min(ROW_DRAWS * count, MOST_NUMBERS // max(space.dimension, 1)))
 
 
-def _wasteful(drawn: Draws) -> bool:
+def _wasteful(drawn: WeightedDraws) -> bool:
     """Whether the weights are good, but so uneven that more draws are worth their while."""
-    k_hat = pareto_k_hat(drawn.log_weights)
-    few = effective_sample_size(drawn.log_weights) < ENOUGH
-    return few and k_hat <= k_hat_threshold(len(drawn.log_p))
+    few = drawn.unsmoothed_effective_sample_size < ENOUGH
+    return bool(few and drawn.k_hat <= k_hat_threshold(len(drawn.log_p)))

@@ -317,28 +317,51 @@ class Batchable(TorchFunctionMode):
 
 
 def map_draws(
-    function: Callable[[dict[str, Tensor]], Any], draws: Mapping[str, Tensor], chunk: int = 100
+    function: Callable[[dict[str, Tensor]], Any],
+    draws: Mapping[str, Tensor],
+    chunk: int = 100,
+    count: int | None = None,
 ) -> Any:
     """`function` of each draw: batched by `vmap` where its code allows, one by one elsewhere.
 
     Args:
-        function: Of a dict of tensors without the draws' dim, to a tensor or a dict of them.
-        draws: Each (draws, ...).
+        function: Of a dict of tensors without the draws' dim, to a tensor, or to tuples and dicts
+            of tensors.
+        draws: Each (draws, ...); empty if the function needs none, such as one that draws itself.
         chunk: Draws in one batched call, for the memory's sake.
+        count: How many draws; needed only where `draws` is empty.
 
     Returns:
         The same as `function`, with a leading dim for the draws.
     """
-    state = torch.get_rng_state()
+    count = len(next(iter(draws.values()))) if count is None else count
+
+    def of_one(values: dict[str, Tensor], _: Tensor) -> Any:
+        return function(values)
+
+    state, numbers = torch.get_rng_state(), torch.zeros(count)  # vmap needs something to batch
     try:
         with warnings.catch_warnings(), Batchable():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             warnings.filterwarnings("ignore", "An output with one or more", UserWarning)
-            return vmap(function, randomness="different", chunk_size=chunk)(dict(draws))
+            batched = vmap(of_one, randomness="different", chunk_size=chunk)
+            return batched(dict(draws), numbers)
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         torch.set_rng_state(state)
-    count = len(next(iter(draws.values())))
     results = [function({name: value[i] for name, value in draws.items()}) for i in range(count)]
-    if isinstance(results[0], dict):
-        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
-    return torch.stack(results)
+    return each_tensor(lambda *each: torch.stack(each), *results)
+
+
+def each_tensor(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """`function` of the tensors that have the same place in tuples and dicts of the same form.
+
+    Example:
+        >>> each_tensor(torch.add, ({"a": torch.ones(())}, torch.zeros(())), ({"a": 2}, 3))
+        ({'a': tensor(3.)}, tensor(3.))
+    """
+    first = trees[0]
+    if isinstance(first, dict):
+        return {name: each_tensor(function, *(tree[name] for tree in trees)) for name in first}
+    if isinstance(first, tuple):
+        return tuple(each_tensor(function, *parts) for parts in zip(*trees, strict=True))
+    return function(*trees)

@@ -15,9 +15,8 @@ from rich.text import Text
 from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
-from elbowroom.draws.correction import FEWEST_EFFECTIVE
-from elbowroom.draws.row_weights import UNRELIABLE
 from elbowroom.draws.tree import check_interval, labelled_points, summarise
+from elbowroom.draws.weighted import FEWEST_EFFECTIVE, UNRELIABLE
 from elbowroom.engines.settings import length
 from elbowroom.engines.svi.checks import Finding
 from elbowroom.engines.task import Plan

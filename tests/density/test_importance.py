@@ -24,7 +24,7 @@ from elbowroom.density.importance import (
 )
 from elbowroom.density.mixtures import DEFENSIVE, FEW, REACH, Mixture
 from elbowroom.draws.adaptive import ENOUGH, PRECISE, AdaptiveImportance
-from elbowroom.draws.correction import FEWEST_EFFECTIVE, adapted, reweighted
+from elbowroom.draws.weighted import FEWEST_EFFECTIVE, WeightedDraws
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
 
@@ -163,12 +163,13 @@ def test_the_posterior_as_its_own_proposal_gives_equal_weights_and_the_exact_evi
     random = np.random.default_rng(0)
     x = POSTERIOR_MEAN + POSTERIOR_VARIANCE**0.5 * random.normal(size=1000)
     log_q = multivariate_normal.logpdf(x, POSTERIOR_MEAN, POSTERIOR_VARIANCE)
-    found = reweighted({"x": torch.tensor(x)}, conjugate(x), log_q, 1000, random)
+    drawn = WeightedDraws({"x": torch.tensor(x)}, conjugate(x), log_q)
+    found = drawn.resample(1000, random)
     assert np.ptp(conjugate(x) - log_q) < 1e-10
     assert found.log_evidence[0] == pytest.approx(LOG_EVIDENCE, abs=1e-12)
     assert found.log_evidence[1] < 1e-12
-    assert found.k_hat == -np.inf
-    assert found.effective == pytest.approx(1000)
+    assert drawn.k_hat == -np.inf
+    assert drawn.effective_sample_size == pytest.approx(1000)
     # Every draw is kept once.
     np.testing.assert_array_equal(np.sort(found.sites["x"].numpy()), np.sort(x))
 
@@ -429,18 +430,17 @@ def test_the_masses_of_two_modes_are_found_from_equal_shares() -> None:
     found.run()
     error = (0.2 * 0.8 / found.effective_sample_size) ** 0.5
     assert found.shares() == pytest.approx((0.8, 0.2), abs=4 * error)
-    correction = adapted(found, 1000)
-    assert correction.usable
-    assert correction.modes == found.shares()
+    correction = found.resample(1000)
+    assert found.weighted.usable
     assert float((correction.sites["u"] < 0).double().mean()) == pytest.approx(0.2, abs=4 * error)
 
 
 def test_a_correction_says_when_it_is_not_usable() -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=1000)
-    heavy = reweighted({"x": torch.tensor(x)}, 1.5 * x**2, 0.0 * x, 200, random)
+    heavy = WeightedDraws({"x": torch.tensor(x)}, 1.5 * x**2, 0.0 * x)
     assert heavy.k_hat > k_hat_threshold(1000)
     assert not heavy.usable
-    few = reweighted({"x": torch.tensor(x)}, 4.0 * x, 0.0 * x, 200, random)
-    assert few.effective < FEWEST_EFFECTIVE
+    few = WeightedDraws({"x": torch.tensor(x)}, 4.0 * x, 0.0 * x)
+    assert few.effective_sample_size < FEWEST_EFFECTIVE
     assert not few.usable

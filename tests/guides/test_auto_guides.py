@@ -142,7 +142,7 @@ def test_draws_have_the_moments_of_that_normal(name: str) -> None:
         return space.unconstrain({site.name: nodes[site.name]["value"] for site in space.sites})
 
     with torch.no_grad():
-        u = map_draws(sample, {"index": torch.zeros(count)}, count)
+        u = map_draws(sample, {}, count, count)
     normal = normal_of(name, space, start)
     mean, sd = normal.mean, normal.variance.sqrt()
     # Five standard errors of a mean and of a standard deviation, over seven coordinates.

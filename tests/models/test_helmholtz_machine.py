@@ -11,7 +11,7 @@ import pytest
 
 import elbowroom as er
 from elbowroom.density.importance import k_hat_threshold, pareto_k_hat
-from elbowroom.draws.row_weights import RowWeights
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.errors import DataError, GuideError, OptionError
 from elbowroom.result import Fit
 
@@ -119,11 +119,11 @@ def test_weights_of_values_drawn_again_and_again_have_no_tail_but_rare_heavy_one
     heavy = few.copy()
     heavy[:3] = np.log([100.0, 150.0, 400.0])
     log_p = np.stack([few, heavy, random.normal(size=1000)], axis=1)
-    found = RowWeights(log_p, np.zeros_like(log_p), {}, discrete=True).k_hat()
+    found = WeightedDraws({}, log_p, np.zeros_like(log_p), discrete=True).k_hat
     assert found[0] == -np.inf
     assert found[1] > k_hat_threshold(1000)
     assert found[2] == pareto_k_hat(log_p[:, 2])
-    continuous = RowWeights(log_p, np.zeros_like(log_p), {}).k_hat()
+    continuous = WeightedDraws({}, log_p, np.zeros_like(log_p)).k_hat
     assert continuous[0] == np.inf  # equal weights of continuous latents have another cause
 
 

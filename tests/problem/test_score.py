@@ -301,11 +301,23 @@ def test_what_cannot_be_batched_is_run_draw_by_draw() -> None:
     torch.testing.assert_close(map_draws(by_branch, draws)["y"], wanted, rtol=0, atol=0)
 
 
-def test_random_draws_in_a_batch_differ() -> None:
-    def sample(_: dict[str, Tensor]) -> Tensor:
-        return dist.Normal(torch.zeros(()), 1.0).sample()
+@pytest.mark.parametrize("batched", [True, False])
+def test_random_draws_differ_and_come_in_the_form_of_one(batched: bool) -> None:
+    """A function that needs nothing is given nothing, and told how often."""
+    given = []
 
-    assert len(map_draws(sample, {"index": torch.zeros(50)}).unique()) == 50
+    def sample(values: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        given.append(values)
+        drawn = dist.Normal(torch.zeros(()), 1.0).sample()
+        sign = torch.ones(()) if batched or drawn.item() > 0 else -torch.ones(())
+        return {"x": drawn, "y": drawn + 1}, sign
+
+    values, signs = map_draws(sample, {}, 20, count=50)
+    assert not any(given)
+    assert len(values["x"].unique()) == 50
+    torch.testing.assert_close(values["y"], values["x"] + 1, **EXACT)
+    expected = torch.ones(50) if batched else values["x"].sign()
+    torch.testing.assert_close(signs, expected, **EXACT)
 
 
 def test_random_draws_in_a_batch_warn_of_nothing() -> None:
@@ -319,5 +331,5 @@ def test_random_draws_in_a_batch_warn_of_nothing() -> None:
             "count": dist.Poisson(torch.tensor(3.0)).sample(),
         }
 
-    found = map_draws(sample, {"index": torch.zeros(20)})
+    found = map_draws(sample, {}, count=20)
     assert all(len(values.unique(dim=0)) > 1 for values in found.values())

@@ -132,38 +132,36 @@ class Movement:
         guide, arguments = self.step.guide, self.step.arguments
         few = {name for name in random if sites[name]["fn"].has_enumerate_support}
 
-        def run(given: dict[str, Tensor]) -> dict[str, Any]:
+        def run(given: dict[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+            """Each site's value, whether the run has it, its log density and probabilities."""
             with _Given({name: given[name] for name in random if name in given}):
                 trace = poutine.trace(guide).get_trace(**arguments)
             trace.compute_log_prob()
-            found = {}
-            for name, site in sites.items():
-                node, there = trace.nodes.get(name, site), name in trace.nodes
-                found[name], found[f"{name} there"] = node["value"], torch.tensor(float(there))
-                if name in random:
-                    found[f" {name}"] = node["log_prob"]
-                if name in few and there:
-                    values = node["fn"].enumerate_support(expand=False)
-                    found[f"{name} probabilities"] = node["fn"].log_prob(values).exp()
-            return found
+            nodes = {name: trace.nodes.get(name, site) for name, site in sites.items()}
+            probabilities = {}
+            for name in few & set(trace.nodes):
+                fn = nodes[name]["fn"]
+                values = fn.enumerate_support(expand=False)
+                probabilities[name] = fn.log_prob(values).exp()
+            return (
+                {name: node["value"] for name, node in nodes.items()},
+                {name: torch.tensor(float(name in trace.nodes)) for name in nodes},
+                {name: node["log_prob"] for name, node in nodes.items() if name in random},
+                probabilities,
+            )
 
         reseed(SEED)
         self.step.parameters.assign(own)
-        first = map_draws(run, {" index": torch.zeros(DRAWS)}, DRAWS)
+        values, there, log_q, shares = map_draws(run, {}, DRAWS, DRAWS)
         self.step.parameters.assign(others)
-        second = map_draws(run, {name: first[name] for name in sites}, DRAWS)
-        whole = {
-            name for name in sites if all(each[f"{name} there"].all() for each in (first, second))
-        }
-        ratios = {name: first[f" {name}"] - second[f" {name}"] for name in (random - few) & whole}
-        apart = [
-            (first[each] - second[each]).abs().mean(0).sum(0)
-            for each in (f"{name} probabilities" for name in few & whole)
-        ]
+        new_values, new_there, new_log_q, new_shares = map_draws(run, values, DRAWS)
+        whole = {name for name in sites if there[name].all() and new_there[name].all()}
+        ratios = {name: log_q[name] - new_log_q[name] for name in (random - few) & whole}
+        apart = [(shares[name] - new_shares[name]).abs().mean(0).sum(0) for name in few & whole]
         moved = {
-            name: (second[name] - first[name], first[name])
+            name: (new_values[name] - values[name], values[name])
             for name in whole - random
-            if first[name].is_floating_point()
+            if values[name].is_floating_point()
         }
         return ratios, moved, apart
 
