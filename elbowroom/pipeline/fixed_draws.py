@@ -1,7 +1,6 @@
 """The deterministic way through the house: the ELBO over fixed draws, then importance sampling."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,10 +16,8 @@ from elbowroom.draws.adaptive import sampled, sampled_nested
 from elbowroom.draws.correction import Correction, adapted, reweighted
 from elbowroom.draws.of_guide import Draws
 from elbowroom.engines.fixed_draws.approximations import (
-    METHODS,
-    SINGLE,
-    WIDE,
     Approximation,
+    fitted,
     linear_response,
     responses,
     wide,
@@ -31,7 +28,7 @@ from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.loop import Trained
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides import Guide, Start
-from elbowroom.guides.auto import cholesky, scales, whitened
+from elbowroom.guides.families import Flat
 from elbowroom.guides.space import trace_model
 from elbowroom.objectives.elbo import read_guide
 from elbowroom.pipeline.concluding import Fitted, conclude
@@ -63,7 +60,8 @@ def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
             return f"it has point parameters beside {space.dimension} latent dimensions"
         if space.parameters.why_not is not None:
             return space.parameters.why_not
-    if guide is not None and guide.name not in WIDE and space.dimension > LARGEST:
+    declared = None if guide is None else guide.fixed_draws
+    if declared is not None and not declared.wide and space.dimension > LARGEST:
         return f"the model has {space.dimension} latent dimensions, more than {LARGEST}"
     return None
 
@@ -75,7 +73,7 @@ def fit_fixed_draws(
 
     Args:
         task: What is asked.
-        guide: One of `METHODS`.
+        guide: One that declares what to do with it.
         landscape: If it is known.
         begins: Whether the guide was not asked for, and only begins importance sampling.
 
@@ -83,7 +81,7 @@ def fit_fixed_draws(
         OptionError: If the problem or the guide is for the other engine.
         GuideError: If the guide has no optimum.
     """
-    if guide.name not in METHODS:
+    if guide.fixed_draws is None:
         raise OptionError(f"--engine fixed_draws: the guide '{guide.name}' needs --engine svi.")
     problem, settings, seed = task.problem, task.settings, task.seed
     reason = why_not(problem, guide)
@@ -102,7 +100,7 @@ def fit_fixed_draws(
                 landscape, guide, settings, choice, count, random
             )
         else:
-            found = approximate(landscape, guide.name, choice, random)
+            found = approximate(landscape, guide, choice, random)
             approximation = found.approximation
             few = found.density.affordable(2 * count, 1000) // 2
             raw = _raw(found.density, approximation, few, random)
@@ -139,19 +137,21 @@ class Approximated:
 
 
 def approximate(
-    landscape: Landscape, method: str, choice: FixedDraws, random: np.random.Generator
+    landscape: Landscape, guide: Guide, choice: FixedDraws, random: np.random.Generator
 ) -> Approximated:
-    """Fits a guide by name, and a proposal: linear response at every mode that matters."""
+    """Fits a guide, and a proposal: linear response at every mode that matters."""
     assert landscape.density is not None
-    asked = choice if method == "linear_response" else PROPOSAL
-    optima = responses(landscape, random, asked)
-    if method == "linear_response":
+    declared = guide.fixed_draws
+    assert declared is not None
+    responding = declared.family is None and declared.search is None
+    optima = responses(landscape, random, choice if responding else PROPOSAL)
+    if responding:
         approximation = linear_response(optima)
     else:
-        approximation = SINGLE[method](landscape, random, choice)
+        approximation = fitted(landscape, guide, random, choice)
     centres = _centres(optima)
     assert approximation.covariance is not None
-    if method == "full_rank" and approximation.optimum is not None:
+    if declared.proposes and approximation.optimum is not None:
         centres[:1] = [(approximation.mean, approximation.covariance, approximation.optimum.elbo)]
     if not centres:
         centres = [(approximation.mean, approximation.covariance, 0.0)]
@@ -232,7 +232,7 @@ def _wide(
     density, curvature = landscape.density, landscape.curvature
     assert density is not None
     assert curvature is not None
-    approximation = wide(landscape, guide.name, random, choice, settings.correlated)
+    approximation = wide(landscape, guide, random, choice, settings.correlated)
     few = min(density.affordable(count, 1000), max(1000, MOST_NUMBERS // density.dimension))
     raw = _raw(density, approximation, few, random)
     assert approximation.response is not None
@@ -270,7 +270,7 @@ def _as_pyro(
             scale = _tensor(found.response.normal.scale, problem)
             factor = _tensor(found.response.normal.factor, problem)
             start = Start(_tensor(found.mean, problem), None, scale, factor)
-        elif found.optimum is None or guide.name == "linear_response":
+        elif found.family is None:
             assert found.covariance is not None
             precision = np.linalg.inv(found.covariance)
             start = Start(_tensor(found.mean, problem), _tensor(precision, problem))
@@ -278,15 +278,16 @@ def _as_pyro(
             start = landscape.start()
         called = guide.build(problem.space, start)
         read_guide(called, problem.arguments, problem.space)
-        if found.optimum is not None and guide.name in PARAMETERS:
+        if found.family is not None and found.optimum is not None:
             store = pyro.get_param_store()
-            parameters = PARAMETERS[guide.name](problem, start, found.optimum.parameters)
-            for name, value in parameters.items():
-                store[name] = _tensor(value, problem).reshape(store[name].shape)
+            flat = Flat(found.family(problem.space, start))
+            values = flat.values(torch.as_tensor(found.optimum.parameters))
+            for name, value in values.items():
+                store[f"guide.{name}"] = value.to(problem.device, problem.dtype)
         if landscape.likelihood is not None:
             trace_model(problem.function, problem.arguments)  # makes the model's own parameters
         likelihood = landscape.likelihood
-        values = placed_values({} if likelihood is None else likelihood.values)
+        placed = placed_values({} if likelihood is None else likelihood.values)
     history = np.asarray(found.history)
     trained = Trained(
         found.status,
@@ -301,55 +302,10 @@ def _as_pyro(
     if found.response is not None:
         starts = found.response.agreeing, found.response.tried
     return Fitted(
-        guide, called, start, Parameters(state, values), trained, OBJECTIVE, "fixed_draws",
+        guide, called, start, Parameters(state, placed), trained, OBJECTIVE, "fixed_draws",
         starts=starts,
     )  # fmt: skip
 
 
 def _tensor(values: np.ndarray, problem: Problem) -> Tensor:
     return torch.as_tensor(values).to(problem.device, problem.dtype)
-
-
-def _mean_field(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
-    """The parameters of the guide of that name in `elbowroom.guides.auto`."""
-    offset, log_ratio = map(torch.as_tensor, np.split(parameters, 2))
-    free = {"log_ratio": log_ratio}
-    found = {}
-    if whitened(problem.space, start):
-        found["guide.offset"] = _whitened(start, offset).numpy()
-    else:
-        free["offset"] = offset
-    for name, values in free.items():
-        for site, part in problem.space.split(values).items():
-            found[f"guide.{site}.{name}"] = part.numpy()
-    return found
-
-
-def _whitened(start: Start, offset: Tensor) -> Tensor:
-    """An offset in units of the scales at the start, in whitened coordinates."""
-    moved = scales(start).cpu().double() * offset
-    root = cholesky(start).cpu().double()
-    return torch.linalg.solve_triangular(root, moved.unsqueeze(-1), upper=False).squeeze(-1)
-
-
-def _full_rank(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
-    size = problem.space.dimension
-    factor = np.diag(np.exp(parameters[size : 2 * size]))
-    factor[np.tril_indices(size, -1)] = parameters[2 * size :]
-    return {"guide.offset": parameters[:size], "guide.factor": factor}
-
-
-def _low_rank(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
-    size = problem.space.dimension
-    return {
-        "guide.offset": _whitened(start, torch.as_tensor(parameters[:size])).numpy(),
-        "guide.log_ratio": parameters[size : 2 * size],
-        "guide.factor": parameters[2 * size :],
-    }
-
-
-PARAMETERS: dict[str, Callable[[Problem, Start, np.ndarray], dict[str, np.ndarray]]] = {
-    "mean_field": _mean_field,
-    "full_rank": _full_rank,
-    "low_rank": _low_rank,
-}
