@@ -6,7 +6,9 @@ A guide's builder is called as `build(space, start)` with the model's `LatentSpa
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from elbowroom.models import get_model, model_summaries
 if TYPE_CHECKING:  # the registry is read without torch
     from torch import Tensor
 
+    from elbowroom.guides.families import FixedDraws
     from elbowroom.guides.space import LatentSpace
 
 Build = Callable[["LatentSpace", "Start"], Callable[..., Any]]
@@ -55,7 +58,9 @@ class Guide:
         amortised: Whether it gives the latents of rows that it was not fitted to.
         exact: Whether it is the posterior itself, at given points; `auto` takes it.
         replaces: The guide for any model that it is, for this model, by another name.
-        engines: Those that fit it, the one that `auto` takes first.
+        engines: Those that fit it, the one that `auto` takes first; by default fixed draws, if it
+            says how, and stochastic gradients.
+        fixed_draws: What the deterministic engine does with it.
         likelihood: Whether the priors of what it estimates are left out.
         steps: Given the model's arguments and the columns' names, the steps of
             expectation-maximisation; see `elbowroom.engines.em.expectation_maximisation.Steps`.
@@ -71,9 +76,21 @@ class Guide:
     amortised: bool = False
     exact: bool = False
     replaces: str | None = None
-    engines: tuple[str, ...] = ("svi",)
+    engines: tuple[str, ...] = ()
+    fixed_draws: "FixedDraws | None" = None
     likelihood: bool = False
     steps: Callable[[Mapping[str, Any], Sequence[str]], Any] | None = None
+
+    def __post_init__(self) -> None:
+        known = self.fixed_draws is not None
+        if not self.engines:
+            engines = ("fixed_draws", "svi") if known else ("svi",)
+            object.__setattr__(self, "engines", engines)
+        elif known != ("fixed_draws" in self.engines):
+            raise GuideError(
+                f"the guide '{self.name}': give fixed_draws= if 'fixed_draws' is one of its "
+                "engines, and only then."
+            )
 
 
 _registered: dict[tuple[str | None, str], Guide] = {}
@@ -133,13 +150,22 @@ def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, G
 
 def _written_for(model: str | None) -> Mapping[str, Guide]:
     """The guides for a model and those for any, whether they can hold its latents or not."""
-    import_module("elbowroom.guides.auto")
-    if model is not None and find_spec(f"elbowroom.guides.{model}") is not None:
-        import_module(f"elbowroom.guides.{model}")
+    for name in _general_files():
+        import_module(f"{__name__}.{name}")
+    if model is not None and find_spec(f"{__name__}.{model}") is not None:
+        import_module(f"{__name__}.{model}")
     fitting = [guide for guide in _registered.values() if guide.model in (None, model)]
     fitting.sort(key=lambda guide: guide.model is None)
     replaced = {guide.replaces for guide in fitting}
     return {guide.name: guide for guide in fitting if guide.model or guide.name not in replaced}
+
+
+@cache
+def _general_files() -> list[str]:
+    """The files beside this one that belong to no model, `auto` first: it has the plainest."""
+    stems = [file.name.removesuffix(".py") for file in files(__name__).iterdir()
+             if file.name.endswith(".py") and not file.name.startswith("_")]  # fmt: skip
+    return sorted(set(stems) - set(model_summaries()), key=lambda name: (name != "auto", name))
 
 
 def _why_not(guide: Guide, model: str | None, local_latents: bool) -> str | None:

@@ -6,9 +6,12 @@ in every direction, whatever the units of the data. The family of distributions 
 Parameters and auxiliary sites are named `guide. ...`, so that they meet no name of the model's.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -17,41 +20,25 @@ from torch import Tensor
 
 from elbowroom.errors import GuideError
 from elbowroom.guides import Start, register
-from elbowroom.guides.pathwise import PathwiseMultivariateNormal, PathwiseNormal
-from elbowroom.guides.roots import factor_of_inverse
+from elbowroom.guides.families import (
+    REAL,
+    FixedDraws,
+    Found,
+    Normal,
+    Search,
+    cholesky,
+    flat_guide,
+    sample_flat,
+    sampled,
+    scales,
+)
+from elbowroom.guides.pathwise import PathwiseNormal
 from elbowroom.guides.space import LatentSpace, Site
 
 WHITENED = 300
 """The largest dimension in which means are optimised in whitened coordinates."""
-INITIAL_SCALE = 0.1
-"""Standard deviation, in unconstrained coordinates, where no curvature is known."""
-
-
-def scales(start: Start) -> Tensor:
-    """The conditional standard deviation of each coordinate at the start, (D,).
-
-    It is the optimal one of a mean-field Normal where the posterior is Normal.
-    """
-    if start.scale is not None:
-        return start.scale
-    if start.precision is None:
-        return torch.full_like(start.location, INITIAL_SCALE)
-    return start.precision.diagonal().rsqrt()
-
-
-def cholesky(start: Start) -> Tensor:
-    """Lower Cholesky factor of the covariance at the start, (D, D)."""
-    if start.precision is None:
-        return INITIAL_SCALE * torch.eye(len(start.location)).to(start.location)
-    return factor_of_inverse(start.precision)
-
-
-def sample_site(site: Site, unconstrained: Tensor) -> Tensor:
-    """Samples a site at the value of an unconstrained draw, with the density of the transform."""
-    value = site.transform(unconstrained)
-    log_density = -site.log_abs_det_jacobian(unconstrained, value)
-    fn = dist.Delta(value, log_density=log_density, event_dim=site.event_dim)
-    return pyro.sample(site.name, fn)
+FLAT = 1e-2
+"""The least curvature that a number of a low-rank guide is guessed to have."""
 
 
 def sample_normal(site: Site, location: Tensor, scale: Tensor) -> None:
@@ -77,23 +64,6 @@ def sample_spread(site: Site, location: Tensor, scale: Tensor) -> None:
     if not site.real:  # a plain Normal keeps its closed-form divergence
         fn = dist.TransformedDistribution(fn, [site.transform.with_cache()])
     pyro.sample(site.name, fn.to_event(site.event_dim - fn.event_dim))
-
-
-def flat_guide(space: LatentSpace, draw: Callable[[], Tensor]) -> Callable[..., Any]:
-    """A guide that draws the flat unconstrained vector as a whole; `draw` samples it."""
-
-    def guide(**arguments: Any) -> None:
-        parts, plates = space.split(draw()), space.plates(arguments)
-        for site in space.sites:
-            with plates(site.plates):
-                sample_site(site, parts[site.name])
-
-    return guide
-
-
-def sample_flat(fn: dist.TorchDistribution) -> Tensor:
-    """Samples the flat unconstrained vector, which is no site of the model."""
-    return pyro.sample("guide.unconstrained", fn, infer={"is_auxiliary": True})
 
 
 def whitened(space: LatentSpace, start: Start) -> bool:
@@ -165,68 +135,159 @@ def mle(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return map_guide(space, start)
 
 
-BOTH = ("fixed_draws", "svi")
 LANDING = "sticking_the_landing"
 """The objective of guides that can come near any posterior: its noise is that of what they miss."""
 
 
-@register("mean_field", "independent Normals in unconstrained coordinates", engines=BOTH)
+class MeanField:
+    """Independent Normals; the means move in whitened coordinates where there are some.
+
+    Its parameters are those that `site_guide` makes in Pyro, site by site.
+    """
+
+    def __init__(self, space: LatentSpace, start: Start) -> None:
+        self.start, self.sites, self.scales = start, space.sites, scales(start)
+        self.root = cholesky(start) if whitened(space, start) else None
+        offsets = ["offset"] if self.root is not None else [f"{s.name}.offset" for s in space.sites]
+        names = [*offsets, *(f"{site.name}.log_ratio" for site in space.sites)]
+        self.parameters = dict.fromkeys(names, REAL)
+
+    def initial(self, width: float = 1.0) -> dict[str, Tensor]:
+        """No offset, and the log of the width."""
+        found = {}
+        for site in self.sites:
+            shape = site.unconstrained_shape
+            found[f"{site.name}.offset"] = torch.zeros(shape)
+            found[f"{site.name}.log_ratio"] = torch.full(shape, math.log(width))
+        return {"offset": torch.zeros(len(self.scales)), **found}
+
+    def normal(self, values: Mapping[str, Tensor]) -> Normal:
+        """With a diagonal covariance."""
+        if self.root is None:
+            moved = self.scales * self._flat(values, "offset")
+        else:
+            moved = self.root @ values["offset"]
+        return Normal(
+            self.start.location + moved, self.scales * self._flat(values, "log_ratio").exp()
+        )
+
+    def curvature(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Two of each log standard deviation, where the posterior is Normal."""
+        return {name: torch.full_like(values[name], 2.0) for name in self.parameters
+                if name.endswith(".log_ratio")}  # fmt: skip
+
+    def _flat(self, values: Mapping[str, Tensor], name: str) -> Tensor:
+        return torch.cat([values[f"{site.name}.{name}"].reshape(-1) for site in self.sites])
+
+
+@register(
+    "mean_field",
+    "independent Normals in unconstrained coordinates",
+    fixed_draws=FixedDraws(MeanField, wide=True),
+)
 def mean_field(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
     return site_guide(space, start, sample_spread, sample_normal)
 
 
-@register("full_rank", "one Normal with all correlations", elbo=LANDING, dense=True, engines=BOTH)
+class FullRank:
+    """One Normal, its mean and Cholesky factor in coordinates whitened by the curvature."""
+
+    def __init__(self, space: LatentSpace, start: Start) -> None:
+        self.start, self.whitening, self.size = start, cholesky(start), space.dimension
+        self.parameters = {"offset": REAL, "factor": constraints.lower_cholesky}
+
+    def initial(self, width: float = 1.0) -> dict[str, Tensor]:
+        """The unit matrix, so many times."""
+        return {"offset": torch.zeros(self.size), "factor": width * torch.eye(self.size)}
+
+    def normal(self, values: Mapping[str, Tensor]) -> Normal:
+        """With all correlations."""
+        location = self.start.location + self.whitening @ values["offset"]
+        return Normal(location, self.whitening @ values["factor"])
+
+    def curvature(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One, in whitened coordinates."""
+        return {}
+
+
+@register(
+    "full_rank",
+    "one Normal with all correlations",
+    elbo=LANDING,
+    dense=True,
+    fixed_draws=FixedDraws(FullRank, proposes=True),
+)
 def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
-    whitening, size = cholesky(start), space.dimension
-
-    def draw() -> Tensor:
-        offset = pyro.param("guide.offset", torch.zeros(size))
-        factor = pyro.param("guide.factor", torch.eye(size), constraint=constraints.lower_cholesky)
-        location = start.location + whitening @ offset
-        return sample_flat(PathwiseMultivariateNormal(location, scale_tril=whitening @ factor))
-
-    return flat_guide(space, draw)
+    return sampled(space, FullRank(space, start))
 
 
-@register("low_rank", "a Normal with correlations of low rank", dense=True, engines=BOTH)
+class LowRank:
+    """A Normal whose covariance is diagonal plus a part of rank √D, rounded up.
+
+    The mean moves in whitened coordinates; the rest is in units of the start's scales.
+    """
+
+    def __init__(self, space: LatentSpace, start: Start) -> None:
+        self.start, self.size = start, space.dimension
+        self.widths, self.whitening = scales(start), cholesky(start)
+        self.parameters = dict.fromkeys(("offset", "factor", "log_ratio"), REAL)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """What the conditional variances leave out, in its leading directions, (D, R)."""
+        rank, precision = math.ceil(self.size**0.5), self.start.precision
+        if precision is None:
+            return 0.1 * torch.randn(self.size, rank) / rank**0.5
+        covariance = torch.linalg.inv(precision) / torch.outer(self.widths, self.widths)
+        values, vectors = torch.linalg.eigh(covariance - torch.eye(self.size).to(covariance))
+        return vectors[:, -rank:] * values[-rank:].clamp(min=1e-4).sqrt()
+
+    def initial(self, width: float = 1.0) -> dict[str, Tensor]:
+        """The start's scales, and the factor beside them."""
+        log_ratio = torch.full((self.size,), math.log(width))
+        return {
+            "offset": torch.zeros(self.size), "factor": width * self.factor, "log_ratio": log_ratio
+        }  # fmt: skip
+
+    def normal(self, values: Mapping[str, Tensor]) -> Normal:
+        """With correlations of low rank."""
+        location = self.start.location + self.whitening @ values["offset"]
+        scale = self.widths * values["log_ratio"].exp()
+        return Normal(location, scale, self.widths.unsqueeze(-1) * values["factor"])
+
+    def curvature(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """That of the divergence from the guide, each number by itself."""
+        factor, variances = values["factor"], (2 * values["log_ratio"]).exp()
+        inverse = torch.linalg.inv(factor @ factor.mT + variances.diag())
+        own, across = inverse.diagonal(), inverse @ factor
+        by_factor = torch.outer(own, (factor * across).sum(0)) + across.square()
+        return {
+            "factor": by_factor + FLAT,
+            "log_ratio": 2 * (variances * own).square() + FLAT,
+        }
+
+
+@register(
+    "low_rank",
+    "a Normal with correlations of low rank",
+    dense=True,
+    fixed_draws=FixedDraws(LowRank),
+)
 def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Rank √D, rounded up.
 
     Ong, Nott and Smith, 2018, "Gaussian variational approximation with a factor covariance
     structure".
     """
-    widths, whitening, size = scales(start), cholesky(start), space.dimension
-    rank = max(1, round(size**0.5 + 0.499))
-
-    def initial_factor() -> Tensor:
-        if start.precision is None:
-            return 0.1 * torch.randn(size, rank) / rank**0.5
-        covariance = torch.linalg.inv(start.precision) / torch.outer(widths, widths)
-        # What the conditional variances leave out, in its leading directions.
-        values, vectors = torch.linalg.eigh(covariance - torch.eye(size).to(covariance))
-        return vectors[:, -rank:] * values[-rank:].clamp(min=1e-4).sqrt()
-
-    def draw() -> Tensor:
-        offset = pyro.param("guide.offset", torch.zeros(size))
-        factor = pyro.param("guide.factor", initial_factor)
-        log_ratio = pyro.param("guide.log_ratio", torch.zeros(size))
-        fn = dist.LowRankMultivariateNormal(
-            start.location + whitening @ offset,
-            widths.unsqueeze(-1) * factor,
-            (widths * log_ratio.exp()).square(),
-        )
-        return sample_flat(fn)
-
-    return flat_guide(space, draw)
+    return sampled(space, LowRank(space, start))
 
 
-def _normal(space: LatentSpace, start: Start) -> Callable[..., Any]:
+def start_normal(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The Normal at the start with its precision: nothing to optimise."""
     if start.scale is not None and start.factor is not None:
-        variances, factor = start.scale.square(), start.factor
-        fn = dist.LowRankMultivariateNormal(start.location, factor, variances)
+        fn = Normal(start.location, start.scale, start.factor).distribution
         return flat_guide(space, lambda: sample_flat(fn))
     if start.precision is None:
         raise GuideError("this guide is fitted with --engine fixed_draws.")
@@ -238,34 +299,37 @@ def _normal(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return flat_guide(space, draw)
 
 
-FIXED = ("fixed_draws",)
-
-
 @register(
     "linear_response",
     "mean-field means with the covariance of linear response",
     dense=True,
-    engines=FIXED,
+    engines=("fixed_draws",),
+    fixed_draws=FixedDraws(wide=True),
 )
 def linear_response(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Giordano, Broderick and Jordan, 2018, "Covariances, robustness and variational Bayes"."""
-    return _normal(space, start)
+    return start_normal(space, start)
+
+
+def match_mode(search: Search) -> Found:
+    """The Normal at the best mode with its curvature."""
+    mode = search.mode
+    assert mode.precision is not None
+    covariance = np.linalg.inv(mode.precision.numpy())
+    reason = "the guide is the mode and its curvature: nothing to optimise."
+    return Found(mode.location.numpy(), covariance, reason)
 
 
 @register(
-    "laplace", "the Normal that matches the mode and its curvature", dense=True, engines=FIXED
+    "laplace",
+    "the Normal that matches the mode and its curvature",
+    dense=True,
+    engines=("fixed_draws",),
+    fixed_draws=FixedDraws(search=match_mode),
 )
 def laplace(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The mode and inverse Hessian of the unconstrained log density."""
-    return _normal(space, start)
-
-
-@register(
-    "pathfinder", "the best Normal along paths of a quasi-Newton climb", dense=True, engines=FIXED
-)
-def pathfinder(space: LatentSpace, start: Start) -> Callable[..., Any]:
-    """Zhang, Carpenter, Gelman and Vehtari, 2022, "Pathfinder"."""
-    return _normal(space, start)
+    return start_normal(space, start)
 
 
 @register("flow", "a neural spline flow", elbo=LANDING, dense=True)

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 
 from elbowroom.guides import Start, register
-from elbowroom.guides.auto import scales
+from elbowroom.guides.families import scales
 from elbowroom.guides.pathwise import PathwiseNormal
 from elbowroom.guides.space import LatentSpace
 

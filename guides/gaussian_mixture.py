@@ -12,7 +12,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from elbowroom.guides import Start, register
-from elbowroom.guides.auto import sample_normal, sample_site, scales
+from elbowroom.guides.auto import sample_normal
+from elbowroom.guides.families import sample_site, scales
 from elbowroom.guides.space import LatentSpace
 from elbowroom.models.gaussian_mixture import starts
 

@@ -73,17 +73,21 @@ def test_all_code_of_the_theory_is_quoted() -> None:
 @pytest.mark.parametrize(
     ("label", "link", "code"),
     [
-        ("guides/auto.py", "../guides/auto.py", "return start.precision.diagonal().sqrt()"),
-        ("guides/auto.py", "../guides/auto.py", "return start.precision.diagonal()"),
-        ("guides/auto.py", "../guides/vae.py", "return start.precision.diagonal().rsqrt()"),
+        ("guides/families.py", "../guides/families.py", "return start.precision.diagonal().sqrt()"),
+        ("guides/families.py", "../guides/families.py", "return start.precision.diagonal()"),
+        ("guides/families.py", "../guides/vae.py", "return start.precision.diagonal().rsqrt()"),
         ("guides/none.py", "../guides/none.py", "return start.precision.diagonal().rsqrt()"),
-        ("guides/auto.py", "../guides/auto.py", "if start.scale is not None:\nreturn start.scale"),
+        (
+            "guides/families.py",
+            "../guides/families.py",
+            "if start.scale is not None:\nreturn start.scale",
+        ),
     ],
 )
 def test_a_false_quotation_is_seen(label: str, link: str, code: str) -> None:
     text = f"In [`{label}`]({link}):\n\n```python\n{code}\n```\n"
     assert len(misquoted(DOCS / "theory.md", text)) == 1
-    right = text.replace(label, "guides/auto.py").replace(link, "../guides/auto.py")
+    right = text.replace(label, "guides/families.py").replace(link, "../guides/families.py")
     right = right.replace(code, "if start.scale is not None:\n    return start.scale")
     assert misquoted(DOCS / "theory.md", right) == []
 

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from elbowroom.density.density import Density
 from elbowroom.density.modes import find_modes
 from elbowroom.draws.of_guide import draw
 from elbowroom.errors import ElbowroomError, GuideError, NoModeError
-from elbowroom.guides import Start, get_guide
+from elbowroom.guides import Guide, Start, get_guide
+from elbowroom.guides.families import FixedDraws, Normal, sampled, scales
 from elbowroom.guides.space import LatentSpace
 from elbowroom.objectives.elbo import read_guide
 from elbowroom.problem.isolation import isolated
@@ -320,3 +321,64 @@ def test_where_the_mode_is_no_use_auto_goes_by_stochastic_gradients(
     for guide, engine in (("mean_field", "fixed_draws"), ("laplace", "auto")):
         with pytest.raises(GuideError, match="needs a mode"):
             er.fit("bayesian_regression", None, guide, engine=engine, **options)
+
+
+def test_a_guide_says_what_fixed_draws_do_with_it_if_and_only_if_they_fit_it() -> None:
+    def build(space: LatentSpace, start: Start) -> Callable[..., Any]:
+        return lambda **_: None
+
+    assert Guide("stochastic", "", build).engines == ("svi",)
+    assert Guide("both", "", build, fixed_draws=FixedDraws()).engines == ("fixed_draws", "svi")
+    with pytest.raises(GuideError, match="'half': give fixed_draws="):
+        Guide("half", "", build, engines=("fixed_draws",))
+    with pytest.raises(GuideError, match="'half': give fixed_draws="):
+        Guide("half", "", build, engines=("svi",), fixed_draws=FixedDraws())
+
+
+class OneScale:
+    """Independent Normals of one common width: a family that no file of the package knows."""
+
+    def __init__(self, space: LatentSpace, start: Start) -> None:
+        self.start, self.widths = start, scales(start)
+        self.parameters = {"offset": constraints.real, "width": constraints.positive}
+
+    def initial(self, width: float = 1.0) -> dict[str, Tensor]:
+        return {"offset": torch.zeros(len(self.widths)), "width": torch.tensor(width)}
+
+    def normal(self, values: Mapping[str, Tensor]) -> Normal:
+        location = self.start.location + self.widths * values["offset"]
+        return Normal(location, self.widths * values["width"])
+
+    def curvature(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+
+def test_a_family_from_elsewhere_is_fitted_by_both_engines() -> None:
+    """Of a correlated Normal with unit conditional variances, all optimal variances are one."""
+    precision = torch.tensor([[1.0, 0.6, 0.0], [0.6, 1.0, -0.5], [0.0, -0.5, 1.0]])
+    mean = torch.tensor([1.0, -2.0, 0.5])
+
+    def model(y: Tensor) -> None:
+        u = pyro.sample("u", dist.MultivariateNormal(mean, precision_matrix=precision))
+        pyro.sample("y", dist.Normal(0.0 * u.sum(), 1.0), obs=y)
+
+    def build(space: LatentSpace, start: Start) -> Callable[..., Any]:
+        return sampled(space, OneScale(space, start))
+
+    declared = FixedDraws(OneScale)
+    guide = Guide("one_scale", "one width", build, dense=True, fixed_draws=declared)
+    gap = 0.5 * float(torch.linalg.slogdet(precision)[1])  # of the widest to the narrower Normal
+    evidence = float(dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.0)))
+    runs: tuple[tuple[str, dict[str, Any]], ...] = (("fixed_draws", {}), ("svi", {"steps": 2000}))
+    for engine, settings in runs:
+        fit = er.fit(model, {"y": torch.tensor(0.0)}, guide, engine=engine, seed=1, **settings)
+        values = fit.parameters.values
+        assert set(values) == {"guide.offset", "guide.width"}
+        assert fit.engine == engine
+        # The fixed optimum is flat to 1e-4 nats; the stochastic one has its steps' noise.
+        near = 0.02 if engine == "fixed_draws" else 0.1
+        assert abs(float(values["guide.width"])) < near  # its logarithm
+        assert float(values["guide.offset"].abs().max()) < near
+        assert (
+            abs(fit.measures["elbo"] - (evidence + gap)) < 3.5 * fit.measures["elbo_se"] + near**2
+        )

@@ -1,22 +1,26 @@
-"""Gaussian approximations of a posterior that need no stochastic gradient, by name."""
+"""Gaussian approximations of a posterior that need no stochastic gradient."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal
 
-from elbowroom.density.density import Density
 from elbowroom.density.landscape import Landscape
 from elbowroom.density.modes import Mode, guarded_loss
 from elbowroom.engines.fixed_draws import optima as fixed_draws
-from elbowroom.engines.fixed_draws.objectives import LOG_2PI, Coordinates
-from elbowroom.engines.fixed_draws.optima import PROPOSAL, Draws, Errors, Optimum
+from elbowroom.engines.fixed_draws.objectives import Coordinates
+from elbowroom.engines.fixed_draws.optima import (
+    PROPOSAL,
+    Draws,
+    Errors,
+    Optimum,
+    best_of_family,
+)
 from elbowroom.engines.fixed_draws.wide import Response, chosen_coordinates, respond
-from elbowroom.errors import GuideError, NoModeError
+from elbowroom.errors import GuideError
+from elbowroom.guides import Guide
+from elbowroom.guides.families import MakeFamily, Search
 from elbowroom.guides.roots import factor_of_inverse
 
 
@@ -33,6 +37,7 @@ class Approximation:
         parameters: How many numbers were optimised.
         history: The ELBO at each evaluation.
         response: What stands for the covariance.
+        family: Of which it is the optimum, if it is of one.
     """
 
     mean: np.ndarray
@@ -43,6 +48,7 @@ class Approximation:
     parameters: int = 0
     history: list[float] = field(default_factory=list)
     response: Response | None = None
+    family: MakeFamily | None = None
 
     @property
     def errors(self) -> Errors | None:
@@ -71,15 +77,6 @@ def _scaled(mode: Mode) -> Coordinates:
     return Coordinates(mode.location, 1 / np.sqrt(np.diag(mode.precision)))
 
 
-def _best(landscape: Landscape, name: str) -> Mode:
-    if landscape.best is None:
-        raise NoModeError(
-            f"{name} needs a mode with positive curvature, and none was found; "
-            "fit with --engine svi --guide mean_field instead."
-        )
-    return landscape.best
-
-
 def _of_optimum(optimum: Optimum | None, name: str) -> Approximation:
     if optimum is None:
         raise GuideError(
@@ -106,46 +103,28 @@ def _how_it_ended(optimum: Optimum | Response) -> str:
     )
 
 
-def laplace(landscape: Landscape, random: np.random.Generator, choice: Draws) -> Approximation:
-    """The Normal that matches the best mode and its curvature."""
-    mode = _best(landscape, "laplace")
-    assert mode.precision is not None
-    reason = "the guide is the mode and its curvature: nothing to optimise."
-    return Approximation(mode.location, np.linalg.inv(mode.precision), "exact", reason)
+def fitted(
+    landscape: Landscape, guide: Guide, random: np.random.Generator, choice: Draws
+) -> Approximation:
+    """A guide fitted at the best mode alone, as it declares.
 
-
-def mean_field(landscape: Landscape, random: np.random.Generator, choice: Draws) -> Approximation:
-    """Independent Normals in the unconstrained coordinates."""
-    assert landscape.density is not None
-    assert landscape.curvature is not None
-    coordinates = _scaled(_best(landscape, "mean_field"))
-    optimum = fixed_draws.mean_field(
-        landscape.density, landscape.curvature, coordinates, random, choice
-    )
-    return _of_optimum(optimum, "mean_field")
-
-
-def full_rank(landscape: Landscape, random: np.random.Generator, choice: Draws) -> Approximation:
-    """One Normal with all correlations."""
-    assert landscape.density is not None
-    mode = _best(landscape, "full_rank")
-    optimum = fixed_draws.full_rank(landscape.density, _whitened(mode), random, choice)
-    return _of_optimum(optimum, "full_rank")
-
-
-def low_rank(landscape: Landscape, random: np.random.Generator, choice: Draws) -> Approximation:
-    """A Normal with correlations of rank √D, rounded up."""
-    assert landscape.density is not None
-    mode = _best(landscape, "low_rank")
-    assert mode.precision is not None
-    coordinates = _scaled(mode)
-    rank = max(1, int(np.ceil(len(mode.location) ** 0.5)))
-    scales = coordinates.factor
-    correlated = np.linalg.inv(mode.precision) / np.outer(scales, scales)
-    values, vectors = np.linalg.eigh(correlated - np.eye(len(scales)))
-    factor = vectors[:, -rank:] * np.sqrt(np.maximum(values[-rank:], 1e-4))
-    optimum = fixed_draws.low_rank(landscape.density, coordinates, random, factor, choice)
-    return _of_optimum(optimum, "low_rank")
+    Raises:
+        NoModeError: If the guide needs a mode and there is none.
+        GuideError: If it has no optimum.
+    """
+    density, declared = landscape.density, guide.fixed_draws
+    assert density is not None
+    assert declared is not None
+    best = None if landscape.best is None else landscape.start()
+    loss = guarded_loss(density.at)
+    search = Search(guide.name, density, loss, landscape.first, best, random)
+    if declared.family is not None:
+        family = declared.family(density.space, search.mode)
+        optimum = best_of_family(density, family, guide.name, random, choice)
+        return replace(_of_optimum(optimum, guide.name), family=declared.family)
+    assert declared.search is not None
+    found = declared.search(search)
+    return Approximation(found.mean, found.covariance, "exact", found.reason, history=found.history)
 
 
 def linear_response(optima: list[Optimum]) -> Approximation:
@@ -205,16 +184,16 @@ def responses(
 
 def wide(
     landscape: Landscape,
-    name: str,
+    guide: Guide,
     random: np.random.Generator,
     choice: Draws,
     correlated: str | None,
 ) -> Approximation:
-    """`linear_response` or `mean_field` where the covariance is too large to be held whole.
+    """A guide where the covariance is too large to be held whole.
 
     Args:
         landscape: With its starts.
-        name: Of the two.
+        guide: One that declares so: linear response, or a family of independent Normals.
         random: Of the fixed draws.
         choice: Of how many.
         correlated: Names of sites; see `elbowroom.engines.fixed_draws.wide.chosen_coordinates`.
@@ -224,7 +203,8 @@ def wide(
     assert curvature is not None
     assert starts is not None
     chosen = np.zeros(0, dtype=int)
-    if name == "linear_response":
+    assert guide.fixed_draws is not None
+    if guide.fixed_draws.family is None:
         chosen = chosen_coordinates(density.space, curvature, correlated)
     response = respond(density, curvature, starts, chosen, random, choice)
     status = "converged" if response.reached else "budget"
@@ -235,91 +215,7 @@ def wide(
     )
 
 
-WIDE = ("linear_response", "mean_field")
-"""The names that `wide` takes."""
 MOST_MODES = 16
 """Modes at which a guide is fitted."""
 WHITENED = 300
 """The largest dimension in which whitened coordinates are tried beside scaled ones."""
-
-
-def pathfinder(landscape: Landscape, random: np.random.Generator, choice: Draws) -> Approximation:
-    """The Normal with the highest ELBO along paths of L-BFGS.
-
-    Zhang, Carpenter, Gelman and Vehtari, 2022, "Pathfinder: parallel quasi-Newton variational
-    inference". The inverse Hessian at each point is that of the last steps and gradient changes.
-    """
-    density = landscape.density
-    assert density is not None
-    best: tuple[float, np.ndarray, np.ndarray] | None = None
-    history: list[float] = []
-    starts = [landscape.first]
-    starts += [random.uniform(-2, 2, density.dimension) for _ in range(PATHS - 1)]
-    for start in starts:
-        for mean, covariance in _path(density, start):
-            factor = np.linalg.cholesky(covariance)
-            draws = random.standard_normal((PATH_DRAWS, density.dimension))
-            values = density.value(mean + draws @ factor.T)
-            entropy = np.log(np.diag(factor)).sum() + 0.5 * density.dimension * (1 + LOG_2PI)
-            elbo = float(values.mean() + entropy)
-            history.append(elbo)
-            if np.isfinite(elbo) and (best is None or elbo > best[0]):
-                best = elbo, mean, covariance
-    if best is None:
-        raise GuideError(
-            "pathfinder found no point with a finite ELBO; fit with --engine svi --guide "
-            "mean_field."
-        )
-    reason = f"the best of {len(history)} Normals along {PATHS} paths of L-BFGS."
-    return Approximation(best[1], best[2], "exact", reason, history=history)
-
-
-PATHS, PATH_DRAWS, PATH_MEMORY = 4, 20, 6
-
-
-def _path(density: Density, start: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean and covariance of a Normal at each point of a path of L-BFGS."""
-    visited: list[tuple[np.ndarray, np.ndarray]] = []
-    loss = guarded_loss(density.at)
-
-    def keep(u: np.ndarray) -> None:
-        visited.append((u.copy(), loss(u)[1]))
-
-    keep(start)
-    options = {"maxiter": 200, "maxcor": PATH_MEMORY}
-    minimize(loss, start, jac=True, method="L-BFGS-B", options=options, callback=keep)
-    normals: list[tuple[np.ndarray, np.ndarray]] = []
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    scale = np.ones(len(start))
-    for (u, g), (new_u, new_g) in pairwise(visited):
-        s, y = new_u - u, new_g - g
-        if s @ y > 1e-12 * np.linalg.norm(y) ** 2:
-            pairs = [*pairs, (s, y)][-PATH_MEMORY:]
-            # The diagonal of Gilbert and Lemaréchal, 1989, that Pathfinder begins from.
-            curved = y @ (scale * y)
-            along = np.square(s / scale) @ scale
-            scale = 1 / (
-                curved / (s @ y) / scale
-                + np.square(y) / (s @ y)
-                - curved * np.square(s / scale) / ((s @ y) * along)
-            )
-            scale = np.where(scale > 0, scale, 1.0)
-        inverse = np.diag(scale)
-        for s, y in pairs:
-            rho = 1 / (s @ y)
-            left = np.eye(len(s)) - rho * np.outer(s, y)
-            inverse = left @ inverse @ left.T + rho * np.outer(s, s)
-        if np.isfinite(inverse).all() and np.linalg.eigvalsh(inverse)[0] > 0:
-            normals.append((new_u - inverse @ new_g, inverse))
-    return normals
-
-
-SINGLE: Mapping[str, Callable[[Landscape, np.random.Generator, Draws], Approximation]] = {
-    "mean_field": mean_field,
-    "full_rank": full_rank,
-    "low_rank": low_rank,
-    "laplace": laplace,
-    "pathfinder": pathfinder,
-}
-"""Those that look at the best mode alone."""
-METHODS = ("linear_response", *SINGLE)

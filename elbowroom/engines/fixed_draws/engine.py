@@ -1,7 +1,6 @@
 """Deterministic variational inference: the ELBO over fixed draws, by a quasi-Newton method."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +13,8 @@ from elbowroom.density.mixtures import Mixture
 from elbowroom.density.point_parameters import Sample, maximise
 from elbowroom.draws.adaptive import sampled
 from elbowroom.engines.fixed_draws.approximations import (
-    METHODS,
-    SINGLE,
-    WIDE,
     Approximation,
+    fitted,
     linear_response,
     responses,
     wide,
@@ -28,7 +25,7 @@ from elbowroom.engines.settings import Settings
 from elbowroom.engines.task import Plan, Task
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides import Guide, Start
-from elbowroom.guides.auto import cholesky, scales, whitened
+from elbowroom.guides.families import Flat
 from elbowroom.guides.space import trace_model
 from elbowroom.objectives.elbo import read_guide
 from elbowroom.problem.bound import Problem
@@ -51,7 +48,8 @@ def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
             return f"it has point parameters beside {space.dimension} latent dimensions"
         if space.parameters.why_not is not None:
             return space.parameters.why_not
-    if guide is not None and guide.name not in WIDE and space.dimension > LARGEST:
+    declared = None if guide is None else guide.fixed_draws
+    if declared is not None and not declared.wide and space.dimension > LARGEST:
         return f"the model has {space.dimension} latent dimensions, more than {LARGEST}"
     return None
 
@@ -64,7 +62,7 @@ class FixedDraws:
 
     def plan(self, task: Task, guide: Guide) -> Plan:
         """The ELBO over fixed draws, if the engine fits the guide to the model."""
-        if guide.name not in METHODS:
+        if guide.fixed_draws is None:
             raise OptionError(f"--engine fixed_draws: the guide '{guide.name}' needs --engine svi.")
         reason = why_not(task.problem, guide)
         if reason is not None:
@@ -86,11 +84,11 @@ class FixedDraws:
             np.errstate(all="ignore"),
         ):
             if start.starts is not None:
-                found = wide(start, guide.name, random, choice, settings.correlated)
+                found = wide(start, guide, random, choice, settings.correlated)
                 assert found.response is not None
                 gaussian = Gaussian(found.distribution, low_rank=found.response.normal)
             else:
-                found, proposal = approximate(start, guide.name, choice, random)
+                found, proposal = approximate(start, guide, choice, random)
                 gaussian = Gaussian(found.distribution, proposal)
         if start.likelihood is not None and not start.likelihood.converged:
             reason = f"{start.likelihood.climbs} climbs of the marginal likelihood were not enough."
@@ -110,18 +108,20 @@ class FixedDraws:
 
 
 def approximate(
-    landscape: Landscape, method: str, choice: Draws, random: np.random.Generator
+    landscape: Landscape, guide: Guide, choice: Draws, random: np.random.Generator
 ) -> tuple[Approximation, Mixture]:
-    """Fits a guide by name, and a proposal: linear response at every mode that matters."""
-    asked = choice if method == "linear_response" else PROPOSAL
-    optima = responses(landscape, random, asked)
-    if method == "linear_response":
+    """Fits a guide, and a proposal: linear response at every mode that matters."""
+    declared = guide.fixed_draws
+    assert declared is not None
+    responding = declared.family is None and declared.search is None
+    optima = responses(landscape, random, choice if responding else PROPOSAL)
+    if responding:
         approximation = linear_response(optima)
     else:
-        approximation = SINGLE[method](landscape, random, choice)
+        approximation = fitted(landscape, guide, random, choice)
     centres = _centres(optima)
     assert approximation.covariance is not None
-    if method == "full_rank" and approximation.optimum is not None:
+    if declared.proposes and approximation.optimum is not None:
         centres[:1] = [(approximation.mean, approximation.covariance, approximation.optimum.elbo)]
     if not centres:
         centres = [(approximation.mean, approximation.covariance, 0.0)]
@@ -204,7 +204,7 @@ def _as_pyro(
             scale = _tensor(found.response.normal.scale, problem)
             factor = _tensor(found.response.normal.factor, problem)
             start = Start(_tensor(found.mean, problem), None, scale, factor)
-        elif found.optimum is None or guide.name == "linear_response":
+        elif found.family is None:
             assert found.covariance is not None
             precision = np.linalg.inv(found.covariance)
             start = Start(_tensor(found.mean, problem), _tensor(precision, problem))
@@ -212,15 +212,16 @@ def _as_pyro(
             start = landscape.start()
         called = guide.build(problem.space, start)
         sites = read_guide(called, problem.arguments, problem.space)
-        if found.optimum is not None and guide.name in PARAMETERS:
+        if found.family is not None and found.optimum is not None:
             store = pyro.get_param_store()
-            parameters = PARAMETERS[guide.name](problem, start, found.optimum.parameters)
-            for name, value in parameters.items():
-                store[name] = _tensor(value, problem).reshape(store[name].shape)
+            flat = Flat(found.family(problem.space, start))
+            values = flat.values(torch.as_tensor(found.optimum.parameters))
+            for name, value in values.items():
+                store[f"guide.{name}"] = value.to(problem.device, problem.dtype)
         if landscape.likelihood is not None:
             trace_model(problem.function, problem.arguments)  # makes the model's own parameters
         likelihood = landscape.likelihood
-        values = placed_values({} if likelihood is None else likelihood.values)
+        placed = placed_values({} if likelihood is None else likelihood.values)
     history = np.asarray(found.history)
     trained = Trained(
         found.status,
@@ -240,7 +241,7 @@ def _as_pyro(
         callable=called,
         sites=sites,
         start=start,
-        parameters=Parameters(state, values),
+        parameters=Parameters(state, placed),
         trained=trained,
         objective=OBJECTIVE,
         engine="fixed_draws",
@@ -250,48 +251,3 @@ def _as_pyro(
 
 def _tensor(values: np.ndarray, problem: Problem) -> Tensor:
     return torch.as_tensor(values).to(problem.device, problem.dtype)
-
-
-def _mean_field(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
-    """The parameters of the guide of that name in `elbowroom.guides.auto`."""
-    offset, log_ratio = map(torch.as_tensor, np.split(parameters, 2))
-    free = {"log_ratio": log_ratio}
-    found = {}
-    if whitened(problem.space, start):
-        found["guide.offset"] = _whitened(start, offset).numpy()
-    else:
-        free["offset"] = offset
-    for name, values in free.items():
-        for site, part in problem.space.split(values).items():
-            found[f"guide.{site}.{name}"] = part.numpy()
-    return found
-
-
-def _whitened(start: Start, offset: Tensor) -> Tensor:
-    """An offset in units of the scales at the start, in whitened coordinates."""
-    moved = scales(start).cpu().double() * offset
-    root = cholesky(start).cpu().double()
-    return torch.linalg.solve_triangular(root, moved.unsqueeze(-1), upper=False).squeeze(-1)
-
-
-def _full_rank(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
-    size = problem.space.dimension
-    factor = np.diag(np.exp(parameters[size : 2 * size]))
-    factor[np.tril_indices(size, -1)] = parameters[2 * size :]
-    return {"guide.offset": parameters[:size], "guide.factor": factor}
-
-
-def _low_rank(problem: Problem, start: Start, parameters: np.ndarray) -> dict[str, np.ndarray]:
-    size = problem.space.dimension
-    return {
-        "guide.offset": _whitened(start, torch.as_tensor(parameters[:size])).numpy(),
-        "guide.log_ratio": parameters[size : 2 * size],
-        "guide.factor": parameters[2 * size :],
-    }
-
-
-PARAMETERS: dict[str, Callable[[Problem, Start, np.ndarray], dict[str, np.ndarray]]] = {
-    "mean_field": _mean_field,
-    "full_rank": _full_rank,
-    "low_rank": _low_rank,
-}

@@ -4,11 +4,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from scipy.special import ndtri
 from scipy.stats import qmc
+from torch import Tensor
 
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
+from elbowroom.guides.families import Flat
 
 LOG_2PI = float(np.log(2 * np.pi))
 BLOCKS = 8
@@ -205,15 +208,6 @@ class MeanFieldObjective:
         by_scale = self.fixed.own_products(gradients) * scale + 1.0
         return np.concatenate([self.fixed.by_block(gradients), by_scale], axis=1)
 
-    def covariance(self, parameters: np.ndarray) -> np.ndarray:
-        """Of the guide, in its coordinates, (D, D)."""
-        return np.diag(np.exp(2 * np.split(parameters, 2)[1]))
-
-    def guessed_step(self, parameters: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """The Newton step at an optimum, were the log density one of independent Normals."""
-        mean, log_scale = np.split(gradient, 2)
-        return np.concatenate([np.exp(2 * np.split(parameters, 2)[1]) * mean, log_scale / 2])
-
     def value_and_gradient(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The ELBO and its gradient at parameters (n, 2D): (n,) and (n, 2D)."""
         parts = [self.at(each) for each in parameters]
@@ -247,148 +241,75 @@ class MeanFieldObjective:
         return whole
 
 
-class DenseObjective:
-    """The ELBO of a Normal with all correlations, over fixed draws.
+class GaussianObjective:
+    """The ELBO of a family of Normals over fixed draws.
 
-    Its parameters are the mean (D,), the logarithms of the Cholesky factor's diagonal (D,) and
-    what lies below it, row by row.
+    Its parameters are those of the family as one flat vector, (P,).
     """
 
-    def __init__(self, density: Density, coordinates: Coordinates, fixed: Fixed) -> None:
-        self.density, self.coordinates, self.fixed = density, coordinates, fixed
-        self.below = np.tril_indices(density.dimension, -1)
+    def __init__(self, density: Density, flat: Flat, fixed: Fixed) -> None:
+        self.density, self.flat, self.fixed = density, flat, fixed
 
-    def start(self) -> np.ndarray:
-        """The parameters of a standard Normal."""
-        return np.zeros(2 * self.density.dimension + len(self.below[0]))
-
-    def factor(self, parameters: np.ndarray) -> np.ndarray:
-        """The Cholesky factor, (D, D)."""
-        size = self.density.dimension
-        factor = np.diag(np.exp(parameters[size : 2 * size]))
-        factor[self.below] = parameters[2 * size :]
-        return factor
-
-    def covariance(self, parameters: np.ndarray) -> np.ndarray:
-        """Of the guide, in its coordinates, (D, D)."""
-        factor = self.factor(parameters)
-        return factor @ factor.T
-
-    def at(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """The ELBO and its gradient."""
-        size, draws = self.density.dimension, self.fixed.draws
-        values, gradients = self._by_draw(parameters)
-        entropy = parameters[size : 2 * size].sum() + self.coordinates.log_determinant
-        value = values.mean() + entropy + 0.5 * size * (1 + LOG_2PI)
-        products = gradients.T @ draws / len(draws)
-        return float(value), self._gradient(parameters, gradients.mean(0), products)
-
-    def by_block(self, parameters: np.ndarray) -> np.ndarray:
-        """The gradient over each block of the draws, (blocks, parameters)."""
-        gradients = self._by_draw(parameters)[1]
-        products = self.fixed.products(gradients)
-        return self._gradient(parameters, self.fixed.by_block(gradients), products)
-
-    def guessed_step(self, parameters: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """The Newton step, were the log density standard Normal in the coordinates."""
-        return gradient
-
-    def _by_draw(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The log density of each draw, and its gradient in the coordinates."""
-        mean = parameters[: self.density.dimension]
-        points = self.coordinates.to_u(mean + self.fixed.draws @ self.factor(parameters).T)
-        values, gradients = self.density.value_and_gradient(points)
-        with np.errstate(invalid="ignore"):
-            return values, self.coordinates.gradient(gradients)
-
-    def _gradient(
-        self, parameters: np.ndarray, by_mean: np.ndarray, by_factor: np.ndarray
-    ) -> np.ndarray:
-        """From the gradients by the mean (..., D) and by the factor (..., D, D)."""
-        size = self.density.dimension
-        diagonal = np.diagonal(by_factor, axis1=-2, axis2=-1)
-        by_diagonal = diagonal * np.exp(parameters[size : 2 * size]) + 1.0
-        below = by_factor[..., self.below[0], self.below[1]]
-        return np.concatenate([by_mean, by_diagonal, below], axis=-1)
-
-
-class LowRankObjective:
-    """The ELBO of a Normal whose covariance is diagonal plus a part of low rank.
-
-    Its parameters are the mean (D,), the logarithms of the diagonal part's standard deviations
-    (D,) and the factor (D, R), row by row. The draws are those of both parts, (draws, D + R).
-    """
-
-    def __init__(self, density: Density, coordinates: Coordinates, fixed: Fixed) -> None:
-        self.density, self.coordinates, self.fixed = density, coordinates, fixed
-        self.rank = fixed.draws.shape[1] - density.dimension
-
-    def parts(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, log standard deviations and factor."""
-        size = self.density.dimension
-        factor = parameters[2 * size :].reshape(size, self.rank)
-        return parameters[:size], parameters[size : 2 * size], factor
-
-    def covariance(self, parameters: np.ndarray) -> np.ndarray:
-        """Of the guide, in its coordinates, (D, D)."""
-        _, log_scale, factor = self.parts(parameters)
-        return np.diag(np.exp(2 * log_scale)) + factor @ factor.T
+    def moments(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (D,) and covariance (D, D) of the guide."""
+        normal = self.flat.normal(torch.from_numpy(parameters))
+        return normal.location.numpy(), normal.covariance.numpy()
 
     def at(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The ELBO and its gradient."""
         draws = self.fixed.draws
-        values, gradients = self._by_draw(parameters)
-        covariance = self.covariance(parameters)
-        entropy = 0.5 * np.linalg.slogdet(covariance)[1] + self.coordinates.log_determinant
-        value = values.mean() + entropy + 0.5 * len(covariance) * (1 + LOG_2PI)
-        products = gradients.T @ draws / len(draws)
-        return float(value), self._gradient(parameters, gradients.mean(0), products)
+        made = _Made.at(self.flat, parameters)
+        values, gradients = self.density.value_and_gradient(made.points(draws))
+        entropy = made.log_determinant.item() + 0.5 * self.density.dimension * (1 + LOG_2PI)
+        with np.errstate(invalid="ignore"):
+            if made.root.dim() == 1:
+                by_root = (gradients * draws).mean(0)
+            else:
+                by_root = gradients.T @ draws / len(draws)
+            return float(values.mean()) + entropy, made.gradient(gradients.mean(0), by_root)
 
     def by_block(self, parameters: np.ndarray) -> np.ndarray:
-        """The gradient over each block of the draws, (blocks, parameters)."""
-        gradients = self._by_draw(parameters)[1]
-        products = self.fixed.products(gradients)
-        return self._gradient(parameters, self.fixed.by_block(gradients), products)
+        """The gradient over each block of the draws, (blocks, P); see `Fixed.weights`."""
+        made = _Made.at(self.flat, parameters)
+        _, gradients = self.density.value_and_gradient(made.points(self.fixed.draws))
+        alone = made.root.dim() == 1
+        products = self.fixed.own_products(gradients) if alone else self.fixed.products(gradients)
+        means = self.fixed.by_block(gradients)
+        return np.stack([made.gradient(*each) for each in zip(means, products, strict=True)])
 
-    def guessed_step(self, parameters: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """The Newton step of the mean at an optimum, and of each other parameter by itself.
-
-        For those, the curvature is that of the divergence from the guide.
-        """
-        mean, log_scale, factor = self.parts(gradient)
-        _, own, whole = self.parts(parameters)
-        covariance = self.covariance(parameters)
-        inverse = np.linalg.inv(covariance)
-        across = inverse @ whole
-        by_scale = 2 * np.square(np.exp(2 * own) * np.diag(inverse)) + FLAT
-        by_factor = np.outer(np.diag(inverse), (whole * across).sum(0)) + np.square(across) + FLAT
-        steps = [covariance @ mean, log_scale / by_scale, (factor / by_factor).ravel()]
-        return np.concatenate(steps)
-
-    def _by_draw(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The log density of each draw, and its gradient in the coordinates."""
-        mean, log_scale, factor = self.parts(parameters)
-        apart, shared = np.split(self.fixed.draws, [len(mean)], axis=1)
-        points = self.coordinates.to_u(mean + apart * np.exp(log_scale) + shared @ factor.T)
-        values, gradients = self.density.value_and_gradient(points)
-        with np.errstate(invalid="ignore"):
-            return values, self.coordinates.gradient(gradients)
-
-    def _gradient(
-        self, parameters: np.ndarray, by_mean: np.ndarray, products: np.ndarray
-    ) -> np.ndarray:
-        """From the gradients (..., D), and their products with the draws (..., D, D + R)."""
-        mean, log_scale, factor = self.parts(parameters)
-        size, scale = len(mean), np.exp(log_scale)
-        inverse = np.linalg.inv(self.covariance(parameters))
-        own = np.diagonal(products[..., :size], axis1=-2, axis2=-1)
-        by_scale = own * scale + np.diag(inverse) * scale**2
-        by_factor = products[..., size:] + inverse @ factor
-        flat = by_factor.reshape(*by_mean.shape[:-1], -1)
-        return np.concatenate([by_mean, by_scale, flat], axis=-1)
+    def curvature(self, parameters: np.ndarray) -> np.ndarray:
+        """What minus the Hessian has on its diagonal, about, (P,)."""
+        return self.flat.curvature(torch.from_numpy(parameters)).numpy()
 
 
-FLAT = 1e-2
-"""The least curvature that a scale or a number of a factor is guessed to have."""
+@dataclass(frozen=True)
+class _Made:
+    """A Normal with the way back to its parameters."""
 
-Objective = MeanFieldObjective | DenseObjective | LowRankObjective
+    parameters: Tensor
+    location: Tensor
+    root: Tensor
+    log_determinant: Tensor
+
+    @classmethod
+    def at(cls, flat: Flat, parameters: np.ndarray) -> "_Made":
+        given = torch.tensor(parameters, requires_grad=True)
+        normal = flat.normal(given)
+        return cls(given, normal.location, normal.root, normal.log_determinant)
+
+    def points(self, draws: np.ndarray) -> np.ndarray:
+        """Draws of the Normal, (draws, D), from those of its noise."""
+        location, root = self.location.detach().numpy(), self.root.detach().numpy()
+        return location + (draws * root if root.ndim == 1 else draws @ root.T)
+
+    def gradient(self, by_location: np.ndarray, by_root: np.ndarray) -> np.ndarray:
+        """Of the ELBO, from the log density's by the location and by the root."""
+        parts = [
+            (self.location, torch.tensor(by_location)),
+            (self.root, torch.tensor(by_root)),
+            (self.log_determinant, torch.ones_like(self.log_determinant)),
+        ]
+        free = [(output, gradient) for output, gradient in parts if output.requires_grad]
+        outputs, gradients = zip(*free, strict=True)
+        (found,) = torch.autograd.grad(outputs, self.parameters, gradients, retain_graph=True)
+        return found.numpy()

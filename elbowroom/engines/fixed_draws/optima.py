@@ -22,13 +22,12 @@ from elbowroom.density.density import Density
 from elbowroom.density.modes import climb, guarded_loss, positive_definite
 from elbowroom.engines.fixed_draws.objectives import (
     Coordinates,
-    DenseObjective,
     Fixed,
-    LowRankObjective,
+    GaussianObjective,
     MeanFieldObjective,
-    Objective,
 )
 from elbowroom.errors import GuideError
+from elbowroom.guides.families import Family, Flat
 
 NEAR_ENOUGH = 1e-6
 """The gain that a Newton step promises at an optimum, in nats."""
@@ -47,6 +46,8 @@ MOST_PRODUCTS = 20
 """Products with the Hessian for one Newton step."""
 RESIDUAL = 0.05
 """Of a Newton step by conjugate gradients, relative: errors are wanted to a few per cent."""
+NARROWED = 10
+"""Times that a guide's start is narrowed by e, until every draw has a density."""
 HELD = 300
 """The largest dimension in which the error of linear response's covariance is looked at."""
 
@@ -194,33 +195,6 @@ def ascend(
     return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x, history
 
 
-def mean_field(
-    density: Density,
-    curvature: Curvature,
-    coordinates: Coordinates,
-    random: np.random.Generator,
-    choice: Draws = Draws(),
-) -> Optimum | None:
-    """The optimum of independent Normals in some coordinates.
-
-    Args:
-        density: The log density.
-        curvature: Of it.
-        coordinates: Scaled by the curvature at a mode.
-        random: Of the draws.
-        choice: Of how many draws.
-
-    Returns:
-        The optimum; None if the ELBO is not finite at the start, or has no curvature where the
-        optimiser ended.
-    """
-    size = density.dimension
-    fixed = Fixed.of(choice.first, size, random)
-    objective = MeanFieldObjective(density, curvature, coordinates, fixed)
-    begin = narrowed(objective, np.zeros(2 * size))
-    return None if begin is None else _optimum(objective, begin, choice, random)
-
-
 def linear_response(
     density: Density,
     curvature: Curvature,
@@ -229,11 +203,22 @@ def linear_response(
     choice: Draws = Draws(),
     begin: Optimum | None = None,
 ) -> Optimum | None:
-    """The means of `mean_field` with the covariance of linear response.
+    """The means of independent Normals with the covariance of linear response.
 
-    That is the inverse Hessian of minus the ELBO, the block of the means. Arguments and result are
-    those of `mean_field`; the coordinates may be whitened, and `begin` is an optimum over fewer
-    draws in the same coordinates, to go on from.
+    That is the inverse Hessian of minus the ELBO, the block of the means.
+
+    Args:
+        density: The log density.
+        curvature: Of it.
+        coordinates: Scaled or whitened by the curvature at a mode: the Normals are independent in
+            these.
+        random: Of the draws.
+        choice: Of how many draws.
+        begin: An optimum over fewer draws in the same coordinates, to go on from.
+
+    Returns:
+        The optimum; None if the ELBO is not finite at the start, or has no curvature where the
+        optimiser ended.
     """
     size = density.dimension
     found, count = begin, choice.first
@@ -343,96 +328,83 @@ def narrowed(objective: MeanFieldObjective, parameters: np.ndarray) -> np.ndarra
     return None
 
 
-def full_rank(
+def best_of_family(
     density: Density,
-    coordinates: Coordinates,
+    family: Family,
+    name: str,
     random: np.random.Generator,
     choice: Draws = Draws(),
 ) -> Optimum | None:
-    """The optimum of a Normal with all correlations.
+    """The optimum of a family of Normals.
 
-    With fewer pairs of draws than dimensions there is none: the guide can widen without end where
-    no draw looks.
+    With fewer pairs of draws than dimensions with correlations there is none: the guide can widen
+    without end where no draw looks.
+
+    Args:
+        density: The log density.
+        family: The family, begun at a mode and its curvature.
+        name: Of the guide.
+        random: Of the draws.
+        choice: Of how many draws.
+
+    Returns:
+        The optimum; None if the ELBO is not finite at the start, or has no curvature where the
+        optimiser ended.
 
     Raises:
         GuideError: If the draws are too few for the dimension, with the number needed.
     """
-    size = density.dimension
-    if choice.most < 2 * (size + 1):
+    flat = Flat(family)
+    begin = flat.normal(flat.start)
+    if choice.most < 2 * (begin.correlated + 1):
         raise GuideError(
-            f"full_rank with {choice.most} fixed draws has no optimum in {size} dimensions: give "
-            f"--fixed-draws {PER_DIMENSION * size} or fit with --guide mean_field."
+            f"{name} with {choice.most} fixed draws has no optimum: it has correlations in "
+            f"{begin.correlated} dimensions; give --fixed-draws "
+            f"{PER_DIMENSION * begin.correlated} or fit with --guide mean_field."
         )
-    first = max(choice.first, PER_DIMENSION * size if choice.most > choice.first else 0)
-    objective = DenseObjective(density, coordinates, Fixed.of(first, size, random))
-    return _optimum(objective, objective.start(), choice, random)
-
-
-def low_rank(
-    density: Density,
-    coordinates: Coordinates,
-    random: np.random.Generator,
-    factor: np.ndarray,
-    choice: Draws = Draws(),
-) -> Optimum | None:
-    """The optimum of a Normal with a covariance that is diagonal plus `factor` times its transpose.
-
-    Args:
-        density: The log density.
-        coordinates: Scaled by the curvature at a mode.
-        random: Of the draws.
-        factor: Where to begin, (D, R).
-        choice: Of how many draws.
-
-    Raises:
-        GuideError: If the draws are too few for the rank, with the number needed.
-    """
-    size, rank = factor.shape
-    if choice.most < 2 * (rank + 1):
-        raise GuideError(
-            f"low_rank with {choice.most} fixed draws has no optimum at rank {rank}: give "
-            f"--fixed-draws {PER_DIMENSION * rank} or fit with --guide mean_field."
-        )
-    first = max(choice.first, PER_DIMENSION * rank if choice.most > choice.first else 0)
-    objective = LowRankObjective(density, coordinates, Fixed.of(first, size + rank, random))
-    start = np.concatenate([np.zeros(2 * size), factor.ravel()])
-    return _optimum(objective, start, choice, random)
+    per_dimension = PER_DIMENSION if choice.most > choice.first else 0
+    first = max(choice.first, per_dimension * begin.correlated)
+    objective = GaussianObjective(density, flat, Fixed.of(first, begin.noise, random))
+    for width in np.exp(-np.arange(NARROWED)):  # until every draw has a density
+        parameters = Flat(family, float(width)).start.numpy()
+        if np.isfinite(objective.at(parameters)[0]):
+            return _optimum(objective, parameters, choice, random)
+    return None
 
 
 def _optimum(
-    objective: Objective, start: np.ndarray, choice: Draws, random: np.random.Generator
+    objective: GaussianObjective, start: np.ndarray, choice: Draws, random: np.random.Generator
 ) -> Optimum | None:
     """The optimum of an objective whose Hessian is not taken: products with it are."""
     parameters, history = start, []
-    coordinates, size = objective.coordinates, objective.density.dimension
     while True:
-        objective.fixed = objective.fixed.grouped()
+        objective.fixed = fixed = objective.fixed.grouped()
         parameters, more = ascend(objective.at, parameters, 10 * ITERATIONS)
         if not more:
             return None
         history += more
         with np.errstate(over="ignore", invalid="ignore"):
-            covariance = objective.covariance(parameters)
+            mean, covariance = objective.moments(parameters)
         if not np.isfinite(covariance).all():
             return None
+        around = _Around(objective, parameters)
         gradients = objective.by_block(parameters)
         gradient = gradients.mean(0)
-        step = _newton_step(objective, parameters, gradient)
+        step = around.newton_step(gradient)
         reached = max(gradient @ gradient, gradient @ step) < 2 * LOOSE
-        if not reached and not gradient @ _product(objective, parameters, gradient) > 0:
+        if not reached and not gradient @ around.product(gradient) > 0:
             return None
-        errors = _errors(objective, parameters, gradients - gradient)
-        fixed = objective.fixed
+        errors = _errors(around, covariance, gradients - gradient)
         further = choice.after(len(fixed.draws), errors)
         if further is None:
             break
         objective.fixed = Fixed.of(further, fixed.draws.shape[1], random)
     return Optimum(
         parameters,
-        coordinates,
-        coordinates.to_u(parameters[None, :size])[0],
-        coordinates.covariance(covariance),
-        objective.at(parameters)[0],
+        UNSCALED,
+        mean,
+        covariance,
+        around.value,
         bool(reached),
         errors,
         len(fixed.draws),
@@ -440,55 +412,71 @@ def _optimum(
     )
 
 
-def _errors(objective: Objective, parameters: np.ndarray, gradients: np.ndarray) -> Errors:
-    """The errors of an optimum, from the gradients over independent blocks, (blocks, parameters).
+UNSCALED = Coordinates(np.zeros(1), np.ones(1))
+"""The unconstrained coordinates themselves, however many."""
+
+
+class _Around:
+    """The ELBO around some parameters, (P,).
+
+    Attributes:
+        value: There.
+    """
+
+    def __init__(self, objective: GaussianObjective, parameters: np.ndarray) -> None:
+        self.objective, self.parameters = objective, parameters
+        self.value, self._gradient = objective.at(parameters)
+        self._curvature = objective.curvature(parameters)
+
+    def product(self, vector: np.ndarray) -> np.ndarray:
+        """Minus the Hessian times a vector, by a difference of the gradient."""
+        step = STEP / max(1e-300, np.abs(vector).max())
+        ahead = self.objective.at(self.parameters + step * vector)[1]
+        return (self._gradient - ahead) / step
+
+    def moved(self, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What a small step changes in the mean and the covariance, to first order."""
+        part = STEP / max(1e-300, np.abs(step).max())
+        ahead, behind = (
+            self.objective.moments(self.parameters + sign * part * step) for sign in (1, -1)
+        )
+        return (ahead[0] - behind[0]) / (2 * part), (ahead[1] - behind[1]) / (2 * part)
+
+    def newton_step(self, gradient: np.ndarray) -> np.ndarray:
+        """For a gradient, or that over some draws, by preconditioned conjugate gradients.
+
+        They end where the curvature is not positive. A guide of low rank has directions in which it
+        does not change: those have none.
+        """
+        found, left = np.zeros_like(gradient), gradient
+        guess = left / self._curvature
+        direction, size = guess, left @ guess
+        small = RESIDUAL**2 * size
+        for _ in range(MOST_PRODUCTS):
+            if not size > small:
+                break
+            product = self.product(direction)
+            curved = direction @ product
+            if not curved > 0:
+                break
+            found = found + size / curved * direction
+            left = left - size / curved * product
+            guess = left / self._curvature
+            size, before = left @ guess, size
+            direction = guess + size / before * direction
+        return found
+
+
+def _errors(around: _Around, covariance: np.ndarray, gradients: np.ndarray) -> Errors:
+    """The errors of an optimum, from the gradients over independent blocks, (blocks, P).
 
     A block's own optimum is about a Newton step away. The mean of half of the gradient times the
     step is what the noise of one block costs.
     """
-    steps = np.stack([_newton_step(objective, parameters, each) for each in gradients])
-    size, blocks = objective.density.dimension, len(gradients)
-    covariance = objective.covariance(parameters)
-
-    def moves() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        for step in steps:
-            part = 1e-6 / max(1e-300, np.abs(step).max())
-            moved = objective.covariance(parameters + part * step)
-            yield step[:size], (moved - covariance) / part
-
+    steps = np.stack([around.newton_step(each) for each in gradients])
+    blocks = len(gradients)
     loss = 0.5 * float((gradients * steps).sum()) / (blocks * (blocks - 1))
-    return replace(_spread(objective.coordinates, covariance, moves()), loss=loss)
-
-
-def _product(objective: Objective, parameters: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """Minus the Hessian of the ELBO times a vector, by a difference of its gradient."""
-    step = STEP / max(1e-300, np.abs(vector).max())
-    ahead, behind = (objective.at(parameters + sign * step * vector)[1] for sign in (1, -1))
-    return (behind - ahead) / (2 * step)
-
-
-def _newton_step(objective: Objective, parameters: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """By preconditioned conjugate gradients, ended where the curvature is not positive.
-
-    A guide of low rank has directions in which it does not change: those have none.
-    """
-    found, left = np.zeros_like(gradient), gradient
-    guess = objective.guessed_step(parameters, left)
-    direction, size = guess, left @ guess
-    small = RESIDUAL**2 * size
-    for _ in range(MOST_PRODUCTS):
-        if not size > small:
-            break
-        product = _product(objective, parameters, direction)
-        curved = direction @ product
-        if not curved > 0:
-            break
-        found = found + size / curved * direction
-        left = left - size / curved * product
-        guess = objective.guessed_step(parameters, left)
-        size, before = left @ guess, size
-        direction = guess + size / before * direction
-    return found
+    return replace(_spread(UNSCALED, covariance, map(around.moved, steps)), loss=loss)
 
 
 def _meat(gradients: np.ndarray) -> np.ndarray:

@@ -19,23 +19,22 @@ import elbowroom as er
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
 from elbowroom.density.importance import standard_errors
-from elbowroom.engines.fixed_draws.objectives import Fixed
+from elbowroom.engines.fixed_draws.objectives import Fixed, GaussianObjective
 from elbowroom.engines.fixed_draws.optima import (
     LOOSE,
     NEAR_ENOUGH,
     Coordinates,
-    DenseObjective,
     Draws,
     Errors,
-    LowRankObjective,
     MeanFieldObjective,
     Optimum,
-    full_rank,
+    best_of_family,
     linear_response,
-    low_rank,
-    mean_field,
 )
 from elbowroom.errors import GuideError
+from elbowroom.guides import Start, get_guide
+from elbowroom.guides.auto import FullRank, LowRank, MeanField
+from elbowroom.guides.families import Family, Flat
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
 from elbowroom.result import Fit
@@ -106,6 +105,28 @@ def whitened(precision: np.ndarray, origin: np.ndarray) -> Coordinates:
     return Coordinates(origin, np.linalg.cholesky(np.linalg.inv(precision)))
 
 
+FAMILIES: dict[str, Any] = {"mean_field": MeanField, "full_rank": FullRank, "low_rank": LowRank}
+
+
+def family_of(name: str, density: Density, coordinates: Coordinates) -> Family:
+    """A family that begins as the standard Normal of some coordinates, or as near as it comes."""
+    factor = coordinates.factor
+    root = np.diag(factor) if factor.ndim == 1 else factor
+    start = Start(tensor(coordinates.origin), tensor(np.linalg.inv(root @ root.T)))
+    made: Family = FAMILIES[name](density.space, start)
+    return made
+
+
+USUAL = Draws()
+
+
+def best_of(
+    name: str, density: Density, coordinates: Coordinates, seed: int = 0, choice: Draws = USUAL
+) -> Optimum | None:
+    family = family_of(name, density, coordinates)
+    return best_of_family(density, family, name, generator(seed), choice)
+
+
 def fitted(
     model: Model,
     coordinates: Coordinates,
@@ -115,8 +136,10 @@ def fitted(
     data: Mapping[str, Tensor] = MappingProxyType({"y": tensor(0.0)}),
 ) -> Optimum:
     density = density_of(model, **data)
-    method = linear_response if response else mean_field
-    found = method(density, Curvature(density), coordinates, generator(seed), choice)
+    if response:
+        found = linear_response(density, Curvature(density), coordinates, generator(seed), choice)
+    else:
+        found = best_of("mean_field", density, coordinates, seed, choice)
     assert found is not None
     return found
 
@@ -146,10 +169,16 @@ def test_gradients_are_those_of_finite_differences(coordinates: Coordinates) -> 
         density, Curvature(density), coordinates, Fixed.of(10, 2, random)
     )
     check_gradient(factorised.at, 4)
-    dense = DenseObjective(density, coordinates, Fixed.of(10, 2, random))
-    check_gradient(dense.at, len(dense.start()))
-    low = LowRankObjective(density, coordinates, Fixed.of(10, 3, random))
-    check_gradient(low.at, 2 + 2 + 2)
+    for name in FAMILIES:
+        flat = Flat(family_of(name, density, coordinates))
+        noise = flat.normal(flat.start).noise
+        objective = GaussianObjective(density, flat, Fixed.of(10, noise, random))
+        check_gradient(objective.at, len(flat.start))
+        parameters = flat.start.numpy() + 0.3
+        # The blocks' draws are weighted alike: their mean is that over all draws.
+        np.testing.assert_allclose(
+            objective.by_block(parameters).mean(0), objective.at(parameters)[1], atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("coordinates", SKEWED_COORDINATES, ids=["scaled", "whitened"])
@@ -170,27 +199,38 @@ def test_the_hessian_is_that_of_finite_differences(coordinates: Coordinates) -> 
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("coordinates", SKEWED_COORDINATES, ids=["scaled", "whitened"])
-def test_three_objectives_agree_where_their_guides_do(coordinates: Coordinates) -> None:
-    """A diagonal Normal is a guide of all three, and their ELBO is the mean of log p - log q."""
-    density, draws = density_of(skewed, y=tensor(0.0)), Fixed.of(10, 2, generator()).draws
-    mean, log_scale = np.array([0.3, -0.2]), np.array([-0.5, 0.4])
-    factorised = MeanFieldObjective(density, Curvature(density), coordinates, Fixed(draws, 5))
-    value, _ = factorised.at(np.concatenate([mean, log_scale]))
-    dense = DenseObjective(density, coordinates, Fixed(draws, 5))
-    both = np.concatenate([draws, draws[:, :1]], axis=1)
-    low = LowRankObjective(density, coordinates, Fixed(both, 5))
-    for objective, rest in ((dense, 1), (low, 2)):
-        parameters = np.concatenate([mean, log_scale, np.zeros(rest)])
-        assert objective.at(parameters)[0] == pytest.approx(value, rel=1e-12)
-    points = coordinates.to_u(mean + draws * np.exp(log_scale))
-    factor = coordinates.factor if coordinates.factor.ndim == 2 else np.diag(coordinates.factor)
-    guide = dist.MultivariateNormal(
-        tensor(coordinates.to_u(mean[None])[0]), scale_tril=tensor(factor * np.exp(log_scale))
-    )
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_elbo_of_a_family_is_the_mean_of_log_p_and_its_entropy(name: str) -> None:
+    """The draws, the covariance and the entropy are those of the Normal that Pyro samples."""
+    density = density_of(skewed, y=tensor(0.0))
+    flat = Flat(family_of(name, density, SKEWED_COORDINATES[0]))
+    parameters = flat.start.numpy() + 0.3 * generator(1).normal(size=len(flat.start))
+    normal = flat.normal(tensor(parameters))
+    fixed = Fixed.of(64, normal.noise, generator())
+    objective = GaussianObjective(density, flat, fixed)
+    root = normal.root.diag() if normal.root.dim() == 1 else normal.root
+    points = normal.location + tensor(fixed.draws) @ root.mT
     # The entropy is exact, not that of the draws.
-    wanted = density.value(points).mean() + float(guide.entropy())
-    assert value == pytest.approx(wanted, rel=1e-12)
+    wanted = density.value(points.numpy()).mean() + float(normal.distribution.entropy())
+    assert objective.at(parameters)[0] == pytest.approx(wanted, rel=1e-12)
+    mean, covariance = objective.moments(parameters)
+    np.testing.assert_allclose(points.mean(0).numpy(), mean, atol=1e-12)  # pairs
+    drawn = np.cov(points.numpy(), rowvar=False, bias=True)  # they have the Normal's moments
+    np.testing.assert_allclose(drawn, covariance, atol=1e-12)
+    torch.testing.assert_close(
+        normal.distribution.variance.diag(), tensor(covariance).diag().diag()
+    )
+
+
+def test_independent_normals_of_both_objectives_agree() -> None:
+    density, coordinates = density_of(skewed, y=tensor(0.0)), SKEWED_COORDINATES[0]
+    fixed, log_scale = Fixed.of(10, 2, generator()), np.array([-0.5, 0.4])
+    flat = Flat(family_of("mean_field", density, coordinates))
+    value, gradient = GaussianObjective(density, flat, fixed).at(np.append(np.zeros(2), log_scale))
+    alone = MeanFieldObjective(density, Curvature(density), coordinates, fixed)
+    other, by_both = alone.at(np.append(np.zeros(2), log_scale))
+    assert value == pytest.approx(other, rel=1e-12)
+    np.testing.assert_allclose(gradient[2:], by_both[2:], rtol=1e-10)
 
 
 @pytest.mark.parametrize(("count", "size"), [(32, 3), (128, 3), (1024, 30), (512, 1)])
@@ -247,7 +287,7 @@ def test_mean_field_is_too_narrow_by_the_known_factor(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_dense_guide_holds_a_normal_whole(seed: int) -> None:
     density = density_of(regression, **REGRESSION)
-    found = full_rank(density, whitened(PRECISION, MEAN + 0.1), generator(seed))
+    found = best_of("full_rank", density, whitened(PRECISION, MEAN + 0.1), seed)
     assert found is not None
     assert found.reached
     assert found.elbo == pytest.approx(log_evidence(), abs=LOOSE)
@@ -279,7 +319,9 @@ def test_a_low_rank_guide_holds_a_normal_of_that_rank() -> None:
     density = density_of(given_normal, mean=tensor(mean), precision=tensor(precision))
     start = 0.5 * generator(3).normal(size=(4, 1))
     count = 8192
-    found = low_rank(density, scaled(precision, mean), generator(), start, Draws(count, count))
+    family = LowRank(density.space, Start(tensor(mean), tensor(precision)))
+    family.factor = tensor(start)
+    found = best_of_family(density, family, "low_rank", generator(), Draws(count, count))
     assert found is not None
     assert found.reached
     exact = 0.5 * (4 * np.log(2 * np.pi) + np.linalg.slogdet(covariance)[1]) - 0.5 * np.log(
@@ -361,9 +403,9 @@ def test_full_rank_refuses_too_few_draws_and_names_the_number() -> None:
     density = density_of(regression, **REGRESSION)
     coordinates = whitened(PRECISION, MEAN)
     with pytest.raises(GuideError, match=r"full_rank with 6 fixed draws.*3 dimensions"):
-        full_rank(density, coordinates, generator(), Draws(6, 6))
-    with pytest.raises(GuideError, match=r"low_rank with 2 fixed draws.*rank 1"):
-        low_rank(density, coordinates, generator(), np.ones((3, 1)), Draws(2, 2))
+        best_of("full_rank", density, coordinates, choice=Draws(6, 6))
+    with pytest.raises(GuideError, match=r"low_rank with 4 fixed draws.*2 dimensions"):
+        best_of("low_rank", density, coordinates, choice=Draws(4, 4))
 
 
 def test_the_number_that_full_rank_asks_for_is_enough() -> None:
@@ -392,11 +434,11 @@ def test_the_errors_of_all_numbers_are_their_spread_over_draws(method: str, coun
     coordinates = scaled(SKEWED_HESSIAN, SKEWED_MODE)
 
     def optimum(seed: int, choice: Draws) -> Optimum:
-        if method == "full_rank":
-            found = full_rank(density, coordinates, generator(seed), choice)
+        if method == "linear_response":
+            curvature = Curvature(density)
+            found = linear_response(density, curvature, coordinates, generator(seed), choice)
         else:
-            maker = {"mean_field": mean_field, "linear_response": linear_response}[method]
-            found = maker(density, Curvature(density), coordinates, generator(seed), choice)
+            found = best_of(method, density, coordinates, seed, choice)
         assert found is not None
         if found.all_errors is not None:
             return replace(found, errors=found.all_errors())
@@ -419,10 +461,8 @@ def test_the_errors_of_all_numbers_are_their_spread_over_draws(method: str, coun
         assert (losses == 0).all()  # it is no optimum of the ELBO
         return
     whole = Fixed.of(4096, 2, generator(99))
-    if method == "full_rank":
-        over_all: Any = DenseObjective(density, coordinates, whole)
-    else:
-        over_all = MeanFieldObjective(density, Curvature(density), coordinates, whole)
+    flat = Flat(family_of(method, density, coordinates))
+    over_all = GaussianObjective(density, flat, whole)
     best = optimum(98, Draws(4096, 4096)).parameters
     real = over_all.at(best)[0] - np.mean([over_all.at(each.parameters)[0] for each in found])
     assert losses.mean() > real / 2.5
@@ -483,7 +523,7 @@ def test_draws_are_doubled_for_scales_too() -> None:
     density = density_of(heavy, y=tensor(0.0))
     choice = Draws(16, 4096, 0.01)
     coordinates = Coordinates(np.zeros(1), np.ones(1))
-    found = mean_field(density, Curvature(density), coordinates, generator(), choice)
+    found = best_of("mean_field", density, coordinates, choice=choice)
     assert found is not None
     assert found.errors.mean < 1e-9  # of which the rule would have seen nothing
     assert found.draws > 16
@@ -595,7 +635,7 @@ def test_an_elbo_without_a_curvature_has_no_optimum() -> None:
 
     density = density_of(improper, y=tensor(0.0))
     coordinates = Coordinates(np.zeros(2), np.ones(2))
-    assert mean_field(density, Curvature(density), coordinates, generator()) is None
+    assert best_of("mean_field", density, coordinates) is None
 
 
 @pytest.mark.parametrize(
@@ -607,3 +647,27 @@ def test_draws_are_doubled_once_or_twice_as_the_errors_tell(
 ) -> None:
     """At 0.1, five times the tolerance, it takes 25 times the draws; at 0.021 hardly more."""
     assert Draws().after(count, Errors(mean, 0.0, 0.0)) == further
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("precision", [PRECISION, None], ids=["curvature", "none"])
+def test_pyro_has_the_normal_that_was_optimised(name: str, precision: np.ndarray | None) -> None:
+    """Each parameter has its name, shape and constraint in the guide, where it begins alike."""
+    space = LatentSpace.of(regression, REGRESSION)
+    known = None if precision is None else tensor(precision)
+    start = Start(tensor(MEAN), known)
+    guide = get_guide(name, None).build(space, start)
+    torch.manual_seed(0)
+    guide(**REGRESSION)
+    store = dict(pyro.get_param_store().items())
+    torch.manual_seed(0)
+    family = FAMILIES[name](space, start)
+    assert set(store) == {f"guide.{parameter}" for parameter in family.parameters}
+    flat = Flat(family)
+    for parameter, value in flat.values(flat.start).items():
+        assert value.shape == store[f"guide.{parameter}"].shape
+        if precision is not None:
+            torch.testing.assert_close(value, store[f"guide.{parameter}"])
+    curvature = flat.curvature(flat.start)
+    assert curvature.shape == flat.start.shape
+    assert bool((curvature > 0).all())
