@@ -18,11 +18,11 @@ from elbowroom.assess.compare import (
 from elbowroom.assess.measures import leave_one_out
 from elbowroom.data.tables import read_table
 from elbowroom.density.landscape import Landscape, explore
-from elbowroom.engines.settings import Settings, check_read, only_read
+from elbowroom.engines.settings import Settings, Way, check_read, only_read
 from elbowroom.errors import DataError, ElbowroomError, GuideError, OptionError
 from elbowroom.guides import guides_for
 from elbowroom.held_out import held_out_scores, split_rows
-from elbowroom.objectives.elbo import OBJECTIVES
+from elbowroom.objectives import objectives
 from elbowroom.pipeline.em import EM
 from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_problem, resolve_guide
 from elbowroom.pipeline.fixed_draws import survey
@@ -158,7 +158,7 @@ def compare(
         if names.count(name) > 1:
             raise OptionError(f"--guide {name} is given twice; give it once.")
     parts = [_guide_and_objective(guide) for guide in guides]
-    ways: dict[str, tuple[str, str | None]] = {}  # the engine and the objective of each guide
+    ways: dict[str, Way] = {}
     for name, (guide, objective) in zip(names, parts, strict=True):
         if guide == NUTS and objective is None:
             continue
@@ -168,15 +168,15 @@ def compare(
                 f"--guide {guide}:{objective}: the guide '{guide}' is not fitted by stochastic "
                 f"gradients, whose objective that is; give --guide {guide}."
             )
-        if objective is not None and objective not in OBJECTIVES:
+        if objective is not None and objective not in objectives():
             raise OptionError(
-                f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
+                f"--guide {guide}:{objective}: the objective is one of {', '.join(objectives())}."
             )
         chosen = settings if objective is None else replace(settings, elbo=objective)
-        ways[name] = chosen_engine(engine, declared, problem, chosen), chosen.elbo
+        ways[name] = Way(chosen_engine(engine, declared, problem, chosen), chosen.elbo, declared)
     suggested = problem.model.suggested
     if ways:
-        check_read(settings, suggested, ways.values())
+        check_read(settings, ways.values())
     count = suggested_draws if draws is None else draws
 
     @cache
@@ -195,8 +195,8 @@ def compare(
         if name == NUTS:
             rows.append(_by_nuts(problem, settings, seed, fits, test))
             continue
-        taken, _ = ways[name]
-        chosen = only_read(settings, suggested, *ways[name])
+        taken = ways[name].engine
+        chosen = only_read(settings, suggested, ways[name])
         chosen = chosen if objective is None else replace(chosen, elbo=objective)
         try:
             fit = fit_problem(
@@ -256,7 +256,7 @@ def _by_nuts(
 ) -> Row:
     """The row of the sampler, whose fit is added to the others."""
     try:
-        own = only_read(settings, problem.model.suggested, "fixed_draws")
+        own = only_read(settings, problem.model.suggested, Way("fixed_draws"))
         begun = fit_problem(problem, "auto", own, seed=seed)
         fit = add_reference(begun, take=True)
         if fit.held != NUTS:

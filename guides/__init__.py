@@ -4,13 +4,14 @@ A guide's builder is called as `build(space, start)` with the model's `LatentSpa
 `Start`, and gives what Pyro calls a guide: a callable with the model's arguments.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from elbowroom.errors import GuideError, OptionError, unknown
+from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions, HeldOutOptions
 from elbowroom.models import get_model, model_summaries
 
 if TYPE_CHECKING:  # the registry is read without torch
@@ -52,10 +53,13 @@ class Guide:
         dense: Whether its parameters grow with the square of the latent dimension or its
             evaluation needs every latent at once, so that it cannot hold latents for each row.
         point: Whether it is one point, with no density.
-        amortised: Whether it gives the latents of rows that it was not fitted to.
+        amortised: Whether it gives the latents of rows that it was not fitted to. A user's own
+            guide says so by an attribute: `guide.amortised = True`.
         exact: Whether it is the posterior itself, at given points; `auto` takes it.
         replaces: The guide for any model that it is, for this model, by another name.
         engines: Those that fit it, the one that `auto` takes first.
+        options: What it reads, of `elbowroom.guides.options`; an amortised one also what tells it
+            when to stop.
         likelihood: Whether the priors of what it estimates are left out.
         steps: Given the model's arguments and the columns' names, the steps of
             expectation-maximisation; see `elbowroom.engines.em.expectation_maximisation.Steps`.
@@ -72,8 +76,14 @@ class Guide:
     exact: bool = False
     replaces: str | None = None
     engines: tuple[str, ...] = ("svi",)
+    options: tuple[type, ...] = ()
     likelihood: bool = False
     steps: Callable[[Mapping[str, Any], Sequence[str]], Any] | None = None
+
+    @property
+    def reads(self) -> tuple[type, ...]:
+        """The classes of the options that it reads."""
+        return (*self.options, HeldOutOptions) if self.amortised else self.options
 
 
 _registered: dict[tuple[str | None, str], Guide] = {}
@@ -99,17 +109,36 @@ def register(
     return add
 
 
-def is_amortised(guide: Guide, parameters: Mapping[str, "Tensor"], space: "LatentSpace") -> bool:
-    """Whether a guide is declared to be amortised, or no parameter has a part for each row.
+def looks_amortised(parameters: Mapping[str, "Tensor"], space: "LatentSpace") -> bool:
+    """Whether no parameter has a part for each row, as those of an amortised guide have none.
+
+    A size that is the number of rows by chance is taken for such a part: this is told to a user who
+    declared nothing, and decides nothing.
 
     Args:
-        guide: Its declaration.
-        parameters: Its values, by name, and the model's.
+        parameters: The guide's values, by name, and the model's.
         space: The model's latent space.
     """
     rows = space.subsampled
-    shapes = [value.shape for value in parameters.values()]
-    return guide.amortised or (rows is not None and not any(rows.size in s for s in shapes))
+    return rows is not None and not any(rows.size in value.shape for value in parameters.values())
+
+
+def guide_options() -> tuple[type, ...]:
+    """The classes of the options that some guides read, and others do not."""
+    return (FixedDrawsOptions, CorrelatedOptions, HeldOutOptions)
+
+
+def guides_reading(kind: Any, models: Collection[str | None]) -> str:
+    """The guides that read some options, as one asks for them.
+
+    Args:
+        kind: The class of the options.
+        models: Of which guides count, beside those for any model.
+    """
+    import_module("elbowroom.guides.auto")
+    written = (each for each in _registered.values() if each.model in (None, *models))
+    names = dict.fromkeys(guide.name for guide in written if kind in guide.reads)
+    return f"--guide {' or '.join(names)}" if names else str(kind.readers)
 
 
 def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, Guide]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elbowroom.errors import GuideError
 from elbowroom.guides import Start, register
+from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions
 from elbowroom.guides.pathwise import PathwiseMultivariateNormal, PathwiseNormal
 from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.guides.space import LatentSpace, Site
@@ -165,18 +166,18 @@ def mle(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return map_guide(space, start)
 
 
-BOTH = ("fixed_draws", "svi")
+BOTH: dict[str, Any] = {"engines": ("fixed_draws", "svi"), "options": (FixedDrawsOptions,)}
 LANDING = "sticking_the_landing"
 """The objective of guides that can come near any posterior: its noise is that of what they miss."""
 
 
-@register("mean_field", "independent Normals in unconstrained coordinates", engines=BOTH)
+@register("mean_field", "independent Normals in unconstrained coordinates", **BOTH)
 def mean_field(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
     return site_guide(space, start, sample_spread, sample_normal)
 
 
-@register("full_rank", "one Normal with all correlations", elbo=LANDING, dense=True, engines=BOTH)
+@register("full_rank", "one Normal with all correlations", elbo=LANDING, dense=True, **BOTH)
 def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Kucukelbir et al., 2017, "Automatic differentiation variational inference"."""
     whitening, size = cholesky(start), space.dimension
@@ -190,7 +191,7 @@ def full_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return flat_guide(space, draw)
 
 
-@register("low_rank", "a Normal with correlations of low rank", dense=True, engines=BOTH)
+@register("low_rank", "a Normal with correlations of low rank", dense=True, **BOTH)
 def low_rank(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Rank √D, rounded up.
 
@@ -246,6 +247,7 @@ FIXED = ("fixed_draws",)
     "mean-field means with the covariance of linear response",
     dense=True,
     engines=FIXED,
+    options=(FixedDrawsOptions, CorrelatedOptions),
 )
 def linear_response(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Giordano, Broderick and Jordan, 2018, "Covariances, robustness and variational Bayes"."""

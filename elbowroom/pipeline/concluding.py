@@ -30,10 +30,10 @@ from elbowroom.draws.groups import posterior_tree, replicated, reported_quantiti
 from elbowroom.draws.of_guide import Draws, draw
 from elbowroom.draws.row_weights import RowCorrection, corrected_rows, weigh_rows
 from elbowroom.engines.svi.loop import Trained
-from elbowroom.guides import Guide, Start, is_amortised
+from elbowroom.guides import Guide, Start
 from elbowroom.guides.roots import factor_of_inverse
+from elbowroom.guides.sites import GuideSites
 from elbowroom.guides.space import LatentSpace
-from elbowroom.objectives.elbo import GuideSites
 from elbowroom.pipeline.task import Task
 from elbowroom.problem.isolation import Parameters, isolated
 from elbowroom.problem.validation import invalid_draws
@@ -199,7 +199,7 @@ def draw_and_conclude(task: Task, fitted: Fitted, sites: GuideSites, landscape: 
             correction = corrected_rows(weighed, count, random)
             health, said = latent_health(
                 problem.function, called, arguments, space, weighed,
-                amortised=is_amortised(fitted.guide, parameters.values, space),
+                amortised=fitted.guide.amortised,
             )  # fmt: skip
         else:
             raw = draw(problem.function, called, arguments, space, count)

@@ -11,8 +11,8 @@ from elbowroom.density.landscape import Landscape
 from elbowroom.engines.em.expectation_maximisation import BUDGET, Found, Steps, best_of
 from elbowroom.engines.svi.loop import Trained
 from elbowroom.guides import Guide, Start
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
-from elbowroom.objectives.elbo import read_guide
 from elbowroom.pipeline.concluding import Fitted, draw_and_conclude
 from elbowroom.pipeline.task import Plan, Task
 from elbowroom.problem.isolation import Parameters, isolated, placed_values

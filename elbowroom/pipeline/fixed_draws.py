@@ -32,8 +32,8 @@ from elbowroom.engines.svi.loop import Trained
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.auto import cholesky, scales, whitened
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
-from elbowroom.objectives.elbo import read_guide
 from elbowroom.pipeline.concluding import Fitted, conclude
 from elbowroom.pipeline.task import Plan, Task
 from elbowroom.problem.bound import Problem

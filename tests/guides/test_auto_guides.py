@@ -21,8 +21,8 @@ from elbowroom.density.modes import find_modes
 from elbowroom.draws.of_guide import draw
 from elbowroom.errors import ElbowroomError, GuideError, NoModeError
 from elbowroom.guides import Start, get_guide
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import LatentSpace
-from elbowroom.objectives.elbo import read_guide
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.score import map_draws
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 import elbowroom as er
+from elbowroom.engines.settings import make_settings
 from elbowroom.errors import GuideError, ModelError, OptionError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import FixedRows, of_each_row, trace_model
@@ -121,7 +122,9 @@ def test_gradients_are_those_of_sums_over_all_latents(
 ) -> None:
     problem, guide = machine()
     particles = 1 if name == "wake_sleep" else 2
-    objective = make_objective(name, particles, problem.space, insomnia=insomnia)
+    objective = make_objective(
+        name, particles, problem.space, make_settings({"insomnia": insomnia}).of_objective(name)
+    )
     with isolated(3):
         parameters = begin(problem, guide)
         exact = exact_gradient(name, insomnia, problem, guide, parameters)
