@@ -109,8 +109,8 @@ class Fit:
 
     @property
     def amortised(self) -> bool:
-        """Whether the guide gives the latents of other rows, too."""
-        return self.problem.space.rows_only and self.guide.amortised
+        """Whether the guide gives the latents of other rows too, or they have none to be given."""
+        return self.problem.space.rows_only and (self.guide.amortised or not self.rows_apart)
 
     @property
     def model_parameters(self) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """An option belongs to what reads it: each other one refuses it, and help and lists follow."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 import elbowroom as er
 from elbowroom import cli
@@ -13,7 +15,8 @@ from elbowroom.errors import OptionError
 from elbowroom.guides import Guide, guides_for
 from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions, HeldOutOptions
 from elbowroom.models import model_summaries
-from elbowroom.objectives import get_objective, objective_options, objectives
+from elbowroom.objectives import get_objective, objective_options, objectives, register
+from elbowroom.objectives.estimators import Sampled
 from elbowroom.options import declared, flag, option_names
 from elbowroom.report.listing import show_objectives
 
@@ -58,7 +61,9 @@ def of_guides(guide: Guide) -> set[str]:
 
 def every_way() -> list[Way]:
     """Every pairing of an engine, a guide that it fits, and for stochastic gradients an ELBO."""
-    guides = {(g.model, g.name): g for model in model_summaries() for g in guides_for(model).values()}
+    guides = {
+        (g.model, g.name): g for model in model_summaries() for g in guides_for(model).values()
+    }
     return [
         Way(engine, objective, guide)
         for guide in guides.values()
@@ -149,6 +154,48 @@ def test_an_option_can_ask_for_its_objective() -> None:
     fit = er.fit(model, data, "mean_field", free_bits=0.1, steps=20, draws=100, **options)
     assert fit.objective == ("trace_mean_field", "as asked")
     assert fit.settings.flat()["free_bits"] == 0.1
+
+
+@pytest.fixture
+def tempered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An objective of a user's own, registered as a file in its folder is."""
+
+    @dataclass(frozen=True)
+    class Options:
+        temper: Annotated[float, Field(gt=0, description="power of the density")] = 1.0
+
+    class Tempered(Sampled):
+        """The ELBO times a number: `tempered`."""
+
+        options_kind = Options
+
+        def estimate(self, model_trace: Any, guide_trace: Any) -> Any:
+            elbo, surrogate = super().estimate(model_trace, guide_trace)
+            return self.options.temper * elbo, surrogate
+
+    monkeypatch.setattr("elbowroom.objectives._registered", dict(objectives()))
+    register("tempered")(Tempered)
+
+
+def test_an_objective_is_listed_fitted_and_refused_from_its_declaration_alone(
+    tempered: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data, options = MODEL
+    show_objectives()
+    assert re.search(r"--temper +tempered +1.0 +power of the density", capsys.readouterr().out)
+    asked: dict[str, Any] = {"elbo": "tempered", "steps": 20, "draws": 100, **options}
+    whole = er.fit(model, data, "mean_field", **asked)
+    half = er.fit(model, data, "mean_field", temper=0.5, **asked)
+    assert half.trained.elbo_history[0] == pytest.approx(whole.trained.elbo_history[0] / 2)
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"temper": -1.0}, "--temper -1.0"),
+        ({"temper": 0.5, "elbo": "trace"}, "--temper has no meaning.*it is of --elbo tempered"),
+        ({"tempre": 0.5}, "did you mean 'temper'"),
+        ({"elbo": "tempred"}, "did you mean 'tempered'"),
+    ]
+    for wrong, said in wrongs:
+        with pytest.raises(OptionError, match=said):
+            er.fit(model, data, "mean_field", **{**asked, **wrong})
 
 
 def test_auto_refuses_what_it_would_not_read() -> None:
