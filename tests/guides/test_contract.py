@@ -146,7 +146,7 @@ def fitted(model: str, guide: str) -> Fit:
     problem, settings, begin = begun(model)
     declared = guide_of(model, guide)
     if "svi" not in declared.engines:
-        settings = replace(settings, steps=None)
+        settings = replace(settings, steps=None, given=settings.given - {"steps"})
     return fit_problem(problem, declared, settings, seed=SEED, draws=DRAWS, landscape=begin)
 
 
