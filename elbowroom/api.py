@@ -42,7 +42,8 @@ def fit(
         data: A table (path, bundled dataset's name, DataFrame or array); for a function, also a
             dict of its arguments. By default the model's bundled dataset.
         guide: A name, a guide function, or a Pyro AutoGuide class. `auto` takes the cheapest whose
-            posterior can be trusted; for a model with latents for each row, its own.
+            posterior can be trusted; for a model with latents for each row, its own. A function
+            that tells the latents of rows from the rows alone says so: `guide.amortised = True`.
         engine: "fixed_draws", deterministic; "svi", stochastic; "em", expectation-maximisation,
             which the guide of that name needs; "auto" takes the first where the model, the guide
             and the options allow it.

@@ -18,12 +18,12 @@ from elbowroom.assess.measures import leave_one_out
 from elbowroom.data.tables import read_table
 from elbowroom.density.landscape import Landscape, explore
 from elbowroom.engines.registry import ENGINES
-from elbowroom.engines.settings import Settings, check_read, only_read
+from elbowroom.engines.settings import Settings, Way, check_read, only_read
 from elbowroom.engines.task import Progress, Task
 from elbowroom.errors import DataError, ElbowroomError, GuideError, OptionError
 from elbowroom.guides import Guide, guides_for
 from elbowroom.held_out import held_out_scores, split_rows
-from elbowroom.objectives.elbo import OBJECTIVES
+from elbowroom.objectives import objectives
 from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_task, resolve_guide
 from elbowroom.pipeline.reference import add_reference
 from elbowroom.problem.bound import Problem, resolve_model
@@ -203,32 +203,27 @@ def _methods(
     for name in names:
         if names.count(name) > 1:
             raise OptionError(f"--guide {name} is given twice; give it once.")
-    suggested, methods = problem.model.suggested, []
+    suggested = problem.model.suggested
+    methods: list[_Method] = []
+    ways: list[Way] = []
     for name, given in zip(names, guides, strict=True):
         guide, objective = _guide_and_objective(given)
         if guide == NUTS and objective is None:
-            own = only_read(settings, suggested, "fixed_draws")
+            own = only_read(settings, suggested, Way("fixed_draws"))
             methods.append(_Method(name, guide, engine, NUTS, own))
             continue
         declared = resolve_guide(guide, problem)
         _check_objective(guide, objective, declared)
         own = settings if objective is None else replace(settings, elbo=objective)
         chosen = chosen_engine(engine, declared, problem, own)
-        read = only_read(settings, suggested, chosen, own.elbo)
+        way = Way(chosen, own.elbo, declared)
+        ways.append(way)
+        read = only_read(settings, suggested, way)
         read = read if objective is None else replace(read, elbo=objective)
         methods.append(_Method(name, guide, engine, chosen, read))
-    pairs = [
-        (method.chosen, _objective_of(method, settings))
-        for method in methods
-        if method.chosen != NUTS
-    ]
-    if pairs:
-        check_read(settings, suggested, pairs)
+    if ways:
+        check_read(settings, ways)
     return methods
-
-
-def _objective_of(method: _Method, settings: Settings) -> str | None:
-    return method.settings.elbo or settings.elbo
 
 
 def _check_objective(guide: Any, objective: str | None, declared: Guide) -> None:
@@ -239,9 +234,9 @@ def _check_objective(guide: Any, objective: str | None, declared: Guide) -> None
             f"--guide {guide}:{objective}: the guide '{guide}' is not fitted by stochastic "
             f"gradients, whose objective that is; give --guide {guide}."
         )
-    if objective not in OBJECTIVES:
+    if objective not in objectives():
         raise OptionError(
-            f"--guide {guide}:{objective}: the objective is one of {', '.join(OBJECTIVES)}."
+            f"--guide {guide}:{objective}: the objective is one of {', '.join(objectives())}."
         )
 
 

@@ -40,7 +40,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> OptionError:
         >>> str(unknown("guide", "mean_feild", ["mean_field", "full_rank"]))
         "there is no guide 'mean_feild'; did you mean 'mean_field'? Known: full_rank, mean_field."
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = get_close_matches(name, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return OptionError(f"there is no {kind} '{name}'{hint} Known: {', '.join(names)}.")

@@ -12,13 +12,13 @@ from torch import Tensor
 from elbowroom.assess.evidence import Evidence
 from elbowroom.draws.proposal import Proposal
 from elbowroom.engines.protocol import Fitted, Trained
-from elbowroom.engines.settings import Settings
+from elbowroom.engines.settings import make_settings
 from elbowroom.engines.task import Plan, Progress, Task
 from elbowroom.errors import ModelError, OptionError, RunFolderError
 from elbowroom.guides import Guide, Start, guides_for
+from elbowroom.guides.sites import GuideSites, read_guide
 from elbowroom.guides.space import trace_model
 from elbowroom.models import Model, get_model
-from elbowroom.objectives.elbo import GuideSites, read_guide
 from elbowroom.options import make_options, option_names
 from elbowroom.pipeline.fitting import Work, bind_model, resolve_guide
 from elbowroom.problem.bound import (
@@ -63,7 +63,7 @@ def load(
     else:
         declaration = resolve_model(model)
     options = trusted_options(path, declaration, config["options"], trust)
-    settings = make_options(Settings, config["settings"])
+    settings = make_settings({}, config["settings"])
     if isinstance(run.data, pd.DataFrame):
         run.data.attrs.update(config["attributes"])
     dtype = resolve_dtype(settings.dtype)

@@ -111,31 +111,27 @@ def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[st
 
 
 def refuse_unread(
-    asked: Collection[str], readers: Iterable[type | None], everyone: Mapping[str, type | None]
+    given: Iterable[str], read: Collection[str], everyone: Mapping[str, Collection[str]]
 ) -> None:
     """Refuses an option that nothing reads in a fit.
 
     Args:
-        asked: Names of the options that were asked for.
-        readers: The options that the fit reads.
-        everyone: The options of all that reads some, by how it is asked for.
+        given: Names of the options that the user gave.
+        read: Those that the fit reads.
+        everyone: Those that something else reads, by how it is asked for.
 
     Raises:
         OptionError: At the first one; it says who reads it.
 
     Example:
-        >>> @dataclass
-        ... class OfRenyi:
-        ...     alpha: float = 0.5
-        >>> refuse_unread(["alpha"], [OfRenyi], {})
-        >>> refuse_unread(["alpha"], [], {"--elbo renyi": OfRenyi})
+        >>> refuse_unread(["alpha"], ["alpha"], {})
+        >>> refuse_unread(["alpha"], [], {"--elbo renyi": ["alpha"]})
         Traceback (most recent call last):
         elbowroom.errors.OptionError: --alpha has no meaning here: it is of --elbo renyi; ...
     """
-    read = {name for kind in readers for name in option_names(kind)}
-    for name in asked:
+    for name in given:
         if name not in read:
-            owners = [who for who, kind in everyone.items() if name in option_names(kind)]
+            owners = [who for who, names in everyone.items() if name in names]
             raise OptionError(
                 f"{flag(name)} has no meaning here: it is of {' and '.join(owners)}; leave it out, "
                 f"or give {' or '.join(owners)}."

@@ -28,7 +28,7 @@ from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
 from elbowroom.errors import DataError, GuideError, OptionError, users_code
-from elbowroom.guides import Guide, Start, guides_for, is_amortised
+from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
 from elbowroom.objectives import baselines
@@ -139,9 +139,8 @@ class Fit:
 
     @property
     def amortised(self) -> bool:
-        """Whether the guide gives the latents of other rows, too."""
-        space = self.problem.space
-        return space.rows_only and is_amortised(self.guide, self.parameters.values, space)
+        """Whether the guide gives the latents of other rows too, or they have none to be given."""
+        return self.problem.space.rows_only and (self.guide.amortised or not self.rows_apart)
 
     @property
     def model_parameters(self) -> dict[str, Tensor]:
@@ -227,9 +226,10 @@ class Fit:
         if not self.amortised:
             fitting = guides_for(self.problem.model_name, True).values()
             names = " or ".join(guide.name for guide in fitting if guide.amortised)
+            other = f"--guide {names}" if names else "an amortised guide"
             raise GuideError(
                 f"the guide '{self.guide.name}' knows the fitted rows only; for new ones fit with "
-                f"{f'--guide {names}' if names else 'an amortised guide'}."
+                f"{other} (one of your own says so by guide.amortised = True)."
             )
 
     def sample(self, n: int = 1000, seed: int = 0) -> Any:
@@ -615,7 +615,7 @@ class Fit:
                 "registered_model": self.problem.model_name is not None,
                 "options": options,
                 "guide": self.guide.name,
-                "settings": asdict(self.settings),
+                "settings": self.settings.flat(),
                 "engine": self.engine,
                 "reparameterised": list(self.problem.reparameterised),
                 "objective": list(self.objective),

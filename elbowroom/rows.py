@@ -288,7 +288,7 @@ def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.manifold`."""
     check_verb(fit, "manifold")
     site = _only_site(fit)
-    latents = fit.problem.options.latent
+    latents = next(each.shape[-1] for each in fit.problem.space.sites if each.name == site)
     if latents > 2:
         raise ModelError(
             f"the manifold is a picture of one or two latents, and there are {latents}; fit with "

@@ -4,7 +4,7 @@ A guide's builder is called as `build(space, start)` with the model's `LatentSpa
 `Start`, and gives what Pyro calls a guide: a callable with the model's arguments.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from elbowroom.errors import GuideError, OptionError, unknown
+from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions, HeldOutOptions
 from elbowroom.models import get_model, model_summaries
 
 if TYPE_CHECKING:  # the registry is read without torch
@@ -55,7 +56,8 @@ class Guide:
         dense: Whether its parameters grow with the square of the latent dimension or its
             evaluation needs every latent at once, so that it cannot hold latents for each row.
         point: Whether it is one point, with no density.
-        amortised: Whether it gives the latents of rows that it was not fitted to.
+        amortised: Whether it gives the latents of rows that it was not fitted to. A user's own
+            guide says so by an attribute: `guide.amortised = True`.
         exact: Whether it is the posterior itself, at given points; `auto` takes it.
         replaces: The guide for any model that it is, for this model, by another name.
         engines: Those that fit it, the one that `auto` takes first; by default fixed draws, if it
@@ -92,6 +94,12 @@ class Guide:
                 "engines, and only then."
             )
 
+    @property
+    def reads(self) -> tuple[type, ...]:
+        """The classes of the options that it reads, of `elbowroom.guides.options`."""
+        declared = () if self.fixed_draws is None else self.fixed_draws.reads
+        return (*declared, HeldOutOptions) if self.amortised else declared
+
 
 _registered: dict[tuple[str | None, str], Guide] = {}
 
@@ -116,17 +124,36 @@ def register(
     return add
 
 
-def is_amortised(guide: Guide, parameters: Mapping[str, "Tensor"], space: "LatentSpace") -> bool:
-    """Whether a guide is declared to be amortised, or no parameter has a part for each row.
+def looks_amortised(parameters: Mapping[str, "Tensor"], space: "LatentSpace") -> bool:
+    """Whether no parameter has a part for each row, as those of an amortised guide have none.
+
+    A size that is the number of rows by chance is taken for such a part: this is told to a user who
+    declared nothing, and decides nothing.
 
     Args:
-        guide: Its declaration.
-        parameters: Its values, by name, and the model's.
+        parameters: The guide's values, by name, and the model's.
         space: The model's latent space.
     """
     rows = space.subsampled
-    shapes = [value.shape for value in parameters.values()]
-    return guide.amortised or (rows is not None and not any(rows.size in s for s in shapes))
+    return rows is not None and not any(rows.size in value.shape for value in parameters.values())
+
+
+def guide_options() -> tuple[type, ...]:
+    """The classes of the options that some guides read, and others do not."""
+    return (FixedDrawsOptions, CorrelatedOptions, HeldOutOptions)
+
+
+def guides_reading(kind: Any, models: Collection[str | None]) -> str:
+    """The guides that read some options, as one asks for them.
+
+    Args:
+        kind: The class of the options.
+        models: Of which guides count, beside those for any model.
+    """
+    import_module("elbowroom.guides.auto")
+    written = (each for each in _registered.values() if each.model in (None, *models))
+    names = dict.fromkeys(guide.name for guide in written if kind in guide.reads)
+    return f"--guide {' or '.join(names)}" if names else str(kind.readers)
 
 
 def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, Guide]:

@@ -20,6 +20,7 @@ from torch.distributions import transform_to
 
 from elbowroom.errors import NoModeError
 from elbowroom.guides import Start
+from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions
 from elbowroom.guides.pathwise import PathwiseMultivariateNormal, PathwiseNormal
 from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.guides.space import LatentSpace, Site
@@ -269,6 +270,14 @@ class FixedDraws:
     search: Callable[[Search], Found] | None = None
     proposes: bool = False
     wide: bool = False
+
+    @property
+    def reads(self) -> tuple[type, ...]:
+        """The classes of the options that it reads."""
+        if self.search is not None:
+            return ()
+        responds = self.family is None and self.wide
+        return (FixedDrawsOptions, CorrelatedOptions) if responds else (FixedDrawsOptions,)
 
 
 def sampled(space: LatentSpace, family: Family) -> Callable[..., Any]:

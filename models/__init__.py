@@ -70,6 +70,8 @@ class Model:
             agree with the reference's, or orders them where there is no reference.
         in_units: `in_units(values, arguments)` gives predicted values in the user's units, where
             the site is in others.
+        images: `images(arguments)` gives the shape of the images that rows are, height first, and
+            the highest value of a pixel, nought where that is not known; None if they are none.
         code_in: `code_in(options)` gives the code that preparing a table with these options would
             run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.
@@ -94,6 +96,7 @@ class Model:
     starts: Callable[[Mapping[str, Any], int, int], list[dict[str, Any]]] | None = None
     canonical: Callable[..., dict[str, Any]] | None = None
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    images: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], float] | None] | None = None
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
     engine: str | None = None

@@ -110,6 +110,7 @@ register(
         predicts="x",
         dataset="digits",
         in_units=unconditional.in_units,
+        images=unconditional.images,
         suggested=unconditional.SUGGESTED,
         verbs=unconditional.VERBS,
         internal=("dequantisation",),

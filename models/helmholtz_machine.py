@@ -145,6 +145,7 @@ register(
         predicts="x",
         dataset="digits",
         in_units=in_units,
+        images=vae.images,
         suggested={
             "learning_rate": 3e-3, "batch_size": 100, "draws": 200, "dtype": "float32",
             "particles": 10,

@@ -287,6 +287,12 @@ def in_units(values: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     return values * arguments["spread"] if pixels else values
 
 
+def images(arguments: Mapping[str, Any]) -> tuple[tuple[int, ...], float] | None:
+    """The shape of the images, and their highest pixel, where the columns are pixels."""
+    shape = arguments["shape"]
+    return (shape, arguments["limits"][1]) if shape else None
+
+
 VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
 SUGGESTED = {"learning_rate": 5e-3, "batch_size": 128, "draws": 200, "dtype": "float32"}
 
@@ -300,6 +306,7 @@ register(
         predicts="x",
         dataset="digits",
         in_units=in_units,
+        images=images,
         suggested=SUGGESTED,
         verbs=VERBS,
         internal=("dequantisation",),

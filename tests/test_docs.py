@@ -13,12 +13,12 @@ import typer
 
 import elbowroom as er
 from elbowroom import cli
-from elbowroom.engines.settings import Settings
+from elbowroom.engines.settings import make_settings, setting_names, split_settings
 from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.guides import get_guide
 from elbowroom.models import get_model, model_summaries
-from elbowroom.objectives.elbo import OBJECTIVES
-from elbowroom.options import make_options, split_options
+from elbowroom.objectives import objectives
+from elbowroom.options import make_options, option_names
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -171,12 +171,12 @@ def _known(model: str) -> set[str]:
     """What a page may name among the guides: guides, models, objectives and options."""
     from elbowroom.guides import guides_for
 
-    found = {*guides_for(model), *MODELS, *OBJECTIVES, "auto"}
+    found = {*guides_for(model), *MODELS, *objectives(), "auto"}
     return found | {field for each in MODELS for field in _options_of(each)}
 
 
 def _options_of(model: str) -> set[str]:
-    return set(vars(make_options(get_model(model).options or Settings, {})))
+    return set(option_names(get_model(model).options) or setting_names())
 
 
 def test_no_page_is_of_a_model_that_is_gone() -> None:
@@ -227,16 +227,17 @@ def parse(line: str) -> None:
             return
         model = get_model(given["model"])
         settings = {name: given[name] for name in cli.SETTINGS if given[name] is not None}
-        own, settings = split_options(
-            {**cli._model_options(context.args), **settings}, model.options, Settings
+        own, settings = split_settings(
+            {**cli._model_options(context.args), **settings}, model.options
         )
-        make_options(model.options or Settings, own)
-        make_options(Settings, settings)
+        if model.options is not None:
+            make_options(model.options, own)
+        make_settings(settings)
         guides = given.get("guide") or []
         for guide in [guides] if isinstance(guides, str) else guides:
             name, _, objective = guide.partition(":")
             assert name == "auto" or get_guide(name, model.name)
-            if objective and objective not in OBJECTIVES:
+            if objective and objective not in objectives():
                 raise OptionError(f"there is no objective {objective}.")
     elif context.args:
         raise OptionError(f"{context.args[0]} stands alone.")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,22 +15,18 @@ from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.loop import Optimisation, unconstrained_parameters
 from elbowroom.engines.svi.stepping import FlatParameters, Step
 from elbowroom.errors import OptionError
-from elbowroom.guides import Guide, is_amortised
+from elbowroom.guides import Guide
+from elbowroom.guides.sites import GuideSites, read_guide
 from elbowroom.guides.space import trace_model
-from elbowroom.objectives import baselines
+from elbowroom.objectives import baselines, get_objective, objectives
 from elbowroom.objectives.elbo import (
-    OBJECTIVES,
-    GuideSites,
     choose_objective,
-    given_to_objectives,
     make_objective,
     marked,
-    read_guide,
+    refusals,
 )
 from elbowroom.objectives.minibatches import Minibatches
-from elbowroom.objectives.score_function import BASELINES
 from elbowroom.problem.bound import Problem
-from elbowroom.problem.isolation import parameter_values
 
 GRADIENTS = 300
 """Gradients of each estimator at each stage."""
@@ -48,44 +44,46 @@ OWN = "baseline."
 
 @dataclass(frozen=True)
 class Estimator:
-    """A way to estimate a gradient."""
+    """A way to estimate a gradient.
+
+    Attributes:
+        objective: Its name.
+        options: The objective's own.
+        variant: What these are called, among others of the objective; "" for the only ones.
+        particles: Draws of each estimate.
+    """
 
     objective: str
-    baseline: str = "none"
+    options: Any = None
+    variant: str = ""
     particles: int = 1
 
     @property
     def name(self) -> str:
         """As it is shown."""
-        kind = ""
-        if self.objective == "score_function":
-            kind = f", {'no' if self.baseline == 'none' else self.baseline} baseline"
-        several = f", {self.particles} draws" if self.particles > 1 else ""
-        return f"{self.objective}{kind}{several}"
+        several = f"{self.particles} draws" if self.particles > 1 else ""
+        return ", ".join(part for part in (self.objective, self.variant, several) if part)
 
     @property
     def of_the_elbo(self) -> bool:
         """Whether it estimates the gradient of the ELBO, and not of another bound."""
-        return not OBJECTIVES[self.objective].several
+        return not get_objective(self.objective).several
 
 
-def applicable(problem: Problem, sites: GuideSites, particles: int) -> list[Estimator]:
+def applicable(problem: Problem, sites: GuideSites, settings: Settings) -> list[Estimator]:
     """The estimators that a model and a guide can have."""
     found = []
-    for name, kind in OBJECTIVES.items():
+    for name, kind in objectives().items():
         if not kind.of_its_loss:
             continue
-        if name == "trace_graph" and not (sites.discrete or sites.rough):
+        if kind.of_scores and not (sites.discrete or sites.rough):
             continue  # the same as trace
-        try:
-            choose_objective(name, None, problem.space, sites)
-        except OptionError:
+        if any(refusals(kind, problem.space, sites)):
             continue
-        if name == "score_function":
-            found += [Estimator(name, baseline, particles) for baseline in BASELINES]
-        else:
-            several = max(particles, SEVERAL) if kind.several else particles
-            found.append(Estimator(name, particles=several))
+        several = max(settings.particles, SEVERAL) if kind.several else settings.particles
+        variants = kind.variants() or {"": settings.of_objective(name)}
+        for variant, options in variants.items():
+            found.append(Estimator(name, options, variant, several))
     return found
 
 
@@ -146,55 +144,54 @@ def measure(
     with problem.session(seed):
         called = guide.build(problem.space, landscape.start())
         sites = read_guide(called, problem.arguments, problem.space)
-        estimators = applicable(problem, sites, settings.particles)
+        estimators = applicable(problem, sites, settings)
         if not estimators or sites.point:
             raise OptionError(f"the guide '{guide.name}' is a point: its gradients have no noise.")
-        name, _ = choose_objective(settings.elbo, guide.elbo, problem.space, sites)
+        name, _ = choose_objective(settings.elbo, guide.elbo, problem.space, sites, settings.given)
         trace_model(problem.function, problem.arguments)
-        if settings.baseline == "neural":  # whose parameters are none of the guide's
-            settings = _with(settings, baseline="decaying")
+        # The parameters of a stage are to be the guide's alone.
+        options = get_objective(name).without_parameters(settings.of_objective(name))
         run = Optimisation(
             *marked(name, problem.function, called), problem.arguments,
-            make_objective(
-                name, settings.particles, problem.space, **given_to_objectives(settings)
-            ),
+            make_objective(name, settings.particles, problem.space, options),
             settings, problem.space.subsampled,
-            problem.space.row_latents(sites.names)
-            and is_amortised(guide, parameter_values(), problem.space),
+            problem.space.row_latents(sites.names) and guide.amortised,
         )  # fmt: skip
         stages = _Stages(run)
         run.run(stages)
         for stage, (step, values) in stages.chosen().items():
             found = {}
             for each in estimators:
-                run_settings = _with(
-                    settings, elbo=each.objective, particles=each.particles, baseline=each.baseline
+                found[each] = _gradients(
+                    problem, called, each, settings.batch_size, values, gradients, seed
                 )
-                found[each] = _gradients(problem, called, run_settings, values, gradients, seed)
-            rows += _rows(stage, step, found, problem, called, settings, values, seed)
+            rows += _rows(stage, step, found, problem, called, settings.batch_size, values, seed)
     return pd.DataFrame(rows)
 
 
-def _with(settings: Settings, **options: Any) -> Settings:
-    """Settings with some options changed, those of objectives too."""
-    return replace(settings, **options)
+def _forget() -> None:
+    """Takes what baselines have learnt out of the active store."""
+    for name in list(pyro.get_param_store().keys()):
+        if name.startswith((OWN, baselines.PREFIX)):
+            del pyro.get_param_store()[name]
 
 
 def _gradients(
     problem: Problem,
     guide: Any,
-    settings: Settings,
+    estimator: Estimator,
+    size: int | None,
     values: list[torch.Tensor],
     count: int,
     seed: int,
 ) -> _Sampled:
     """Gradients of one estimator at given parameters, and the time of one."""
-    assert settings.elbo is not None
+    _forget()
     objective = make_objective(
-        settings.elbo, settings.particles, problem.space, **given_to_objectives(settings)
+        estimator.objective, estimator.particles, problem.space, estimator.options
     )
-    pair = marked(settings.elbo, problem.function, guide)
-    plate, size = problem.space.subsampled, settings.batch_size
+    pair = marked(estimator.objective, problem.function, guide)
+    plate = problem.space.subsampled
     batches = None if plate is None or size is None else Minibatches(plate.size, size)
 
     def draw() -> torch.Tensor | None:
@@ -210,7 +207,7 @@ def _gradients(
     try:
         parameters.assign(values)
         step = Step(objective, *pair, problem.arguments, parameters, plate, size)
-        if own or settings.baseline != "none":
+        if own or baselines.kept():
             optimizer = torch.optim.Adam(own, lr=0.05) if own else None
             for _ in range(WARM):
                 _learn(step, draw(), optimizer)
@@ -224,9 +221,7 @@ def _gradients(
             found.append(torch.cat([g.double().cpu().clone() for g in parameters.gradients]))
     finally:
         parameters.release()
-        for name in list(pyro.get_param_store().keys()):
-            if name.startswith((OWN, baselines.PREFIX)):
-                del pyro.get_param_store()[name]
+        _forget()
     return _Sampled(torch.stack(found).numpy(), 1e3 * float(np.median(times)), step.recorded)
 
 
@@ -245,16 +240,15 @@ def _rows(
     found: dict[Estimator, _Sampled],
     problem: Problem,
     guide: Any,
-    settings: Settings,
+    size: int | None,
     values: list[torch.Tensor],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """The table's rows of one stage."""
     noise = {each: float(s.gradients.var(0, ddof=1).sum()) for each, s in found.items()}
     best = min((e for e in found if e.of_the_elbo), key=lambda e: noise[e])
-    chosen = _with(settings, elbo=best.objective, particles=best.particles, baseline=best.baseline)
     count = MORE * len(found[best].gradients)
-    exact = _gradients(problem, guide, chosen, values, count, seed + 1).gradients
+    exact = _gradients(problem, guide, best, size, values, count, seed + 1).gradients
     reference, its_error = exact.mean(0), exact.std(0, ddof=1) / len(exact) ** 0.5
     costs = {each: noise[each] * s.milliseconds for each, s in found.items()}
     lowest = min(cost for each, cost in costs.items() if each.of_the_elbo)

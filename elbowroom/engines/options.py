@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions, HeldOutOptions
+
 
 @dataclass(frozen=True)
 class NumberOptions:
@@ -22,7 +24,7 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
-class StochasticOptions(SearchOptions):
+class StochasticOptions(HeldOutOptions, SearchOptions):
     """What stochastic gradients read."""
 
     steps: Annotated[
@@ -50,13 +52,6 @@ class StochasticOptions(SearchOptions):
     tolerance: Annotated[
         float, Field(gt=0, description="posterior sds that the guide may be off its optimum")
     ] = 0.1
-    held_out: Annotated[
-        float,
-        Field(ge=0, lt=1, description="fraction of rows that tell an amortised guide when to stop"),
-    ] = 0.1
-    patience: Annotated[
-        int, Field(ge=1, description="looks at rows held out, without a rise, before a cut")
-    ] = 10
     clip_norm: Annotated[
         float | None, Field(gt=0, description="largest norm of the gradient; by default any")
     ] = None
@@ -84,19 +79,8 @@ class StochasticOptions(SearchOptions):
 
 
 @dataclass(frozen=True)
-class FixedDrawsOptions(SearchOptions):
+class DeterministicOptions(CorrelatedOptions, FixedDrawsOptions, SearchOptions):
     """What the deterministic engine reads."""
-
-    fixed_draws: Annotated[
-        int | None, Field(ge=4, description="draws of the ELBO; by default more until enough")
-    ] = None
-    correlated: Annotated[
-        str | None,
-        Field(
-            description="sites, by commas, whose covariance linear_response takes in a model of "
-            "over 2,000 latent numbers; by default those that all groups share"
-        ),
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +91,11 @@ class ExpectationOptions(SearchOptions):
 
 
 ENGINES: dict[str, type] = {
-    "fixed_draws": FixedDrawsOptions,
+    "fixed_draws": DeterministicOptions,
     "svi": StochasticOptions,
     "em": ExpectationOptions,
 }
-"""What each engine reads, beside `NumberOptions`."""
+"""What each engine reads, beside `NumberOptions`.
+
+What an options class has from `elbowroom.guides.options` is read by the guides that declare it.
+"""

@@ -13,7 +13,7 @@ from elbowroom.density.landscape import Landscape
 from elbowroom.density.mixtures import LowRankNormal, Mixture
 from elbowroom.engines.task import Plan, Task
 from elbowroom.guides import Guide, Start
-from elbowroom.objectives.elbo import GuideSites
+from elbowroom.guides.sites import GuideSites
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters
 

@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from elbowroom.errors import OptionError
-from elbowroom.guides.space import FixedRows, Plate, SeenRows, base_of, of_each_row
+from elbowroom.guides.sites import GuideSites
+from elbowroom.guides.space import FixedRows, LatentSpace, Plate, SeenRows, base_of, of_each_row
+from elbowroom.objectives import register
 from elbowroom.problem.score import map_draws
 
 Estimate = tuple[Any, Any]
@@ -33,10 +35,18 @@ class Objective:
     """The ELBO of a model and a guide, estimated by some draws.
 
     Attributes:
+        name: As it is registered.
         several: Whether it takes several draws together.
         of_its_loss: Whether its gradient is that of the loss.
         of_rows: Whether it is for models whose latents are all the rows'.
+        enumerates: Whether it sums over discrete sites, those that the guide leaves out too.
+        pathwise: Whether it needs draws that can be differentiated by the guide's parameters.
+        closed: Whether it takes divergences in closed form, site by site.
+        scoreless: Whether it leaves the score of the guide out.
+        as_drawn: Whether it takes draws as they are, without the paths that lead to them.
+        of_scores: Whether it differs from `trace` only at sites that cannot be reparameterised.
         options_kind: The options that it reads, a dataclass of Fields.
+        asked_by_option: Whether an option of its own, given without an objective, asks for it.
 
     Args:
         particles: How many draws.
@@ -46,10 +56,18 @@ class Objective:
         options: Of the class `options_kind`; its defaults if there are none.
     """
 
-    several = False
-    of_its_loss = True
-    of_rows = False
+    name: ClassVar[str] = ""
+    several: ClassVar[bool] = False
+    of_its_loss: ClassVar[bool] = True
+    of_rows: ClassVar[bool] = False
+    enumerates: ClassVar[bool] = False
+    pathwise: ClassVar[bool] = False
+    closed: ClassVar[bool] = False
+    scoreless: ClassVar[bool] = False
+    as_drawn: ClassVar[bool] = False
+    of_scores: ClassVar[bool] = False
     options_kind: ClassVar[type | None] = None
+    asked_by_option: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -64,6 +82,21 @@ class Objective:
         if options is None and self.options_kind is not None:
             options = self.options_kind()
         self.options = options
+
+    @classmethod
+    def why_not(cls, space: LatentSpace, sites: GuideSites) -> str | None:
+        """What it lacks in a model and a guide, beside what its flags say; None if nothing."""
+        return None
+
+    @classmethod
+    def variants(cls) -> dict[str, Any]:
+        """Options that are worth comparing beside each other, by what to call them."""
+        return {}
+
+    @classmethod
+    def without_parameters(cls, options: Any) -> Any:
+        """The options nearest to the given ones with which it has no parameters of its own."""
+        return options
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -125,6 +158,7 @@ class Detached(SeenRows):
             msg["value"] = msg["value"].detach()
 
 
+@register("trace")
 class Sampled(Objective):
     """Every term is taken at the draws: `trace`.
 
@@ -181,9 +215,13 @@ class FreeBitsOptions:
     ] = 0.0
 
 
+@register("trace_mean_field")
 class Analytic(Objective):
     """Divergences of sites in closed form, where there is one: `trace_mean_field`."""
 
+    closed = True
+    pathwise = True
+    asked_by_option = True
     options_kind: ClassVar[type | None] = FreeBitsOptions
 
     def estimate(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Estimate:
@@ -225,6 +263,7 @@ class Analytic(Objective):
         return (latents.sum(0) / rows).clamp_min(self.options.free_bits).sum() * rows
 
 
+@register("sticking_the_landing")
 class Landing(Objective):
     """The gradient along the draws' paths alone: `sticking_the_landing`.
 
@@ -232,6 +271,9 @@ class Landing(Objective):
     to nothing as the guide comes to be the posterior (Roeder, Wu and Duvenaud, 2017, "Sticking the
     landing: simple, lower-variance gradient estimators for variational inference").
     """
+
+    pathwise = True
+    scoreless = True
 
     def estimates(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -257,8 +299,11 @@ def still(trace: poutine.Trace) -> poutine.Trace:
     return found
 
 
+@register("trace_enum")
 class Summed(Objective):
     """Discrete sites that are marked for it are summed over: `trace_enum`, Pyro's."""
+
+    enumerates = True
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -271,11 +316,14 @@ class Summed(Objective):
         return loss.detach(), loss
 
 
+@register("trace_graph")
 class Graph(Objective):
     """Score functions with the terms downstream of a site, and its baselines: `trace_graph`.
 
     Pyro's (Schulman et al., 2015, "Gradient estimation using stochastic computation graphs").
     """
+
+    of_scores = True
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -293,13 +341,9 @@ class Weighted(Objective):
 
     Where every latent belongs to a row, each row has weights of its own; else the draws have them.
     The draws after the first are made in one batched call, where the model's code allows it.
-
-    Attributes:
-        scored: Whether draws are taken as they are, without the paths that lead to them.
     """
 
     several = True
-    scored = False
 
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -337,7 +381,7 @@ class Weighted(Objective):
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> dict[str, Tensor]:
         """The log densities of one draw: of the model `p`, of the guide `q`, and of the `rest`."""
-        with Detached() if self.scored else SeenRows() as seen:
+        with Detached() if self.as_drawn else SeenRows() as seen:
             (traces,) = Objective.traces(self._single, model, guide, arguments)
         model_trace, guide_trace = traces
         if not all(self._is_of_a_row(node) for _, node in _samples(guide_trace)):
@@ -388,6 +432,7 @@ class Weighted(Objective):
         return bound if self.rows is None else self.rows.size / len(bound) * bound.sum()
 
 
+@register("iwae")
 class ImportanceWeighted(Weighted):
     """The log of the mean importance weight: `iwae`.
 
@@ -395,11 +440,14 @@ class ImportanceWeighted(Weighted):
     number of draws to the log evidence.
     """
 
+    pathwise = True
+
     def combined(self, weights: Tensor) -> Tensor:
         """The bound from log weights, with a leading dim for the draws."""
         return weights.logsumexp(0) - math.log(len(weights))
 
 
+@register("vimco")
 class LeaveOneOut(ImportanceWeighted):
     """The bound of `iwae` by score functions, each draw with the others as its baseline: `vimco`.
 
@@ -408,7 +456,8 @@ class LeaveOneOut(ImportanceWeighted):
     inference for Monte Carlo objectives"). Takes any site, discrete ones too.
     """
 
-    scored = True
+    pathwise = False
+    as_drawn = True
 
     def surrogate(self, terms: dict[str, Tensor], bound: Tensor) -> Tensor:
         """What to differentiate, of the shape of the bound."""
@@ -427,12 +476,15 @@ class LeaveOneOut(ImportanceWeighted):
         return (added * terms["q"] + held.softmax(0) * weights).sum(0)
 
 
+@register("dreg")
 class DoublyReparameterised(ImportanceWeighted):
     """The bound of `iwae`, whose gradient's noise does not drown it with many draws: `dreg`.
 
     Tucker, Lawson, Gu and Maddison, 2019, "Doubly reparameterized gradient estimators for Monte
     Carlo objectives".
     """
+
+    scoreless = True
 
     def more(
         self,
@@ -474,6 +526,7 @@ class RenyiOptions:
     ] = 0.5
 
 
+@register("renyi")
 class Renyi(Weighted):
     """The bound of a Renyi divergence of order `alpha`: `renyi`.
 
@@ -481,6 +534,7 @@ class Renyi(Weighted):
     the posterior, above one less; at nought it is `iwae`.
     """
 
+    pathwise = True
     options_kind = RenyiOptions
 
     def combined(self, weights: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import linear
 
-from elbowroom.guides.space import base_of
+from elbowroom.guides.sites import GuideSites
+from elbowroom.guides.space import LatentSpace, base_of
+from elbowroom.objectives import register
 from elbowroom.objectives.estimators import Analytic
 
 
@@ -39,6 +41,7 @@ class RowNoise(Messenger):
         msg["done"] = True
 
 
+@register("local_reparameterisation")
 class LocalReparameterisation(Analytic):
     """Noise for each row and unit instead of each weight: `local_reparameterisation`.
 
@@ -50,6 +53,20 @@ class LocalReparameterisation(Analytic):
     """
 
     options_kind = None
+
+    @classmethod
+    def why_not(cls, space: LatentSpace, sites: GuideSites) -> str | None:
+        """Needs layers whose weights are latent, and in independent Normals."""
+        weights = [f"{layer}.{part}" for layer in space.layers for part in ("weight", "bias")]
+        if not weights:
+            return ": the model has no layer whose weights are latent; leave it out."
+        other = next((name for name in weights if name not in sites.normal), None)
+        if other is None:
+            return None
+        return (
+            f" needs weights in independent Normals, and the guide's '{other}' is not; leave it "
+            "out, or fit with another guide."
+        )
 
     def traces(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]

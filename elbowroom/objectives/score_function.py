@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elbowroom.errors import unknown
 from elbowroom.guides.space import sample_sites
-from elbowroom.objectives import baselines
+from elbowroom.objectives import baselines, register
 from elbowroom.objectives.estimators import (
     Detached,
     Estimate,
@@ -43,6 +43,7 @@ class ScoreFunctionOptions:
     ] = "decaying"
 
 
+@register("score_function")
 class ScoreFunction(Objective):
     """Every draw is taken as it is, and its score weighs the ELBO: `score_function`.
 
@@ -54,7 +55,21 @@ class ScoreFunction(Objective):
     in belief networks").
     """
 
+    as_drawn = True
     options_kind = ScoreFunctionOptions
+
+    @classmethod
+    def variants(cls) -> dict[str, Any]:
+        """Each of its baselines."""
+        return {
+            f"{'no' if baseline == 'none' else baseline} baseline": ScoreFunctionOptions(baseline)
+            for baseline in BASELINES
+        }
+
+    @classmethod
+    def without_parameters(cls, options: Any) -> Any:
+        """A network has parameters; a decaying average has none."""
+        return ScoreFunctionOptions() if options.baseline == "neural" else options
 
     def estimates(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import FixedRows, Plate, SeenRows, Unobserved
+from elbowroom.objectives import register
 from elbowroom.objectives.estimators import (
     Detached,
     Estimate,
@@ -98,6 +99,7 @@ def _check_arguments(
             )
 
 
+@register("wake_sleep")
 class WakeSleep(Objective):
     """Data teach the model, dreams the guide: `wake_sleep`.
 
@@ -112,6 +114,7 @@ class WakeSleep(Objective):
 
     of_its_loss = False
     of_rows = True
+    as_drawn = True
 
     def estimates(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
@@ -143,6 +146,7 @@ class ReweightedWakeSleepOptions:
     ] = 1.0
 
 
+@register("reweighted_wake_sleep")
 class ReweightedWakeSleep(ImportanceWeighted):
     """Several draws of the guide teach both, weighed by importance: `reweighted_wake_sleep`.
 
@@ -156,7 +160,8 @@ class ReweightedWakeSleep(ImportanceWeighted):
 
     of_its_loss = False
     of_rows = True
-    scored = True
+    pathwise = False
+    as_drawn = True
     options_kind = ReweightedWakeSleepOptions
 
     def loss_and_surrogate(

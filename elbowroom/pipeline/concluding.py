@@ -112,7 +112,7 @@ def _attributes(task: Task, fitted: Fitted, verdict: str, origin: str) -> dict[s
         "status": trained.reason,
         "verdict": verdict,
         "draws": origin,
-        "settings": asdict(task.settings),
+        "settings": task.settings.flat(),
         "versions": run_folder.versions(),
         "options": {} if problem.options is None else asdict(problem.options),
         "elbo_history": _thinned(trained.elbo_history),

@@ -17,7 +17,6 @@ from elbowroom.draws.row_weights import weigh_rows
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Gaussian
 from elbowroom.engines.task import Task
-from elbowroom.guides import is_amortised
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated, reseed
 
@@ -130,7 +129,7 @@ def _of_rows(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
     )  # fmt: skip
     health, said = latent_health(
         problem.function, fitted.callable, problem.arguments, space, weighed,
-        amortised=is_amortised(fitted.guide, fitted.parameters.values, space),
+        amortised=fitted.guide.amortised,
     )  # fmt: skip
     return Drawn(
         weighed.together.first(count),

@@ -10,16 +10,22 @@ from pyro.infer.autoguide import AutoGuide
 
 from elbowroom.density.landscape import LARGEST, Landscape
 from elbowroom.engines.fixed_draws.engine import why_not
-from elbowroom.engines.options import FixedDrawsOptions, NumberOptions
+from elbowroom.engines.options import DeterministicOptions, NumberOptions
 from elbowroom.engines.registry import ENGINES
-from elbowroom.engines.settings import Settings, asked, check_read
+from elbowroom.engines.settings import (
+    Settings,
+    Way,
+    check_read,
+    make_settings,
+    split_settings,
+)
 from elbowroom.engines.svi.checkpoint import Checkpoints
 from elbowroom.engines.task import Task
 from elbowroom.errors import NoModeError, OptionError, unknown
 from elbowroom.guides import Guide, get_guide, guides_for
 from elbowroom.guides.roots import numerical_failures
 from elbowroom.models import Model
-from elbowroom.options import make_options, option_names, split_options
+from elbowroom.options import make_options, option_names
 from elbowroom.pipeline.concluding import conclude
 from elbowroom.pipeline.drawing import draw_posterior
 from elbowroom.pipeline.ladder import climb_ladder
@@ -69,7 +75,8 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         return Guide(name, "a Pyro AutoGuide", lambda space, start: guide(blocked))
     if callable(guide):
         name = getattr(guide, "__name__", type(guide).__name__)
-        return Guide(name, "the user's own guide", lambda space, start: guide)
+        amortised = bool(getattr(guide, "amortised", False))
+        return Guide(name, "the user's own guide", lambda space, start: guide, amortised=amortised)
     raise OptionError(
         f"{guide!r} is no guide: give a name, a guide function or an AutoGuide class."
     )
@@ -83,7 +90,7 @@ def resolve_settings(model: Model, given: Mapping[str, Any]) -> tuple[Settings, 
         suggested.pop("epochs", None)
         suggested.pop("steps", None)
     asked = {name: value for name, value in given.items() if value is not None}
-    return make_options(Settings, {**suggested, **asked}), draws
+    return make_settings(asked, suggested), draws
 
 
 def bind_model(
@@ -97,7 +104,7 @@ def bind_model(
         ModelError: If the model cannot be fitted.
     """
     declaration = resolve_model(model)
-    model_options, settings_options = split_options(options, declaration.options, Settings)
+    model_options, settings_options = split_settings(options, declaration.options)
     settings, draws = resolve_settings(declaration, settings_options)
     bound = None
     if declaration.options is not None:
@@ -185,8 +192,8 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
     if guide is None and problem.model.engine is not None:
         return problem.model.engine
     fits = guide is None or "fixed_draws" in guide.engines
-    read = {*option_names(FixedDrawsOptions), *option_names(NumberOptions)}
-    stochastic = not read.issuperset(asked(settings, {}))
+    read = {*option_names(DeterministicOptions), *option_names(NumberOptions), "draws"}
+    stochastic = not read.issuperset({*settings.given, *problem.model.suggested})
     return "fixed_draws" if fits and not stochastic and why_not(problem, guide) is None else "svi"
 
 
@@ -234,10 +241,10 @@ def fit_task(
                 reason = why_not(problem)
                 if reason is not None:
                     raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
-                check_read(settings, problem.model.suggested, [(chosen, None)])
+                check_read(settings, [Way(chosen)])
                 return climb_ladder(task, fit_guide, report)
         chosen = chosen_engine(engine, guide, problem, settings)
-        check_read(settings, problem.model.suggested, [(chosen, None)])
+        check_read(settings, [Way(chosen, guide=guide)])
         if chosen not in guide.engines:
             raise OptionError(
                 f"--engine {chosen}: the guide '{guide.name}' needs --engine {guide.engines[0]}."

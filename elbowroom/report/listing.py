@@ -86,11 +86,11 @@ def show_guides(model: str | None) -> None:
 
 def show_objectives() -> None:
     """Every objective of stochastic gradients, with the options that it reads."""
-    from elbowroom.objectives.elbo import OBJECTIVES
+    from elbowroom.objectives import objectives
 
     out = console()
     made, options = table("objective", "what it is"), table("option", "of", "default", "what it is")
-    for name, kind in OBJECTIVES.items():
+    for name, kind in objectives().items():
         summary = (kind.__doc__ or "").splitlines()[0].partition(f": `{name}`")[0]
         add(made, name, f"{summary.removesuffix('.')}.")
         for option in declared(kind.options_kind):

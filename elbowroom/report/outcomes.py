@@ -51,13 +51,14 @@ def write(
 
 def images(fit: Fit, table: pd.DataFrame) -> np.ndarray | None:
     """The rows as images, (rows, height, width), or None if they are none."""
-    shape = fit.problem.arguments.get("shape")
-    if not shape:
+    problem = fit.problem
+    found = None if problem.model.images is None else problem.model.images(problem.arguments)
+    if found is None:
         return None
-    names = fit.problem.prepared.coords["column"]
+    shape, top = found
+    names = problem.prepared.coords[problem.prepared.dims[problem.observed][-1]]
     pixels = table[list(names)].to_numpy(dtype=float)
-    top = fit.problem.arguments["limits"][1] or pixels.max()
-    return np.clip(pixels, 0, top).reshape(len(table), *shape)
+    return np.clip(pixels, 0, top or pixels.max()).reshape(len(table), *shape)
 
 
 def draw_generated(fit: Fit, table: pd.DataFrame) -> Callable[[Path], None]:

@@ -22,8 +22,8 @@ from elbowroom.draws.of_guide import draw
 from elbowroom.errors import ElbowroomError, GuideError, NoModeError
 from elbowroom.guides import Guide, Start, get_guide
 from elbowroom.guides.families import FixedDraws, Normal, sampled, scales
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import LatentSpace
-from elbowroom.objectives.elbo import read_guide
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.score import map_draws
 

@@ -12,14 +12,14 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.errors import GuideError, ModelError, OptionError
 from elbowroom.guides import Start, get_guide
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import LatentSpace
+from elbowroom.objectives import objectives
 from elbowroom.objectives.elbo import (
-    OBJECTIVES,
     check_enumerable,
     choose_objective,
     make_objective,
     marked,
-    read_guide,
 )
 from elbowroom.pipeline.fitting import bind_model
 from elbowroom.problem.isolation import isolated
@@ -206,7 +206,7 @@ def test_the_loss_of_the_exact_posterior_is_minus_the_log_evidence(name: str) ->
     assert loss == pytest.approx(-float(evidence), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", objectives())
 def test_a_factor_of_one_moves_every_loss_by_one(name: str) -> None:
     def tilted(y: Tensor) -> None:
         mixed(y)

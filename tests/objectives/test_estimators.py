@@ -10,7 +10,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from elbowroom.objectives.elbo import OBJECTIVES
+from elbowroom.objectives import objectives
 from elbowroom.problem.isolation import isolated
 
 Y = torch.tensor([2.0, 3.0, 4.0, -1.0], dtype=torch.float64)
@@ -86,7 +86,7 @@ ENUMERATED = pyro.infer.config_enumerate(kinds, "parallel")
 )
 def test_losses_and_gradients_are_pyros(name: str, pair: Pair, particles: int) -> None:
     theirs = PYRO[name](num_particles=particles, max_plate_nesting=1)
-    ours = OBJECTIVES[name](particles, 1)
+    ours = objectives()[name](particles, 1)
     theirs.loss(*pair, Y)  # makes the parameters
     parameters = dict(pyro.get_param_store().named_parameters())
     results: list[list[Any]] = []

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.engines.settings import Settings
+from elbowroom.engines.settings import Settings, make_settings
 from elbowroom.engines.svi.loop import run_svi
 from elbowroom.errors import OptionError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.objectives.elbo import make_objective
 from elbowroom.objectives.estimators import Objective
+from elbowroom.objectives.score_function import ScoreFunctionOptions
 from elbowroom.options import make_options
 from elbowroom.problem.isolation import isolated
 
@@ -116,14 +117,18 @@ ESTIMATORS: list[Any] = [
 @pytest.mark.parametrize(("name", "options"), ESTIMATORS)
 def test_the_mean_of_gradients_is_the_exact_one(name: str, options: dict[str, Any]) -> None:
     """A latent, its guide, and a parameter of the model; two draws in each estimate."""
-    objective = make_objective(name, 2, LatentSpace.of(line, {"y": Y}), **options)
+    objective = make_objective(
+        name, 2, LatentSpace.of(line, {"y": Y}), make_settings(options).of_objective(name)
+    )
     found = gradients(objective, line, line_guide, {"y": Y}, tuple(START), GRADIENTS)
     check_mean(found, exact_bound(name, **{k: v for k, v in options.items() if k == "alpha"}))
 
 
 def spread(name: str, particles: int = 1, count: int = 400, **options: Any) -> np.ndarray:
     """The standard deviation of the gradients by the guide's parameters."""
-    objective = make_objective(name, particles, LatentSpace.of(line, {"y": Y}), **options)
+    objective = make_objective(
+        name, particles, LatentSpace.of(line, {"y": Y}), make_settings(options).of_objective(name)
+    )
     names = ("location", "log_scale")
     return gradients(objective, line, line_guide, {"y": Y}, names, count).std(0)
 
@@ -180,7 +185,9 @@ def test_bounds_meet_where_they_should(particles: int) -> None:
 
     def loss(name: str, **options: Any) -> float:
         torch.manual_seed(1)
-        objective = make_objective(name, particles, space, **options)
+        objective = make_objective(
+            name, particles, space, make_settings(options).of_objective(name)
+        )
         return objective.loss(line, line_guide, y=Y)
 
     assert loss("renyi", alpha=0.0) == pytest.approx(loss("iwae"), rel=1e-12)
@@ -276,7 +283,7 @@ def test_score_functions_of_discrete_sites_are_exact_in_the_mean(
     baseline: str, size: int | None
 ) -> None:
     space = LatentSpace.of(switches, {"y": ROWS})
-    objective = make_objective("score_function", 1, space, baseline=baseline)
+    objective = make_objective("score_function", 1, space, ScoreFunctionOptions(baseline))
     arguments = {"y": ROWS, **({} if size is None else {"batch_size": size})}
     found = gradients(objective, switches, switches_guide, arguments, ("logits",), GRADIENTS)
     check_mean(found, exact_switches())
@@ -333,7 +340,7 @@ def test_score_functions_weigh_what_a_guide_draws_for_itself(baseline: str) -> N
         pyro.sample("z", dist.Delta(drawn))
 
     objective = make_objective(
-        "score_function", 2, LatentSpace.of(line, {"y": Y}), baseline=baseline
+        "score_function", 2, LatentSpace.of(line, {"y": Y}), ScoreFunctionOptions(baseline)
     )
     found = gradients(objective, line, guide, {"y": Y}, tuple(START), 3000)
     check_mean(found, exact_bound("trace"))
@@ -367,7 +374,7 @@ def test_a_neural_baseline_is_fitted_by_the_run() -> None:
             pyro.sample("on", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(30))))
 
     space = LatentSpace.of(switches, {"y": y})
-    objective = make_objective("score_function", 1, space, baseline="neural")
+    objective = make_objective("score_function", 1, space, ScoreFunctionOptions("neural"))
     chosen = make_options(Settings, {"steps": 200, "schedule": "constant"})
     run_svi(switches, guide, {"y": y}, objective, chosen)
     assert float(parameters()["baseline.on.second"].detach().abs().max()) > 0.1
@@ -386,7 +393,7 @@ def test_a_neural_baseline_learns_what_the_rows_tell() -> None:
     noise = {}
     for baseline in ("none", "neural"):
         pyro.clear_param_store()
-        objective = make_objective("score_function", 1, space, baseline=baseline)
+        objective = make_objective("score_function", 1, space, ScoreFunctionOptions(baseline))
         objective.loss_and_surrogate(switches, guide, {"y": y})
         fitted = [value for name, value in parameters().items() if name.startswith("baseline")]
         if fitted:
@@ -412,7 +419,7 @@ def test_a_neural_baseline_learns_what_the_rows_tell() -> None:
 )
 def test_wrong_settings_are_refused_by_their_option(given: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        make_options(Settings, given)
+        make_settings(given)
 
 
 def test_an_objective_that_a_guide_cannot_have_is_refused() -> None:

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 import elbowroom as er
+from elbowroom.engines.settings import make_settings
 from elbowroom.errors import GuideError, ModelError, OptionError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import FixedRows, of_each_row, trace_model
@@ -121,7 +122,9 @@ def test_gradients_are_those_of_sums_over_all_latents(
 ) -> None:
     problem, guide = machine()
     particles = 1 if name == "wake_sleep" else 2
-    objective = make_objective(name, particles, problem.space, insomnia=insomnia)
+    objective = make_objective(
+        name, particles, problem.space, make_settings({"insomnia": insomnia}).of_objective(name)
+    )
     with isolated(3):
         parameters = begin(problem, guide)
         exact = exact_gradient(name, insomnia, problem, guide, parameters)
@@ -241,6 +244,9 @@ def amortised(data: Tensor, batch_size: int | None = None) -> None:
         pyro.sample("on", dist.Bernoulli(logits=slope * seen))
 
 
+amortised.amortised = True  # type: ignore[attr-defined]
+
+
 def by_row(data: Tensor, batch_size: int | None = None) -> None:
     with pyro.plate("rows", len(data), subsample_size=batch_size):
         logits = pyro.param("logits", torch.zeros(len(data)).double(), event_dim=0)
@@ -254,7 +260,7 @@ DATA = {"data": torch.linspace(-2, 2, 30).double()}
     ("guide", "options", "error", "said"),
     [
         (amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError), "a dream of 'y': what"),
-        (by_row, {"elbo": "wake_sleep"}, OptionError, "'by_row' has parameters for each fitted"),
+        (by_row, {"elbo": "wake_sleep"}, OptionError, "'by_row' is not declared to be amortised"),
         (amortised, {"elbo": "vimco"}, OptionError, "takes several draws together"),
         (
             amortised, {"elbo": "wake_sleep", "kl_warm_up": 10}, OptionError,
@@ -282,6 +288,7 @@ def test_a_dream_is_shown_as_it_would_be_observed_or_not_at_all(batch_size: int 
     def guide(y: Tensor, batch_size: int | None = None) -> None:
         amortised(y, batch_size)
 
+    guide.amortised = True  # type: ignore[attr-defined]
     with pytest.raises(ModelError, match="is to be the model's argument of the same name, as it"):
         er.fit(scaled, {"y": DATA["data"]}, guide, elbo="wake_sleep", seed=1, steps=20,
                batch_size=batch_size)  # fmt: skip
@@ -304,6 +311,7 @@ def test_rows_may_lie_in_a_plate_to_the_left() -> None:
             seen = pyro.subsample(x, event_dim=0)
             pyro.sample("on", dist.Bernoulli(logits=level + slope * seen))
 
+    guide.amortised = True  # type: ignore[attr-defined]
     random = torch.Generator().manual_seed(0)
     on = (torch.rand(60, 3, generator=random) < 0.3).double()
     x = 4 * on + torch.randn(60, 3, generator=random, dtype=torch.float64)

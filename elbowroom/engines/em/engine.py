@@ -11,8 +11,8 @@ from elbowroom.engines.em.expectation_maximisation import BUDGET, Found, Steps, 
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.task import Plan, Task
 from elbowroom.guides import Guide, Start
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
-from elbowroom.objectives.elbo import read_guide
 from elbowroom.problem.isolation import Parameters, isolated, placed_values
 
 OBJECTIVE = ("em", "the log likelihood, by expectation and maximisation in turn")

@@ -26,8 +26,8 @@ from elbowroom.engines.task import Plan, Task
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.families import Flat
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
-from elbowroom.objectives.elbo import read_guide
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, isolated, placed_values
 

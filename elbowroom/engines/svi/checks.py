@@ -16,14 +16,13 @@ from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.failure import culprit
 from elbowroom.errors import ElbowroomError, GuideError, ModelError, users_code
 from elbowroom.guides import Guide
+from elbowroom.guides.sites import GuideSites, is_delta, read_guide
 from elbowroom.guides.space import FixedRows, sample_sites, takes_batches, trace_model
 from elbowroom.objectives.elbo import (
     check_enumerable,
     choose_objective,
-    is_delta,
     make_objective,
     marked,
-    read_guide,
 )
 from elbowroom.objectives.minibatches import Minibatches
 from elbowroom.problem.bound import Problem
@@ -61,7 +60,12 @@ class Subject:
     def objective(self) -> tuple[str, str]:
         """The name of the ELBO, and why."""
         sites = read_guide(self.called, self.problem.arguments, self.problem.space)
-        return choose_objective(self.settings.elbo, self.guide.elbo, self.problem.space, sites)
+        return self.choose(sites)
+
+    def choose(self, sites: GuideSites) -> tuple[str, str]:
+        """The same for the guide's sites."""
+        settings, space = self.settings, self.problem.space
+        return choose_objective(settings.elbo, self.guide.elbo, space, sites, settings.given)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def _sites(subject: Subject) -> list[str]:
     """The guide's sites are the model's, and an objective takes them."""
     problem = subject.problem
     sites = read_guide(subject.called, problem.arguments, problem.space)
-    choose_objective(subject.settings.elbo, subject.guide.elbo, problem.space, sites)
+    subject.choose(sites)
     check_enumerable(problem.function, problem.arguments, problem.space, sites)
     return [
         f"site '{name}': its distribution in the guide cannot be reparameterised, so that its "
@@ -135,7 +139,9 @@ def _start(subject: Subject) -> list[str]:
     problem = subject.problem
     name, _ = subject.objective
     pair = marked(name, problem.function, subject.called)
-    objective = make_objective(name, subject.settings.particles, problem.space)
+    settings = subject.settings
+    options = settings.of_objective(name)
+    objective = make_objective(name, settings.particles, problem.space, options)
     with users_code("the ELBO cannot be evaluated at the start", ModelError):
         loss = objective.loss(*pair, **problem.arguments)
     if not math.isfinite(loss):

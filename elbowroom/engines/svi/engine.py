@@ -7,26 +7,30 @@ import torch
 
 from elbowroom.density.landscape import Landscape, explore
 from elbowroom.engines.protocol import Fitted
-from elbowroom.engines.settings import check_read
+from elbowroom.engines.settings import Way, check_read
 from elbowroom.engines.svi.checks import Subject, before_run
 from elbowroom.engines.svi.loop import run_svi
 from elbowroom.engines.task import Plan, Task
 from elbowroom.errors import OptionError
-from elbowroom.guides import Guide, Start, is_amortised
+from elbowroom.guides import Guide, Start, looks_amortised
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
+from elbowroom.objectives import get_objective
 from elbowroom.objectives.elbo import (
-    OBJECTIVES,
     check_enumerable,
     choose_objective,
-    given_to_objectives,
     make_objective,
     marked,
-    read_guide,
 )
 from elbowroom.problem.isolation import (
     Parameters,
     parameter_values,
     set_parameter_values,
+)
+
+UNDECLARED = (
+    "the guide '{}' has no parameter for each row: if it is amortised, say so by "
+    "guide.amortised = True, and rows held out tell when to stop, and new rows have latents."
 )
 
 
@@ -43,13 +47,13 @@ class Stochastic:
             called = guide.build(problem.space, Start(torch.zeros(problem.space.dimension)))
             sites = read_guide(called, problem.arguments, problem.space)
             name, why = choose_objective(
-                settings.elbo, guide.elbo, problem.space, sites, settings.free_bits
+                settings.elbo, guide.elbo, problem.space, sites, settings.given
             )
-            if OBJECTIVES[name].several and settings.particles < 2:
+            if get_objective(name).several and settings.particles < 2:
                 raise OptionError(
                     f"--elbo {name} ({why}) takes several draws; give --particles 2 or more."
                 )
-            check_read(settings, problem.model.suggested, [(self.name, name)])
+            check_read(settings, [Way(self.name, name, guide)])
             check_enumerable(problem.function, problem.arguments, problem.space, sites)
         return Plan(problem, guide, settings, (name, why), task.seed, self.name)
 
@@ -67,29 +71,29 @@ class Stochastic:
             begun = start.start()
             called = guide.build(space, begun)
             sites = read_guide(called, arguments, space)
-            name, why = choose_objective(
-                settings.elbo, guide.elbo, space, sites, settings.free_bits
-            )
-            if OBJECTIVES[name].of_rows and not is_amortised(guide, parameter_values(), space):
+            name, why = choose_objective(settings.elbo, guide.elbo, space, sites, settings.given)
+            if get_objective(name).of_rows and not guide.amortised:
                 raise OptionError(
                     f"--elbo {name} shows the guide rows that the model made, and '{guide.name}' "
-                    "has parameters for each fitted row (a size of one is the number of rows); "
-                    "give an amortised guide, or --elbo trace_graph."
+                    "is not declared to be amortised; give an amortised guide (one of your own "
+                    "says so by guide.amortised = True), or --elbo trace_graph."
                 )
             warnings = before_run(Subject(problem, guide, called, settings))
             trace_model(problem.function, arguments)  # makes the model's own parameters
             initial = parameter_values()
-            local, own = space.row_latents(sites.names), is_amortised(guide, initial, space)
+            local = space.row_latents(sites.names)
+            if local and not guide.amortised and looks_amortised(initial, space):
+                warnings.append(UNDECLARED.format(guide.name))
             try:
                 trained = run_svi(
                     *marked(name, problem.function, called),
                     arguments,
                     make_objective(
-                        name, settings.particles, space, **given_to_objectives(settings)
+                        name, settings.particles, space, settings.of_objective(name)
                     ),
                     settings,
                     space.subsampled,
-                    local and own,
+                    local and guide.amortised,
                     task.progress,
                     task.checkpoints,
                 )  # fmt: skip

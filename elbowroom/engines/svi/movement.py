@@ -11,8 +11,8 @@ from torch import Tensor
 
 from elbowroom.engines.svi.stepping import Step
 from elbowroom.engines.svi.stopping import NEGLIGIBLE
+from elbowroom.guides.sites import is_delta
 from elbowroom.guides.space import sample_sites
-from elbowroom.objectives.elbo import is_delta
 from elbowroom.problem.isolation import reseed
 from elbowroom.problem.score import map_draws
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from elbowroom.engines.settings import make_settings
 from elbowroom.engines.svi.loop import unconstrained_parameters
 from elbowroom.engines.svi.stepping import BFloat16Layers, FlatParameters, Step
 from elbowroom.guides import Start, get_guide
+from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import LatentSpace, Plate
-from elbowroom.objectives import baselines
+from elbowroom.objectives import baselines, objectives
 from elbowroom.objectives.elbo import (
-    OBJECTIVES,
     choose_objective,
     make_objective,
     marked,
-    read_guide,
 )
 from elbowroom.pipeline.fitting import bind_model
 from elbowroom.problem.isolation import isolated
@@ -48,7 +48,7 @@ def step_of(
     nesting: int = 1,
 ) -> Step:
     given = {"y": Y} if arguments is None else arguments
-    objective = OBJECTIVES[name](1, nesting)
+    objective = objectives()[name](1, nesting)
     extra = {} if size is None else {"batch_size": size}
     objective.loss(model, guide, **given, **extra)  # makes the parameters
     return Step(objective, model, guide, given, stored(), plate, size)
@@ -312,7 +312,10 @@ def test_baselines_learn_the_same_from_recorded_steps(
     def runs(recorded: bool) -> tuple[Step, list[Tensor]]:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-        objective = make_objective(name, 1, LatentSpace.of(switches, {"y": Y}), baseline=baseline)
+        objective = make_objective(
+            name, 1, LatentSpace.of(switches, {"y": Y}),
+            make_settings({"baseline": baseline}).of_objective(name),
+        )  # fmt: skip
         extra = {} if size is None else {"batch_size": size}
         objective.loss_and_surrogate(switches, switches_guide, {"y": Y, **extra})
         parameters = FlatParameters(unconstrained_parameters())

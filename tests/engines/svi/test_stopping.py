@@ -427,9 +427,14 @@ def test_a_guide_with_parameters_for_every_row_has_no_rows_held_out(left_out: li
     data = {"x": arguments["x"].double()}
     er.fit(model, data, guide, steps=20, draws=100, seed=1)
     assert left_out == []
-    amortised, _, _ = overfitting(50)
-    er.fit(model, data, amortised, steps=20, draws=100, seed=1)
+    amortised: Any = overfitting(50)[0]
+    undeclared = er.fit(model, data, amortised, steps=20, draws=100, seed=1)
+    assert left_out == []
+    assert any("guide.amortised = True" in remark for remark in undeclared.remarks)
+    amortised.amortised = True
+    declared = er.fit(model, data, amortised, steps=20, draws=100, seed=1)
     assert left_out == [50]
+    assert not any("guide.amortised" in remark for remark in declared.remarks)
 
 
 @pytest.mark.parametrize("width", [29, 30, 31])

@@ -1,0 +1,47 @@
+"""What guides read, beside what their engine does; imported without torch, as the engines' are."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FixedDrawsOptions:
+    """What a guide reads whose ELBO is taken over fixed draws."""
+
+    readers: ClassVar[str] = "a guide whose ELBO is taken over fixed draws"
+
+    fixed_draws: Annotated[
+        int | None, Field(ge=4, description="draws of the ELBO; by default more until enough")
+    ] = None
+
+
+@dataclass(frozen=True)
+class CorrelatedOptions:
+    """What a guide reads that takes covariances of chosen sites."""
+
+    readers: ClassVar[str] = "a guide that takes covariances of chosen sites"
+
+    correlated: Annotated[
+        str | None,
+        Field(
+            description="sites, by commas, whose covariance linear_response takes in a model of "
+            "over 2,000 latent numbers; by default those that all groups share"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """What an amortised guide reads: of the rows that tell it when to stop."""
+
+    readers: ClassVar[str] = "an amortised guide"
+
+    held_out: Annotated[
+        float,
+        Field(ge=0, lt=1, description="fraction of rows that tell an amortised guide when to stop"),
+    ] = 0.1
+    patience: Annotated[
+        int, Field(ge=1, description="looks at rows held out, without a rise, before a cut")
+    ] = 10
