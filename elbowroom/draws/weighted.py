@@ -25,6 +25,9 @@ FEWEST_OF_ROW = 50.0
 """The same of a row, whose mean is then off by more than a seventh of its sd."""
 DRAWN_ONCE = 0.02
 """The share of a row's weight on discrete values drawn once, up to which others hardly count."""
+TRIES, CLOSE = 10, 0.02
+"""Resamplings until the sd of the quantity with the heaviest tail is near that of the weighted
+draws, and the log ratio that is near: by chance one far draw of next to no weight may be picked."""
 UNRELIABLE = 0.05
 """The share of rows with unreliable weights from which a guide is not trusted."""
 
@@ -236,7 +239,7 @@ class WeightedDraws:
         corrected = self.reliable if self.per_row else np.asarray(True)
         for row in np.ndindex(rows):
             if corrected[row]:
-                picked[:, *row] = resampled(self.weights[:, *row], count, random, along)
+                picked[:, *row] = _picked(self.weights[:, *row], count, random, along)
             else:
                 picked[:, *row] = np.arange(count) % draws
         index = (torch.as_tensor(picked), *(torch.arange(size) for size in rows))
@@ -264,6 +267,27 @@ class WeightedDraws:
             moved, widened = _moved(flat.double(), precise.double())
             shift, ratio = np.maximum(shift, moved), np.maximum(ratio, widened)
         return shift.reshape(rows), ratio.reshape(rows)
+
+
+def _picked(
+    weights: np.ndarray, count: int, random: np.random.Generator, along: np.ndarray | None
+) -> np.ndarray:
+    """Which draws a resampling takes, (count,); the best of several where a quantity is given."""
+    picked = resampled(weights, count, random, along)
+    if along is None:
+        return picked
+    sd = np.sqrt(weights @ np.square(along - weights @ along))
+
+    def off(taken: np.ndarray) -> float:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = abs(np.log(along[taken].std() / sd))
+        return float(np.nan_to_num(ratio, nan=0.0))
+
+    for _ in range(TRIES - 1):
+        if off(picked) <= CLOSE:
+            break
+        picked = min(picked, resampled(weights, count, random, along), key=off)
+    return picked
 
 
 def _moved(values: Tensor, weights: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from elbowroom.density.importance import k_hat_threshold
-from elbowroom.draws.weighted import FEWEST_EFFECTIVE, FEWEST_OF_ROW, WeightedDraws
+from elbowroom.draws.weighted import CLOSE, FEWEST_EFFECTIVE, FEWEST_OF_ROW, WeightedDraws
 
 DRAWS = 1000
 
@@ -211,3 +211,20 @@ def test_draws_without_a_density_count_for_nothing() -> None:
     assert found.weights[::4].sum() == 0
     assert found.log_evidence[0] == pytest.approx(np.log(1.5), abs=1e-12)
     assert found.elbo()[0] == -np.inf
+
+
+def test_a_far_draw_of_little_weight_does_not_make_the_resampled_sd() -> None:
+    """One draw at 200 is picked by one resampling in nine, and then adds a tenth to the sd."""
+    random = np.random.default_rng(0)
+    along = random.standard_normal(9000) * 10
+    along[17] = 200.0
+    log_weights = np.zeros(9000)
+    log_weights[17] = np.log(0.5)
+    draws = WeightedDraws({}, log_weights, np.zeros(9000))
+    whole = np.sqrt(draws.weights @ np.square(along - draws.weights @ along))
+    sds = []
+    for seed in range(60):
+        sites = WeightedDraws({"x": torch.as_tensor(along)}, log_weights, np.zeros(9000))
+        taken = sites.resample(2000, np.random.default_rng(seed), along)
+        sds.append(float(taken.sites["x"].std()))
+    assert np.abs(np.log(np.array(sds) / whole)).max() < 1.5 * CLOSE
