@@ -19,7 +19,7 @@ from elbowroom.assess.verdict import Verdict, judge
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
-from elbowroom.draws.groups import posterior_tree
+from elbowroom.draws.groups import canonical_sites, posterior_tree
 from elbowroom.draws.of_guide import draw
 from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
 from elbowroom.draws.proposal import Proposal
@@ -640,12 +640,3 @@ class Fit:
             diagnostics=self.diagnostics,
             data=self.problem.data,
         )
-
-
-def canonical_sites(
-    problem: Problem, sites: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Draws with exchangeable parts in the model's canonical order."""
-    if problem.model.canonical is None:
-        return dict(sites)
-    return problem.model.canonical(sites, reference or None)

@@ -88,6 +88,15 @@ def posterior_tree(
     return tree, notes + more
 
 
+def canonical_sites(
+    problem: Problem, sites: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Draws with exchangeable parts in the model's canonical order."""
+    if problem.model.canonical is None:
+        return dict(sites)
+    return problem.model.canonical(sites, reference or None)
+
+
 def reported_quantities(
     problem: Problem, sites: Mapping[str, Tensor], only: Container[str] | None = None
 ) -> dict[str, Tensor]:

@@ -12,14 +12,14 @@ from torch import Tensor
 from elbowroom.assess.measures import bound, no_loo
 from elbowroom.assess.verdict import judge
 from elbowroom.density.landscape import Landscape
-from elbowroom.draws.groups import posterior_tree, reported_quantities
+from elbowroom.draws.groups import canonical_sites, posterior_tree, reported_quantities
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.task import Task
 from elbowroom.pipeline.collecting import Shown, collect
 from elbowroom.pipeline.drawing import Drawn
 from elbowroom.problem.bound import Problem
-from elbowroom.result import Fit, canonical_sites
+from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 
 

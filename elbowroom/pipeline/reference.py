@@ -11,14 +11,14 @@ from torch import Tensor
 
 from elbowroom.assess.reference import compare_with_reference, how_well, reference_sentence
 from elbowroom.density.landscape import density_of
-from elbowroom.draws.groups import posterior_tree, reported_quantities
+from elbowroom.draws.groups import canonical_sites, posterior_tree, reported_quantities
 from elbowroom.draws.tree import Names, build_tree, in_chains
 from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.nuts.sampler import NutsDraws, sample_nuts
 from elbowroom.errors import OptionError
 from elbowroom.problem.isolation import checked_seed, constrained_values, isolated
 from elbowroom.problem.leaves import kept_buffers
-from elbowroom.result import Fit, canonical_sites
+from elbowroom.result import Fit
 
 CHAINS = 4
 
