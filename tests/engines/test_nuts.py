@@ -249,7 +249,7 @@ def asked_by_chains(calls: list[int], says: bool) -> tuple[Gathered, list[bool]]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=600)
     return gathered, right
 
 
