@@ -1,6 +1,7 @@
 """Fits that several tests read, made once; and the processes that tests start."""
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -34,12 +35,24 @@ ROOT = Path(__file__).resolve().parents[1]
 WAIT = 600.0
 """Seconds that a child may take: many times what it needs, since the machine may be busy."""
 
+PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+"""Of Linux; None elsewhere."""
+PR_SET_PDEATHSIG = 1
+"""Of `prctl`: the signal that a process gets when the one that started it has ended."""
+
 # The same examples in every run, however long they take on a busy machine.
 settings.register_profile(
     "elbowroom", deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 settings.load_profile("elbowroom")
+
+
+def _prepared() -> None:
+    """What a child does before anything else."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a background job's children ignore
+    if PRCTL is not None:  # it ends with the tests, also where these are killed
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Children:
@@ -50,7 +63,9 @@ class Children:
 
     def start(self, *arguments: Any, **options: Any) -> subprocess.Popen[Any]:
         """A process as `subprocess.Popen` starts it."""
-        process = subprocess.Popen(*arguments, start_new_session=True, **options)
+        process = subprocess.Popen(
+            *arguments, start_new_session=True, preexec_fn=_prepared, **options
+        )
         self._started.append(process)
         return process
 

@@ -1,6 +1,7 @@
 """A busy machine makes no test fail, and no process outlives the test that started it."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,21 @@ def test_a_child_and_what_it_started_end_with_the_test(children: Any) -> None:
     children.wait_until(children.start(["sleep", "3600"]), lambda: not runs(grandchild))
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux alone")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_ends_with_tests_that_are_killed(children: Any) -> None:
+    reading, writing = os.pipe()
+    killed = os.fork()
+    if killed == 0:
+        os.write(writing, str(children.start(["sleep", "3600"]).pid).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(killed, 0)
+    child = int(os.read(reading, 20))
+    children.wait_until(children.start(["sleep", "3600"]), lambda: not runs(child))
+    for end in (reading, writing):
+        os.close(end)
 
 
 def test_waiting_ends_with_the_process(children: Any) -> None:

@@ -310,11 +310,7 @@ def _spawned(children: Any, *arguments: str, folder: Path, **options: Any) -> An
     root = Path(er.__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
     command = [sys.executable, "-m", "elbowroom.cli", *arguments]
-
-    def listen() -> None:  # a background job's children ignore Ctrl-C otherwise
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return children.start(command, cwd=folder, env=environment, preexec_fn=listen, **options)
+    return children.start(command, cwd=folder, env=environment, **options)
 
 
 def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(
