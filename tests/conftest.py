@@ -61,10 +61,10 @@ class Children:
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[Any]] = []
 
-    def start(self, *arguments: Any, **options: Any) -> subprocess.Popen[Any]:
+    def start(self, command: Any, **options: Any) -> subprocess.Popen[Any]:
         """A process as `subprocess.Popen` starts it."""
-        process = subprocess.Popen(
-            *arguments, start_new_session=True, preexec_fn=_prepared, **options
+        process: subprocess.Popen[Any] = subprocess.Popen(
+            command, start_new_session=True, preexec_fn=_prepared, **options
         )
         self._started.append(process)
         return process
