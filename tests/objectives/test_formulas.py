@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elbowroom.guides.space import FixedRows, LatentSpace
 from elbowroom.objectives.elbo import make_objective
-from elbowroom.objectives.estimators import LeaveOneOut
+from elbowroom.objectives.estimators import FreeBitsOptions, LeaveOneOut
 
 ROWS, LATENTS = 12, 2
 
@@ -45,7 +45,7 @@ def test_half_a_nat_of_each_latent_of_each_row_is_free(
     """Of all rows and, by the minibatch's scale, of any minibatch of them."""
     arguments = {"x": torch.zeros(ROWS)}
     space = LatentSpace.of(rows, arguments)
-    objective = make_objective("trace_mean_field", 1, space, free_bits=0.5)
+    objective = make_objective("trace_mean_field", 1, space, FreeBitsOptions(0.5))
     if batch_size is not None:
         arguments["batch_size"] = batch_size  # type: ignore[assignment]
     with FixedRows({"rows": torch.arange(batch_size or ROWS)}):

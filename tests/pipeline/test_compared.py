@@ -1,6 +1,6 @@
 """What guides of a ladder say of each other, and a place that promises more than the draws hold."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.assess.verdict import Evidence, judge
+from elbowroom.assess.evidence import Evidence, Optimum, Weights
+from elbowroom.assess.verdict import found_more, judge
 from elbowroom.density import landscape
 from elbowroom.density.modes import Mode
 from elbowroom.pipeline import ladder
 
-GOOD = Evidence(True, "converged.", False, False, 0.1, 4000, 3000.0, True)
+GOOD = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, True))
 
 
 @dataclass
@@ -32,7 +33,7 @@ def rung(log_evidence: float, error: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("more", "errors", "lacking"),
+    ("more", "errors", "more_than_chance"),
     [
         (1.0, (0.0, 0.0), True),
         (0.019, (0.0, 0.0), False),
@@ -42,15 +43,15 @@ def rung(log_evidence: float, error: float) -> Any:
         (1.0, (0.2, 0.2), True),  # 0.28 together
     ],
 )
-def test_evidence_is_lacking_beyond_three_standard_errors_of_both(
-    more: float, errors: tuple[float, float], lacking: bool
+def test_another_guide_found_more_beyond_three_standard_errors_of_both(
+    more: float, errors: tuple[float, float], more_than_chance: bool
 ) -> None:
     one, other = rung(-10.0, errors[0]), rung(-10.0 + more, errors[1])
     found = ladder._compared(one, [one, other]).evidence
-    assert found.less == pytest.approx((more, np.hypot(*errors)))
-    assert found.lacking is lacking
-    assert judge(found).trusted is not lacking
-    assert not ladder._compared(other, [one, other]).evidence.lacking
+    assert found.gaps.other_guide == pytest.approx((more, np.hypot(*errors)))
+    assert found_more(found) is more_than_chance
+    assert judge(found).trusted is not more_than_chance
+    assert not found_more(ladder._compared(other, [one, other]).evidence)
 
 
 def test_of_several_guides_the_surest_gain_counts() -> None:
@@ -58,8 +59,8 @@ def test_of_several_guides_the_surest_gain_counts() -> None:
     one = rung(-10.0, 0.0)
     others = [rung(-9.0, 0.01), rung(-8.0, 1.0)]
     found = ladder._compared(one, [one, *others]).evidence
-    assert found.less == pytest.approx((1.0, 0.01))
-    assert found.lacking
+    assert found.gaps.other_guide == pytest.approx((1.0, 0.01))
+    assert found_more(found)
 
 
 def one_mean(y: Tensor) -> None:
@@ -85,10 +86,7 @@ def test_a_place_where_a_climb_was_stopped_speaks_against_draws_that_hold_less(
 
     monkeypatch.setattr(landscape, "find_modes", also_stopped)
     fit = er.fit(one_mean, {"y": y}, "full_rank", engine="svi", seed=1)
-    assert fit.evidence.missing == pytest.approx(nats, abs=0.05)
-    # What else there is to say of a guide does not count here.
-    verdict = judge(replace(GOOD, missing=fit.evidence.missing))
-    assert verdict.trusted is trusted
+    assert fit.evidence.modes.missing == pytest.approx(nats, abs=0.05)
     assert fit.verdict.trusted is trusted
-    said = f"hold {nats:.0f} nats less evidence than the best place climbed to"
+    said = f"have {nats:.0f} nats less evidence than the best place climbed to"
     assert (said in str(fit.verdict)) is not trusted
