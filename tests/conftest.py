@@ -1,11 +1,15 @@
-"""Fits that several tests read, made once."""
+"""Fits that several tests read, made once; and the processes that tests start."""
 
+import contextlib
+import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +26,88 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import elbowroom as er
 from elbowroom.result import Fit
 
 ROOT = Path(__file__).resolve().parents[1]
+WAIT = 600.0
+"""Seconds that a child may take: many times what it needs, since the machine may be busy."""
+
+PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+"""Of Linux; None elsewhere."""
+PR_SET_PDEATHSIG = 1
+"""Of `prctl`: the signal that a process gets when the one that started it has ended."""
+
+# The same examples in every run, however long they take on a busy machine.
+settings.register_profile(
+    "elbowroom", deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("elbowroom")
+
+
+def _prepared() -> None:
+    """What a child does before anything else."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a background job's children ignore
+    if PRCTL is not None:  # it ends with the tests, also where these are killed
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Children:
+    """Processes that a test starts, each the first of a group of its own."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[Any]] = []
+
+    def start(self, command: Any, **options: Any) -> subprocess.Popen[Any]:
+        """A process as `subprocess.Popen` starts it."""
+        process: subprocess.Popen[Any] = subprocess.Popen(
+            command, start_new_session=True, preexec_fn=_prepared, **options
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, command: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
+        """A process that has come to its end, as of `subprocess.run`."""
+        if options.pop("capture_output", False):
+            options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = self.start(command, **options)
+        out, err = self.finish(process)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def finish(self, process: subprocess.Popen[Any]) -> tuple[Any, Any]:
+        """What a process has written when it has come to its end."""
+        return process.communicate(timeout=WAIT)
+
+    def wait_until(self, process: subprocess.Popen[Any], seen: Callable[[], object]) -> None:
+        """Waits until something is seen, or the process has come to its end."""
+        limit = time.monotonic() + WAIT
+        while not seen() and process.poll() is None:
+            assert time.monotonic() < limit, "the process does not do what is waited for"
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        """Kills each that still runs, with what it has started, and waits for it."""
+        for process in self._started:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    """What a test starts processes with; none outlives the test, however that ends."""
+    started = Children()
+    try:
+        yield started
+    finally:
+        started.end()
 
 
 def blocks_of(document: Path) -> list[tuple[str, str]]:
@@ -35,12 +116,15 @@ def blocks_of(document: Path) -> list[tuple[str, str]]:
     return re.findall(r"```(bash|python)\n(.*?)```", text, flags=re.S)
 
 
-def run_blocks(document: Path, folder: Path, ends_with_3: Callable[[str], bool]) -> int:
+def run_blocks(
+    document: Path, folder: Path, children: Children, ends_with_3: Callable[[str], bool]
+) -> int:
     """Runs every `elbowroom` line and every Python block of a document, as printed, in a folder.
 
     Args:
         document: A Markdown file.
         folder: Where to.
+        children: What starts the processes.
         ends_with_3: Whether a command ends with the exit code of a posterior that is not trusted.
 
     Returns:
@@ -51,14 +135,14 @@ def run_blocks(document: Path, folder: Path, ends_with_3: Callable[[str], bool])
     count = 0
     for language, block in blocks_of(document):
         if language == "python":
-            done = subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment)
+            done = children.run([sys.executable, "-c", block], cwd=folder, env=environment)
             assert done.returncode == 0, block
             count += 1
             continue
         for line in block.splitlines():
             if line.startswith("elbowroom ") and "demo" not in line:
                 shell = line.replace("elbowroom", command, 1)
-                done = subprocess.run(shell, shell=True, cwd=folder, env=environment)
+                done = children.run(shell, shell=True, cwd=folder, env=environment)
                 assert done.returncode == (3 if ends_with_3(line) else 0), line
                 count += 1
     return count

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -307,24 +306,20 @@ def test_estimators_writes_a_table_and_a_picture(
     assert "--overwrite" in err
 
 
-def _spawned(*arguments: str, folder: Path, **options: object) -> subprocess.Popen[bytes]:
+def _spawned(children: Any, *arguments: str, folder: Path, **options: Any) -> Any:
     root = Path(er.__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
     command = [sys.executable, "-m", "elbowroom.cli", *arguments]
-
-    def listen() -> None:  # a background job's children ignore Ctrl-C otherwise
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(  # type: ignore[call-overload]
-        command, cwd=folder, env=environment, preexec_fn=listen, **options
-    )
+    return children.start(command, cwd=folder, env=environment, **options)
 
 
-def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(
+    tmp_path: Path, children: Any
+) -> None:
     """A real process on a real terminal, interrupted in the middle of its steps."""
     main, worker = pty.openpty()
     process = _spawned(
-        "fit", "vae", "--epochs", "100000", "--output", "run", "--seed", "1",
+        children, "fit", "vae", "--epochs", "100000", "--output", "run", "--seed", "1",
         folder=tmp_path, stderr=worker, stdout=subprocess.PIPE,
     )  # fmt: skip
     os.close(worker)
@@ -337,15 +332,10 @@ def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path:
 
     reader = threading.Thread(target=read)
     reader.start()
-    deadline = time.monotonic() + 60
-    while not re.search(rb"ELBO -\d", shown) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    children.wait_until(process, lambda: re.search(rb"ELBO -\d", shown))
     process.send_signal(signal.SIGINT)
-    try:
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    reader.join(timeout=10)
+    out, _ = children.finish(process)
+    reader.join()
     os.close(main)
     assert b"rate" in shown
     assert b"steps/s" in shown
@@ -356,12 +346,12 @@ def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(tmp_path:
     assert len(run.elbo_history) >= 1
 
 
-def test_nothing_of_the_progress_is_in_a_pipe(tmp_path: Path) -> None:
+def test_nothing_of_the_progress_is_in_a_pipe(tmp_path: Path, children: Any) -> None:
     process = _spawned(
-        "fit", "bayesian_regression", *QUICK, "--output", "run",
+        children, "fit", "bayesian_regression", *QUICK, "--output", "run",
         folder=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    out, err = process.communicate(timeout=60)
+    out, err = children.finish(process)
     assert process.returncode == 0
     assert err == b""
     assert b"\x1b" not in out

@@ -292,6 +292,6 @@ def test_a_page_shows_a_command_and_python(name: str, documents: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_what_a_page_shows_runs(name: str, tmp_path: Path, documents: Any) -> None:
+def test_what_a_page_shows_runs(name: str, tmp_path: Path, documents: Any, children: Any) -> None:
     page = DOCS / "models" / f"{name}.md"
-    assert documents.run(page, tmp_path, lambda line: line.endswith("# exit code 3")) >= 2
+    assert documents.run(page, tmp_path, children, lambda line: line.endswith("# exit code 3")) >= 2

@@ -18,7 +18,7 @@ from elbowroom.report import outcomes
 
 
 @given(rows=st.integers(4, 60), size=st.floats(0.01, 59.0), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_split_has_every_row_once(rows: int, size: float, seed: int) -> None:
     table = pd.DataFrame({"y": np.arange(rows)})
     count = round(size * rows) if size < 1 else round(size)

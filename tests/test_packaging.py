@@ -3,7 +3,6 @@
 import ast
 import doctest
 import pkgutil
-import subprocess
 import sys
 import tomllib
 from importlib import import_module
@@ -101,9 +100,9 @@ def test_examples_in_docstrings_run(module: str) -> None:
 @pytest.mark.parametrize(
     "code", ["import elbowroom", "import elbowroom.cli", "import elbowroom.report.listing"]
 )
-def test_light_imports_leave_torch_and_pandas_alone(code: str) -> None:
+def test_light_imports_leave_torch_and_pandas_alone(code: str, children: Any) -> None:
     check = f"{code}; import sys; assert not {{'torch', 'pandas', 'pyro'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
+    assert children.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
 def test_public_names_are_all_there() -> None:
@@ -122,6 +121,8 @@ def test_the_readme_lists_every_model_and_guide() -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_run(tmp_path: Path, documents: Any) -> None:
+def test_the_readmes_commands_run(tmp_path: Path, documents: Any, children: Any) -> None:
     """Every `elbowroom` line and every Python block, as printed."""
-    documents.run(ROOT / "README.md", tmp_path, lambda line: " vae " in line or "networks" in line)
+    documents.run(
+        ROOT / "README.md", tmp_path, children, lambda line: " vae " in line or "networks" in line
+    )

@@ -6,7 +6,6 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import elbowroom as er
-from elbowroom.models.bayesian_regression import PRIOR_SCALE
 
 MEAN_TOLERANCE = 0.1
 """In posterior standard deviations."""
@@ -27,14 +26,14 @@ def exact_posterior(table: pd.DataFrame, response: str) -> pd.DataFrame:
     noises = np.exp(np.linspace(np.log(0.4), np.log(1.4), 400))
     log_weights, means, covariances = [], [], []
     for noise in noises:
-        covariance = np.linalg.inv(gram / noise**2 + np.eye(len(gram)) / PRIOR_SCALE**2)
+        covariance = np.linalg.inv(gram / noise**2 + np.eye(len(gram)) / 2.5**2)
         mean = covariance @ design.T @ target / noise**2
         # log p(y | noise) = log p(y | b) + log p(b) - log p(b | y), at b = mean.
         residual = target - design @ mean
         log_evidence = (
             -0.5 * residual @ residual / noise**2
             - len(y) * np.log(noise)
-            - 0.5 * mean @ mean / PRIOR_SCALE**2
+            - 0.5 * mean @ mean / 2.5**2
             - multivariate_normal.logpdf(mean, mean, covariance)
         )
         # The grid is even in log noise: its prior density has the Jacobian.

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray
 from pyro.infer.autoguide import AutoNormal
 
 import elbowroom as er
@@ -139,3 +140,14 @@ def test_where_there_is_no_density_nuts_says_so() -> None:
     table = by_guide(found)
     assert "no reference" in table.loc["nuts", "error"]
     assert table.loc["exact", "error"] == ""
+
+
+def test_a_shift_is_the_mean_less_that_of_the_best_in_its_sds() -> None:
+    def row(name: str, mean: float, sd: float) -> Row:
+        draws = mean + sd * np.array([[-1.0, 1.0]])
+        return Row(name, {}, xarray.Dataset({"x": (("chain", "draw"), draws)}))
+
+    found: Any = posterior_differences([row("best", 1.0, 2.0), row("other", 4.0, 1.0)], "best")
+    assert found["guide"].tolist() == ["best", "other"]
+    assert found["mean_shift"].tolist() == [0.0, 1.5]
+    assert found["sd_ratio"].tolist() == [1.0, 0.5]

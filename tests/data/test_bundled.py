@@ -1,8 +1,8 @@
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -129,20 +129,20 @@ def test_a_dataset_is_a_value() -> None:
     assert load_dataset("eight_schools")["effect"].iloc[0] == 28
 
 
-def test_listing_imports_neither_pandas_nor_torch() -> None:
+def test_listing_imports_neither_pandas_nor_torch(children: Any) -> None:
     code = (
         "import sys; from elbowroom.data.bundled import dataset_names, describe; "
         "[describe(name) for name in dataset_names()]; "
         "print(sorted({'pandas', 'numpy', 'pyarrow', 'sklearn', 'torch'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = children.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-def test_reading_a_table_does_not_import_torch() -> None:
+def test_reading_a_table_does_not_import_torch(children: Any) -> None:
     code = (
         "import sys; from elbowroom.data.tables import read_table; read_table('iris'); "
         "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = children.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

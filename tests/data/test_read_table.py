@@ -14,7 +14,8 @@ from elbowroom.data.tables import read_table
 
 # The folder of a test is shared by its examples; each writes its file anew.
 round_trip = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.lists(

@@ -101,7 +101,7 @@ def check_steps(steps: Any, start: Any, count: int = 10) -> None:
         values, expected = moved, steps.expect(moved)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     rows=st.integers(12, 60),
@@ -119,7 +119,7 @@ def test_no_half_step_lowers_the_elbo_of_a_mixture(
     check_steps(steps, steps.starts(1, seed)[0])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     rows=st.integers(12, 60),

@@ -249,7 +249,7 @@ def asked_by_chains(calls: list[int], says: bool) -> tuple[Gathered, list[bool]]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=600)
     return gathered, right
 
 
@@ -281,3 +281,22 @@ def test_r_hat_of_two_values_and_of_chains_that_stand_still() -> None:
     assert r_hat[0] == pytest.approx(1.0, abs=0.01)
     assert r_hat[1] > 2
     assert effective[0] > 1000
+
+
+@pytest.mark.parametrize(
+    ("r_hat", "effective", "converged"),
+    [
+        ([1.0, 1.01], [400.0, 900.0], True),
+        ([1.0, 1.011], [400.0, 900.0], False),
+        ([1.0, 1.01], [399.0, 900.0], False),
+        ([1.0, np.nan], [400.0, 900.0], False),
+        ([1.0, 1.0], [400.0, np.nan], False),
+    ],
+)
+def test_chains_have_converged_where_they_mixed_and_are_enough(
+    r_hat: list[float], effective: list[float], converged: bool
+) -> None:
+    """In the coordinate that is worst, and in both respects."""
+    mixed = np.array(r_hat), np.array(effective)
+    found = NutsDraws(np.zeros((4, 10, 2)), 0, *mixed, 0.0, "nutpie", "complete")
+    assert found.converged is converged

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.errors import ElbowroomError, OptionError
-from elbowroom.models.bayesian_regression import PRIOR_SCALE
 from elbowroom.problem.score import score
 
 NATS = 0.01
@@ -49,7 +48,7 @@ def test_only_the_priors_are_left_out_and_they_come_back_with_the_run(tmp_path: 
                 for p in (each.problem, each.problem.posterior)
             ]
             standard = [sites["standardised_intercept"], sites["standardised_coefficients"]]
-            prior = sum(dist.Normal(0.0, PRIOR_SCALE).log_prob(value).sum() for value in standard)
+            prior = sum(dist.Normal(0.0, 2.5).log_prob(value).sum() for value in standard)
             prior = prior + dist.Exponential(1.0).log_prob(sites["standardised_sigma"])
         assert both[1] - both[0] == pytest.approx(float(prior), abs=1e-9)
         assert "prior" not in each.posterior.children

@@ -64,7 +64,7 @@ points = st.lists(
 ).map(lambda values: torch.tensor(values, dtype=torch.float64))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(points)
 def test_values_lie_in_their_supports_and_lead_back(u: Tensor) -> None:
     values = SPACE.constrain(u)
@@ -73,7 +73,7 @@ def test_values_lie_in_their_supports_and_lead_back(u: Tensor) -> None:
     torch.testing.assert_close(SPACE.unconstrain(values), u, rtol=ROUND_TRIP, atol=ROUND_TRIP)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(points)
 def test_log_jacobian_is_autograds(u: Tensor) -> None:
     for name, part in SPACE.split(u).items():

@@ -18,7 +18,7 @@ EXACT: Any = {"rtol": 1e-9, "atol": 1e-9}
 
 @pytest.mark.parametrize("kind", [CholeskyFactor, PositiveDefinite])
 @given(size=st.integers(1, 4), seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_jacobian_is_autograds_and_the_inverse_inverts(kind: Any, size: int, seed: int) -> None:
     transform = kind()
     generator = torch.Generator().manual_seed(seed)

@@ -299,7 +299,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(program=st.lists(STEPS, min_size=1, max_size=8))
 def test_random_programs_replay(program: list[Any]) -> None:
     def density(x: Tensor) -> Tensor:

@@ -75,25 +75,24 @@ def test_two_runs_cannot_write_into_one_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
+def test_a_dead_process_holds_no_lock(tmp_path: Path, children: Any) -> None:
     code = f"""
 import pathlib, time
 from elbowroom.run.unfinished import Request, unfinished
 with unfinished(pathlib.Path({str(tmp_path / "run")!r}), Request({{}}, {{"x": 1}})):
     print("held", flush=True)
-    time.sleep(100)
+    time.sleep(3600)
 """
     root = Path(er.__file__).resolve().parents[1]
-    process = subprocess.Popen(
+    process = children.start(
         [sys.executable, "-c", code], stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
-    assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     with pytest.raises(RunFolderError, match="another run"), unfinished(tmp_path / "run", None):
         pass
     process.kill()
-    process.communicate()
+    children.finish(process)
     with unfinished(tmp_path / "run", None):
         pass
 
@@ -237,14 +236,14 @@ def test_a_users_own_functions_must_be_given_again(tmp_path: Path) -> None:
     assert len(er.resume(path, model, guide).elbo_history) == 150
 
 
-def spawned(*arguments: str, folder: Path) -> "subprocess.Popen[bytes]":
+def spawned(children: Any, *arguments: str, folder: Path) -> Any:
     root = Path(er.__file__).resolve().parents[1]
     code = (
         "import sys; from elbowroom.engines.svi import checkpoint as c; "
         "c.Checkpoints.__init__.__defaults__ = (0.05, None); "
         "from elbowroom.cli import main; sys.argv = ['elbowroom', *sys.argv[1:]]; main()"
     )
-    return subprocess.Popen(
+    return children.start(
         [sys.executable, "-c", code, *arguments], cwd=folder, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
@@ -254,6 +253,7 @@ COMMAND = (
     "fit", "bayesian_regression", "--engine", "svi", "--guide", "mean_field", "--batch-size", "50",
     "--seed", "1", "--steps", "3000",
 )  # fmt: skip
+ENDLESS = (*COMMAND[:-1], "100000000", "--schedule", "constant")
 
 
 def numbers(folder: Path) -> dict[str, bytes]:
@@ -262,43 +262,41 @@ def numbers(folder: Path) -> dict[str, bytes]:
     return {**found, "history": run.history.to_numpy().tobytes()}
 
 
-def wait_for_checkpoint(folder: Path) -> None:
-    deadline = time.monotonic() + 60
-    while (
-        not list(folder.glob("unfinished/checkpoints/*.safetensors"))
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.02)
+def wait_for_checkpoint(children: Any, process: Any, folder: Path) -> None:
+    children.wait_until(process, lambda: list(folder.glob("unfinished/checkpoints/*.safetensors")))
 
 
 @pytest.mark.slow
-def test_processes_killed_at_random_moments_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+def test_processes_killed_at_random_moments_are_resumed_bit_for_bit(
+    tmp_path: Path, children: Any
+) -> None:
     """As `benchmarks/kills.py`, which does it 200 times."""
-    spawned(*COMMAND, "--output", "whole", folder=tmp_path).communicate()
+    children.finish(spawned(children, *COMMAND, "--output", "whole", folder=tmp_path))
     expected = numbers(tmp_path / "whole")
     chance = random.Random(0)
     for number in range(4):
         name = f"run{number}"
-        process = spawned(*COMMAND, "--output", name, folder=tmp_path)
-        wait_for_checkpoint(tmp_path / name)
+        process = spawned(children, *COMMAND, "--output", name, folder=tmp_path)
+        wait_for_checkpoint(children, process, tmp_path / name)
         time.sleep(1.5 * chance.random())
         process.kill()
-        process.communicate()
+        children.finish(process)
         if not (tmp_path / name / "config.json").exists():
-            out, _ = spawned("fit", "--resume", name, folder=tmp_path).communicate()
+            process = spawned(children, "fit", "--resume", name, folder=tmp_path)
+            out, _ = children.finish(process)
             assert b"results" in out
         assert numbers(tmp_path / name) == expected
 
 
 @pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_and_ends_the_process(tmp_path: Path) -> None:
-    process = spawned(*COMMAND, "--output", "run", folder=tmp_path)
-    wait_for_checkpoint(tmp_path / "run")
+def test_sigterm_writes_a_checkpoint_and_ends_the_process(tmp_path: Path, children: Any) -> None:
+    process = spawned(children, *ENDLESS, "--output", "run", folder=tmp_path)
+    wait_for_checkpoint(children, process, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = children.finish(process)
     assert process.returncode == 128 + signal.SIGTERM, out.decode()
     assert b"Traceback" not in out
-    process = spawned("fit", "--resume", "run", "--seed", "3", folder=tmp_path)
-    out, _ = process.communicate(timeout=60)
+    process = spawned(children, "fit", "--resume", "run", "--seed", "3", folder=tmp_path)
+    out, _ = children.finish(process)
     assert process.returncode == 2
     assert b"--seed was chosen when the run began" in out

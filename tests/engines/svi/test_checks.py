@@ -240,3 +240,19 @@ def test_minibatches_that_seem_to_differ_are_run_more_often(
 
     assert "penalty" in text(outside, good_guide, "minibatches")
     assert len(runs) == 2 * checks.RUNS
+
+
+@pytest.mark.parametrize(("errors", "differs"), [(4.9, False), (5.1, True)])
+def test_minibatches_differ_from_all_rows_by_more_than_five_standard_errors(
+    errors: float, differs: bool
+) -> None:
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    standard_error = float(noise.std()) / 40**0.5
+    gaps = noise - noise.mean() + errors * standard_error
+
+    def runs(values: Tensor) -> list[dict[str, checks._Term]]:
+        return [{"y": checks._Term(float(value), True, 1.0)} for value in values]
+
+    # Of a term near nought, of which a hundredth of a per cent of one nat does not count.
+    found = checks._differs(runs(gaps), runs(torch.zeros(40)), "y", checks.ERRORS)
+    assert found is differs

@@ -21,7 +21,7 @@ from elbowroom.engines.svi.iterates import BLOCK, BLOCKS, Iterates
 from elbowroom.engines.svi.loop import Optimisation, Trained, unconstrained_parameters
 from elbowroom.engines.svi.movement import Movement
 from elbowroom.engines.svi.stepping import FlatParameters, Step
-from elbowroom.engines.svi.stopping import NEGLIGIBLE, trend
+from elbowroom.engines.svi.stopping import NEGLIGIBLE, Stationary, Trend, trend
 from elbowroom.guides.space import LatentSpace, Plate
 from elbowroom.objectives.elbo import make_objective
 from elbowroom.options import make_options
@@ -81,6 +81,39 @@ def test_a_skipped_step_does_not_silence_the_rule() -> None:
     series = np.random.default_rng(2).normal(size=1000)
     series[::150] = np.nan
     assert trend(series.tolist(), WINDOW) is not None
+
+
+def test_a_rise_is_level_up_to_two_standard_errors_and_a_hundredth_of_a_nat() -> None:
+    assert Trend(2 * 0.3 + 0.009, 0.3).level
+    assert not Trend(2 * 0.3 + 0.011, 0.3).level
+
+
+@pytest.mark.parametrize(("moved", "converged"), [(1.4, True), (1.6, False)])
+def test_a_run_has_converged_where_all_further_cuts_would_move_it_by_half_the_tolerance(
+    moved: float, converged: bool
+) -> None:
+    """Each cut to a quarter moves the mean by a quarter as much: a third of the last move in all.
+
+    So the last one may be of 1.5 tolerances.
+    """
+    parameters = FlatParameters({"p": torch.zeros(1, requires_grad=True)})
+    near = [0.0, 0.0, 0.0, moved]  # the halves at each rate, and the means of the two rates
+
+    def distance(*_: Any) -> float:
+        return near.pop(0)
+
+    rule: Any = Stationary(parameters, distance, 0.1)  # type: ignore[arg-type]
+    random, said = torch.Generator().manual_seed(0), []
+    del near[2]  # the first rate has no mean before it
+    for _ in range(2):
+        for _ in range(20 * BLOCK):
+            parameters.assign([torch.randn(1, generator=random)])
+            rule.iterates.add()
+        said.append(rule.look([0.0] * 10))
+        rule.restart()
+    assert near == []
+    assert said == [None, "converged" if converged else None]
+    assert rule.moves is not converged
 
 
 def passed(path: np.ndarray) -> Iterates:
