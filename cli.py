@@ -29,63 +29,76 @@ EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 OwnModelName = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="A name ('elbowroom models') or FILE.py:FUNCTION."),
+    typer.Argument(
+        metavar="MODEL", help="A model's name ('elbowroom models' lists them), or FILE.py:FUNCTION."
+    ),
 ]
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A name ('elbowroom models') or FILE.py:FUNCTION.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model's name ('elbowroom models' lists them), or FILE.py:FUNCTION."
+    ),
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="CSV, TSV, Parquet, .npy, .npz or IDX file, a bundled dataset's name, or mnist, "
-        "fashion_mnist, omniglot (fetched); "
-        "by default the model's own dataset."
+        help="A CSV, TSV, Parquet, .npy, .npz or IDX file; a bundled dataset ('elbowroom "
+        "datasets' lists them); or mnist, fashion_mnist or omniglot, which are downloaded. "
+        "Default: the model's example dataset."
     ),
 ]
-GuideName = Annotated[str, typer.Option(help="A name ('elbowroom guides MODEL').")]
+GuideName = Annotated[
+    str, typer.Option(help="A guide's name ('elbowroom guides MODEL' lists them).")
+]
 Engine = Annotated[
     str,
     typer.Option(
-        help="fixed_draws (deterministic), svi (stochastic), em (expectation-maximisation), or "
-        "auto: what the guide needs, fixed_draws where model, guide and options allow it."
+        help="How the guide is fitted: fixed_draws (deterministic), svi (stochastic gradients) or "
+        "em (expectation-maximisation). auto uses fixed_draws where it can."
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Of all random numbers; drawn by default.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed. Default: a new one for each run.")]
 Draws = Annotated[
-    int | None, typer.Option(help="Posterior draws (default: 4000; svi 2000; vae 200).")
+    int | None,
+    typer.Option(help="Number of posterior draws (default: 4000; with svi 2000; for a vae 200)."),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder (default: runs/MODEL-GUIDE-TIME).")
+    Path | None,
+    typer.Option("--output", "-o", help="Folder to write (default: runs/MODEL-GUIDE-TIME)."),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Replace the output folder.")
 ]
 Function = Annotated[
-    str | None, typer.Option("--model", help="FILE.py:FUNCTION, for a run of your own model.")
+    str | None, typer.Option("--model", help="FILE.py:FUNCTION, if the run is of your own model.")
 ]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", metavar="", help="Run the code in the run's formula: it is your own."),
+    typer.Option(
+        "--trust", metavar="", help="Run the code in the run's formula. Only for runs of your own."
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 RowsOrFitted = Annotated[
-    str | None, typer.Option("--data", help="Rows: a file as for 'fit' (default: the fitted ones).")
+    str | None,
+    typer.Option("--data", help="Rows to use: as --data of 'fit' (default: the fitted rows)."),
 ]
-VerbSeed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
+VerbSeed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 VerbOutput = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder (default: RUN-VERB, beside RUN).")
+    Path | None,
+    typer.Option("--output", "-o", help="Folder to write (default: RUN-VERB, next to RUN)."),
 ]
-Interval = Annotated[float, typer.Option(help="Probability of the intervals.")]
+Interval = Annotated[float, typer.Option(help="Probability inside each interval.")]
 
 
 def _model_options(arguments: list[str]) -> dict[str, Any]:
-    """The options that are the model's own, as they stand on the command line."""
+    """The options that the command itself does not know: the model's and the objective's."""
     found: dict[str, Any] = {}
     queue = list(arguments)
     while queue:
         word = queue.pop(0)
         if not word.startswith("--"):
-            raise OptionError(f"'{word}' stands alone; write --option VALUE.")
+            raise OptionError(f"'{word}' belongs to no option; write --OPTION VALUE.")
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not queue or queue[0].startswith("--"):
@@ -99,7 +112,7 @@ def _model_options(arguments: list[str]) -> dict[str, Any]:
 
 
 RESERVED = ("announce", "checkpoints", "progress", "report")
-"""Arguments of the Python functions that are no options of the command line."""
+"""Arguments of the Python functions that are not options of the command line."""
 
 
 def _settings() -> dict[str, Any]:
@@ -152,7 +165,7 @@ def _folder(output: Path | None, model: str, guide: str) -> Path:
 
 
 def _save(result: Any, folder: Path, overwrite: bool) -> Path:
-    """Saves a result; if its folder cannot be written, in a temporary one, so that it is kept."""
+    """Saves a result; in a temporary folder, if its own cannot be written."""
     from elbowroom.run.unfinished import discard
 
     try:
@@ -162,18 +175,18 @@ def _save(result: Any, folder: Path, overwrite: bool) -> Path:
         result.save(spare)
         if getattr(result, "converged", True):
             discard(folder)
-        raise RunFolderError(f"{error} The results are kept in '{spare}'.") from error
+        raise RunFolderError(f"{error} The results were saved in '{spare}' instead.") from error
 
 
 def _only_resume(context: typer.Context) -> None:
-    """Sees that nothing is asked of a resumed run that was chosen when it began."""
+    """Refuses options that a resumed run cannot change."""
     allowed = {"model", "resume", "trust", "steps", "epochs"}
     for name in sorted(set(context.params) - allowed):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise OptionError(
-                f"--resume: --{name.replace('_', '-')} was chosen when the run began; only --steps "
-                "and --epochs can be changed."
+                f"--resume: --{name.replace('_', '-')} cannot be changed after the run has begun; "
+                "only --steps and --epochs can."
             )
 
 
@@ -187,8 +200,8 @@ def fit(
     guide: Annotated[
         str,
         typer.Option(
-            help="A name ('elbowroom guides MODEL'); auto: the cheapest whose posterior can be "
-            "trusted."
+            help="A guide's name ('elbowroom guides MODEL' lists them). auto uses the cheapest one "
+            "whose posterior can be trusted."
         ),
     ] = "auto",
     engine: Engine = "auto",
@@ -197,14 +210,15 @@ def fit(
     keep_local: Annotated[
         bool,
         typer.Option(
-            "--keep-local", metavar="", help="Keep the draws of latents that each row has."
+            "--keep-local", metavar="", help="Save the draws of each row's own latents, too."
         ),
     ] = False,
     reference: Annotated[
-        bool, typer.Option("--reference", metavar="", help="Compare the posterior with NUTS, too.")
+        bool, typer.Option("--reference", metavar="", help="Also compare the posterior with NUTS.")
     ] = False,
     fallback: Annotated[
-        str | None, typer.Option(help="nuts: its draws, where no guide is trusted.")
+        str | None,
+        typer.Option(help="nuts: if no guide is trusted, use draws of the sampler NUTS."),
     ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
@@ -212,16 +226,17 @@ def fit(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with a run that was killed, interrupted or stopped at its budget; --steps "
-            "and --epochs may be changed. MODEL is needed for your own.",
+            help="Continue a run that was killed, was interrupted or used up its steps. Only "
+            "--steps and --epochs may be changed. Give MODEL, too, if it is your own.",
         ),
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Fit a guide to a model's posterior, and write a run folder.
+    """Fit a guide to a model's posterior, and save the run in a folder.
 
-    The model's own options, such as --components or --formula, are listed by 'elbowroom models
-    MODEL'; those of an objective, such as --alpha, by 'elbowroom objectives'.
+    Models have options of their own, such as --formula: 'elbowroom models MODEL' lists them.
+
+    So have objectives, such as --alpha: 'elbowroom objectives' lists them.
     """
     from elbowroom.api import fit as run_fit
     from elbowroom.loading import resume as run_resume
@@ -270,8 +285,8 @@ def compare(
     guide: Annotated[
         list[str] | None,
         typer.Option(
-            help="Guide, or GUIDE:ELBO such as local:trace_graph, or nuts, the sampler; give it "
-            "again for each. By default every guide that fits."
+            help="A guide; GUIDE:OBJECTIVE, such as local:trace_graph; or nuts, the sampler. "
+            "Repeat it for each method. Default: every guide that fits the model."
         ),
     ] = None,
     engine: Engine = "auto",
@@ -280,13 +295,13 @@ def compare(
     test_size: Annotated[
         float | None,
         typer.Option(
-            help="Share of the rows, or number of them, held out and foretold by every method."
+            help="Share or number of rows to hold out. Every method predicts them and is scored."
         ),
     ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit several guides to the same data with the same seed, and lay them side by side."""
+    """Fit several guides to the same data with the same seed, and print one table."""
     from elbowroom.comparison import compare as run_compare
     from elbowroom.report import outcomes, terminal
     from elbowroom.run.folder import check_target
@@ -303,7 +318,7 @@ def compare(
     try:
         outcomes.draw_predictions(result, saved)
     except ElbowroomError as error:  # the results are there
-        typer.echo(f"no picture of predictions: {error}", err=True)
+        typer.echo(f"the picture of predictions was not drawn: {error}", err=True)
     terminal.show_saved(saved)
     if not result.fits:
         raise typer.Exit(1)
@@ -321,7 +336,7 @@ def check(
     guide: GuideName = "auto",
     seed: Seed = None,
 ) -> None:
-    """Check a model, its data and a guide, as every stochastic fit does before it begins."""
+    """Check a model, its data and a guide without fitting them."""
     from elbowroom.api import check as run_check
     from elbowroom.report import terminal
 
@@ -340,11 +355,13 @@ def estimators(
     data: Data = None,
     guide: GuideName = "auto",
     seed: Seed = None,
-    gradients: Annotated[int, typer.Option(help="Of each estimator at each stage.")] = 300,
+    gradients: Annotated[
+        int, typer.Option(help="Number of gradients of each estimator at each stage.")
+    ] = 300,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure bias, noise and cost of every gradient estimator, as a table and a picture."""
+    """Measure bias, noise and cost of every gradient estimator of the ELBO."""
     from elbowroom.api import estimators as run_estimators
     from elbowroom.report import pictures, terminal
     from elbowroom.run.folder import check_target, writing
@@ -370,12 +387,12 @@ def _loaded(run: Path, model: str | None, trust: bool) -> Any:
 @app.command()
 def reference(
     run: Run,
-    draws: Annotated[int, typer.Option(help="Of each of four chains.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Draws of each of four chains.")] = 1000,
     seed: Seed = None,
     model: Function = None,
     trust: Trust = False,
 ) -> None:
-    """Compare a run with NUTS over the same log density, and judge it anew."""
+    """Compare a run's posterior with NUTS, and update its verdict."""
     from elbowroom.pipeline.reference import add_reference
     from elbowroom.report import terminal
 
@@ -392,10 +409,10 @@ def reference(
 @app.command()
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Describe this one.")
+        str | None, typer.Argument(metavar="[MODEL]", help="The model to describe.")
     ] = None,
 ) -> None:
-    """List the models, or describe one with its options, guides and priors."""
+    """List the models, or describe one: its priors, options and guides."""
     from elbowroom.report import listing
 
     if name is None:
@@ -407,10 +424,10 @@ def models(
 @app.command()
 def guides(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Those that fit this model.")
+        str | None, typer.Argument(metavar="[MODEL]", help="List only guides that fit this model.")
     ] = None,
 ) -> None:
-    """List the guides, all of them or those that fit a model."""
+    """List all guides, or those that fit a model."""
     from elbowroom.report import listing
 
     listing.show_guides(model)
@@ -418,7 +435,7 @@ def guides(
 
 @app.command()
 def objectives() -> None:
-    """List the objectives of stochastic gradients, with the options that they read."""
+    """List the objectives for stochastic gradients, and their options."""
     from elbowroom.report import listing
 
     listing.show_objectives()
@@ -426,7 +443,7 @@ def objectives() -> None:
 
 @app.command()
 def datasets() -> None:
-    """List the bundled datasets with their sources and licences."""
+    """List the bundled datasets, with sources and licences."""
     from elbowroom.report import listing
 
     listing.show_datasets()
@@ -434,7 +451,7 @@ def datasets() -> None:
 
 @app.command()
 def summary(run: Run, interval: Interval = 0.9) -> None:
-    """Print a run's status, diagnostics and posterior."""
+    """Print a run's diagnostics, posterior and verdict."""
     from elbowroom.report import terminal
     from elbowroom.run.folder import load
 
@@ -444,16 +461,16 @@ def summary(run: Run, interval: Interval = 0.9) -> None:
 @app.command()
 def predict(
     run: Run,
-    data: Annotated[str, typer.Option(help="New rows: a file as for 'fit'.")],
+    data: Annotated[str, typer.Option(help="New rows: as --data of 'fit'.")],
     interval: Interval = 0.9,
-    seed: Annotated[int, typer.Option(help="Of the predictive draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file (default: print it).")
+        Path | None, typer.Option("--output", "-o", help="CSV file to write (default: print it).")
     ] = None,
     model: Function = None,
     trust: Trust = False,
 ) -> None:
-    """Predict for new rows: mean, sd and interval, or each row's component of a mixture."""
+    """Predict new rows: mean, sd and interval; for a mixture, each row's component."""
     table = _loaded(run, model, trust).predict(data, interval=interval, seed=seed)
     if output is None:
         typer.echo(table.to_csv(index=False), nl=False)
@@ -468,7 +485,7 @@ def predict(
 def _written(
     run: Path, verb: str, output: Path | None, overwrite: bool, tables: dict[str, Any], draw: Any
 ) -> None:
-    """Writes what a verb made to its folder, and says where it is."""
+    """Writes the result of a verb to its folder, and prints where it is."""
     from elbowroom.report import outcomes, terminal
 
     folder = output or run.with_name(f"{run.name}-{verb}")
@@ -478,32 +495,34 @@ def _written(
 @app.command()
 def generate(
     run: Run,
-    count: Annotated[int, typer.Option("--count", "-n", help="New rows.")] = 100,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of new rows.")] = 100,
     data: Annotated[
-        str | None, typer.Option(help="Rows to be near to, through their latents: a file.")
+        str | None, typer.Option(help="Make rows similar to these: as --data of 'fit'.")
     ] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN=VALUE", help="What is known of all of them, as a label."),
+        typer.Option(
+            metavar="COLUMN=VALUE", help="Known value of a column, such as a label, for all rows."
+        ),
     ] = None,
     expected: Annotated[
-        bool, typer.Option("--expected", metavar="", help="Means of the cells, not draws of them.")
+        bool, typer.Option("--expected", metavar="", help="Give means of the cells, not draws.")
     ] = False,
     prior: Annotated[
-        bool, typer.Option("--prior", metavar="", help="With parameters from their prior, too.")
+        bool, typer.Option("--prior", metavar="", help="Draw the parameters from their prior, too.")
     ] = False,
     seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make new rows or images: from the latents' prior, or with --data near given rows."""
+    """Make new rows or images; with --data, ones similar to given rows."""
     from elbowroom.report import outcomes
 
     known = {}
     for each in given or ():
         column, mark, value = each.partition("=")
         if not mark:
-            raise OptionError(f"--given {each}: write it as COLUMN=VALUE.")
+            raise OptionError(f"--given {each}: write COLUMN=VALUE.")
         known[column] = _number(value)
     fit = _loaded(run, None, False)
     table = fit.generate(count, data, given=known, expected=expected, prior=prior, seed=seed)
@@ -525,12 +544,12 @@ def _number(text: str) -> Any:
 def reconstruct(
     run: Run,
     data: RowsOrFitted = None,
-    draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 100,
+    draws: Annotated[int, typer.Option(help="Draws of each row's latents.")] = 100,
     seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show what the latents keep of rows: their expected cells."""
+    """Encode rows as latents, and decode them again."""
     from elbowroom.report import outcomes
 
     fit = _loaded(run, None, False)
@@ -542,15 +561,15 @@ def reconstruct(
 @app.command()
 def interpolate(
     run: Run,
-    begin: Annotated[int, typer.Option("--from", help="The first row, counted from 1.")],
-    end: Annotated[int, typer.Option("--to", help="The last row.")],
-    steps: Annotated[int, typer.Option(help="Rows, these two with them.")] = 9,
+    begin: Annotated[int, typer.Option("--from", help="Number of the first row, from 1.")],
+    end: Annotated[int, typer.Option("--to", help="Number of the last row.")],
+    steps: Annotated[int, typer.Option(help="Number of rows, with these two.")] = 9,
     data: RowsOrFitted = None,
     seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make the rows on the line between the latents of two rows."""
+    """Make rows along the line between the latents of two rows."""
     from elbowroom.report import outcomes
 
     fit = _loaded(run, None, False)
@@ -562,11 +581,11 @@ def interpolate(
 @app.command()
 def manifold(
     run: Run,
-    size: Annotated[int, typer.Option(help="Images of each side of the grid.")] = 15,
+    size: Annotated[int, typer.Option(help="Number of images on each side of the grid.")] = 15,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Picture the images on a grid of one or two latents."""
+    """Draw images on a grid of one or two latents."""
     from elbowroom.report import outcomes
 
     fit = _loaded(run, None, False)
@@ -578,14 +597,14 @@ def manifold(
 @app.command()
 def impute(
     run: Run,
-    data: Annotated[str, typer.Option(help="Rows with missing cells: a file as for 'fit'.")],
-    draws: Annotated[int, typer.Option(help="Of each missing cell.")] = 400,
+    data: Annotated[str, typer.Option(help="Rows with missing cells: as --data of 'fit'.")],
+    draws: Annotated[int, typer.Option(help="Draws of each missing cell.")] = 400,
     interval: Interval = 0.9,
     seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fill missing cells: posterior draws of each, their mean, sd and interval."""
+    """Fill missing cells with posterior draws, means and intervals."""
     found = _loaded(run, None, False).impute(data, draws, interval, seed)
     tables = {"completed.csv": found.completed, "cells.csv": found.cells, "draws.csv": found.draws}
     _written(run, "imputed", output, overwrite, tables, lambda path: None)
@@ -595,10 +614,10 @@ def impute(
 def score(
     run: Run,
     data: RowsOrFitted = None,
-    draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Draws of each row's latents.")] = 1000,
     quantile: Annotated[
         float | None,
-        typer.Option(help="Flag the rows less likely than this share of the fitted rows."),
+        typer.Option(help="Flag rows less likely than this share of the fitted rows."),
     ] = None,
     seed: VerbSeed = 0,
     model: Function = None,
@@ -606,7 +625,7 @@ def score(
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Weigh rows: log p(x) of each by importance sampling, with its error, to find odd ones."""
+    """Estimate log p(x) of each row with its error, to find unusual rows."""
     table = _loaded(run, model, trust).score(data, draws, seed, quantile=quantile)
     _written(run, "scored", output, overwrite, {"scores.csv": table}, lambda path: None)
     if quantile is not None:
@@ -617,12 +636,12 @@ def score(
 def embed(
     run: Run,
     data: RowsOrFitted = None,
-    draws: Annotated[int, typer.Option(help="Of each row's latents.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Draws of each row's latents.")] = 1000,
     seed: VerbSeed = 0,
     output: VerbOutput = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Place rows among the latents: means and sds, or probabilities of a mixture's components."""
+    """Give each row's latents: means and sds; for a mixture, probabilities of components."""
     from elbowroom.report import outcomes
 
     fit = _loaded(run, None, False)
@@ -645,7 +664,7 @@ def demo(output: Output = None) -> None:
 
 
 def main() -> None:
-    """Runs the command line; what a user did wrong is one line, without a traceback."""
+    """Runs the command line; a user's mistake is one line, without a traceback."""
     try:
         app(prog_name="elbowroom")
     except ElbowroomError as error:

@@ -1,1 +1,1 @@
-"""The bundled tables, and the reading and checking of a user's own data."""
+"""The bundled tables; reading and checking users' own data."""

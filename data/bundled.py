@@ -1,6 +1,6 @@
 """The tables that come with Elbowroom: their names, what is in them, and the tables themselves.
 
-Every table is a `NAME.csv` beside this file with a sidecar `NAME.json`; both are written by
+Every table is a `NAME.csv` next to this file with a sidecar `NAME.json`; both are written by
 `elbowroom.data.generate`. Only `load_dataset` imports pandas, so that listing
 the tables is instant.
 """
@@ -27,7 +27,7 @@ class Column:
     Attributes:
         name: The name in the CSV's header.
         unit: The unit of measurement; empty where there is none.
-        description: What the column holds.
+        description: What is in the column.
         role: `feature` (a model's input), `response` (what a regression explains), `label`
             (a truth to check against, never fitted), `identifier`, or `known_scale` (a standard
             error that is given, not estimated).
@@ -97,7 +97,7 @@ def describe(name: str) -> Dataset:
 def load_dataset(name: str) -> pandas.DataFrame:
     """A bundled table.
 
-    Its `attrs` hold `dataset` (the name), `roles` (column to role) and, for images, `image_shape`
+    Its `attrs` have `dataset` (the name), `roles` (column to role) and, for images, `image_shape`
     and `value_range`.
 
     Raises:

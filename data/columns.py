@@ -46,7 +46,7 @@ def as_numbers(column: pandas.Series, *, allow_constant: bool = False) -> numpy.
 
     Raises:
         DataError: One line that names the column, the rows or cells (rows counted from 1) and the
-            edit that mends it.
+            edit that fixes it.
 
     Example:
         >>> as_numbers(pandas.Series([True, False], name="treated"))
@@ -57,7 +57,7 @@ def as_numbers(column: pandas.Series, *, allow_constant: bool = False) -> numpy.
     if instead := _in_place_of_time(column):
         first = int(column.notna().to_numpy().argmax())
         raise DataError(
-            f"column '{name}' holds dates or times, such as {_show(column, first)}: turn it into "
+            f"column '{name}' has dates or times, such as {_show(column, first)}: turn it into "
             f"{instead}, or {leave_out}"
         )
     values = _parse(column, leave_out)  # (rows,)
@@ -66,26 +66,26 @@ def as_numbers(column: pandas.Series, *, allow_constant: bool = False) -> numpy.
         raise DataError(_not_finite(name, values, finite, leave_out))
     if not allow_constant and values.size and (values == values[0]).all():
         raise DataError(
-            f"column '{name}' is {values[0]:g} in every row, so that nothing can be learned from "
+            f"column '{name}' is {values[0]:g} in every row, so nothing can be learned from "
             f"it: {leave_out}"
         )
     return values
 
 
 def _in_place_of_time(column: pandas.Series) -> str | None:
-    """The number to use where the column holds dates or lengths of time."""
+    """The number to use where the column has dates or lengths of time."""
     kind = column.dtype
     if types.is_object_dtype(kind):
-        held = types.infer_dtype(column, skipna=True)
+        inferred = types.infer_dtype(column, skipna=True)
     elif types.is_datetime64_any_dtype(kind) or isinstance(kind, pandas.PeriodDtype):
-        held = "datetime"
+        inferred = "datetime"
     elif types.is_timedelta64_dtype(kind):
-        held = "timedelta"
+        inferred = "timedelta"
     else:
         return None
-    if held in ("datetime", "datetime64", "date", "period"):
+    if inferred in ("datetime", "datetime64", "date", "period"):
         return "a number, such as the days since the first"
-    if held in ("timedelta", "timedelta64", "time"):
+    if inferred in ("timedelta", "timedelta64", "time"):
         return "a number, such as seconds"
     return None
 
@@ -108,15 +108,15 @@ def _parse(column: pandas.Series, leave_out: str) -> numpy.ndarray:
     if good > len(rows):
         cells = ", ".join(f"row {row + 1} is {_show(column, row)}" for row in rows[:_SHOWN])
         raise DataError(
-            f"column '{name}' holds numbers but for {_count(len(rows), 'cell')} ({cells}"
+            f"column '{name}' has numbers except in {_count(len(rows), 'cell')} ({cells}"
             f"{', ...' if len(rows) > _SHOWN else ''}): write these as numbers, leave them empty "
             f"and fill them, or drop their rows; or {leave_out}"
         )
     cell = column.iloc[rows[0]]
     comma = isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell)
-    mend = "write a decimal point for the comma" if comma else "encode it as numbers"
+    edit = "write a decimal point for the comma" if comma else "encode it as numbers"
     raise DataError(
-        f"column '{name}' is not numeric: row {rows[0] + 1} is {_show(column, rows[0])}; {mend}, "
+        f"column '{name}' is not numeric: row {rows[0] + 1} is {_show(column, rows[0])}; {edit}, "
         f"or {leave_out}"
     )
 

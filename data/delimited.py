@@ -53,7 +53,7 @@ def read_delimited(path: Path, delimiter: str) -> pandas.DataFrame:
         )
     except pyarrow.ArrowInvalid as error:
         raise _ragged(path, delimiter, len(header), error) from error
-    # Where bytes are not UTF-8, Arrow makes the column binary and goes on.
+    # Where bytes are not UTF-8, Arrow makes the column binary and continues.
     if any(pyarrow.types.is_binary(kind) for kind in table.schema.types):
         raise _not_text(path)
     if _ends_with_many_lines(table):
@@ -130,12 +130,12 @@ def _ragged(path: Path, delimiter: str, width: int, cause: Exception) -> DataErr
         cells = "1 cell" if len(found) == 1 else f"{len(found)} cells"
         return DataError(
             f"line {lines.line_num} of '{path}' has {cells} where the header has {width}: add or "
-            f"remove cells (a cell that holds {delimiter!r} goes inside double quotes)."
+            f"remove cells (write a cell that contains {delimiter!r} in double quotes)."
         )
 
 
 def _ends_with_many_lines(table: pyarrow.Table) -> bool:
-    """Whether the last row holds a line end: a quote never closed swallows every row after it."""
+    """Whether the last row contains a line end: an open quote swallows every row after it."""
     last = table.slice(max(table.num_rows - 1, 0)).to_pylist()
     return any(isinstance(cell, str) and "\n" in cell for row in last for cell in row.values())
 

@@ -70,7 +70,7 @@ def array_to_table(array: numpy.ndarray, source: str) -> pandas.DataFrame:
         raise DataError(f"{source} is a single value: give an array of rows and columns.")
     if array.dtype.kind == "V":
         raise DataError(
-            f"{source} holds records ({array.dtype}): save each field as a column of a CSV or "
+            f"{source} has records ({array.dtype}): save each field as a column of a CSV or "
             "Parquet file, or pass pandas.DataFrame(array)."
         )
     flat = array.reshape(len(array), math.prod(array.shape[1:]))  # (rows, columns)
@@ -118,7 +118,7 @@ def _read_numpy(path: Path, member: str | None = None) -> pandas.DataFrame:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         # NumPy's own sentence tells how to unpickle, which can run code.
         pickled = "pickle" in str(error)
-        cause = "no plain array; what must be unpickled is refused" if pickled else str(error)
+        cause = "it needs unpickling, which is refused" if pickled else str(error)
         raise DataError(
             f"{label} cannot be read as an array ({cause}): save an array of numbers with "
             "numpy.save or numpy.savez."
@@ -127,15 +127,15 @@ def _read_numpy(path: Path, member: str | None = None) -> pandas.DataFrame:
 
 def _pick(names: list[str], member: str | None, path: Path) -> str:
     if not names:
-        raise DataError(f"'{path}' holds no array: save one into it with numpy.savez.")
+        raise DataError(f"'{path}' contains no array: save one into it with numpy.savez.")
     if member is None and len(names) == 1:
         return names[0]
     if member is None or member not in names:
         asked = "" if member is None else f" and none named '{member}'"
-        held = "1 array" if len(names) == 1 else f"{len(names)} arrays"
+        count = "1 array" if len(names) == 1 else f"{len(names)} arrays"
         raise DataError(
-            f"'{path}' holds {held} ({', '.join(names)}){asked}: FILE.npz:NAME picks one, such as "
-            f"'{path}:{names[0]}'."
+            f"'{path}' contains {count} ({', '.join(names)}){asked}: FILE.npz:NAME picks one, "
+            f"such as '{path}:{names[0]}'."
         )
     return member
 

@@ -1,4 +1,4 @@
-"""Sets of images: IDX files, as MNIST comes in, and those that OpenML hands on.
+"""Sets of images: IDX files, as MNIST comes in, and those from OpenML.
 
 Either way a table of one row an image and one column a pixel, and a column `label` where the labels
 are known, which is a truth to check against and never fitted by itself.
@@ -39,7 +39,7 @@ def is_idx(path: Path) -> bool:
 
 
 def read_idx(path: Path) -> pandas.DataFrame:
-    """The images of an IDX file, and their labels, if a file of them lies beside it.
+    """The images of an IDX file, and their labels, if their file is in the same folder.
 
     That of `NAME-images-idx3-ubyte` is `NAME-labels-idx1-ubyte`, both packed or not.
 
@@ -58,8 +58,8 @@ def read_idx(path: Path) -> pandas.DataFrame:
     found = _read_array(labels)
     if found.shape != array.shape[:1]:
         raise DataError(
-            f"'{labels}' has {len(found)} labels, and '{path}' {len(array)} images: they do not "
-            "belong together; give each the name that it came with, or move one away."
+            f"'{labels}' has {len(found)} labels, but '{path}' has {len(array)} images: they do "
+            "not belong together; restore their original names, or move one away."
         )
     return images_to_table(array, found)
 
@@ -103,17 +103,19 @@ def fetch(name: str) -> pandas.DataFrame:
     at_openml = OPENML[name][0]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of each try that failed: the last one is told of
+            warnings.simplefilter("ignore")  # of each failed attempt: only the last one is reported
             found = fetch_openml(at_openml, version=1, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:  # no network; or OpenML has no such data
         raise DataError(
-            f"'{name}' could not be fetched from OpenML, where it is '{at_openml}' ({error}): try "
-            "again with a network, or give its IDX file, such as --data train-images-idx3-ubyte.gz."
+            f"'{name}' could not be downloaded from OpenML, where it is '{at_openml}' ({error}): "
+            "check your network, or give its IDX file, such as --data train-images-idx3-ubyte.gz."
         ) from error
     pixels = numpy.asarray(found.data)
     side = math.isqrt(pixels.shape[1])
     if side**2 != pixels.shape[1]:
-        raise DataError(f"'{name}' from OpenML has {pixels.shape[1]} columns: no square images.")
+        raise DataError(
+            f"'{name}' from OpenML has {pixels.shape[1]} columns: its images are not square."
+        )
     top = float(pixels.max())
     if top <= 1:  # some are handed on as shares of the top
         pixels = numpy.rint(pixels * TOP)
@@ -134,16 +136,16 @@ def _read_array(path: Path) -> numpy.ndarray:
         ) from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTES:
         raise DataError(
-            f"'{path}' is no IDX file of bytes: it should begin with the bytes 0, 0 and "
+            f"'{path}' is not an IDX file of bytes: it should begin with the bytes 0, 0 and "
             f"{_UNSIGNED_BYTES}."
         )
     dims, begin = content[3], 4 + 4 * content[3]
     if dims == 0 or len(content) < begin:
-        raise DataError(f"'{path}' should hold the sizes of {dims} dims: fetch it again.")
+        raise DataError(f"'{path}' ends before the sizes of its {dims} dims: download it again.")
     shape = tuple(numpy.frombuffer(content[4:begin], ">u4").tolist())
     if len(content) - begin != math.prod(shape):
         raise DataError(
-            f"'{path}' should hold {' x '.join(map(str, shape))} cells and holds "
-            f"{len(content) - begin}: fetch it again."
+            f"'{path}' should have {' x '.join(map(str, shape))} cells and has "
+            f"{len(content) - begin}: download it again."
         )
     return numpy.frombuffer(content, numpy.uint8, offset=begin).reshape(shape)

@@ -1,7 +1,7 @@
 """Any source to a table, and the columns of a table that a model is given.
 
 `read_table` -> `select_columns` -> `numeric_columns`; new data go through `align_columns`.
-Whatever cannot be used is a `DataError` that names the file or column, the cause and the mend.
+Whatever cannot be used is a `DataError` that names the file or column, the cause and the fix.
 """
 
 import math
@@ -159,13 +159,14 @@ def align_columns(table: pandas.DataFrame, names: Sequence[str]) -> pandas.DataF
     present = set(table.columns)
     missing = [name for name in names if name not in present]
     if missing:
-        counted = "a column" if len(missing) == 1 else f"{len(missing)} columns"
+        one = len(missing) == 1
+        counted, verb = ("1 column", "is") if one else (f"{len(missing)} columns", "are")
         lines = "".join(f"\n  '{name}'{_nearest(name, table)}" for name in missing[:_LISTED])
         if len(missing) > _LISTED:
             lines += f"\n  and {len(missing) - _LISTED} more."
         raise DataError(
-            f"the new data lack {counted} that the model was fitted to: add or rename{lines}\n"
-            f"  They have {_listed(table)}."
+            f"{counted} that the model was fitted to {verb} missing in the new data: add or "
+            f"rename{lines}\n  They have {_listed(table)}."
         )
     return _take(table, list(names))
 

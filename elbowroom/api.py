@@ -41,32 +41,33 @@ def fit(
         model: A name, `FILE.py:FUNCTION`, or a Pyro model function.
         data: A table (path, bundled dataset's name, DataFrame or array); for a function, also a
             dict of its arguments. By default the model's bundled dataset.
-        guide: A name, a guide function, or a Pyro AutoGuide class. `auto` takes the cheapest whose
-            posterior can be trusted; for a model with latents for each row, its own. A function
+        guide: A name, a guide function, or a Pyro AutoGuide class. `auto` uses the cheapest whose
+            posterior can be trusted; for a model with latents for each row, the one written for
+            it. A function
             that tells the latents of rows from the rows alone says so: `guide.amortised = True`.
         engine: "fixed_draws", deterministic; "svi", stochastic; "em", expectation-maximisation,
-            which the guide of that name needs; "auto" takes the first where the model, the guide
+            which the guide of that name needs; "auto" uses the first where the model, the guide
             and the options allow it.
-        seed: Of all random numbers; drawn and recorded by default.
+        seed: Random seed; by default a new one, which is recorded.
         draws: Posterior draws.
-        keep_local: Whether to keep the draws of large latents that each row has.
+        keep_local: Whether to keep the draws of each row's latents even if they are large.
         reference: Whether to compare the posterior with a run of NUTS; see
             `elbowroom.pipeline.reference.add_reference`.
-        fallback: "nuts", to hold the draws of NUTS where no guide is trusted; by default none.
+        fallback: "nuts", to use draws of NUTS if no guide is trusted; by default none.
         checkpoints: A folder in which the state of a stochastic fit is kept every 30 s, so that
-            `elbowroom.resume` goes on after a crash as if nothing had happened. `Fit.save` to the
-            same path takes its place.
+            `elbowroom.resume` can continue after a crash. `Fit.save` to the same path replaces
+            it.
         overwrite: Whether to replace that folder if it exists.
         announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
-        report: Called with a line for each rung of the ladder that `auto` climbs.
+        report: Called with a line for each guide that `auto` tries.
         **options: Of the model, and of `elbowroom.engines.settings.Settings`.
 
     Returns:
-        The fit. One that is not to be trusted is a value like any other: read `fit.verdict`.
+        The fit. No exception is raised for one that cannot be trusted: read `fit.verdict`.
 
     Raises:
-        DataError, OptionError, ModelError, GuideError: For what cannot be fitted, with the mend.
+        DataError, OptionError, ModelError, GuideError: For what cannot be fitted, with the fix.
         RunFolderError: If the folder for checkpoints cannot be used.
 
     Example:
@@ -112,7 +113,7 @@ def check(
         **options: As for `fit`.
 
     Returns:
-        What each check found: "ok", a "warning" or an "error", with the edit that mends it.
+        What each check found: "ok", a "warning" or an "error", with the edit that fixes it.
 
     Example:
         >>> [finding.level for finding in check("bayesian_regression", guide="mean_field", seed=1)]

@@ -1,4 +1,4 @@
-"""Fits several guides to one model and data, and lays the results side by side."""
+"""Fits several guides to one model and data, and compares the results."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def baseline(self) -> str | None:
-        """What the posteriors are compared with: NUTS if it is there, the best guide else."""
+        """What the posteriors are compared with: NUTS if it is there, otherwise the best guide."""
         return NUTS if NUTS in self.fits else self.best
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
@@ -110,24 +110,24 @@ def compare(
 ) -> Comparison:
     """Fits every guide to the same data with the same seed, and compares them.
 
-    Each ELBO is estimated anew after the fit, from fresh draws, with its standard error.
+    Each ELBO is estimated after the fit, from new draws, with its standard error.
 
     Args:
         model: As `elbowroom.fit` takes it.
         data: As `elbowroom.fit` takes it.
         guides: Names, `auto` too, `GUIDE:OBJECTIVE` (such as "local:trace_graph"), guide functions
-            or AutoGuide classes; and "nuts", the sampler, which begins where `auto` ends. By
+            or AutoGuide classes; and "nuts", the sampler, which starts at draws of `auto`. By
             default every guide that fits the model.
         engine: As `elbowroom.fit` takes it; each guide has its own where it is "auto".
-        seed: Of every fit; drawn and recorded by default.
+        seed: Of every fit; by default a new one, which is recorded.
         draws: Posterior draws of each fit.
-        test_size: A share of the rows, or a number of them, that is held out of every fit and
-            foretold by it: the table then has the scores of `elbowroom.held_out.held_out_scores`.
+        test_size: The share or number of rows to hold out. Every fit predicts them, and the table
+            has its scores; see `elbowroom.held_out.held_out_scores`.
         progress: Given a guide's name, the progress callback of its fit, or None.
         **options: As `elbowroom.fit` takes them.
 
     Returns:
-        The comparison. A guide that failed has a line that says why.
+        The comparison. The line of a guide that failed says why.
 
     Raises:
         DataError, OptionError, ModelError: If nothing can be fitted.
@@ -146,7 +146,9 @@ def compare(
         data, test = _split(model, data, test_size, seed)
     problem, settings, suggested_draws = bind_model(model, data, options)
     if test is not None and not problem.new_arguments(test)[1]:
-        raise DataError("the table does not have what was observed, which is to be predicted.")
+        raise DataError(
+            "the table has no column for the observed values, which would be predicted."
+        )
     methods = _methods(guides, problem, settings, engine)
     count = suggested_draws if draws is None else draws
     starts = _Starts(problem, settings, seed)
@@ -308,24 +310,26 @@ def _of_nuts(fit: Fit) -> dict[str, Any]:
 
 
 def _split(model: Any, data: Any, size: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows to learn from, and those held out."""
+    """The rows to fit, and the held-out rows."""
     source = resolve_model(model).dataset if data is None else data
     if source is None or isinstance(source, Mapping):
-        raise OptionError("--test-size holds rows of a table out; give the data as a table.")
+        raise OptionError(
+            "--test-size holds out rows of a table, but the data are not a table; give one."
+        )
     return split_rows(read_table(source), size, seed)
 
 
 def _scored(fit: Fit, test: pd.DataFrame | None) -> tuple[dict[str, float], list[str]]:
-    """How a fit predicts rows held out, if there are any; a remark where it cannot."""
+    """The fit's scores on held-out rows, if there are any; a remark if it has none."""
     if test is None:
         return {}, []
     try:
         return held_out_scores(fit, test), []
     except ElbowroomError as error:
-        return {}, [f"the rows held out have no score: {error}"]
+        return {}, [f"the held-out rows could not be scored: {error}"]
 
 
 def _compared(fit: Fit) -> xarray.Dataset:
-    """Latents of each row are no quantity to compare: a rotation of all changes nothing."""
+    """The posterior without latents of each row, which a rotation of all would change."""
     posterior = fit.posterior["posterior"].to_dataset()
     return posterior.drop_vars(fit.problem.space.local, errors="ignore")

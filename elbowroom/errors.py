@@ -1,4 +1,4 @@
-"""What a user can do wrong, as exceptions that say how to mend it."""
+"""Exceptions for users' mistakes, which say how to fix them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ class ElbowroomError(Exception):
 
 
 class DataError(ElbowroomError, ValueError):
-    """A file, table or column that cannot be used; the message names it and the mend."""
+    """A file, table or column that cannot be used; the message names it and the fix."""
 
 
 class OptionError(ElbowroomError, ValueError):
@@ -26,7 +26,7 @@ class GuideError(ElbowroomError, ValueError):
 
 
 class NoModeError(GuideError):
-    """A guide that begins at a mode, of a density that has none; the message names another."""
+    """A guide that needs a mode, for a density without one; the message names another guide."""
 
 
 class RunFolderError(ElbowroomError):

@@ -1,4 +1,4 @@
-"""Rows held out of a comparison: one score for every method, and how far its predictions hold."""
+"""Held-out rows of a comparison: scores of every method's predictions."""
 
 from dataclasses import replace
 
@@ -24,11 +24,11 @@ FEWEST = 2
 
 
 def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows to learn from and rows held out, at random, each in the order of the table.
+    """Splits a table at random into rows to fit and held-out rows, each in the table's order.
 
     Args:
         table: The rows.
-        size: The share that is held out, or if it is one or more, the number of rows.
+        size: The share to hold out, or if it is one or more, the number of rows.
         seed: Of the choice.
 
     Raises:
@@ -44,16 +44,16 @@ def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFram
     count = round(size * rows) if 0 < size < 1 else round(size)
     if not FEWEST <= count <= rows - FEWEST:
         raise OptionError(
-            f"--test-size {size:g} of {rows} rows holds {count} out; at least {FEWEST} are needed "
-            "there, and as many to learn from."
+            f"--test-size {size:g} of {rows} rows holds {count} out; at least {FEWEST} rows "
+            "must be held out, and as many left."
         )
-    held = np.zeros(rows, bool)
-    held[np.random.default_rng(seed).permutation(rows)[:count]] = True
-    return table[~held], table[held]
+    test = np.zeros(rows, bool)
+    test[np.random.default_rng(seed).permutation(rows)[:count]] = True
+    return table[~test], table[test]
 
 
 def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
-    """How well a fit foretells rows that it has not seen.
+    """How well a fit predicts rows that it has not seen.
 
     Args:
         fit: The fit.
@@ -62,15 +62,15 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
     Returns:
         `test_log_density`, the mean log density of a row in nats: of the posterior predictive, or
         where rows have latents, summed over these by importance sampling; where the guide knows the
-        fitted rows alone, it is fitted to these first, with the model's point parameters held.
+        fitted rows alone, it is fitted to these first, with the model's point parameters fixed.
         `test_log_density_se`, its standard error over the rows; `test_unreliable`, the share of
         rows whose importance weights are not good enough for their density, which is then rather a
-        lower bound. Where a number is foretold,
+        lower bound. Where a number is predicted,
         `test_coverage`, the share of the rows inside their intervals of 90 %, and `test_spread`,
-        the mean sd of the predictions over the sd of what came. Where classes are,
+        the mean sd of the predictions over the sd of the observed values. Where classes are,
         `test_calibration_error`, the mean distance of their probabilities from their frequencies
-        (Guo, Pleiss, Sun and Weinberger, 2017, "On calibration of modern neural networks"). What a
-        fit has not is not there.
+        (Guo, Pleiss, Sun and Weinberger, 2017, "On calibration of modern neural networks"). Scores
+        that a fit does not have are missing.
     """
     problem = fit.problem
     weights: WeightedDraws | None = None
@@ -112,22 +112,22 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
 
 
 def _weighed(fit: Fit, table: pd.DataFrame) -> WeightedDraws:
-    """Draws of the rows' latents, from a guide that is fitted to them if it has to be."""
+    """Draws of the rows' latents, from a guide that is fitted to them if necessary."""
     if fit.amortised:
         return fit.weigh_rows(table, DRAWS, fit.seed)
     points = constrained_values(fit.parameters)
-    held = {name: points[name] for name in fit.problem.space.parameters.initial}
+    fixed = {name: points[name] for name in fit.problem.space.parameters.initial}
     size = fit.settings.batch_size
     settings = replace(
         fit.settings, batch_size=None if size is None or size >= len(table) else size
     )
-    task = Task(fit.problem.with_rows(table, held), settings, fit.seed, draws=100)
+    task = Task(fit.problem.with_rows(table, fixed), settings, fit.seed, draws=100)
     again = fit_task(task, fit.guide, fit.engine)
     return again.weigh_rows(None, DRAWS, fit.seed)
 
 
 def _observed(fit: Fit, table: pd.DataFrame) -> np.ndarray:
-    """What came, in the user's units or as numbers of classes."""
+    """The observed values, in the user's units or as numbers of classes."""
     problem = fit.problem
     values: Tensor = problem.new_arguments(table)[0][problem.observed].double().cpu()
     if problem.model.in_units is not None:

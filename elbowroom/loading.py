@@ -44,11 +44,11 @@ def load(
         path: The run folder.
         model: The Pyro function, if the run was of a user's own model.
         guide: The guide function or AutoGuide class, if it was the user's own.
-        trust: Whether to evaluate options of the run that hold code, such as a formula with
+        trust: Whether to evaluate options of the run that contain code, such as a formula with
             function calls.
 
     Raises:
-        RunFolderError: If the folder cannot be read, or holds code and `trust` is not given.
+        RunFolderError: If the folder cannot be read, or contains code and `trust` is not given.
         ModelError: If the run is of a user's own model or guide, and it is not given.
     """
     run = run_folder.load(path)
@@ -57,8 +57,8 @@ def load(
         declaration = get_model(config["model"])
     elif model is None:
         raise ModelError(
-            f"'{path}' is a run of your own model '{config['model']}', whose code a run folder "
-            "does not hold; give it as er.load(path, model=...) or --model FILE.py:FUNCTION."
+            f"'{path}' is a run of your own model '{config['model']}', whose code is not in "
+            "the run folder; give it as er.load(path, model=...) or --model FILE.py:FUNCTION."
         )
     else:
         declaration = resolve_model(model)
@@ -78,8 +78,8 @@ def load(
     )
     if guide is None and config["guide"] not in guides_for(problem.model_name):
         raise ModelError(
-            f"'{path}' was fitted with your own guide '{config['guide']}', whose code a run folder "
-            "does not hold; give it as er.load(path, guide=...)."
+            f"'{path}' was fitted with your own guide '{config['guide']}', whose code is not in "
+            "the run folder; give it as er.load(path, guide=...)."
         )
     fitted_guide = resolve_guide(guide or config["guide"], problem)
     problem = problem.for_guide(fitted_guide)
@@ -132,10 +132,10 @@ def _evidence(path: str | Path, plain: Mapping[str, Any]) -> Evidence:
 def trusted_options(
     path: str | Path, declaration: Model, given: Mapping[str, Any], trust: bool
 ) -> Any:
-    """The options of a model that a folder holds; other settings among them are left out.
+    """The options of the model in a run folder; other settings among them are left out.
 
     Raises:
-        RunFolderError: If they hold code, such as a formula with function calls, and `trust` is
+        RunFolderError: If they contain code, such as a formula with function calls, and `trust` is
             not given.
     """
     if declaration.options is None:
@@ -145,8 +145,8 @@ def trusted_options(
     code = declaration.code_in(options) if declaration.code_in is not None else None
     if code is not None and not trust:
         raise RunFolderError(
-            f"'{path}' holds code, '{code}', which loading would run; if the run is your own, give "
-            "er.load(path, trust=True) or --trust."
+            f"'{path}' contains code, '{code}', which loading would run; if the run is your own, "
+            "give er.load(path, trust=True) or --trust."
         )
     return options
 
@@ -162,24 +162,24 @@ def resume(
     report: Callable[[str], None] | None = None,
     **changes: Any,
 ) -> Fit:
-    """Goes on with a run that was killed, interrupted, or stopped at its budget.
+    """Continues a run that was killed, was interrupted, or used up its steps.
 
-    The result is, bit for bit on a CPU, that of the run that was never stopped; with other `steps`,
-    up to where the first budget ended, since the run was looked at there.
+    On a CPU the result is the same, bit for bit, as without the interruption; with other `steps`,
+    up to the end of the first budget, where the run was checked for convergence.
 
     Args:
         path: The folder that `fit` kept its checkpoints in, or the run folder that took its place.
         model: The Pyro function, if the run was of a user's own model.
         guide: The guide function or AutoGuide class, if it was the user's own.
-        trust: Whether to evaluate options of the run that hold code, such as a formula with
+        trust: Whether to evaluate options of the run that contain code, such as a formula with
             function calls.
         announce: As for `fit`.
         progress: As for `fit`.
         report: As for `fit`.
-        **changes: `steps` or `epochs`, if the run shall end elsewhere.
+        **changes: `steps` or `epochs`, to change where the run ends.
 
     Raises:
-        RunFolderError: If there is nothing to go on with, or another process does so.
+        RunFolderError: If there is nothing to continue, or another process continues it.
         ModelError: If the run is of a user's own model or guide, and it is not given.
     """
     request = read_request(Path(path))
@@ -187,23 +187,23 @@ def resume(
     other = sorted(set(changes) - {"steps", "epochs"})
     if other:
         raise OptionError(
-            f"--resume: --{other[0].replace('_', '-')} was chosen when the run began; only --steps "
-            "and --epochs can be changed."
+            f"--resume: --{other[0].replace('_', '-')} cannot be changed after the run has begun; "
+            "only --steps and --epochs can."
         )
     if asked["registered_model"]:
         declaration = get_model(asked["model"])
         trusted_options(path, declaration, asked["options"], trust)
     elif model is None:
         raise ModelError(
-            f"'{path}' is a run of your own model '{asked['model']}', whose code a run folder does "
-            f"not hold; give it as er.resume(path, model=...) or elbowroom fit FILE.py:FUNCTION "
+            f"'{path}' is a run of your own model '{asked['model']}', whose code is not in the "
+            f"run folder; give it as er.resume(path, model=...) or elbowroom fit FILE.py:FUNCTION "
             f"--resume {path}."
         )
     else:
         declaration = resolve_model(model)
     if guide is None and asked["guide"] is None:
         raise ModelError(
-            f"'{path}' was fitted with your own guide, whose code a run folder does not hold; give "
+            f"'{path}' was fitted with your own guide, whose code is not in the run folder; give "
             "it as er.resume(path, guide=...)."
         )
     options = dict(asked["options"])
@@ -245,5 +245,7 @@ def _restored(
         store = dict(pyro.get_param_store().named_parameters())
         missing = sorted(set(store) - set(values))
         if missing:
-            raise RunFolderError(f"the run folder lacks the guide's parameter '{missing[0]}'.")
+            raise RunFolderError(
+                f"the guide's parameter '{missing[0]}' is missing in the run folder."
+            )
     return Parameters(state, {name: values[name] for name in store}), called, sites

@@ -1,7 +1,7 @@
-"""Options: dataclasses of pydantic Fields, each declared beside what reads it.
+"""Options: dataclasses of pydantic Fields, each declared next to the code that reads it.
 
-From a declaration follow the command line, its help, the messages for values that are wrong, and
-which options a fit does not read.
+The command line, its help, the messages for wrong values and the refusal of options that a fit does
+not read all follow from the declarations.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -21,7 +21,7 @@ class Option:
         name: In Python.
         kind: The type of its values.
         description: In a few words.
-        default: What it is where nothing is given; None where there is nothing to show.
+        default: Its default value; None if there is none to show.
     """
 
     name: str
@@ -84,21 +84,21 @@ def make_options(kind: type, given: Mapping[str, Any]) -> Any:
             if isinstance(cause, OptionError):
                 lines.append(str(cause))
             elif problem["type"] == "none_required":
-                continue  # the other half of an optional type says it better
+                continue  # the message for the other half of an optional type is better
             else:
                 lines.append(f"{flag(name)} {given.get(name)!r}: {problem['msg'].lower()}.")
         raise OptionError("\n".join(dict.fromkeys(lines))) from error
 
 
 def _several(value: Any) -> Any:
-    """What an option that takes several values was given: a, b as `"a,b"`; one by itself."""
+    """The values of an option that takes several, given as `"a,b"`, as a list or as one value."""
     if isinstance(value, str):
         return value.split(",")
     return [value] if isinstance(value, (int, float)) else value
 
 
 def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[str, Any]]:
-    """Sorts options to the dataclasses that have them.
+    """Splits options between the dataclasses that declare them.
 
     Raises:
         OptionError: If none has one; the nearest name is suggested.
@@ -113,12 +113,12 @@ def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[st
 def refuse_unread(
     given: Iterable[str], read: Collection[str], everyone: Mapping[str, Collection[str]]
 ) -> None:
-    """Refuses an option that nothing reads in a fit.
+    """Refuses an option that nothing in the fit reads.
 
     Args:
         given: Names of the options that the user gave.
         read: Those that the fit reads.
-        everyone: Those that something else reads, by how it is asked for.
+        everyone: Those that something else reads, by the setting or guide that reads them.
 
     Raises:
         OptionError: At the first one; it says who reads it.
@@ -127,12 +127,12 @@ def refuse_unread(
         >>> refuse_unread(["alpha"], ["alpha"], {})
         >>> refuse_unread(["alpha"], [], {"--elbo renyi": ["alpha"]})
         Traceback (most recent call last):
-        elbowroom.errors.OptionError: --alpha has no meaning here: it is of --elbo renyi; ...
+        elbowroom.errors.OptionError: --alpha would have no effect: it is for --elbo renyi; ...
     """
     for name in given:
         if name not in read:
             owners = [who for who, names in everyone.items() if name in names]
             raise OptionError(
-                f"{flag(name)} has no meaning here: it is of {' and '.join(owners)}; leave it out, "
-                f"or give {' or '.join(owners)}."
+                f"{flag(name)} would have no effect: it is for {' and '.join(owners)}; leave "
+                f"it out, or give {' or '.join(owners)}."
             )

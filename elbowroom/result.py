@@ -52,13 +52,13 @@ class Fit:
         fitted: The guide at its optimum.
         settings: Of the optimiser.
         seed: Of all random numbers.
-        evidence: What the verdict is made of.
+        evidence: What the verdict follows from.
         complete: Gives the ArviZ tree, and a line for everything left out of it.
         measures: Numbers that were taken at the fit, by name; `diagnostics` has them all.
-        remarks: What a reader should know of the fit; `notes` has those of the tree too.
+        remarks: What a reader should know about the fit; `notes` adds those of the tree.
         origin: What the posterior consists of: "raw", the guide's own draws; "corrected"; "nuts".
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.
-        folder: Where its checkpoints lie; `save` may take its place.
+        folder: Where its checkpoints are; `save` may replace it.
     """
 
     fitted: Fitted
@@ -167,7 +167,7 @@ class Fit:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know: groups left out, rungs of `auto` that were climbed."""
+        """What a reader should know: groups left out, guides that `auto` tried."""
         return [*self.remarks, *self._completed[1]]
 
     @cached_property
@@ -182,7 +182,7 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether the optimum was reached as far as the noise allows to tell."""
+        """Whether the optimum was reached, as far as the noise shows."""
         return self.trained.converged
 
     @property
@@ -228,7 +228,7 @@ class Fit:
             names = " or ".join(guide.name for guide in fitting if guide.amortised)
             other = f"--guide {names}" if names else "an amortised guide"
             raise GuideError(
-                f"the guide '{self.guide.name}' knows the fitted rows only; for new ones fit with "
+                f"the guide '{self.guide.name}' knows only the fitted rows; for new rows, fit with "
                 f"{other} (one of your own says so by guide.amortised = True)."
             )
 
@@ -291,7 +291,7 @@ class Fit:
         """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.
 
         For a mixture, the probabilities of the row's component instead. `log_density` is the log
-        posterior predictive density of the row, where it holds what was observed.
+        posterior predictive density of the row, if the row has what was observed.
 
         Args:
             data: New rows, as the fit took them; by default the fit's own.
@@ -327,20 +327,21 @@ class Fit:
         """
         if self.row_latents:
             raise GuideError(
-                "a model with latents for each row has a bound instead: Fit.elbo(data)."
+                "a model with latents for each row has no exact density; use its bound, "
+                "Fit.elbo(data)."
             )
         if self.rows_apart:
             self._check_amortised()
         arguments, observed = self.problem.new_arguments(data)
         if not observed:
-            raise DataError("the new rows lack what was observed, whose density is asked for.")
+            raise DataError("the new rows have no observed values, whose density is asked for.")
         with self.problem.session(0, self.parameters):
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
     def score(
         self, data: Any = None, draws: int = 1000, seed: int = 0, quantile: float | None = None
     ) -> pd.DataFrame:
-        """The log density of each row by importance sampling, such as for finding odd ones.
+        """The log density of each row by importance sampling, for example to find unusual rows.
 
         Args:
             data: New rows, for an amortised guide; by default the fit's own.
@@ -354,10 +355,10 @@ class Fit:
             quantile, whether the row is `flagged`.
 
         Raises:
-            DataError: If the new rows lack what was observed.
+            DataError: If the new rows have no observed values.
             GuideError: If the guide has no latents for new rows, or the model has both latents of
                 rows and others.
-            OptionError: If the quantile is none.
+            OptionError: If the quantile is not between 0 and 1.
 
         Example:
             >>> import elbowroom as er
@@ -387,10 +388,10 @@ class Fit:
         return table
 
     def embed(self, data: Any = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Where each row lies among the latents: their posterior means and standard deviations.
+        """Each row's latents: their posterior means and standard deviations.
 
-        They are of draws that importance weights have corrected, where the row's weights are
-        reliable, as `k_hat` tells. Of a mixture, the probability of each component instead.
+        The draws are corrected by importance weights if the row's weights are reliable, which
+        `k_hat` shows. Of a mixture, the probability of each component instead.
 
         Args:
             data: New rows, for an amortised guide; by default the fit's own.
@@ -411,7 +412,7 @@ class Fit:
         return verbs.embed(self, data, draws, seed)
 
     def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 0) -> pd.DataFrame:
-        """What the latents keep of each row: its expected cells, over their posterior.
+        """Each row's expected cells, averaged over the posterior of its latents.
 
         Args:
             data: New rows, for an amortised guide; by default the fit's own.
@@ -435,15 +436,15 @@ class Fit:
     ) -> pd.DataFrame:
         """New rows, in the user's units.
 
-        Of a model whose latents are all the rows', these are drawn from their prior, or near given
-        rows from their posterior. Parameters with a posterior are drawn from it, or with `prior`
-        from their prior. What is known of a row, such as its label, is as of a fitted row, unless
-        it is given.
+        If all latents belong to rows, they are drawn from their prior, or with `data` from their
+        posterior. Parameters with a posterior are drawn from it, or with `prior`
+        from their prior. Known columns, such as a label, are those of a fitted row, unless they
+        are given.
 
         Args:
             n: How many.
-            data: Rows to be near to.
-            given: For columns that rows are made from, such as a label, what is known of all.
+            data: Rows that the new ones should be similar to.
+            given: Values of known columns, such as a label, for all rows.
             expected: Whether to give the means of the cells, not draws of them.
             prior: Whether parameters are drawn from their prior.
             seed: Of the draws.
@@ -494,8 +495,8 @@ class Fit:
     def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 0) -> Imputed:
         """Fills missing cells: posterior draws of each, their mean, sd and interval.
 
-        Of mixtures of Normals and of factor analysis they are exact; else they come from a Markov
-        chain for each row, whose proposals are the guide's.
+        For mixtures of Normals and factor analysis they are exact. Otherwise they come from a
+        Markov chain for each row, with proposals from the guide.
 
         Args:
             data: Rows with missing cells (NaN).
@@ -522,7 +523,7 @@ class Fit:
         """The model's arguments for rows whose latents the guide gives; None for the fit's own.
 
         Raises:
-            DataError: If the rows lack what was observed.
+            DataError: If the rows have no observed values.
             GuideError: If the guide knows the fitted rows only.
         """
         if data is None:
@@ -531,7 +532,7 @@ class Fit:
             self._check_amortised()
         arguments, observed = self.problem.new_arguments(data)
         if not observed:
-            raise DataError("the rows lack what was observed, on which their latents rest.")
+            raise DataError("the rows have no observed values, on which their latents depend.")
         return arguments
 
     def weigh_rows(
@@ -546,8 +547,8 @@ class Fit:
                 )
         if self.row_latents:
             raise GuideError(
-                f"the guide '{self.guide.name}' is a point, or the model has latents of rows and "
-                "others: its rows have no weights of their own."
+                f"rows have no importance weights here: the guide '{self.guide.name}' is a "
+                "point, or the model has both latents of rows and others."
             )
         with self.problem.session(0, self.parameters):
             values = row_log_likelihood(problem, arguments, self.global_sites())
@@ -573,7 +574,7 @@ class Fit:
         return to_arviz(self.posterior)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Writes the run folder, whole or not at all.
+        """Writes the run folder, completely or not at all.
 
         Raises:
             RunFolderError: If it cannot be written, or exists and `overwrite` is not given.

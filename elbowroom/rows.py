@@ -1,4 +1,4 @@
-"""What a fitted model is for: rows that are made, mended, weighed and placed.
+"""What a fitted model does with rows: it makes, completes, scores and embeds them.
 
 Which of these a model has, its declaration says; `elbowroom models MODEL` lists them.
 """
@@ -142,7 +142,7 @@ def reconstruct(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFr
 
 
 def _expected(fit: FittedModel, model: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """The mean of what is observed, given the latents; a draw where it has no mean to tell."""
+    """The mean of what is observed, given the latents; a draw if the mean is unknown."""
     node = poutine.trace(model).get_trace(**arguments).nodes[fit.problem.observed]
     try:
         return node["fn"].mean
@@ -171,7 +171,7 @@ def _known_columns(fit: FittedModel) -> list[str]:
 def _new_rows(
     fit: FittedModel, index: Tensor, given: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Arguments for new rows, of which that is known which is known of some fitted rows.
+    """Arguments for new rows, with the known columns of some fitted rows.
 
     Args:
         fit: The fit.
@@ -188,8 +188,8 @@ def _new_rows(
     problem, columns = fit.problem, _known_columns(fit)
     for name in given or ():
         if name not in columns:
-            has = f"that is {', '.join(columns)}" if columns else "and this model has none"
-            raise OptionError(f"--given {name}: give a column that rows are made from, {has}.")
+            has = f"they are {', '.join(columns)}" if columns else "this model has none"
+            raise OptionError(f"--given {name}: this is not one of the known columns; {has}.")
     table = problem.data.iloc[index.tolist()].assign(**(given or {}))
     table.attrs = problem.data.attrs
     made = dict(problem.new_arguments(table)[0] if given else problem.arguments)
@@ -218,13 +218,16 @@ def generate(
     if not 1 <= count <= MOST_ROWS:
         raise OptionError(f"-n {count}: give a number from 1 to {MOST_ROWS:,}.")
     if data is not None and (prior or given):
-        raise OptionError("--data makes rows near given ones; leave --prior and --given out.")
+        raise OptionError("--data makes rows similar to given ones; leave --prior and --given out.")
     problem, seed = fit.problem, checked_seed(seed)
     # The observations are freed inside: the other way round frees what is conditioned on too.
     free = Unobserved()(problem.function)
     if data is not None:
         if not fit.row_latents:
-            raise OptionError("--data: the model has no latents of rows to be near given ones.")
+            raise OptionError(
+                "--data: the model has no latents for each row, so it cannot make rows similar "
+                "to given ones."
+            )
         return _near(fit, count, data, expected, seed)
     with problem.session(seed, fit.parameters), torch.no_grad():
         index = torch.randint(len(problem.arguments[problem.observed]), (count,))
@@ -291,7 +294,7 @@ def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
     latents = next(each.shape[-1] for each in fit.problem.space.sites if each.name == site)
     if latents > 2:
         raise ModelError(
-            f"the manifold is a picture of one or two latents, and there are {latents}; fit with "
+            f"a manifold needs one or two latents, and the model has {latents}; fit with "
             "--latent 2."
         )
     normal = torch.distributions.Normal(0.0, 1.0)
@@ -302,7 +305,7 @@ def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
 
 
 def _only_site(fit: FittedModel) -> str:
-    """The latents of a row that are no noise of its cells."""
+    """The latents of a row that are not noise of its cells."""
     (site,) = [name for name in fit.problem.space.local if name not in fit.problem.hidden]
     return site
 
@@ -329,7 +332,7 @@ def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) 
     try:
         cells = given.astype("float64").to_numpy()
     except (TypeError, ValueError) as error:
-        raise DataError(f"a column holds text: {error}; every column is to be numbers.") from error
+        raise DataError(f"a column is not numeric: {error}; encode it as numbers.") from error
     missing = np.isnan(cells)
     if not missing.any():
         raise DataError("no cell of these rows is missing: there is nothing to impute.")
@@ -347,7 +350,7 @@ def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) 
         filled = from_normals(cells, normals, np.random.default_rng(seed))
         acceptance = None
     else:
-        # Something has to stand in a missing cell: of the fitted rows, that in the middle.
+        # A missing cell needs some value: the median of the fitted rows.
         middle = align_columns(problem.data, names).quantile(0.5, interpolation="nearest")
         complete = table.copy()
         complete[names] = given.fillna(middle)

@@ -33,7 +33,7 @@ class Start:
         location: The flat unconstrained vector, (D,).
         precision: Minus the Hessian of the log density there, (D, D), positive definite; None
             where it was not taken.
-        scale: Where that is too large to be held, standard deviations, (D,).
+        scale: Where that is too large for memory, standard deviations, (D,).
         factor: The same, (D, C): the covariance is diag(scale²) plus this times its transpose.
     """
 
@@ -45,7 +45,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Guide:
-    """The declaration beside a guide's builder.
+    """The declaration of a guide's builder.
 
     Attributes:
         name: The name on the command line.
@@ -54,7 +54,7 @@ class Guide:
         model: The one model it was written for; None if it fits any.
         elbo: The objective that suits it, where the general rule does not.
         dense: Whether its parameters grow with the square of the latent dimension or its
-            evaluation needs every latent at once, so that it cannot hold latents for each row.
+            evaluation needs every latent at once, so that it cannot have latents for each row.
         point: Whether it is one point, with no density.
         amortised: Whether it gives the latents of rows that it was not fitted to. A user's own
             guide says so by an attribute: `guide.amortised = True`.
@@ -176,7 +176,7 @@ def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, G
 
 
 def _written_for(model: str | None) -> Mapping[str, Guide]:
-    """The guides for a model and those for any, whether they can hold its latents or not."""
+    """The guides for a model and those for any, whether they suit its latents or not."""
     for name in _general_files():
         import_module(f"{__name__}.{name}")
     if model is not None and find_spec(f"{__name__}.{model}") is not None:
@@ -196,23 +196,24 @@ def _general_files() -> list[str]:
 
 
 def _why_not(guide: Guide, model: str | None, local_latents: bool) -> str | None:
-    """Why a guide cannot hold a model's latents; None if it can."""
+    """Why a guide does not suit a model's latents; None if it does."""
     if guide.model is None and model is not None and not get_model(model).continuous:
-        return f"is for continuous latents, and those of {model} are discrete"
+        return f"is for continuous latents, but those of {model} are discrete"
     if guide.dense and local_latents:
-        return "needs every latent at once, and this model has latents for each row"
+        return "needs every latent at once, but this model has latents for each row"
     if guide.likelihood and guide.model is None:
         if local_latents:
             return (
-                "has no spread to sum over the latents that this model has for each row; its point "
-                "parameters (pyro.param) are at the maximum of their likelihood, or of its bound, "
-                "under every guide"
+                "cannot sum over the latents that this model has for each row. Every other guide "
+                "already "
+                "puts the point parameters (pyro.param) at the maximum of their likelihood, or of "
+                "its bound"
             )
         population = None if model is None else get_model(model).population
         if population:
             return (
-                f"leaves the priors out, and the density of '{population[0]}' in {model} is no "
-                "prior: it tells what the groups are drawn from, and is a part of the likelihood"
+                f"leaves the priors out, but the density of '{population[0]}' in {model} is not a "
+                "prior: it describes the population of the groups, and is part of the likelihood"
             )
     return None
 
@@ -222,7 +223,7 @@ def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guid
 
     Raises:
         OptionError: If there is no such guide, with the nearest name; if it belongs to another
-            model or cannot hold this one's latents, with the right ones.
+            model or does not suit this one's latents, with the right ones.
     """
     fitting = guides_for(model, local_latents)
     if name in fitting:
@@ -230,13 +231,11 @@ def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guid
     known = _written_for(model)
     if name in known:
         reason = _why_not(known[name], model, local_latents)
-        raise OptionError(
-            f"the guide '{name}' {reason}; the guides that fit: {', '.join(fitting)}."
-        )
+        raise OptionError(f"the guide '{name}' {reason}. Guides that fit: {', '.join(fitting)}.")
     owners = [owner for owner in model_summaries() if name in _written_for(owner)]
     if owners:
         raise OptionError(
             f"the guide '{name}' was written for {', '.join(owners)}, not for "
-            f"{model or 'this model'}; the guides that fit: {', '.join(fitting)}."
+            f"{model or 'this model'}. Guides that fit: {', '.join(fitting)}."
         )
     raise unknown("guide", name, fitting)

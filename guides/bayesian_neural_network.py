@@ -19,7 +19,7 @@ NARROW = 0.05
 
 @register(
     "bayes_by_backprop",
-    "every weight its own mean and standard deviation",
+    "each weight has its own mean and standard deviation",
     model="bayesian_neural_network",
     elbo="local_reparameterisation",
 )

@@ -1,4 +1,4 @@
-"""The guides written for `conditional_vae`: those of `vae`, which see what is known of a row."""
+"""The guides written for `conditional_vae`: those of `vae`, which also see the known columns."""
 
 from elbowroom.guides import register
 from elbowroom.guides.vae import encoder, local

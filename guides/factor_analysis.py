@@ -19,14 +19,14 @@ from elbowroom.models.factor_analysis import points, posterior
 
 LOG_TWO_PI = math.log(2 * math.pi)
 NARROWEST = 1e-10
-"""A column's variance of the noise, of its own, at which it is none."""
+"""The share of a column's variance that is noise, at which it counts as zero."""
 HEYWOOD = 1e-3
-"""The same at which it may become none."""
+"""The same at which it may become zero."""
 
 
 @register(
     "exact",
-    "each row's posterior in closed form, at the points as they are",
+    "each row's posterior in closed form, given the point parameters",
     model="factor_analysis",
     elbo="trace",
     amortised=True,
@@ -60,7 +60,7 @@ def exact(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
 @register(
     "linear",
-    "amortised: a row's mean is linear in the row, and all rows share a covariance",
+    "amortised: a row's mean is linear in the row, and all rows share one covariance",
     model="factor_analysis",
     elbo="sticking_the_landing",
     amortised=True,
@@ -91,7 +91,7 @@ def linear(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
 @register(
     "local",
-    "every row its own mean and scale",
+    "each row has its own mean and scale",
     model="factor_analysis",
     elbo="trace_mean_field",
     replaces="mean_field",
@@ -164,7 +164,7 @@ class FactorSteps:
         return len(self.x)
 
     def starts(self, count: int, seed: int) -> list[Factors]:
-        """Random loadings: where all are zero, no row tells of the latents."""
+        """Random loadings: if all are zero, no row says anything about the latents."""
         random, columns = torch.Generator().manual_seed(seed), self.x.shape[1]
         drawn = [
             torch.randn(columns, self.latent, generator=random, dtype=torch.float64)
@@ -178,7 +178,7 @@ class FactorSteps:
         return posterior(self.x, values.mean, values.loadings, values.variances.sqrt())
 
     def maximise(self, expected: tuple[Tensor, Tensor]) -> Factors:
-        """The regression of the rows on their latents, these as uncertain as they are."""
+        """The regression of the rows on their latents, with the uncertainty of these."""
         means, covariance = expected
         design = torch.cat([means, torch.ones_like(means[:, :1])], 1)  # (rows, latent + 1)
         moments = design.T @ design
@@ -241,12 +241,12 @@ class FactorSteps:
 
     @property
     def mend(self) -> str:
-        """What to do where a column's noise goes to nothing."""
+        """What to do if a column's noise goes to zero."""
         return "give fewer --latent, --noise shared, or --exclude a column that others determine."
 
 
 def _triangular(loadings: Tensor) -> Tensor:
-    """The rotation of loadings whose upper triangle is zero, with a diagonal of no minus sign.
+    """The rotation of loadings whose upper triangle is zero, and whose diagonal is not negative.
 
     Example:
         >>> _triangular(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
@@ -260,7 +260,7 @@ def _triangular(loadings: Tensor) -> Tensor:
 
 @register(
     "em",
-    "the points by expectation-maximisation, each row's posterior in closed form",
+    "expectation-maximisation; each row's posterior in closed form",
     model="factor_analysis",
     elbo="trace",
     amortised=True,

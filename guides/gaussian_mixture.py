@@ -22,7 +22,7 @@ CONCENTRATION = 20.0
 
 LOG_TWO_PI = math.log(2 * math.pi)
 NARROWEST = 1e-10
-"""A component's variance in some direction, of all rows' there, at which it has closed in."""
+"""A component's variance in a direction, over that of all rows, at which it has collapsed."""
 
 
 def _weights(value: Tensor) -> None:
@@ -41,7 +41,7 @@ def _weights(value: Tensor) -> None:
 
 @register(
     "collapsed",
-    "global parameters, each component's correlated; assignments enumerated out",
+    "Normal over each component's parameters; assignments summed over",
     model="gaussian_mixture",
     elbo="trace_enum",
 )
@@ -101,7 +101,7 @@ ASSIGNMENTS: Any = {
 
 @register(
     "local",
-    "full mean field: independent Normals, and a categorical of its own for every row",
+    "mean field: independent Normals, and a Categorical for each row",
     model="gaussian_mixture",
 )
 def local(space: LatentSpace, start: Start) -> Callable[..., Any]:
@@ -232,7 +232,7 @@ class MixtureSteps:
         return self._joint(values).softmax(-1)
 
     def maximise(self, expected: Tensor) -> Components:
-        """The weighed means and covariances of the rows; the latter in the shape asked for."""
+        """The weighted means and covariances of the rows; the latter in the shape asked for."""
         total = expected.sum(0)  # (components,)
         shares = expected / total  # (rows, components)
         means = shares.T @ self.x
@@ -297,7 +297,7 @@ class MixtureSteps:
         }
 
     def remarks(self, values: Components, expected: Tensor) -> list[str]:
-        """Components whose covariance rests on hardly more rows than it takes."""
+        """Components whose covariance is estimated from hardly more rows than it needs."""
         columns = self.x.shape[1]
         least = {"full": columns + 1, "diagonal": 2, "spherical": 2}
         fewest = 2 * least[self.arguments["covariance_type"]]
@@ -314,16 +314,16 @@ class MixtureSteps:
 
     @property
     def mend(self) -> str:
-        """What to do where a component closes in."""
+        """What to do if a component collapses."""
         simpler = {"full": "diagonal", "diagonal": "spherical"}
         kind = simpler.get(self.arguments["covariance_type"])
         other = f"--covariance-type {kind}, " if kind else ""
-        return f"give fewer --components, {other}or --guide map, whose priors keep them open."
+        return f"give fewer --components, {other}or --guide map, whose priors prevent this."
 
 
 @register(
     "em",
-    "maximum likelihood by expectation-maximisation: a point, the priors left out",
+    "maximum likelihood by expectation-maximisation: a point, without priors",
     model="gaussian_mixture",
     point=True,
     likelihood=True,

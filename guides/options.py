@@ -13,7 +13,7 @@ class FixedDrawsOptions:
     readers: ClassVar[str] = "a guide whose ELBO is taken over fixed draws"
 
     fixed_draws: Annotated[
-        int | None, Field(ge=4, description="draws of the ELBO; by default more until enough")
+        int | None, Field(ge=4, description="draws for the ELBO; by default as many as it needs")
     ] = None
 
 
@@ -26,22 +26,22 @@ class CorrelatedOptions:
     correlated: Annotated[
         str | None,
         Field(
-            description="sites, by commas, whose covariance linear_response takes in a model of "
-            "over 2,000 latent numbers; by default those that all groups share"
+            description="sites, separated by commas, whose covariance linear_response computes if "
+            "the model has over 2,000 latent numbers; by default those that all groups share"
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class HeldOutOptions:
-    """What an amortised guide reads: of the rows that tell it when to stop."""
+    """What an amortised guide reads: about the rows that decide when it stops."""
 
     readers: ClassVar[str] = "an amortised guide"
 
     held_out: Annotated[
         float,
-        Field(ge=0, lt=1, description="fraction of rows that tell an amortised guide when to stop"),
+        Field(ge=0, lt=1, description="share of rows that decide when an amortised guide stops"),
     ] = 0.1
     patience: Annotated[
-        int, Field(ge=1, description="looks at rows held out, without a rise, before a cut")
+        int, Field(ge=1, description="checks of the held-out ELBO without a rise before a cut")
     ] = 10

@@ -21,9 +21,9 @@ from torch.overrides import TorchFunctionMode
 MOST = 60
 """The most numbers that are fitted by their marginal likelihood."""
 HELD = "_elbowroom_held"
-"""Marks a parameter in a trace that is held at some value."""
+"""Marks a parameter in a trace that is fixed at some value."""
 ASKED = (Tensor.requires_grad.__get__, Tensor.is_leaf.__get__)  # type: ignore[attr-defined]
-"""What is asked of a tensor itself, even where another one is in its place."""
+"""Functions that see the tensor itself, even where another one has replaced it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PointParameters:
     def of(cls, trace: Any) -> "PointParameters":
         """Those of a run of the model, each tensor once, by its first name.
 
-        Those that are held at some values are none.
+        Those that are fixed at some values do not count.
         """
         store = pyro.get_param_store()
         values, constraints = dict(store.named_parameters()), store.get_state()["constraints"]
@@ -98,7 +98,7 @@ class PointParameters:
 
 
 def fitted_names(trace: Any) -> list[str]:
-    """The names of the parameters in a trace that are fitted, those held at some values aside.
+    """The names of the parameters in a trace that are fitted, not those fixed at some values.
 
     A tensor of several names has the first.
     """
@@ -151,7 +151,7 @@ class FittedAlone(Messenger):
 
 
 class Held(Messenger):
-    """Holds parameters at some values while a model runs, wherever the model reads them.
+    """Fixes parameters at some values while a model runs, wherever the model reads them.
 
     A `PyroModule` and the layers of a network read their own tensors, whatever `pyro.param` gives
     them: these are replaced in each operation that they go into, and in distributions.
@@ -224,7 +224,7 @@ class _Replaced(TorchFunctionMode):
 
 
 def held(model: Callable[..., Any], values: Mapping[str, Tensor]) -> Callable[..., Any]:
-    """A model with parameters held at some values; see `Held`.
+    """A model with parameters fixed at some values; see `Held`.
 
     Example:
         >>> from pyro.nn import PyroModule

@@ -45,7 +45,7 @@ def read_guide(
     """Runs a guide once, and checks that its sites are the model's.
 
     Raises:
-        GuideError: If the guide raises, samples a site that the model lacks, or lacks a
+        GuideError: If the guide raises, samples a site that the model does not have, or omits a
             continuous site that the model has; the site is named.
     """
     with users_code("the guide cannot be run", GuideError):
@@ -64,8 +64,8 @@ def read_guide(
     missing = sorted(set(wanted) - names)
     if missing:
         raise GuideError(
-            f"the guide lacks the model's site '{missing[0]}'; without it the site would keep its "
-            f"prior unnoticed. Add pyro.sample('{missing[0]}', ...) to the guide."
+            f"the model's site '{missing[0]}' is missing in the guide; without it the site keeps "
+            f"its prior unnoticed. Add pyro.sample('{missing[0]}', ...) to the guide."
         )
     for name, shape in wanted.items():
         if nodes[name]["value"].shape != shape:

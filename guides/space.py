@@ -42,7 +42,7 @@ class Site:
         event_dim: How many rightmost dims of the value are one event.
         unconstrained_shape: Of its unconstrained value.
         transform: From the unconstrained value to the value.
-        plates: The plates it lies in, from the left dim to the right.
+        plates: The plates it is in, from the left dim to the right.
     """
 
     name: str
@@ -129,7 +129,7 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
 
 
 def plates_of(node: Any) -> tuple[Plate, ...]:
-    """The plates that a site lies in, at their full size, from the left dim to the right."""
+    """The plates that a site is in, at their full size, from the left dim to the right."""
     frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
     frames.sort(key=lambda frame: frame.dim)
     return tuple(Plate(frame.name, frame.dim, frame.full_size or frame.size) for frame in frames)
@@ -144,13 +144,13 @@ def dim_names(name: str, plates: tuple[Plate, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The latent sites of a model on given arguments, and the flat vector u that holds them.
+    """The latent sites of a model on given arguments, and the flat vector u of their values.
 
     Attributes:
         sites: The continuous latent sites, in the order of the model.
-        discrete: Discrete latent sites, each with the plates it lies in.
+        discrete: Discrete latent sites, each with its plates.
         observed: The observed sites' names.
-        observed_plates: For each of them, the plates it lies in.
+        observed_plates: For each of them, its plates.
         deterministic_plates: For each deterministic site, the same.
         subsampled: The plate that `batch_size` subsamples, if there is one.
         parameters: The model's point parameters (`pyro.param`).

@@ -1,4 +1,4 @@
-"""Bijections from unconstrained vectors to supports, those that torch lacks included."""
+"""Bijections from unconstrained vectors to supports, also where torch has none."""
 
 from typing import Any
 

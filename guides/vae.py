@@ -73,7 +73,7 @@ def encoder(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
 @register(
     "local",
-    "every row its own mean and scale, no network",
+    "each row has its own mean and scale; no network",
     model="vae",
     elbo="trace_mean_field",
     replaces="mean_field",

@@ -1,6 +1,6 @@
 """The registry of models: one file a model, found by its name.
 
-A model file holds an ordinary Pyro function and registers a `Model` beside it. Listing the
+A model file contains an ordinary Pyro function and registers a `Model` for it. Listing the
 names reads no model file's code (the first line of its docstring is its summary), so that
 it costs nothing; `get_model` imports the one file that is asked for.
 """
@@ -51,7 +51,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Model:
-    """The declaration beside a Pyro model function: all that the engine knows of it.
+    """The declaration of a Pyro model function: all that the engines know about it.
 
     Attributes:
         name: The name on the command line.
@@ -60,7 +60,7 @@ class Model:
         options: A frozen pydantic dataclass of its options, each field with a description;
             None for a user's own function.
         prepare: `prepare(table, options, training)` gives a `Prepared`; `training` is the
-            `Training` of the fit when the table holds new rows, else None.
+            `Training` of the fit when the table has new rows, else None.
         observed: The observed site.
         predicts: The site that `predict` describes for new rows.
         dataset: The bundled dataset of the examples.
@@ -77,7 +77,7 @@ class Model:
         suggested: Settings of the fit that suit the model better than the general ones.
         engine: Of the guide `auto`, where the general rule suits the model ill.
         continuous: Whether it has continuous latents, which the guides for any model are for.
-        verbs: What a fit is for, beside `predict`; see `elbowroom.rows`.
+        verbs: What a fit can do in addition to `predict`; see `elbowroom.rows`.
         normals: `normals(arguments, sites, points)` gives the distribution of a row at one draw of
             the sites that are not for each row, and at the point parameters: that of a mixture of
             Normals, as weights (K,), means (K, columns) and covariances (K, columns, columns).
@@ -121,7 +121,7 @@ def register(model: Model, module: str) -> Model:
     """
     known = _registered.get(model.name)
     if known is not None and known[1] != module:
-        raise ModelError(f"the model '{model.name}' is registered by {known[1]} already.")
+        raise ModelError(f"the model '{model.name}' is already registered by {known[1]}.")
     _registered[model.name] = (model, module)
     return model
 

@@ -1,4 +1,4 @@
-"""Which column a model explains, and which explain it."""
+"""Which column is the response, and which are the predictors."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def column_of_role(table: pd.DataFrame, role: str) -> str | None:
 
 
 def cells(table: pd.DataFrame) -> Tensor:
-    """The cells of columns of numbers, (rows, columns), whatever order they lie in.
+    """The cells of columns of numbers, (rows, columns), in any memory order.
 
     Example:
         >>> cells(pd.DataFrame({"dose": [1.0, 2.0]})[::-1]).tolist()
@@ -54,7 +54,7 @@ LISTED = 20
 
 
 def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:
-    """One for the label that a row has, and nought for the others, (rows, labels).
+    """One for the label of a row, and zero for the others, (rows, labels).
 
     Raises:
         DataError: If a label is missing, or is none of `levels`; the row is named.
@@ -66,15 +66,15 @@ def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:
     """
     if column.isna().any():
         row = int(np.flatnonzero(column.isna())[0])
-        raise DataError(f"column '{column.name}', row {row + 1}: the label is missing.")
+        raise DataError(f"column '{column.name}', row {row + 1}: the label is missing; fill it in.")
     place = {level: k for k, level in enumerate(levels)}
     found = [place.get(value, -1) for value in column]
     if -1 in found:
         row = found.index(-1)
         listed = ", ".join(map(str, levels[:LISTED]))
         raise DataError(
-            f"column '{column.name}', row {row + 1}: the label '{column.iloc[row]}' was not there "
-            f"in training, where they were {listed}."
+            f"column '{column.name}', row {row + 1}: the label '{column.iloc[row]}' is new; "
+            f"in training the labels were {listed}."
         )
     return torch.eye(len(levels), dtype=torch.float64)[found]
 
@@ -82,7 +82,7 @@ def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:
 def predictor_columns(
     table: pd.DataFrame, response: str, columns: Sequence[str] | None, exclude: Sequence[str]
 ) -> list[str]:
-    """The columns beside the response, or those of them that are named.
+    """The columns other than the response, or those of them that are named.
 
     Raises:
         DataError: If there are none.
@@ -98,5 +98,5 @@ def predictor_columns(
     chosen = select_columns(table, columns, exclude)
     names = [str(column) for column in chosen.columns if column != response]
     if not names:
-        raise DataError(f"the table has no column beside the response '{response}'.")
+        raise DataError(f"the table has no column other than the response '{response}'.")
     return names

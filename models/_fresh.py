@@ -1,4 +1,4 @@
-"""Data that are drawn anew for each step of a fit, and stay as they are otherwise."""
+"""Data that are drawn again at each step of a fit, and otherwise stay the same."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @effectful(type="fresh")
 def binarised(x: Tensor, shares: Tensor, name: str = "x") -> Tensor:
-    """Binary data, drawn anew from their shares of ink where `Fresh` is around.
+    """Binary data, drawn again from their shares of ink if the handler `Fresh` is active.
 
     Dynamic binarisation (Burda, Grosse and Salakhutdinov, 2016, "Importance weighted
     autoencoders"): the optimiser sees other draws at each step, which it cannot learn by heart;
@@ -18,7 +18,7 @@ def binarised(x: Tensor, shares: Tensor, name: str = "x") -> Tensor:
 
     Args:
         x: The draws that were made once, (rows, columns).
-        shares: Of ink, between nought and one, (rows, columns).
+        shares: Of ink, between zero and one, (rows, columns).
         name: What both a model and a guide call it.
 
     Example:
@@ -33,7 +33,7 @@ def binarised(x: Tensor, shares: Tensor, name: str = "x") -> Tensor:
 
 
 class Fresh(Messenger):
-    """Data are drawn anew, once for all that is run inside: a model sees what its guide saw."""
+    """Draws data again, once for all that runs inside: a model sees what its guide saw."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Distributions of what is observed that Pyro lacks."""
+"""Distributions of observations that Pyro does not have."""
 
 from typing import Any, ClassVar
 
@@ -10,10 +10,10 @@ from torch.nn.functional import logsigmoid, softplus
 
 
 class DiscretisedLogistic(dist.TorchDistribution):
-    """A logistic distribution rounded to whole numbers within limits, which hold its tails.
+    """A logistic distribution rounded to whole numbers within limits, which get its tails.
 
     P(x) = σ((x + 1/2 - μ) / s) - σ((x - 1/2 - μ) / s), where the first term is one at the highest
-    number and the second nought at the lowest (Kingma et al., 2016, "Improved variational inference
+    number and the second zero at the lowest (Kingma et al., 2016, "Improved variational inference
     with inverse autoregressive flow"; Salimans et al., 2017, "PixelCNN++").
 
     Args:

@@ -75,7 +75,7 @@ def image_sizes(shape: Sequence[int], layers: int) -> list[tuple[int, int]]:
 
 def convolutional_encoder(
     name: str, x: Tensor, shape: Sequence[int], channels: Sequence[int], outputs: int,
-    activation: str, beside: Tensor | None = None,
+    activation: str, extra: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Convolutions of images, each halving height and width, and a linear layer.
 
@@ -86,7 +86,7 @@ def convolutional_encoder(
         channels: Of each convolution.
         outputs: Units of the last layer.
         activation: Of the hidden units, of `ACTIVATIONS`.
-        beside: More numbers for the last layer, (..., numbers).
+        extra: More numbers for the last layer, (..., numbers).
 
     Returns:
         (..., outputs).
@@ -100,8 +100,8 @@ def convolutional_encoder(
         x = conv2d(x, *layer, stride=KERNEL["stride"], padding=KERNEL["padding"])
         x = ACTIVATIONS[activation](x)
     flat = x.reshape(*leading, -1)
-    if beside is not None:
-        flat = torch.cat([flat, beside], -1)
+    if extra is not None:
+        flat = torch.cat([flat, extra], -1)
     return perceptron(f"{name}.last", flat, (), outputs)
 
 

@@ -1,4 +1,4 @@
-"""A table as numbers that predict and a response, for networks."""
+"""A table as predictors and a response, for networks."""
 
 from typing import Annotated, Any, Literal
 
@@ -24,10 +24,10 @@ class NetworkOptions:
     """Options of the models in which a network of columns predicts one."""
 
     response: Annotated[
-        str | None, Field(description="the response's column; every other column predicts it")
+        str | None, Field(description="column of the response; every other column is a predictor")
     ] = None
     columns: Annotated[
-        tuple[str, ...] | None, Field(description="the predictors, beside --response")
+        tuple[str, ...] | None, Field(description="columns of the predictors, all by default")
     ] = None
     exclude: Exclude = ()
     hidden: Annotated[
@@ -36,14 +36,16 @@ class NetworkOptions:
     ] = (20,)
     activation: Annotated[
         Literal["relu", "softplus", "tanh"],
-        Field(description="of the hidden units; with tanh the outputs are bounded far away"),
+        Field(
+            description="of the hidden units; with tanh the outputs are bounded far from the data"
+        ),
     ] = "relu"
     prior_scale: Annotated[
         float,
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="prior sd of a bias, and of a weight times the root of its layer's inputs",
+            description="prior sd of a bias; that of a weight is divided by √inputs of its layer",
         ),
     ] = 1.0
 
@@ -60,14 +62,14 @@ def predictors_and_response(
     Args:
         table: The rows.
         options: Which columns.
-        training: What the model was fitted to, when the table holds new rows.
+        training: What the model was fitted to, when the table has new rows.
         kind: "categorical" for a response of classes, "normal" for one of numbers; by default
             classes where the fitted column is not of numbers.
         model: The model's name, for messages.
 
     Returns:
         The arguments predictors (rows, predictors) and response (rows,) in the user's units or as
-        class numbers, None where new rows lack it; centre and spread (predictors,);
+        class numbers, None where new rows do not have it; centre and spread (predictors,);
         response_centre and response_spread (); classes, how many there are, 0 for a number.
 
     Raises:
@@ -120,7 +122,7 @@ def _design(table: pd.DataFrame, source: pd.DataFrame, names: list[str], new: bo
             levels = sorted(source[name].dropna().unique(), key=str)
             if len(levels) < 2:
                 raise DataError(
-                    f"column '{name}' has one label, which tells nothing: leave it out (`--exclude "
+                    f"column '{name}' has the same label in every row: leave it out (`--exclude "
                     f"{name}`)."
                 )
             found = indicators(columns[name], levels).numpy()
@@ -145,7 +147,8 @@ def _levels(
         )
     if len(levels) < 2:
         raise DataError(
-            f"the response '{column.name}' has one class; there is none to tell it from."
+            f"the response '{column.name}' has the same class in every row; give another "
+            "--response."
         )
     return sorted(levels) if number else sorted(levels, key=str)
 

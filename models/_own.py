@@ -47,7 +47,10 @@ def _columns_by_name(
     if partial:
         wanted = [name for name in wanted if name in table.columns]
     if not wanted:
-        raise DataError("the model takes no argument that is a column; give data as a dict.")
+        raise DataError(
+            "no argument of the model is a column of the table; name them alike, or give data as "
+            "a dict."
+        )
     chosen = numeric_columns(align_columns(table, wanted), allow_constant=True)
     # Whole numbers are kept whole: they are counts, or indices of groups.
     integers = {name for name in wanted if pd.api.types.is_integer_dtype(table[name])}
@@ -63,14 +66,14 @@ def _argument(name: str, value: Any) -> Any:
             array = np.array(value)
         except ValueError as error:
             raise DataError(
-                f"data['{name}'] has rows of different lengths; pad or split it."
+                f"data['{name}'] has rows of different lengths; pad them, or split it."
             ) from error
         if array.dtype.kind not in "biuf":
             raise DataError(f"data['{name}'] is not numeric; encode it as numbers.")
         value = torch.as_tensor(array)
     if isinstance(value, torch.Tensor) and value.requires_grad:
         raise DataError(
-            f"data['{name}'] requires a gradient, and data are not fitted: give its values with "
+            f"data['{name}'] requires a gradient, but data are not fitted: give its values with "
             ".detach(), or make it a parameter in the model with pyro.param."
         )
     if isinstance(value, torch.Tensor):
@@ -81,7 +84,7 @@ def _argument(name: str, value: Any) -> Any:
             where = tuple(int(i) for i in bad.nonzero()[0])
             raise DataError(
                 f"data['{name}'] has {int(bad.sum())} cells that are NaN or infinite, the first at "
-                f"{where}; drop these rows, or fill them."
+                f"{where}; drop these rows, or fill the cells."
             )
     return value
 

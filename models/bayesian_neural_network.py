@@ -11,7 +11,7 @@ weights w and biases b all have Normal priors, and m, s the response's mean and 
 2015, "Weight uncertainty in neural networks"). Predictions are averages over the posterior, whose
 intervals widen away from the data; in a gap between data, independent Normals hardly widen (Foong,
 Burt, Li and Turner, 2020, "On the expressiveness of approximate inference in Bayesian neural
-networks"), where NUTS does. The hidden units can be exchanged and their signs turned, so
+networks"), where NUTS does. The hidden units can be exchanged and their signs flipped, so
 that the weights themselves have many equal modes: read the predictions, not the weights.
 Reported: `sigma`, in the response's unit.
 """
@@ -38,7 +38,7 @@ class Options(NetworkOptions):
 
     likelihood: Annotated[
         Literal["normal", "categorical"] | None,
-        Field(description="of the response; by default categorical where it is not a number"),
+        Field(description="of the response; by default categorical if it is not a number"),
     ] = None
 
 

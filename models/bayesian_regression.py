@@ -50,10 +50,10 @@ class Options:
         str | None, Field(description="model formula, such as 'progression ~ bmi + bp'")
     ] = None
     response: Annotated[
-        str | None, Field(description="the response's column; every other column predicts it")
+        str | None, Field(description="column of the response; every other column is a predictor")
     ] = None
     columns: Annotated[
-        tuple[str, ...] | None, Field(description="the predictors, beside --response")
+        tuple[str, ...] | None, Field(description="columns of the predictors, all by default")
     ] = None
     exclude: Exclude = ()
 
@@ -150,10 +150,10 @@ def design_matrix(
     """The predictors, the response and whether there is an intercept, by a model formula.
 
     The categories and transforms of the formula are those of `table`; the rows are those of
-    `new`, or of `table` itself. The response is None where `new` lacks it.
+    `new`, or of `table` itself. The response is None if `new` does not have it.
 
     Raises:
-        DataError: If the formula cannot be read, or names a column that the table lacks.
+        DataError: If the formula cannot be read, or names a column that is not in the table.
         OptionError: If the formula has an offset, group effects, no response or no predictor, or
             if a part of it is not read.
     """
@@ -178,7 +178,7 @@ def design_matrix(
             f"{', '.join(map(str, table.columns))}: {error}"
         ) from error
     if left or said:
-        cause = said[0] if said else f"it is read up to '{left}' only, and the rest is left out."
+        cause = said[0] if said else f"it can only be read up to '{left}'."
         raise OptionError(
             f"--formula '{formula}': {cause} Join terms by +, : or *, and write arithmetic within "
             "I(...)."
@@ -190,9 +190,9 @@ def design_matrix(
         if term.kind == "offset":
             known = name.removeprefix("offset(").removesuffix(")")
             raise OptionError(
-                f"--formula '{formula}': the coefficient of {name} is one, and bayesian_regression "
-                "fits every coefficient. With Normal noise it is the same model to subtract it "
-                f"from the response: a column {response_column} - {known} in the table, or "
+                f"--formula '{formula}': {name} has a fixed coefficient, and bayesian_regression "
+                "fits every coefficient. Subtract it from the response, which is the same model: "
+                f"add a column {response_column} - {known} to the table, or write "
                 f"I({response_column} - {known}) ~ and the other terms."
             )
     names = list(matrices.common.as_dataframe().columns)
@@ -220,8 +220,8 @@ def design_matrix(
         if not same:
             raise DataError(
                 f"the formula '{formula}' has a term whose value in a row depends on the other "
-                "rows, so that new rows cannot be given theirs; write center(x), scale(x) or "
-                "poly(x, 2), which keep the fit's numbers."
+                "rows, so it cannot be computed for new rows; write center(x), scale(x) or "
+                "poly(x, 2), which use the fitted rows."
             )
         response = new[response_column] if response_column in new.columns else None
     design = pd.DataFrame(values, columns=names)
@@ -237,7 +237,7 @@ def design_matrix(
 def _plain_columns(
     table: pd.DataFrame, options: Options, new: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.Series | None, bool]:
-    """The same as `design_matrix`, for a response and every other column as they stand."""
+    """The same as `design_matrix`, for a response and every other column, untransformed."""
     response = response_column(
         table, options.response,
         "bayesian_regression needs to know what to predict; give --response COLUMN "
@@ -261,16 +261,17 @@ def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
     if len(different) == 2:
         low, high = (f"{float(value):g}" for value in different)
         return (
-            f"The response '{name}' has two values, {low} and {high}, and is no Normal number: the "
-            "fit is a linear probability model, whose predictions go beyond them; "
+            f"The response '{name}' has only two values, {low} and {high}, so its noise is not "
+            "Normal: the fit is a linear probability model, whose predictions go beyond them; "
             + own.format(name, "Bernoulli(logits=...)"),
         )
     whole = bool((values == values.round()).all())
     near = 0 <= float(values.min()) <= 1 and float(values.mean()) < FAR * float(values.std())
     if whole and near and len(different) <= min(MOST_COUNTS, len(values) / 2):
         return (
-            f"The response '{name}' has whole numbers from {float(values.min()):g} on, as counts "
-            "have, and is no Normal number: the variance of counts grows with their mean, and none "
+            f"The response '{name}' looks like counts: whole numbers from "
+            f"{float(values.min()):g} on. "
+            "Their noise is not Normal: its variance grows with the mean, and no count "
             f"is negative; " + own.format(name, "Poisson(...) or dist.NegativeBinomial(...)"),
         )
     return ()
@@ -303,7 +304,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     doubts: tuple[str, ...] = ()
     if training is None:
         if outcome is None:
-            raise DataError("the table lacks the response.")
+            raise DataError("the table has no column for the response.")
         doubts = no_normal_number(outcome, str(column.columns[0]))
         zero = torch.zeros(())
         scaling = {

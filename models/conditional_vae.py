@@ -1,13 +1,13 @@
-"""Conditional variational autoencoder: a row is made from latents and from what is known of it.
+"""Conditional variational autoencoder: rows made from latents and known columns, such as a label.
 
     z[i] ~ Normal(0, I)
     x[i] ~ likelihood(decoder(z[i], c[i]))
 
-with c what is known of a row, such as the label of an image, which the encoder sees too (Kingma,
+with c what is known about a row, such as the label of an image, which the encoder sees too (Kingma,
 Mohamed, Rezende and Welling, 2014, "Semi-supervised learning with deep generative models"; Sohn,
 Lee and Yan, 2015, "Learning structured output representation using deep conditional generative
 models"). Columns of text, and of whole numbers with 20 different values or fewer, are labels, each
-of which has an indicator; others are numbers, which are standardised. All else is as in `vae`.
+of which has an indicator; others are numbers, which are standardised. The rest is as in `vae`.
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ from elbowroom.models import vae as unconditional
 from elbowroom.models._columns import column_of_role, indicators
 
 MOST_LABELS = 20
-"""Different whole numbers up to which a column holds labels."""
+"""Different whole numbers up to which a column counts as labels."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Options(unconditional.Options):
 
     condition: Annotated[
         tuple[str, ...] | None,
-        Field(description="columns that are known; by default the bundled table's label"),
+        Field(description="known columns; by default the label of a bundled table"),
     ] = None
 
 
@@ -52,7 +52,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if names is None:
         label = column_of_role(source, "label")
         if label is None:
-            raise OptionError("give the columns that are known of a row with --condition.")
+            raise OptionError("no column is known: name the known columns with --condition.")
         names = (label,)
     both = [name for name in names if name in (options.columns or ())]
     if both:

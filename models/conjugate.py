@@ -1,4 +1,4 @@
-"""Models whose posterior is known in closed form: a mean, a share, a rate, a regression.
+"""Models whose posterior has a closed form: a mean, a share, a rate, a regression.
 
 By `--likelihood`, with the two numbers of `--prior` in brackets:
 
@@ -10,8 +10,8 @@ By `--likelihood`, with the two numbers of `--prior` in brackets:
 
 with z the predictors, each centred and divided by its standard deviation, m the mean of y, and c
 the `--prior-scale`. The guide `exact` is the posterior itself (Gelman et al., 2013, "Bayesian data
-analysis", chapters 2, 3 and 14): what any other guide gives can be held against it. Where no prior
-is given it is a weak one, scaled to the data: [mean of y, ten standard deviations of y], [1, 1],
+analysis", chapters 2, 3 and 14): other guides can be compared with it. The default prior
+is a weak one, scaled to the data: [mean of y, ten standard deviations of y], [1, 1],
 [1, 1 / mean of y] and [1, variance of y].
 """
 
@@ -49,7 +49,7 @@ class Options:
         Literal["normal", "bernoulli", "poisson", "regression"],
         Field(description="what the rows are drawn from"),
     ] = "normal"
-    response: Annotated[str | None, Field(description="the column that is modelled")] = None
+    response: Annotated[str | None, Field(description="column to model")] = None
     prior: Annotated[
         tuple[float, float] | None,
         Field(
@@ -185,7 +185,7 @@ SCALING = ("centre", "spread")
 
 
 def _response(table: pd.DataFrame, options: Options) -> str:
-    """The column that is modelled: as it is named, or the table's own, or its only feature."""
+    """The column to model: the one named, or the table's own, or its only feature."""
     features = [name for name, role in table.attrs.get("roles", {}).items() if role == "feature"]
     alone = features if len(features) == 1 else list(table.columns)
     given = options.response or (str(alone[0]) if len(alone) == 1 else None)
@@ -194,7 +194,7 @@ def _response(table: pd.DataFrame, options: Options) -> str:
 
 
 def _check_cells(y: Tensor, name: str, likelihood: str) -> None:
-    """Sees that a likelihood can have given every cell."""
+    """Checks that the likelihood can give every cell."""
     if likelihood == "bernoulli":
         wrong, whole = (y != 0) & (y != 1), "0 or 1"
     elif likelihood == "poisson":

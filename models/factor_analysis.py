@@ -1,4 +1,4 @@
-"""Factor analysis and probabilistic PCA: a row is a linear image of a few latents, and noise.
+"""Factor analysis and probabilistic PCA: a row is a linear function of a few latents, plus noise.
 
     z[i] ~ Normal(0, I)
     x[i] ~ Normal(c + s (mean + loadings z[i]), s noise)
@@ -7,11 +7,11 @@ with c and s the columns' means and standard deviations; mean, loadings and nois
 their maximum likelihood. With `--noise separate` each column has its own noise, which is factor
 analysis; with `--noise shared` all have the same, which is probabilistic PCA (Tipping and Bishop,
 1999, "Probabilistic principal component analysis"): its loadings span the first principal
-components. Of the rotations of the latents, which the data cannot tell apart, that one is taken in
-which the first column has no loading but on the first latent, the second none but on the first two,
+components. The data cannot tell rotations of the latents apart. The one is used in which
+the first column loads on the first latent only, the second on the first two,
 and so on (Geweke and Zhou, 1996, "Measuring the pricing error of the arbitrage pricing theory").
-`--scale none` leaves the columns in their
-units but for a common factor, where these are the same.
+`--scale none` divides all columns by
+one common factor, for columns in the same unit.
 """
 
 from collections.abc import Mapping
@@ -142,8 +142,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     most = _most_latents(len(names), options.noise == "shared")
     if options.latent > most:
         raise OptionError(
-            f"--latent {options.latent}: with --noise {options.noise}, {len(names)} columns tell "
-            f"of {most} latent dimensions at most; give fewer, or more columns."
+            f"--latent {options.latent}: with --noise {options.noise}, {len(names)} columns can "
+            f"determine {most} latent dimensions at most; give fewer, or more columns."
         )
     chosen = numeric_columns(align_columns(table, names), allow_constant=training is not None)
     x = cells(chosen)  # (rows, columns)

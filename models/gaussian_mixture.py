@@ -10,7 +10,7 @@ where the covariances are spherical),
     z[i] ~ Categorical(w)
     x[i] ~ Normal(c + s m[z], D R[z] D)    with D = diag(s t[z])
 
-so that a component's standard deviation lies between 0.05 and 2.6 of its column's with prior
+so that a component's standard deviation is between 0.05 and 2.6 of its column's with prior
 probability 0.95, and no component can collapse onto a row. R is left out of diagonal and spherical
 covariances; a spherical one has one t for all columns. The assignments z are a discrete site: they
 can be summed over, or drawn from a guide. The components are numbered by the posterior mean of

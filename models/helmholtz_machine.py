@@ -1,4 +1,4 @@
-"""Helmholtz machine: binary latents in layers, each drawn given the one above, the data last.
+"""Helmholtz machine: binary latents in layers, each drawn given the one above; data come last.
 
 With L layers of binary units, from the top one h[L] down to the one next to the data, h[1], and σ
 the logistic function, for each row
@@ -11,8 +11,8 @@ with weights and biases fitted as points (Dayan, Hinton, Neal and Zemel, 1995, "
 machine"; as a network, the sigmoid belief network of Neal, 1992, "Connectionist learning of belief
 networks"). A draw of a binary unit has no derivative, so that gradients are score functions
 (`score_function`, `vimco`) or not those of the ELBO at all (`wake_sleep`,
-`reweighted_wake_sleep`). Cells are shares of ink, between nought and the top of their range, and
-are drawn as ink or paper: once, or at each step anew.
+`reweighted_wake_sleep`). Each cell, divided by the top of its range, is a share of ink: cells
+are drawn as ink or paper, once or again at each step.
 """
 
 from typing import Annotated, Any, Literal
@@ -43,7 +43,7 @@ class Options:
     ] = (30, 10)
     binarise: Annotated[
         Literal["once", "dynamic"],
-        Field(description="cells drawn as ink or paper, dynamic at each step anew"),
+        Field(description="draw cells as ink or paper: once, or dynamic (again at each step)"),
     ] = "once"
     image_shape: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None,
@@ -72,14 +72,14 @@ def helmholtz_machine(
     """The Pyro model.
 
     Args:
-        x: Nought or one, (rows, columns); None draws it.
+        x: Zero or one, (rows, columns); None draws it.
         centre: The mean of each column, which the recognition network subtracts, (columns,).
         spread: What each column was divided by, (columns,).
         rows: The number of rows.
         options: The layers.
         shape: Of the images, height first.
         limits: Of the cells, in the user's units.
-        shares: Of ink, from which x is drawn anew at each step, (rows, columns).
+        shares: Of ink, from which x is drawn again at each step, (rows, columns).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     highest = len(options.units)
@@ -111,7 +111,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if max(options.units) > columns:
         raise OptionError(
             f"--units {','.join(map(str, options.units))} is more than the {columns} columns, "
-            "which would then be copied; give fewer."
+            "so the latents would copy them; give fewer."
         )
     x, shares = known["x"], known["shares"]
     mean = (x if shares is None else shares).mean(0)

@@ -1,4 +1,4 @@
-"""Hierarchical normal model: groups whose effects are drawn from one population, as eight schools.
+"""Hierarchical normal model: groups whose effects come from one population, as eight schools.
 
     mean ~ Normal(m, s), sd ~ HalfCauchy(c)
     effects[j] ~ Normal(mean, sd)
@@ -37,21 +37,21 @@ WIDE = 2.5
 class Options:
     """Options of `hierarchical_normal`."""
 
-    response: Annotated[str | None, Field(description="the column that is modelled")] = None
+    response: Annotated[str | None, Field(description="column to model")] = None
     group: Annotated[
         str | None,
-        Field(description="the column that names each row's group; each its own without"),
+        Field(description="column with each row's group; by default each row is a group"),
     ] = None
     standard_error: Annotated[
-        str | None, Field(description="the column of known standard errors, if there is one")
+        str | None, Field(description="column of known standard errors, if there is one")
     ] = None
     parameterisation: Annotated[
         Literal["non_centered", "centered"], Field(description="how the effects are sampled")
     ] = "non_centered"
-    prior_mean: Annotated[float | None, Field(description="the prior mean of `mean`")] = None
-    prior_sd: Annotated[float | None, Field(gt=0, description="its prior sd")] = None
+    prior_mean: Annotated[float | None, Field(description="prior mean of `mean`")] = None
+    prior_sd: Annotated[float | None, Field(gt=0, description="prior sd of `mean`")] = None
     prior_scale: Annotated[
-        float | None, Field(gt=0, description="the scale of the half-Cauchy prior of `sd`")
+        float | None, Field(gt=0, description="scale of the half-Cauchy prior of `sd`")
     ] = None
 
 
@@ -157,7 +157,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
 
 
 def _labels(table: pd.DataFrame, by: str | None) -> list[object]:
-    """The group of each row; its own, if no column tells."""
+    """The group of each row; each row is a group if no column names them."""
     if by is None:
         return list(range(len(table)))
     if table[by].isna().any():

@@ -8,10 +8,10 @@ outputs for K components, and m, s the response's mean and standard deviation,
     y[i] ~ Normal(m + s c[i,k[i]], s exp d[i,k[i]])
     w[l] ~ Normal(0, prior_scale / √inputs)     b[l] ~ Normal(0, prior_scale)
 
-with the component k summed over (Bishop, 1994, "Mixture density networks"). Where several responses
-go with one input, as in inverse problems, their mean may be one that none of them is near to: the
-density tells them apart. The weights have a posterior under `bayes_by_backprop`; `map` and `mle`
-give points. The likelihood alone may have no maximum: a component can close in on one row.
+with the component k summed over (Bishop, 1994, "Mixture density networks"). If one input can have
+several responses, as in inverse problems, their mean may be far from all of them; the density shows
+each of them. The weights have a posterior under `bayes_by_backprop`; `map` and `mle`
+give points. The likelihood alone may have no maximum: a component can collapse onto one row.
 """
 
 from collections.abc import Mapping
@@ -89,7 +89,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
 
 
 def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str, Tensor]]:
-    """Random networks whose components lie side by side: equal ones would stay equal.
+    """Random networks with components side by side: equal ones would stay equal.
 
     Args:
         arguments: The model's arguments.

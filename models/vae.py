@@ -1,4 +1,4 @@
-"""Variational autoencoder: a row is made from a few latent numbers by a neural network.
+"""Variational autoencoder: a neural network makes a row from a few latent numbers.
 
     z[i] ~ Normal(0, I)
     x[i] ~ likelihood(decoder(z[i]))
@@ -15,7 +15,7 @@ with the decoder a network whose weights are fitted as points (Kingma and Wellin
 
 with one τ a column. c and s are the columns' means and standard deviations, or for whole numbers
 the middle and half the width of their range. `--binarise` draws pixels that are ink or paper, once
-or anew at each step; `--dequantise` adds noise between nought and one to whole numbers under the
+or again at each step; `--dequantise` adds noise between zero and one to whole numbers under the
 normal likelihood, so that its bound is one of their log probability.
 """
 
@@ -71,7 +71,7 @@ class Options:
     ] = "bernoulli"
     binarise: Annotated[
         Literal["none", "once", "dynamic"],
-        Field(description="pixels drawn as ink or paper, dynamic at each step anew"),
+        Field(description="draw pixels as ink or paper: once, or dynamic (again at each step)"),
     ] = "none"
     dequantise: Annotated[
         Literal["none", "uniform", "learned"],
@@ -124,8 +124,8 @@ def vae(
         rows: The number of rows.
         options: The sizes of the networks, and the likelihood.
         shape: Of the images, height first.
-        limits: The lowest and the highest of the whole numbers that x holds.
-        shares: Of ink, from which x is drawn anew at each step, (rows, columns).
+        limits: The lowest and the highest of the whole numbers in x.
+        shares: Of ink, from which x is drawn again at each step, (rows, columns).
         condition: What is known of each row, (rows, conditions).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
@@ -148,14 +148,14 @@ def vae(
 
 
 def decode(z: Tensor, columns: int, options: Options, shape: tuple[int, ...]) -> Tensor:
-    """What the decoder makes of latents, and of what is known beside: (..., columns)."""
+    """The decoder's output for latents and known columns: (..., columns)."""
     if options.network == "convolutional":
         return convolutional_decoder("decoder", z, shape, options.hidden, options.activation)
     return perceptron("decoder", z, options.hidden, columns, options.activation)
 
 
 def seen(x: Tensor, shares: Tensor | None) -> Tensor:
-    """The rows of a minibatch; drawn anew from their shares of ink where they have them."""
+    """The rows of a minibatch; drawn again from their shares of ink if they have some."""
     batch = pyro.subsample(x, event_dim=1)
     if shares is None:
         return batch
@@ -198,8 +198,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     shape = _image_shape(used, options)
     if options.latent > len(names):
         raise OptionError(
-            f"--latent {options.latent} is more than the {len(names)} columns, which would then be "
-            "copied; give fewer."
+            f"--latent {options.latent} is more than the {len(names)} columns, so the latents "
+            "would be copied; give fewer."
         )
     # A pixel that never changes is common, and does no harm where the range is given.
     allow_constant = pixels or whole or training is not None
@@ -242,7 +242,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
 
 
 def _image_shape(used: pd.DataFrame, options: Options) -> tuple[int, ...]:
-    """As it is given, or as the table knows it; () for columns that are no pixels."""
+    """As given, or as stored with the table; () for columns that are not pixels."""
     shape = options.image_shape or tuple(used.attrs.get("image_shape", ()))
     if shape and prod(shape) != used.shape[1]:
         raise OptionError(
@@ -260,9 +260,9 @@ def _check_range(x: Tensor, names: list[str], limits: tuple[int, int], options: 
         column = int(outside.nonzero()[0])
         row = int(((x[:, column] < limits[0]) | (x[:, column] > limits[1])).nonzero()[0])
         raise DataError(
-            f"column '{names[column]}', row {row + 1}: {float(x[row, column]):g} lies outside "
-            f"[{limits[0]}, {limits[1]}], which --likelihood {options.likelihood} cannot take; "
-            "give --likelihood normal, or mend the cell."
+            f"column '{names[column]}', row {row + 1}: {float(x[row, column]):g} is outside "
+            f"[{limits[0]}, {limits[1]}], the range of --likelihood {options.likelihood}; "
+            "give --likelihood normal, or fix the cell."
         )
 
 
@@ -276,13 +276,13 @@ def _check_whole(x: Tensor, names: list[str], options: Options) -> None:
             else f"--likelihood {options.likelihood}"
         )
         raise DataError(
-            f"column '{names[column]}', row {row + 1}: {float(x[row, column]):g} is no whole "
-            f"number, which {why} takes; give --likelihood normal without --dequantise."
+            f"column '{names[column]}', row {row + 1}: {float(x[row, column]):g} is not a whole "
+            f"number, which {why} needs; give --likelihood normal without --dequantise."
         )
 
 
 def in_units(values: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """Predicted cells on the user's scale: those of the Bernoulli likelihoods lie in [0, 1]."""
+    """Predicted cells on the user's scale: those of the Bernoulli likelihoods are in [0, 1]."""
     pixels = "bernoulli" in arguments["options"].likelihood
     return values * arguments["spread"] if pixels else values
 

@@ -130,28 +130,48 @@ def run_blocks(
     Returns:
         How many there were.
     """
-    command = f"{sys.executable} -m elbowroom.cli"
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     count = 0
     for language, block in blocks_of(document):
         if language == "python":
-            done = children.run([sys.executable, "-c", block], cwd=folder, env=environment)
+            done = _run(children, [sys.executable, "-c", block], folder)
             assert done.returncode == 0, block
             count += 1
             continue
-        for line in block.splitlines():
-            if line.startswith("elbowroom ") and "demo" not in line:
-                shell = line.replace("elbowroom", command, 1)
-                done = children.run(shell, shell=True, cwd=folder, env=environment)
-                assert done.returncode == (3 if ends_with_3(line) else 0), line
-                count += 1
+        for line in _commands(block):
+            done = _run(children, line, folder)
+            assert done.returncode == (3 if ends_with_3(line) else 0), line
+            count += 1
     return count
+
+
+def output_of(language: str, block: str, folder: Path, children: Children) -> str:
+    """What a block prints to standard output when it is run in a folder."""
+    lines = [[sys.executable, "-c", block]] if language == "python" else _commands(block)
+    runs = [_run(children, line, folder, capture_output=True, text=True) for line in lines]
+    return "".join(run.stdout for run in runs)
+
+
+def _commands(block: str) -> list[str]:
+    """The `elbowroom` lines of a block, but for the demonstration, which takes minutes."""
+    lines = block.splitlines()
+    return [line for line in lines if line.startswith("elbowroom ") and "demo" not in line]
+
+
+def _run(
+    children: Children, line: str | list[str], folder: Path, **options: Any
+) -> subprocess.CompletedProcess[Any]:
+    """Runs a program, or an `elbowroom` line by the shell, on the code of this checkout."""
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    shell = isinstance(line, str)
+    if isinstance(line, str):
+        line = line.replace("elbowroom", f"{sys.executable} -m elbowroom.cli", 1)
+    return children.run(line, shell=shell, cwd=folder, env=environment, **options)
 
 
 @pytest.fixture(scope="session")
 def documents() -> Any:
-    """What runs the blocks of a document, and what lists them."""
-    return SimpleNamespace(run=run_blocks, blocks=blocks_of)
+    """What runs the blocks of a document, what lists them, and what one prints."""
+    return SimpleNamespace(run=run_blocks, blocks=blocks_of, output=output_of)
 
 
 def schools(effect: torch.Tensor, standard_error: torch.Tensor) -> None:

@@ -223,7 +223,7 @@ def test_results_are_kept_where_the_disk_fills_up_under_them(
     )  # fmt: skip
     assert code == 1
     assert "disk is full" in err
-    spare = Path(str(re.search(r"kept in '(.*)'", err).group(1)))  # type: ignore[union-attr]
+    spare = Path(str(re.search(r"saved in '(.*)'", err).group(1)))  # type: ignore[union-attr]
     assert er.load(spare).converged
     assert not target.exists()
 

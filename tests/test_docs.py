@@ -160,7 +160,7 @@ def test_every_model_has_a_page_and_a_picture(name: str) -> None:
     assert f"[`{name}`](models/{page.name})" in index
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert 5_000 < picture.stat().st_size <= MOST
-    for heading in ("When to take it", "The model", "Guides", "What the verdict says", "Limits"):
+    for heading in ("When to use it", "The model", "Guides", "What the verdict says", "Limits"):
         assert f"## {heading}" in text
     for guide in re.findall(r"`([a-z_]+)`", text.partition("## Guides")[2].partition("\n## ")[0]):
         assert guide in _known(name), guide

@@ -114,9 +114,9 @@ def test_probabilities_are_compared_with_frequencies() -> None:
 @pytest.mark.parametrize(
     ("data", "options", "error", "said"),
     [
-        ({"y": torch.zeros(9)}, {"test_size": 0.2}, OptionError, "give the data as a table"),
-        (None, {"test_size": 0.001}, OptionError, "holds 0 out; at least 2 are needed"),
-        (None, {"test_size": 149}, OptionError, "as many to learn from"),
+        ({"y": torch.zeros(9)}, {"test_size": 0.2}, OptionError, "the data are not a table"),
+        (None, {"test_size": 0.001}, OptionError, "holds 0 out; at least 2 rows must be held out"),
+        (None, {"test_size": 149}, OptionError, "and as many left"),
         (None, {"test_size": -1.0}, OptionError, "--test-size -1"),
         (None, {"test_size": float("nan")}, OptionError, "--test-size"),
         (None, {"test_size": float("inf")}, OptionError, "--test-size"),
@@ -133,12 +133,12 @@ def test_a_split_that_cannot_be_is_said(
         er.compare(model, data, ["map"], **options)
 
 
-def test_rows_that_cannot_be_foretold_are_named_before_anything_is_fitted() -> None:
+def test_rows_that_cannot_be_predicted_are_named_before_anything_is_fitted() -> None:
     """A label that lies among the rows held out alone."""
     rows = er.load_dataset("iris").copy()
     held = split_rows(rows, 0.2, 1)[1].index[0]
     rows.loc[held, "species"] = "reticulata"
-    with pytest.raises(DataError, match="'reticulata' was not there"):
+    with pytest.raises(DataError, match="'reticulata' is new"):
         er.compare(
             "bayesian_neural_network", rows, ["map"], response="species", seed=1, test_size=0.2
         )

@@ -612,7 +612,7 @@ BREAKS = [
     Break("pairs turned", "correlated", {"y": PAIRS.T}, ("site 'y'",)),
     Break("one of a pair", "correlated", {"y": PAIRS[:, :1]}, ("site 'y'", "event", "column")),
     Break("a table of too few columns", "crossed", {"y": Y[:10]}, ("site 'y'", "4 times")),
-    Break("a table turned", "crossed", {"y": Y.reshape(10, 4)}, ("site 'y'", "do not go together")),
+    Break("a table turned", "crossed", {"y": Y.reshape(10, 4)}, ("site 'y'", "do not match")),
     Break("matrix, one column", "matrix", {"y": PAIRS[:, :1]}, ("site 'y'", "more than once")),
     Break("network, x", "network", {"y": Y[:, None]}, ("site 'y'", Y_COLUMN)),
     Break("censoring in a column", "survival", {"died": ANSWER[:, None]}, ("site 'times'", "died")),

@@ -47,7 +47,7 @@ def refused(name: str, value: Any, **asked: Any) -> str:
     """What a fit says to an option, which it has to refuse."""
     model, data, options = MODEL
     # Of few latents all covariances are taken, which is said first.
-    says = "this model has" if name == "correlated" else "has no meaning"
+    says = "this model has" if name == "correlated" else "would have no effect"
     with pytest.raises(OptionError, match=f"{flag(name)}.*{says}") as seen:
         er.fit(model, data, **{name: value}, **options, **asked)
     return str(seen.value)
@@ -92,9 +92,11 @@ def test_every_pairing_refuses_what_it_does_not_read(values: dict[str, Any]) -> 
             if name in own:
                 check_read(settings, [way])
                 continue
-            with pytest.raises(OptionError, match=f"^{flag(name)} has no meaning.*it is of ") as no:
+            with pytest.raises(
+                OptionError, match=f"^{flag(name)} would have no effect.*it is for "
+            ) as no:
                 check_read(settings, [way])
-            named = str(no.value).partition("it is of ")[2].partition(";")[0]
+            named = str(no.value).partition("it is for ")[2].partition(";")[0]
             assert re.match("--engine|--guide|--elbo|an amortised guide$", named)
 
 
@@ -110,7 +112,7 @@ def test_an_engine_refuses_what_others_read(engine: str, guide: str) -> None:
         if name not in read:
             said = refused(name, OTHER[name], engine=engine, guide=guide)
             owner = "--elbo" if name in of_objectives else "--engine"
-            assert f"it is of {owner}" in said or name == "correlated"
+            assert f"it is for {owner}" in said or name == "correlated"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_an_engine_refuses_what_others_read(engine: str, guide: str) -> None:
     ],
 )
 def test_a_guide_refuses_what_others_read(name: str, asked: dict[str, Any], owner: str) -> None:
-    assert f"it is of {owner}" in refused(name, OTHER[name], **asked)
+    assert f"it is for {owner}" in refused(name, OTHER[name], **asked)
 
 
 def test_a_default_that_is_given_counts_as_given() -> None:
@@ -189,7 +191,10 @@ def test_an_objective_is_listed_fitted_and_refused_from_its_declaration_alone(
     assert half.trained.elbo_history[0] == pytest.approx(whole.trained.elbo_history[0] / 2)
     wrongs: list[tuple[dict[str, Any], str]] = [
         ({"temper": -1.0}, "--temper -1.0"),
-        ({"temper": 0.5, "elbo": "trace"}, "--temper has no meaning.*it is of --elbo tempered"),
+        (
+            {"temper": 0.5, "elbo": "trace"},
+            "--temper would have no effect.*it is for --elbo tempered",
+        ),
         ({"tempre": 0.5}, "did you mean 'temper'"),
         ({"elbo": "tempred"}, "did you mean 'tempered'"),
     ]
@@ -211,9 +216,9 @@ def test_a_comparison_takes_what_one_of_its_guides_reads() -> None:
     )
     assert found.fits["linear_response"].engine == "fixed_draws"
     assert len(found.fits["mean_field"].elbo_history) == 20
-    with pytest.raises(OptionError, match="--steps has no meaning here"):
+    with pytest.raises(OptionError, match="--steps would have no effect"):
         er.compare(model, data, ["linear_response"], steps=20, **options)
-    with pytest.raises(OptionError, match="--alpha has no meaning here"):
+    with pytest.raises(OptionError, match="--alpha would have no effect"):
         er.compare(model, data, ["mean_field:trace"], alpha=0.3, **options)
 
 

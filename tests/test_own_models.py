@@ -126,13 +126,13 @@ def test_new_rows_without_the_response_have_no_density() -> None:
 
 
 def test_new_units_of_a_local_latent_are_refused(own: Fit) -> None:
-    with pytest.raises(GuideError, match="fitted rows only"):
+    with pytest.raises(GuideError, match="only the fitted rows"):
         own.predict(pd.DataFrame({"effect": [100.0] * 8, "standard_error": [0.1] * 8}))
 
 
 def test_a_bound_on_new_rows_needs_an_amortised_guide(mixture: Fit, regression: Fit) -> None:
     for fit, name in ((mixture, "iris"), (regression, "diabetes")):
-        with pytest.raises(GuideError, match="fitted rows only"):
+        with pytest.raises(GuideError, match="only the fitted rows"):
             fit.elbo(er.load_dataset(name).head(10))
 
 

@@ -13,14 +13,14 @@ class NumberOptions:
     """What every engine reads."""
 
     device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
-    dtype: Annotated[Literal["float64", "float32"], Field(description="of all numbers")] = "float64"
+    dtype: Annotated[Literal["float64", "float32"], Field(description="number type")] = "float64"
 
 
 @dataclass(frozen=True)
 class SearchOptions:
     """What the search for modes reads."""
 
-    restarts: Annotated[int, Field(ge=1, description="starts to choose the best from")] = 8
+    restarts: Annotated[int, Field(ge=1, description="number of starts; the best is used")] = 8
 
 
 @dataclass(frozen=True)
@@ -29,53 +29,53 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
 
     steps: Annotated[
         int | None,
-        Field(ge=1, description="most optimiser steps; by default until convergence, ≤ 50000"),
+        Field(ge=1, description="maximum number of steps; by default until it converges, ≤ 50000"),
     ] = None
     epochs: Annotated[
-        int | None, Field(ge=1, description="most passes over the rows, instead of --steps")
+        int | None, Field(ge=1, description="maximum passes over the rows, instead of --steps")
     ] = None
     batch_size: Annotated[
-        int | None, Field(ge=1, description="rows of a minibatch; by default all of them")
+        int | None, Field(ge=1, description="rows in a minibatch; by default all rows")
     ] = None
     learning_rate: Annotated[
         float,
-        Field(gt=0, allow_inf_nan=False, description="of the first step, in scaled coordinates"),
+        Field(gt=0, allow_inf_nan=False, description="first learning rate, in scaled coordinates"),
     ] = 0.02
-    optimizer: Annotated[str, Field(description="any class of torch.optim")] = "Adam"
+    optimizer: Annotated[str, Field(description="name of a class in torch.optim")] = "Adam"
     schedule: Annotated[
         Literal["plateau", "constant", "cosine"],
         Field(
-            description="plateau (cut to a quarter until a cut no longer moves the guide, or "
-            "raises the ELBO of rows held out), constant or cosine"
+            description="of the learning rate: plateau (cut to a quarter when progress stops), "
+            "constant or cosine"
         ),
     ] = "plateau"
     tolerance: Annotated[
-        float, Field(gt=0, description="posterior sds that the guide may be off its optimum")
+        float, Field(gt=0, description="largest distance from the optimum, in posterior sds")
     ] = 0.1
     clip_norm: Annotated[
-        float | None, Field(gt=0, description="largest norm of the gradient; by default any")
+        float | None, Field(gt=0, description="largest norm of the gradient; no limit by default")
     ] = None
     particles: Annotated[int, Field(ge=1, description="draws in each estimate of the ELBO")] = 1
     elbo: Annotated[
         str | None,
         Field(
-            description="an objective ('elbowroom objectives' lists them); by default what suits "
-            "model and guide"
+            description="an objective ('elbowroom objectives' lists them); by default one that "
+            "suits the model and the guide"
         ),
     ] = None
     kl_warm_up: Annotated[
-        int | None, Field(ge=1, description="steps in which the divergence from the prior comes in")
+        int | None, Field(ge=1, description="steps in which the weight of the KL term rises to one")
     ] = None
     compile: Annotated[
         bool,
         Field(
-            description="steps by torch.compile, dozens in one call: for long runs, since it takes "
-            "half a minute to begin, and a C++ compiler"
+            description="use torch.compile; for long runs: it needs half a minute to start, and a "
+            "C++ compiler"
         ),
     ] = False
-    autocast: Annotated[
-        bool, Field(description="layers of networks in bfloat16, all else as it is")
-    ] = False
+    autocast: Annotated[bool, Field(description="compute the layers of networks in bfloat16")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ class DeterministicOptions(CorrelatedOptions, FixedDrawsOptions, SearchOptions):
 class ExpectationOptions(SearchOptions):
     """What expectation-maximisation reads."""
 
-    steps: Annotated[int | None, Field(ge=1, description="most steps from each start")] = None
+    steps: Annotated[
+        int | None, Field(ge=1, description="maximum number of steps from each start")
+    ] = None
 
 
 ENGINES: dict[str, type] = {

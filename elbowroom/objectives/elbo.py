@@ -94,7 +94,7 @@ def _divergences(kind: Kind, space: LatentSpace, sites: GuideSites) -> str | Non
 
 
 RULES = (_enumeration, _paths, _densities, _rows, _own, _divergences)
-"""Each says what a model and a guide lack for the flags of an objective; None for nothing."""
+"""Each says what a model and a guide do not have for an objective's flags; None for nothing."""
 
 
 def refusals(kind: Kind, space: LatentSpace, sites: GuideSites) -> Iterator[str]:

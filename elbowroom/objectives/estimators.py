@@ -85,7 +85,7 @@ class Objective:
 
     @classmethod
     def why_not(cls, space: LatentSpace, sites: GuideSites) -> str | None:
-        """What it lacks in a model and a guide, beside what its flags say; None if nothing."""
+        """What it needs that a model and a guide do not have, in addition to its flags; or None."""
         return None
 
     @classmethod
@@ -531,7 +531,7 @@ class Renyi(Weighted):
     """The bound of a Renyi divergence of order `alpha`: `renyi`.
 
     Li and Turner, 2016, "Renyi divergence variational inference". Orders below one cover more of
-    the posterior, above one less; at nought it is `iwae`.
+    the posterior, above one less; at zero it is `iwae`.
     """
 
     pathwise = True

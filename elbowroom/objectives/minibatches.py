@@ -20,7 +20,7 @@ def held_out_rows(rows: int, fraction: float) -> Tensor | None:
 
 
 class Minibatches:
-    """Rows without replacement, shuffled anew for each epoch; a last incomplete batch is left.
+    """Rows without replacement, shuffled again for each epoch; a last incomplete batch is left.
 
     Args:
         rows: Of the table.

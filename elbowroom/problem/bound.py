@@ -339,5 +339,5 @@ def without_observation(
                 (new if len(value) == old else len(value), *value.shape[1:])
             )
         else:
-            raise DataError(f"the new data lacks '{name}', which the model takes.")
+            raise DataError(f"'{name}', an argument of the model, is missing in the new data.")
     return complete

@@ -131,7 +131,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
             raise fault.kind(fault.text)
     found = {fault.place: fault for run in reversed(valid) for fault in run.faults if fault.warns}
     somewhere = (
-        " It is so in some of the runs at random values of the latents, where the density is not "
+        " This happened in some runs at random values of the latents, where the density is not "
         "defined."
     )
     return tuple(fault.text + (somewhere if fault.kind else "") for fault in found.values())
@@ -202,7 +202,7 @@ def _run(
         except ElbowroomError as failure:
             return _Run(failure=_plainer(failure, arguments))
         text = str(refused).split(", but found invalid values")[0]
-        edit = "fix what it names, or give that distribution validate_args=False if it is right."
+        edit = "fix the value that is named; if it is right, give validate_args=False."
         return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
     _shapes(trace, arguments)
     with pyro.validation_enabled(True):
@@ -289,7 +289,7 @@ def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
             edit = _shape_edit(arguments)
             if loose and not node["is_observed"]:
                 edit = (
-                    f"Dim {loose[0]} lies in no plate: make it part of the event by "
+                    f"Dim {loose[0]} is in no plate: make it part of the event by "
                     f".to_event({-loose[0]}), or put the site into a pyro.plate of that dim."
                 )
             inside = ", ".join(f"'{p.name}' ({p.size}, dim {p.dim})" for p in plates.values())
@@ -310,18 +310,18 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
     for plate in plates_of(node):
         if plate.size in batch and plate.dim < -len(batch):
             there = batch.index(plate.size) - len(batch)
-            edit = f"The plate '{plate.name}' has dim {plate.dim}, and the values lie in {there}: "
+            edit = f"The plate '{plate.name}' has dim {plate.dim}, but the values are in {there}: "
             edit += f"write dim={there}."
     if isinstance(fn, dist.Unit):
         edit = "Give the factor one number for each row, or move it out of the plate."
     elif node["is_observed"]:
-        edit += f" If it is meant so, write it out: obs={name}.expand(...)."
+        edit += f" If this is intended, write it out: obs={name}.expand(...)."
     try:
         scored = torch.broadcast_shapes(batch, fn.batch_shape)
     except RuntimeError as error:
         raise ModelError(
             f"site '{name}': the value has batch shape {list(batch)} and its distribution "
-            f"{list(fn.batch_shape)}, which do not go together. {edit}"
+            f"{list(fn.batch_shape)}, which do not match. {edit}"
         ) from error
     if events < 0 or value.shape[events:] != fn.event_shape:
         raise ModelError(
@@ -341,7 +341,7 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
             except RuntimeError as error:
                 raise ModelError(
                     f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
-                    f"{list(scored)}, which do not go together; give the {what} the shape of the "
+                    f"{list(scored)}, which do not match; give the {what} the shape of the "
                     "batch."
                 ) from error
             if math.prod(widened) != math.prod(scored):
@@ -355,13 +355,13 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
 
 
 def _no_pairs(name: str, node: Any, shape: torch.Size, arguments: Mapping[str, Any]) -> None:
-    """A factor has no value to count by: one number for each pair of rows in a plate is told."""
+    """A factor has no value to count by, but a number for each pair of rows is reported."""
     outside = shape[: len(shape) + min((plate.dim for plate in plates_of(node)), default=-99)]
     for plate in plates_of(node):
         if plate.size > 1 and plate.size in outside:
             raise ModelError(
                 f"site '{name}': the factor has shape {list(shape)}, a number for each pair of the "
-                f"rows in the plate '{plate.name}'. {_shape_edit(arguments)} If it is meant so, "
+                f"rows in the plate '{plate.name}'. {_shape_edit(arguments)} If this is intended, "
                 "sum it over the other dim."
             )
 
@@ -371,18 +371,18 @@ def _times(many: torch.Size, one: torch.Size) -> str:
 
 
 def _shape_edit(arguments: Mapping[str, Any]) -> str:
-    """The edit that the usual cause wants: a column beside vectors."""
+    """How to fix the usual cause: a column where vectors are expected."""
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     columns = [n for n, v in tensors.items() if v.dim() == 2 and v.shape[1] == 1 < v.shape[0]]
     if columns:
         name = columns[0]
         return (
             f"'{name}' is a column, {list(tensors[name].shape)}: write {name}[:, 0], or "
-            f"{name}.squeeze(-1), where vectors meet it."
+            f"{name}.squeeze(-1), where it meets vectors."
         )
     shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in tensors.items())
     return (
-        f"Give the value, what its distribution is made of and its plates the same batch shape "
+        f"Give the value, the arguments of its distribution and its plates the same batch shape "
         f"(of the arguments: {shapes}), each plate the dim, counted from the right, that it has "
         "there."
     )
@@ -426,7 +426,7 @@ def _argument(
     wanted, edit = described(constraint)
     numbers = value[bad].detach()
     if not _is_zero(getattr(constraint, "lower_bound", getattr(constraint, "upper_bound", 0))):
-        edit = "see that it is, at all values of the latents."
+        edit = "make sure that it is, at all values of the latents."
     # Where exp or a sigmoid is rounded to its limit, or a matrix cannot be factorised, the draw
     # was far; the model is right.
     far = bool((numbers.isinf() | (numbers == 0) | (numbers == 1)).all())
@@ -461,7 +461,7 @@ def _seen_twice(observed: list[tuple[str, Any]]) -> Iterator[Fault]:
             names += ", ..." if len(same) > LISTED else ""
             yield Fault(
                 (same[0][0], "twice"),
-                f"sites {names} observe the same values, each of which counts {len(same)} times; "
+                f"sites {names} observe the same values, so each of them counts {len(same)} times; "
                 "give each site its own, as in obs=y[i], or leave one out.",
                 None,
             )
@@ -499,8 +499,8 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
     if fractions.any():
         yield Fault(
             (name, "support"),
-            f"site '{name}': the values of a {_family(fn)} are whole numbers:"
-            f"{rows_of(fractions, value[fractions])}. Give counts, not shares of them.",
+            f"site '{name}': the values of a {_family(fn)} must be whole numbers, but"
+            f"{rows_of(fractions, value[fractions])}. Give counts, not shares.",
             DataError,
         )
     bad = rows & ~log_prob.isfinite()
@@ -519,19 +519,19 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
 
 
 def _hidden_can_be_scored(name: str, fn: Any, value: Tensor) -> None:
-    """What a mask hides is evaluated all the same, and must not end in an error."""
+    """Values behind a mask are evaluated, too, and must not raise an error."""
     try:
         with pyro.validation_enabled(False):
             _unvalidated(fn).log_prob(value)
     except RuntimeError as error:
         raise ModelError(
-            f"site '{name}': what its mask hides cannot be evaluated ({error}); fill it with any "
-            "value that its distribution can have, such as 0."
+            f"site '{name}': values behind its mask cannot be evaluated ({error}); fill them "
+            "with any value that its distribution can have, such as 0."
         ) from error
 
 
 def _family(fn: Any) -> str:
-    """The name of a distribution, what it is wrapped into aside."""
+    """The name of a distribution, without its wrappers."""
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return type(fn).__name__.removesuffix("Distribution")
@@ -548,7 +548,7 @@ def _unvalidated(fn: Any) -> Any:
 
 
 def _fractions(fn: Any, value: Tensor) -> Tensor:
-    """Which values are no whole numbers where all are: torch lets those of a Multinomial pass."""
+    """Which values are not whole numbers but should be: torch accepts those of a Multinomial."""
     try:
         whole = value.is_floating_point() and fn.support.is_discrete
         whole = whole and all(part._validate_args for part in _parts(fn))
@@ -601,7 +601,7 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
     if first:  # within a part of it, such as what a transform is made of
         bad = _first_refused(fn, value)
         wanted = "and first"
-        edit = "bring the values to where it has a density, or give another distribution."
+        edit = "give values inside its support, or another distribution."
     total, count, numbers = bad.numel(), int(bad.sum()), value[bad]
     if not count:  # for another reason
         cause = f"Pyro refuses its values: {refusal.split(', but found invalid values')[0]}"

@@ -1,4 +1,4 @@
-"""Constraints, numbers and rows in the words of a refusal."""
+"""Words for constraints, numbers and rows in error messages."""
 
 import math
 from typing import Any
@@ -23,55 +23,56 @@ SUPPORTS: dict[str, tuple[str, str]] = {
     ),
     "IntegerInterval": (
         "whole numbers from {lower_bound} to {upper_bound}",
-        "number labels from 0 and give the distribution as many as there are; of counts, give the "
-        "largest number that can come.",
+        "number labels from 0, and give the distribution one probability for each; for counts, "
+        "give the largest possible number.",
     ),
     "IntegerGreaterThan": (
         "whole numbers from {lower_bound} on",
-        "give counts, or observe measured numbers under a distribution of these, such as a Normal "
-        "or a Gamma.",
+        "give counts; for measured numbers use a continuous distribution, such as a Normal or a "
+        "Gamma.",
     ),
     "GreaterThan": (
         "above {lower_bound}",
-        "make it positive by .exp() or softplus; of data, leave such rows out, or give the site a "
-        "distribution whose support has them.",
+        "make it positive by .exp() or softplus; if these are data, leave such rows out, or give "
+        "the site a distribution whose support includes them.",
     ),
     "Interval": (
         "from {lower_bound} to {upper_bound}",
-        "bring the numbers into that interval (shares, not percentages), or give the site a "
-        "distribution whose support has them.",
+        "scale the numbers to that interval (shares, not percentages), or give the site a "
+        "distribution whose support includes them.",
     ),
     "Simplex": (
         "shares that sum to one",
-        "divide them by their sum; of arguments, take torch.softmax.",
+        "divide them by their sum; for arguments, use torch.softmax.",
     ),
-    "Real": ("real numbers", "take NaN out of it."),
-    "IndependentConstraint": ("real numbers", "take NaN out of it."),
+    "Real": ("real numbers", "remove NaN from it."),
+    "IndependentConstraint": ("real numbers", "remove NaN from it."),
     "PositiveDefinite": (
         "a positive definite matrix",
         "add a small number to its diagonal: K + 1e-6 * torch.eye(n).",
     ),
     "LowerCholesky": (
         "a lower triangular matrix with a positive diagonal",
-        "give torch.linalg.cholesky of the covariance, or the covariance as covariance_matrix.",
+        "give torch.linalg.cholesky of the covariance, or give the covariance as "
+        "covariance_matrix.",
     ),
 }
-"""For each constraint, by its class: in words, and the edit that a value outside of it wants."""
+"""For each class of constraint: its description, and how to fix a value outside of it."""
 SUPPORTS["GreaterThanEq"] = ("{lower_bound} or above", SUPPORTS["GreaterThan"][1])
 SUPPORTS["LessThan"] = ("below {upper_bound}", "give values below it, or another distribution.")
 SUPPORTS["HalfOpenInterval"] = SUPPORTS["Interval"]
 
 ARGUMENT_EDITS = {
-    SUPPORTS["Interval"][1]: "write it by torch.sigmoid, or give the site's logits instead.",
+    SUPPORTS["Interval"][1]: "use torch.sigmoid, or give the site's logits instead.",
     SUPPORTS["GreaterThan"][1]: "make it positive: .exp(), softplus, or a positive prior.",
     SUPPORTS["IntegerGreaterThan"][1]: "give a whole number that is not negative.",
-    SUPPORTS["Simplex"][1]: "take torch.softmax, or give the site's logits instead.",
+    SUPPORTS["Simplex"][1]: "use torch.softmax, or give the site's logits instead.",
 }
-"""Edits that an argument of a distribution wants instead, by those of values."""
+"""How to fix an argument of a distribution, for each fix of a value."""
 
 
 def described(constraint: Any) -> tuple[str, str]:
-    """A constraint in words, and the edit that a number outside of it wants."""
+    """A constraint in words, and how to fix a number outside of it."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     name = type(constraint).__name__.strip("_")
@@ -94,7 +95,7 @@ def shown(numbers: Tensor) -> str:
 
 
 def rows_of(bad: Tensor, numbers: Tensor | None = None) -> str:
-    """The first rows of some, counted from one; those of more dims by their index from zero."""
+    """The first rows with bad values, counted from one; with more dims, their index from zero."""
     if not bad.dim():
         return "" if numbers is None else f" {shown(numbers)}"
     places = bad.nonzero()

@@ -1,4 +1,4 @@
-"""The demonstration: one comparison of guides for each model, on bundled data."""
+"""The demonstration: a comparison of guides for three models, on bundled data."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def run_demo(
     """Compares guides on each model's own dataset.
 
     Args:
-        folder: Where the comparisons are written, over those of an earlier demonstration.
+        folder: Where the comparisons are written. Those of an earlier demonstration are replaced.
         progress: As `elbowroom.compare` takes it.
 
     Yields:

@@ -1,4 +1,4 @@
-"""The lists of models, guides and datasets, as printed; the models' without importing torch."""
+"""Prints the lists of models, guides, objectives and datasets; of models, without torch."""
 
 from sys import modules
 from typing import Any
@@ -14,7 +14,7 @@ from elbowroom.options import declared
 
 
 def console() -> Console:
-    """Standard output; wide in a pipe, where no line may be cut."""
+    """Standard output. Wide in a pipe, where lines should not be wrapped."""
     out = Console(highlight=False, soft_wrap=False)
     return out if out.is_terminal else Console(highlight=False, width=200)
 
@@ -28,17 +28,17 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def add(made: Table, *cells: Any, style: str = "") -> None:
-    """Adds a row of plain text: names hold brackets, which rich would read as markup."""
+    """Adds a row of plain text: names contain brackets, which rich would read as markup."""
     made.add_row(*(Text(str(cell)) for cell in cells), style=style)
 
 
 def show_models() -> None:
     """Every model with its summary."""
-    made = table("model", "what it is")
+    made = table("model", "description")
     for name, summary in model_summaries().items():
         add(made, name, summary)
     console().print(made)
-    console().print("\n'elbowroom models MODEL' describes one with its options.", style="dim")
+    console().print("\n'elbowroom models MODEL' describes a model and its options.", style="dim")
 
 
 def show_model(name: str) -> None:
@@ -46,7 +46,7 @@ def show_model(name: str) -> None:
     model = get_model(name)
     out = console()
     out.print(Text(f"{name}\n\n{modules[model.function.__module__].__doc__ or ''}".strip()))
-    options = table("option", "default", "what it is")
+    options = table("option", "default", "description")
     for option in declared(model.options):
         add(options, option.flag, _shown(option.default), option.description)
     out.print()
@@ -64,7 +64,7 @@ def _shown(value: Any) -> str:
 
 
 def _guide_table(found: Any) -> Table:
-    made = table("guide", "for", "what it is")
+    made = table("guide", "for", "description")
     guide: Guide
     for guide in found.values():
         add(made, guide.name, guide.model or "any model", guide.summary)
@@ -72,7 +72,7 @@ def _guide_table(found: Any) -> Table:
 
 
 def show_guides(model: str | None) -> None:
-    """The guides that fit a model; of all models, if none is named."""
+    """The guides that fit a model; all guides, if no model is named."""
     if model is not None:
         declaration = get_model(model)
         console().print(_guide_table(fitting_guides(declaration.name)))
@@ -85,11 +85,12 @@ def show_guides(model: str | None) -> None:
 
 
 def show_objectives() -> None:
-    """Every objective of stochastic gradients, with the options that it reads."""
+    """Every objective for stochastic gradients, and its options."""
     from elbowroom.objectives import objectives
 
     out = console()
-    made, options = table("objective", "what it is"), table("option", "of", "default", "what it is")
+    made = table("objective", "description")
+    options = table("option", "objective", "default", "description")
     for name, kind in objectives().items():
         summary = (kind.__doc__ or "").splitlines()[0].partition(f": `{name}`")[0]
         add(made, name, f"{summary.removesuffix('.')}.")
@@ -98,7 +99,11 @@ def show_objectives() -> None:
     out.print(made)
     out.print()
     out.print(options)
-    out.print("\nA fit takes one by --elbo OBJECTIVE, or --guide GUIDE:OBJECTIVE of 'compare'.")
+    out.print(
+        "\nTo use one: 'elbowroom fit' with --elbo OBJECTIVE, or 'elbowroom compare' with "
+        "--guide GUIDE:OBJECTIVE.",
+        style="dim",
+    )
 
 
 def fitting_guides(model: str) -> Any:

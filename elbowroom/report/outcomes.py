@@ -1,4 +1,4 @@
-"""What verbs made, written to a folder: tables, and pictures where rows are images."""
+"""Writes the results of verbs to a folder: tables, and pictures where rows are images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ GENERATED = 100
 def write(
     folder: Path, overwrite: bool, tables: dict[str, pd.DataFrame], draw: Callable[[Path], None]
 ) -> Path:
-    """Writes tables as CSV files, and a picture, to a new folder, whole or not at all.
+    """Writes tables as CSV files, and a picture, to a new folder: all of them or none.
 
     Args:
         folder: Where to.
@@ -50,7 +50,7 @@ def write(
 
 
 def images(fit: Fit, table: pd.DataFrame) -> np.ndarray | None:
-    """The rows as images, (rows, height, width), or None if they are none."""
+    """The rows as images, (rows, height, width), or None if they are not images."""
     problem = fit.problem
     found = None if problem.model.images is None else problem.model.images(problem.arguments)
     if found is None:
@@ -74,7 +74,7 @@ def draw_generated(fit: Fit, table: pd.DataFrame) -> Callable[[Path], None]:
 
 
 def draw_reconstructed(fit: Fit, data: Any, table: pd.DataFrame) -> Callable[[Path], None]:
-    """A picture of rows above what their latents keep of them."""
+    """A picture of rows, each above its reconstruction."""
 
     def draw(path: Path) -> None:
         found = images(fit, table.head(SHOWN))
@@ -103,19 +103,19 @@ def draw_manifold(fit: Fit, table: pd.DataFrame, size: int) -> Callable[[Path], 
     """A picture of the grid.
 
     Raises:
-        DataError: If the rows are no images.
+        DataError: If the rows are not images.
     """
     found = images(fit, table)
     if found is None:
-        raise DataError("the manifold is a picture of images; fit with --image-shape.")
+        raise DataError("a manifold needs rows that are images; fit with --image-shape.")
     return lambda path: picture_of_images(found, path, size, title="the latents' manifold")
 
 
 def draw_predictions(comparison: Comparison, folder: Path) -> None:
-    """A picture of what the methods foretell along the first predictor that is a number.
+    """A picture of each method's predictions along the first predictor that is a number.
 
-    The others are held near their medians, or at what is most common. There is none where no number
-    is foretold from columns.
+    The other columns stay near their medians, or at their most common values. Models that do not
+    predict a number from columns have no such picture.
     """
     fits = dict(list(comparison.fits.items())[:PANELS])
     problem = next((fit.problem for fit in fits.values()), None)
@@ -132,8 +132,8 @@ def draw_predictions(comparison: Comparison, folder: Path) -> None:
     column = numbers[0]
     low, high = float(table[column].min()), float(table[column].max())
     reach = np.linspace(low - BEYOND * (high - low), high + BEYOND * (high - low), POINTS)
-    held = {name: _typical(table[name]) for name in table.columns if name != column}
-    line = pd.DataFrame({**held, column: reach}, index=range(POINTS))[list(table.columns)]
+    fixed = {name: _typical(table[name]) for name in table.columns if name != column}
+    line = pd.DataFrame({**fixed, column: reach}, index=range(POINTS))[list(table.columns)]
     line.attrs = table.attrs
     panels = {name: fit.predict(line, 0.9) for name, fit in fits.items()}
     observed = problem.arguments[problem.observed].double().cpu().numpy()
@@ -145,7 +145,7 @@ def draw_predictions(comparison: Comparison, folder: Path) -> None:
 
 
 def _typical(column: pd.Series) -> Any:
-    """A value that is there: of numbers the one nearest to the median, else the most common."""
+    """A typical value of a column: the number nearest to its median, or its most common value."""
     known = column.dropna()
     if known.empty:
         return None
@@ -155,7 +155,7 @@ def _typical(column: pd.Series) -> Any:
 
 
 def draw_latents(fit: Fit, data: Any, table: pd.DataFrame) -> Callable[[Path], None]:
-    """A picture of where rows lie among the latents, in the colours of their labels."""
+    """A picture of the rows' latents, in the colours of their labels."""
 
     def draw(path: Path) -> None:
         if not any(name.endswith(".mean") for name in table.columns):

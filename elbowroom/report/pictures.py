@@ -59,7 +59,7 @@ def picture_of_estimators(table: pd.DataFrame, path: Path, title: str) -> None:
 def picture_of_images(
     images: np.ndarray, path: Path, columns: int, labels: Sequence[str] = (), title: str = ""
 ) -> None:
-    """Images side by side, in rows of some columns, each value in its share of the range of all.
+    """Images side by side in a grid, all on one grey scale.
 
     Args:
         images: (images, height, width), or (images, height, width, colours).
@@ -78,7 +78,7 @@ def picture_of_images(
     for place, image in enumerate(shares):
         row, column = divmod(place, columns)
         top, left = row * (height + gap), column * (width + gap)
-        # Ink on paper: what is large is dark, but for images in colour.
+        # Grey images are drawn as ink on paper: large values are dark.
         sheet[top : top + height, left : left + width] = image if colours else 1 - image
     wide = 0.62 * columns
     left = 1.2 if labels else 0.1
@@ -108,7 +108,7 @@ def picture_of_predictions(
     path: Path,
     title: str,
 ) -> None:
-    """What methods foretell along one column, within its range and outside of it.
+    """Each method's predictions along one column, within its range and beyond.
 
     Args:
         reach: Values of the column, in order.
@@ -145,7 +145,7 @@ def picture_of_predictions(
 def picture_of_latents(
     table: pd.DataFrame, path: Path, classes: pd.Series | None, title: str
 ) -> None:
-    """Where rows lie among the first two latents.
+    """The rows' first two latents.
 
     Args:
         table: As `elbowroom.result.Fit.embed` gives it.

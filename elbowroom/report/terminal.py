@@ -1,4 +1,4 @@
-"""What a fit, a comparison and a run look like on a terminal, and the progress of one."""
+"""Prints fits, comparisons and runs on a terminal, and shows progress bars."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +25,12 @@ from elbowroom.result import Fit
 from elbowroom.run.folder import Run
 
 LONGEST = 24
-"""Rows of a table that are printed; the files have all."""
-WIDE = 100
-"""Characters of a terminal's line that holds every column of a comparison."""
+"""Rows of a table that are printed; the files have all of them."""
+WIDE = 120
+"""Characters in a line that has room for every column of a comparison."""
 
 VERDICTS = {TRUSTED: "trusted", CORRECTED: "corrected", NOT_TRUSTED: "no"}
-"""Verdicts as a column of a comparison has room for them."""
+"""Verdicts in one word, for a column of a comparison."""
 
 EXTRA = {
     "amortisation_gap": "amortised",
@@ -39,13 +39,15 @@ EXTRA = {
     "test_spread": "spread",
     "test_calibration_error": "calibration",
 }
-"""Columns of a comparison that not all have, and what they are called on a terminal."""
+"""Columns that only some comparisons have, and their names on a terminal."""
 EXPLAINED = {
-    "amortisation_gap": "amortised: nats a row that a guide of each row's own would gain",
-    "test_log_density": "test: the log density of a row held out (≥: by poor importance weights)",
-    "test_coverage": "coverage: the share of these in their intervals of 90 %",
-    "test_spread": "spread: the predictions' mean sd over that of what came",
-    "test_calibration_error": "calibration: how far probabilities are from frequencies",
+    "amortisation_gap": "amortised: nats per row lost by sharing one network between the rows",
+    "test_log_density": "test: mean log density of a held-out row (≥: its importance weights are "
+    "poor)",
+    "test_coverage": "coverage: share of held-out rows inside their 90 % intervals",
+    "test_spread": "spread: mean sd of the predictions over the sd of the held-out values",
+    "test_calibration_error": "calibration: mean distance of predicted probabilities from "
+    "frequencies",
 }
 
 Report = Callable[[int, int, float, float], None]
@@ -110,7 +112,7 @@ def progress(name: str) -> Iterator[Report | None]:
 
 
 def show_plan(plan: Plan) -> None:
-    """What is about to be run, every option resolved."""
+    """What is about to be run, with every option resolved."""
     problem, settings = plan.problem, plan.settings
     rows = table("", "")
     options = {} if problem.options is None else asdict(problem.options)
@@ -184,22 +186,22 @@ def show_estimators(measured: pd.DataFrame) -> None:
             )
         out.print(made)
     out.print(
-        "noise: the root of the gradients' total variance; bias: how far their mean is from the "
-        "exact gradient of the ELBO, as a multiple of its own error (about 1 by chance; ! more "
-        "than that; - another bound than the ELBO); ms: of a step (e: run as it stands, not "
-        "recorded); cost: the time to the same precision, as a multiple of the lowest.",
+        "noise: square root of the gradients' total variance. bias: distance of their mean from "
+        "the exact gradient of the ELBO, in standard errors (about 1 by chance; !: more than "
+        "chance; -: the estimator has another objective). ms: time of a step (e: eager, not "
+        "recorded). cost: time to reach the same precision; the best has 1.",
         style="dim",
     )
 
 
 def show_rung(line: str) -> None:
-    """A rung of the ladder that `auto` climbs."""
+    """One guide that `auto` has tried."""
     console().print(Text(line, style="dim"))
 
 
 def show_fit(fit: Fit) -> None:
     """How a fit went, its diagnostics and posterior."""
-    notes = [note for note in fit.notes if not note.startswith("auto: ")]  # printed when climbed
+    notes = [note for note in fit.notes if not note.startswith("auto: ")]  # printed already
     points = labelled_points(fit.posterior)
     _show(fit.trained.reason, notes, fit.diagnostics, points, fit.summary())
 
@@ -215,10 +217,10 @@ def show_verdict(verdict: Verdict) -> None:
 
 
 def show_run(run: Run, interval: float) -> None:
-    """The same of a run folder."""
+    """How a saved fit went, its diagnostics, posterior and verdict."""
     check_interval(interval)
     config = run.config
-    console().print(Text(f"{config['model']} by {config['guide']}, seed {config['seed']}"))
+    console().print(Text(f"{config['model']}, guide {config['guide']}, seed {config['seed']}"))
     _show(
         run.run["reason"],
         run.run["notes"],
@@ -252,15 +254,14 @@ def _show(
     if "log_evidence" in measures:
         evidence, error = measures["log_evidence"], measures["log_evidence_se"]
         gap = max(0.0, measures["kl_to_posterior"])
-        text = f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap:.2f}, the guide's KL divergence "
-        text += "from the posterior"
+        text = f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap:.2f} (KL divergence of the guide)"
         if not _weights_tell(measures):
             effective = measures["corrected_effective_sample_size"]
-            text = f"not known: {evidence:.2f} nats by weights worth {effective:,.0f} draws"
+            text = f"unknown: {evidence:.2f} nats, but from {effective:,.0f} effective draws only"
         add(lines, "log p(data)", text)
     if not math.isnan(measures["elpd_loo"]):
         high = measures["high_k_rows"]
-        caveat = f", {high:.0%} of rows too influential to be sure" if high else ""
+        caveat = f"; unreliable for {high:.0%} of the rows" if high else ""
         add(
             lines,
             "elpd (LOO)",
@@ -275,7 +276,7 @@ def _show(
 
 def _k_hat(measures: dict[str, Any]) -> str:
     k_hat, limit = measures["k_hat"], measures["k_hat_threshold"]
-    verdict = "reweighting works" if k_hat <= limit else "the guide misses part of it"
+    verdict = "reweighting works" if k_hat <= limit else "the guide misses part of the posterior"
     return f"{_number(k_hat, 2)} (limit {limit:.2f}: {verdict})"
 
 
@@ -312,14 +313,15 @@ def show_reference(fit: Fit) -> None:
         )  # fmt: skip
     console().print(made)
     console().print(
-        "Against NUTS: shift of the mean and Wasserstein distance in its sds; the share of its "
-        "draws in the fit's 90 % interval.",
+        "shift: difference of the means, in sds of NUTS. sd ratio: sd over the sd of NUTS. "
+        "90% covers: share of the draws of NUTS in the fit's 90 % interval. "
+        "Wasserstein: distance, in sds of NUTS.",
         style="dim",
     )
 
 
 def _show_points(points: pd.Series) -> None:
-    """The point parameters of a model, if it has some."""
+    """The model's point parameters, if it has any."""
     if points.empty:
         return
     made = table("point parameter", "value", right=("value",))
@@ -327,14 +329,14 @@ def _show_points(points: pd.Series) -> None:
         add(made, label, _number(float(value)))
     console().print(made)
     if len(points) > LONGEST:
-        console().print(f"… and {len(points) - LONGEST} more; fit.point_parameters has all.")
+        console().print(f"… and {len(points) - LONGEST} more: see fit.point_parameters.")
     console().print()
 
 
 def show_summary(summary: pd.DataFrame) -> None:
     """Mean, sd and interval of each quantity."""
     if summary.empty:
-        console().print("the posterior holds no quantity that is not a latent of each row.")
+        console().print("the posterior has only latents of single rows; posterior.nc has them.")
         return
     names = [_interval_name(name) for name in summary.columns]
     made = table("quantity", *names, right=tuple(names))
@@ -343,7 +345,7 @@ def show_summary(summary: pd.DataFrame) -> None:
     console().print(made)
     if len(summary) > LONGEST:
         more = len(summary) - LONGEST
-        console().print(f"… and {more} more; fit.summary() or az.summary of posterior.nc has all.")
+        console().print(f"… and {more} more: see fit.summary(), or az.summary of posterior.nc.")
 
 
 def _interval_name(column: str) -> str:
@@ -356,7 +358,7 @@ def _interval_name(column: str) -> str:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """The table of a comparison, and how the posteriors differ from the best one's."""
+    """The table of a comparison, with each posterior's differences from the best one."""
     out = console()
     groups = dict(list(comparison.differences.groupby("guide")))
     largest = {name: group["mean_shift"].abs().max() for name, group in groups.items()}
@@ -403,24 +405,23 @@ def show_comparison(comparison: Comparison) -> None:
     if problem is not None:
         out.print(Text(f"{problem.model.name}, seed {comparison.seed}", style="bold"))
     out.print(made)
-    baseline = "NUTS" if comparison.baseline == "nuts" else "the best guide"
+    baseline = "that of NUTS" if comparison.baseline == "nuts" else "the best guide's"
     if problem is not None:
         out.print(
-            "★ the best ELBO, ! not converged. ELBO and elpd in nats; k-hat: of the guide's own "
-            f"draws; shift: the largest of a mean from {baseline}'s, in its sds; sd ratio: to "
-            "its sds, lowest and highest.",
+            "★ best ELBO, ! not converged. ELBO and elpd are in nats. shift: largest difference "
+            f"of a posterior mean from {baseline}, in posterior sds. sd ratio: smallest and "
+            f"largest ratio of a posterior sd to {baseline}.",
             style="dim",
         )
         if extra:
-            said = "; ".join(EXPLAINED[name] for name in extra)
-            out.print(f"{said[:1].upper()}{said[1:]}.", style="dim")
+            out.print(f"{'. '.join(EXPLAINED[name] for name in extra)}.", style="dim")
     for row in comparison.table.to_dict("records"):
         if row["error"]:
             out.print(Text(f"{row['guide']} failed: {row['error']}", style="yellow"))
 
 
 def _weights_tell(measures: Mapping[str, Any]) -> bool:
-    """Whether importance weights are good enough for the evidence to rest on."""
+    """Whether importance weights are good enough to estimate the evidence."""
     if "unreliable_rows" in measures:
         return bool(measures["unreliable_rows"] <= UNRELIABLE)
     limit = k_hat_threshold(measures["weighted_draws"])
@@ -435,5 +436,5 @@ def _with_error(value: float, error: float, digits: int) -> str:
 
 
 def show_saved(path: Path) -> None:
-    """Where the results lie."""
+    """Where the results were saved."""
     console().print(Text(f"\nresults: {path}"))

@@ -89,8 +89,8 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
     if path.exists() and not (overwrite or begun):
         if holds_unfinished(path) and not (path / marker).exists():
             raise RunFolderError(
-                f"'{path}' holds a run that has not ended; go on with --resume {path}, choose "
-                "another --output, or give --overwrite."
+                f"'{path}' contains a run that has not ended; continue it with --resume {path}, "
+                "choose another --output, or give --overwrite."
             )
         raise RunFolderError(f"'{path}' exists; choose another --output, or give --overwrite.")
     ours = (path / marker).exists() or (path / UNFINISHED / LOCK).exists() or begun
@@ -235,11 +235,11 @@ def load(path: str | Path) -> Run:
     folder = Path(path)
     if holds_unfinished(folder) and not (folder / "config.json").is_file():
         raise RunFolderError(
-            f"'{folder}' holds a run that has not ended; go on with elbowroom fit --resume "
-            f"{folder}."
+            f"'{folder}' contains a run that has not ended; continue it with elbowroom fit "
+            f"--resume {folder}."
         )
     if not (folder / "config.json").is_file():
-        raise RunFolderError(f"'{folder}' is no run folder: it has no config.json.")
+        raise RunFolderError(f"'{folder}' is not a run folder: it has no config.json.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("format", FORMAT) > FORMAT:

@@ -141,7 +141,7 @@ def read_request(path: Path) -> Request:
     if not holds_unfinished(path):
         ended = (path / "config.json").is_file()
         why = "the run has ended; see elbowroom summary" if ended else "no run lies there"
-        raise RunFolderError(f"--resume {path}: {why}. There is nothing to go on with.")
+        raise RunFolderError(f"--resume {path}: {why}. There is nothing to continue.")
     try:
         asked = json.loads((path / UNFINISHED / REQUEST).read_text(encoding="utf-8"))
         if asked.pop("format") > FORMAT:

@@ -133,9 +133,9 @@ def test_float64_is_not_copied() -> None:
         (["1,5", "2,5"], ["row 1 is '1,5'", "a decimal point for the comma"]),
         (
             ["1", "2", "1,5", "4", "n/x"],
-            ["numbers but for 2 cells", "row 3 is '1,5', row 5 is 'n/x'"],
+            ["numbers except in 2 cells", "row 3 is '1,5', row 5 is 'n/x'"],
         ),
-        (["1"] * 9 + ["?"] * 7, ["but for 7 cells", "row 14 is '?', ...)"]),
+        (["1"] * 9 + ["?"] * 7, ["except in 7 cells", "row 14 is '?', ...)"]),
         ([1.0, None, 3.0], ["1 missing cell (row 2)", "drop this row, fill the cells"]),
         ([1.0, None, float("inf")], ["1 missing cell and 1 infinite cell (rows 2, 3)"]),
         ([0.0] + [float("-inf")] * 9, ["9 infinite cells (rows 2, 3, 4, 5, 6 and 4 more)"]),
@@ -202,7 +202,7 @@ def test_new_data_are_put_in_order() -> None:
 
 def test_every_missing_column_is_named() -> None:
     message = refusal(align_columns, read_table("iris"), ["sepal_length", "Petal_Lengths", "bmi"])
-    assert "lack 2 columns" in message
+    assert "2 columns that the model was fitted to are missing" in message
     assert "'Petal_Lengths'; did you mean 'petal_length'?" in message
     assert "\n  'bmi'." in message
     assert "'sepal_length'" not in message

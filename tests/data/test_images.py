@@ -41,10 +41,10 @@ def test_images_are_read_with_the_labels_beside_them(tmp_path: Path, packed: boo
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"\x89PNG", "is no IDX file of bytes"),
-        (idx(IMAGES)[:-1], "should hold 4 x 3 x 2 cells and holds 23"),
-        (idx(IMAGES)[:9], "should hold"),
-        (bytes([0, 0, 13, 1, 0, 0, 0, 1]), "is no IDX file of bytes"),
+        (b"\x89PNG", "is not an IDX file of bytes"),
+        (idx(IMAGES)[:-1], "should have 4 x 3 x 2 cells and has 23"),
+        (idx(IMAGES)[:9], "ends before the sizes of its 3 dims"),
+        (bytes([0, 0, 13, 1, 0, 0, 0, 1]), "is not an IDX file of bytes"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
@@ -61,7 +61,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, said: str) -> N
 def test_labels_of_other_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t-images-idx3-ubyte").write_bytes(idx(IMAGES))
     (tmp_path / "t-labels-idx1-ubyte").write_bytes(idx(np.array([3, 1])))
-    with pytest.raises(DataError, match=r"has 2 labels, and .* 4 images"):
+    with pytest.raises(DataError, match=r"has 2 labels, but .* 4 images"):
         read_table(tmp_path / "t-images-idx3-ubyte")
 
 
@@ -75,6 +75,6 @@ def test_a_set_is_fetched_as_a_table_or_refused_without_a_network() -> None:
     lost = OSError("name not known")
     with (
         mock.patch("sklearn.datasets.fetch_openml", side_effect=lost),
-        pytest.raises(DataError, match="'omniglot' could not be fetched from OpenML"),
+        pytest.raises(DataError, match="'omniglot' could not be downloaded from OpenML"),
     ):
         read_table("omniglot")

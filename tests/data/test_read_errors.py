@@ -156,7 +156,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     trap.dump(tmp_path / "b.npy")
     for name in ("a.npy", "a.npz", "b.npy"):
         message = refusal(tmp_path / name)
-        assert "what must be unpickled is refused" in message
+        assert "it needs unpickling, which is refused" in message
         assert "allow_pickle" not in message
     assert not (tmp_path / "sprung").exists()
 
@@ -164,12 +164,12 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 def test_several_arrays_and_none_picked(tmp_path: Path) -> None:
     path = tmp_path / "two.npz"
     numpy.savez(path, draws=numpy.ones((3, 2)), weights=numpy.ones(3))
-    assert "holds 2 arrays (draws, weights)" in refusal(path)
+    assert "contains 2 arrays (draws, weights)" in refusal(path)
     assert f"FILE.npz:NAME picks one, such as '{path}:draws'" in refusal(path)
     assert "none named 'weight'" in refusal(f"{path}:weight")
     assert "there is no file" in refusal(f"{tmp_path}/three.npz:draws")
     numpy.savez(path)
-    assert "holds no array" in refusal(path)
+    assert "contains no array" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_several_arrays_and_none_picked(tmp_path: Path) -> None:
         (numpy.ones((0, 3)), "has 0 rows and needs at least 2 rows"),
         (numpy.ones((1, 3)), "has 1 row and needs at least 2 rows"),
         (numpy.ones((3, 0)), "has no columns"),
-        (numpy.zeros(3, dtype=[("a", "int64")]), "holds records"),
+        (numpy.zeros(3, dtype=[("a", "int64")]), "has records"),
     ],
 )
 def test_an_array_that_cannot_be_used(array: numpy.ndarray, said: str, tmp_path: Path) -> None:

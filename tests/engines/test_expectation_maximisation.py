@@ -294,9 +294,13 @@ def test_starts_that_close_in_are_dropped() -> None:
         (
             "gaussian_mixture",
             {"guide": "em", "elbo": "trace_enum"},
-            "--elbo has no meaning here: it is of --engine svi",
+            "--elbo would have no effect: it is for --engine svi",
         ),
-        ("gaussian_mixture", {"guide": "em", "batch_size": 10}, "--batch-size has no meaning here"),
+        (
+            "gaussian_mixture",
+            {"guide": "em", "batch_size": 10},
+            "--batch-size would have no effect",
+        ),
     ],
 )
 def test_what_it_is_not_for_is_refused(model: str, asked: dict[str, Any], named: str) -> None:

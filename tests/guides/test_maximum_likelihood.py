@@ -162,9 +162,9 @@ def test_what_is_no_prior_is_not_left_out(model: Callable[..., None], named: str
 @pytest.mark.parametrize(
     ("model", "named"),
     [
-        ("factor_analysis", "under every guide; the guides that fit: exact"),
-        ("vae", "under every guide; the guides that fit: encoder"),
-        ("hierarchical_normal", "'effects' in hierarchical_normal is no prior"),
+        ("factor_analysis", "or of its bound. Guides that fit: exact"),
+        ("vae", "or of its bound. Guides that fit: encoder"),
+        ("hierarchical_normal", "'effects' in hierarchical_normal is not a prior"),
     ],
 )
 def test_models_without_a_prior_to_leave_out_have_no_such_guide(model: str, named: str) -> None:

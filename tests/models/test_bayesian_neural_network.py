@@ -79,7 +79,7 @@ def test_classes_have_probabilities(classes: er.Fit) -> None:
 def test_a_label_that_was_not_there_is_named(classes: er.Fit) -> None:
     new = er.load_dataset("iris").head(2).copy()
     new.loc[1, "species"] = "reticulata"
-    with pytest.raises(DataError, match=r"'species', row 2: the label 'reticulata' was not there"):
+    with pytest.raises(DataError, match=r"'species', row 2: the label 'reticulata' is new"):
         classes.log_density(new)
 
 
@@ -113,13 +113,23 @@ def test_the_prior_of_the_output_does_not_grow_with_the_width() -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "kind", "message"),
     [
-        ({"y": [1.0, 2.0]}, {"response": "y"}, DataError, "no column beside the response"),
+        ({"y": [1.0, 2.0]}, {"response": "y"}, DataError, "no column other than the response"),
         ({"x": [1.0, 2.0], "y": [1.0, 2.0]}, {}, OptionError, "give --response COLUMN"),
-        ({"x": [1.0, 2.0], "y": ["a", "a"]}, {"response": "y"}, DataError, "'y' has one class"),
+        (
+            {"x": [1.0, 2.0], "y": ["a", "a"]},
+            {"response": "y"},
+            DataError,
+            "'y' has the same class",
+        ),
         ({"x": [1.0, None], "y": [1.0, 2.0]}, {"response": "y"}, DataError, "'x'"),
-        ({"x": ["a", None], "y": [1.0, 2.0]}, {"response": "y"}, DataError, "'x' has one label"),
+        (
+            {"x": ["a", None], "y": [1.0, 2.0]},
+            {"response": "y"},
+            DataError,
+            "'x' has the same label",
+        ),
         ({"x": ["a", None, "b"], "y": [1.0, 2.0, 3.0]}, {"response": "y"}, DataError, "'x', row 2"),
-        ({"x": [1.0, 2.0], "y": [None, "a"]}, {"response": "y"}, DataError, "one class"),
+        ({"x": [1.0, 2.0], "y": [None, "a"]}, {"response": "y"}, DataError, "the same class"),
         (
             {"x": [1.0, 2.0], "y": ["a", "b"]},
             {"response": "y", "likelihood": "normal"},

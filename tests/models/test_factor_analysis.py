@@ -104,9 +104,9 @@ def test_new_rows_are_described_by_what_was_fitted() -> None:
 
 
 def test_what_cannot_be_is_named() -> None:
-    with pytest.raises(OptionError, match="4 columns tell of 3 latent dimensions at most"):
+    with pytest.raises(OptionError, match="4 columns can determine 3 latent dimensions at most"):
         er.fit("factor_analysis", "iris", latent=4)
-    with pytest.raises(OptionError, match="4 columns tell of 1 latent dimensions at most"):
+    with pytest.raises(OptionError, match="4 columns can determine 1 latent dimensions at most"):
         er.fit("factor_analysis", "iris", latent=2, noise="separate")
     with pytest.raises(DataError, match="'b'"):
         er.fit("factor_analysis", pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 1.0]}), latent=1)

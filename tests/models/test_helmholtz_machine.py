@@ -166,7 +166,7 @@ def test_what_cannot_be_is_said_with_its_mend(
 
 def test_cells_that_cannot_be_used_are_named() -> None:
     for cell, said in (
-        (-1.0, "'b', row 3: -1 lies outside"),
+        (-1.0, "'b', row 3: -1 is outside"),
         (np.nan, r"'b' has 1 missing cell \(row 3\)"),
     ):
         rows = table().head(40).copy()

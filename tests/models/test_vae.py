@@ -152,9 +152,9 @@ def test_a_condition_is_what_tells_rows_apart() -> None:
         assert (made["kind"] == kind).all()
         assert abs(made["a"].mean() - mean) < 0.2
     new = table.head(3).assign(kind=["low", "middle", "high"])
-    with pytest.raises(DataError, match=r"'kind', row 2: the label 'middle' was not there"):
+    with pytest.raises(DataError, match=r"'kind', row 2: the label 'middle' is new"):
         found.score(new)
-    with pytest.raises(OptionError, match="give a column that rows are made from, that is kind"):
+    with pytest.raises(OptionError, match="not one of the known columns; they are kind"):
         found.generate(2, given={"colour": "red"})
 
 
@@ -166,8 +166,8 @@ def one_row(**options: Any) -> Any:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"likelihood": "discretised_logistic"}, "'b', row 4: 2.5 is no whole number"),
-        ({"likelihood": "normal", "dequantise": "uniform"}, "which --dequantise uniform takes"),
+        ({"likelihood": "discretised_logistic"}, "'b', row 4: 2.5 is not a whole number"),
+        ({"likelihood": "normal", "dequantise": "uniform"}, "which --dequantise uniform needs"),
         ({"likelihood": "normal", "binarise": "once"}, "goes with --likelihood bernoulli"),
         ({"dequantise": "learned"}, "goes with --likelihood normal"),
         ({"network": "convolutional"}, "give their --image-shape"),
@@ -177,7 +177,7 @@ def one_row(**options: Any) -> Any:
         ({"free_bits": 0.1, "elbo": "trace"}, "give --elbo trace_mean_field"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_mend(options: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_is_said_with_its_fix(options: dict[str, Any], said: str) -> None:
     with pytest.raises((DataError, OptionError), match=said):
         one_row(**options)
 
@@ -185,5 +185,5 @@ def test_what_cannot_be_is_said_with_its_mend(options: dict[str, Any], said: str
 def test_a_cell_outside_the_range_is_named() -> None:
     digits = er.load_dataset("digits").head(30).copy()
     digits.loc[4, "pixel_11"] = 17
-    with pytest.raises(DataError, match=r"'pixel_11', row 5: 17 lies outside \[0, 16\]"):
+    with pytest.raises(DataError, match=r"'pixel_11', row 5: 17 is outside \[0, 16\]"):
         er.fit("vae", digits, **QUICK)

@@ -109,9 +109,11 @@ def test_a_fit_that_cannot_be_leaves_no_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_there_is_not_taken(tmp_path: Path) -> None:
     left_behind(tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"has not ended; go on with --resume"):
+    with pytest.raises(RunFolderError, match=r"has not ended; continue it with --resume"):
         er.fit("bayesian_regression", seed=1, checkpoints=tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"has not ended; go on with elbowroom fit --resume"):
+    with pytest.raises(
+        RunFolderError, match=r"has not ended; continue it with elbowroom fit --resume"
+    ):
         er.load(tmp_path / "run")
     (tmp_path / "other").mkdir()
     with pytest.raises(RunFolderError, match="is not a folder that Elbowroom wrote"):
@@ -195,11 +197,11 @@ def test_a_run_at_its_budget_can_be_given_more_steps(tmp_path: Path) -> None:
     longer.save(path)
 
 
-def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="nothing to go on with"):
+def test_there_must_be_something_to_continue(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="nothing to continue"):
         er.resume(tmp_path / "none")
     left_behind(tmp_path / "run")
-    with pytest.raises(OptionError, match="--seed was chosen when the run began"):
+    with pytest.raises(OptionError, match="--seed cannot be changed after the run has begun"):
         er.resume(tmp_path / "run", seed=3)
     content = (tmp_path / "run" / UNFINISHED / REQUEST).read_text()
     (tmp_path / "run" / UNFINISHED / REQUEST).write_text(
@@ -214,7 +216,7 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
 
 def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     left_behind(tmp_path / "run", formula="progression ~ np.tanh(bmi)")
-    with pytest.raises(RunFolderError, match=r"holds code"):
+    with pytest.raises(RunFolderError, match=r"contains code"):
         er.resume(tmp_path / "run")
     assert er.resume(tmp_path / "run", trust=True).converged in (True, False)
 
@@ -299,4 +301,4 @@ def test_sigterm_writes_a_checkpoint_and_ends_the_process(tmp_path: Path, childr
     process = spawned(children, "fit", "--resume", "run", "--seed", "3", folder=tmp_path)
     out, _ = children.finish(process)
     assert process.returncode == 2
-    assert b"--seed was chosen when the run began" in out
+    assert b"--seed cannot be changed after the run has begun" in out

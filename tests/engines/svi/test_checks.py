@@ -84,7 +84,7 @@ def test_sites_that_are_missing_or_extra_are_named() -> None:
         good_guide(y)
         pyro.sample("other", dist.Normal(0.0, 1.0))
 
-    assert re.match(r"error: .*lacks the model's site 'scale'", text(good, lacking, "sites"))
+    assert re.match(r"error: .*site 'scale' is missing", text(good, lacking, "sites"))
     assert re.match(r"error: .*samples 'other'", text(good, more, "sites"))
 
 
@@ -175,7 +175,7 @@ def test_a_wrong_scale_of_minibatches_is_seen_and_its_site_named(
         pyro.sample("mean", dist.Normal(pyro.param("m", torch.zeros(())), 0.1))
 
     found = text(model, guide, "minibatches", batch_size=6)
-    assert re.match(rf"error: the model's site '{site}': ", found)
+    assert re.match(rf"error: .*site '{site}': ", found)
     assert "subsample_size=batch_size" in found
     with pytest.raises(ElbowroomError, match=f"the model's site '{site}'"):
         er.fit(model, DATA, guide, seed=1, steps=10, batch_size=6)
