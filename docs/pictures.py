@@ -293,7 +293,7 @@ def helmholtz_machine() -> Figure:
 
 
 def sine_with_gap() -> pd.DataFrame:
-    """Eighty rows of a noisy sine, none of them near nought."""
+    """Eighty rows of a noisy sine, none of them near zero."""
     random = np.random.default_rng(1)
     x = np.sort(np.concatenate([random.uniform(-2, -0.7, 40), random.uniform(0.7, 2, 40)]))
     return pd.DataFrame({"x": x, "y": np.sin(2 * x) + 0.1 * random.normal(size=80)})

@@ -240,7 +240,7 @@ class FactorSteps:
         ]
 
     @property
-    def mend(self) -> str:
+    def remedy(self) -> str:
         """What to do if a column's noise goes to zero."""
         return "give fewer --latent, --noise shared, or --exclude a column that others determine."
 

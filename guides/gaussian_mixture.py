@@ -313,7 +313,7 @@ class MixtureSteps:
         ]
 
     @property
-    def mend(self) -> str:
+    def remedy(self) -> str:
         """What to do if a component collapses."""
         simpler = {"full": "diagonal", "diagonal": "spherical"}
         kind = simpler.get(self.arguments["covariance_type"])

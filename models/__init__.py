@@ -71,7 +71,7 @@ class Model:
         in_units: `in_units(values, arguments)` gives predicted values in the user's units, where
             the site is in others.
         images: `images(arguments)` gives the shape of the images that rows are, height first, and
-            the highest value of a pixel, nought where that is not known; None if they are none.
+            the highest value of a pixel, zero where that is not known; None if they are none.
         code_in: `code_in(options)` gives the code that preparing a table with these options would
             run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.

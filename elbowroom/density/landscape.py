@@ -1,4 +1,4 @@
-"""The lie of a problem's log density: where several starts climb to, before any guide is fitted."""
+"""Where several starts climb to on a problem's log density, before any guide is fitted."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -157,7 +157,7 @@ def explore(
     small random values, since at equal ones a decoder has nothing to tell rows apart by.
 
     If only one start reaches the best mode, more are tried, up to four times as many. Where
-    evaluations are dear, three starts have to do.
+    evaluations are expensive, three starts have to do.
 
     Args:
         problem: The model bound to its data.

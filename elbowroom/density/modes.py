@@ -20,9 +20,9 @@ NEWTON_PROBES = 300
 """Products with the Hessian up to which climbs take it at each step."""
 ITERATIONS = 100
 PATIENCE = 50
-"""Steps that a climb towards a spike gets where they are dear."""
+"""Steps that a climb towards a spike gets where they are expensive."""
 EXPENSIVE = 50_000
-"""Numbers in an operation at one point from which evaluations are dear."""
+"""Numbers in an operation at one point from which evaluations are expensive."""
 SAME = 1.0
 """Symmetrised divergence, in nats, of two Laplace approximations of the same mode."""
 

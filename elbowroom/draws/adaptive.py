@@ -307,7 +307,7 @@ class AdaptiveImportance:
         nearest = self.whole.log_densities(proposal.means).argmax(1)
         found = self._anew(proposal, self._tiled()[nearest])
         found.run()
-        return self.joined(found) if found.lacks(self) else found
+        return self.joined(found) if found.misses(self) else found
 
     def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
         """Both samples as one, from the mixture of both proposals.
@@ -382,7 +382,7 @@ class AdaptiveImportance:
         poor = not self.k_hat <= k_hat_threshold(len(self.log_weights))
         return True, poor, -self.effective_sample_size
 
-    def lacks(self, other: "AdaptiveImportance") -> bool:
+    def misses(self, other: "AdaptiveImportance") -> bool:
         """Whether another sample of the same density has found more evidence than by chance."""
         own, error = log_mean_exp(self.log_weights)
         value, its_error = log_mean_exp(other.log_weights)
@@ -391,7 +391,7 @@ class AdaptiveImportance:
     def shares(self) -> tuple[float, ...]:
         """The posterior mass of each mode that sampling began with, largest first."""
         parts = self.proposals[-1].log_densities(self._outer(self.points))
-        with np.errstate(all="ignore"):  # far out a density may be nought
+        with np.errstate(all="ignore"):  # far out a density may be zero
             parts = np.exp(parts - logsumexp(parts, axis=1, keepdims=True)) * self.weights[:, None]
         # Every round's proposal has the components of the first, in the same order.
         masses = parts.sum(0).reshape(-1, len(self.modes)).sum(0)
@@ -500,7 +500,7 @@ def sampled(
         outer = found.adapted.marginal(split.shared)
         nested = AdaptiveImportance(density, outer, random, conditional=conditional)
         nested.run()
-        if not nested.lacks(found) and nested.discomfort < found.discomfort:
+        if not nested.misses(found) and nested.discomfort < found.discomfort:
             found = nested
     narrow = found.adapted.means.shape[1] <= MOST_APART
     cheap = found.conditional is None or most >= FULL_ROUND

@@ -251,7 +251,7 @@ class WeightedDraws:
     def moved(self) -> tuple[np.ndarray, np.ndarray]:
         """How far the weights move each row's means and sds, each () or (rows,).
 
-        Of what is nought or one, a shift is in units of the largest sd that it can have, a half,
+        Of what is zero or one, a shift is in units of the largest sd that it can have, a half,
         and there is no ratio: of an unlikely one, the sd itself says nothing.
 
         Returns:

@@ -186,7 +186,7 @@ def test_moved_tells_what_the_weights_change_of_mean_and_sd(dtype: torch.dtype) 
     assert shift == pytest.approx([1 / 3**0.5], rel=1e-9)
     sd = 2 * (DRAWS / (DRAWS - 1)) ** 0.5
     assert ratio == pytest.approx([np.log(sd / 3**0.5)], rel=1e-9)
-    # Of what is nought or one: from a half to three quarters, in units of a half.
+    # Of what is zero or one: from a half to three quarters, in units of a half.
     sites = {"z": (sites["z"] > 4).to(torch.float64)}
     shift, ratio = weighted(two_weights()[:, None], sites).moved()
     assert shift == pytest.approx([0.5], rel=1e-9)

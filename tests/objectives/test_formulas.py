@@ -50,7 +50,7 @@ def test_half_a_nat_of_each_latent_of_each_row_is_free(
         arguments["batch_size"] = batch_size  # type: ignore[assignment]
     with FixedRows({"rows": torch.arange(batch_size or ROWS)}):
         loss, _ = objective.loss_and_surrogate(rows, shifted(means), arguments)
-    likelihood = ROWS * 0.5 * np.log(2 * np.pi)  # each row is nought
+    likelihood = ROWS * 0.5 * np.log(2 * np.pi)  # each row is zero
     assert float(loss) == pytest.approx(likelihood + ROWS * nats, rel=1e-6)
 
 

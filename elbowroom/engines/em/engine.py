@@ -62,7 +62,7 @@ class ExpectationMaximisation:
         history = np.asarray(found.elbo)
         diverged = found.status == "diverged"
         if diverged or remarks:
-            remedy = steps.mend
+            remedy = steps.remedy
         else:
             remedy = "" if found.status == "converged" else "give more --steps."
         return Fitted(
@@ -109,7 +109,7 @@ def _reason(found: Found, steps: Steps) -> str:
     if found.status == "diverged":
         return (
             f"the likelihood has no maximum: from each of {found.tried} starts a part closed in; "
-            f"from the first, {found.cause} {steps.mend[:1].upper()}{steps.mend[1:]}"
+            f"from the first, {found.cause} {steps.remedy[:1].upper()}{steps.remedy[1:]}"
         )
     return {
         "converged": f"the log likelihood no longer rose after {count} steps.",

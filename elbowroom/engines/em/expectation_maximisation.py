@@ -71,7 +71,7 @@ class Steps(Protocol):
         """What a reader should know of the values."""
 
     @property
-    def mend(self) -> str:
+    def remedy(self) -> str:
         """What to do where something closes in."""
 
 

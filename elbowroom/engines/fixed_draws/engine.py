@@ -98,7 +98,7 @@ class FixedDraws:
         errors = found.errors
         if errors is None:
             return replace(fitted, gaussian=gaussian)
-        rough = errors.lacking(choice)
+        rough = errors.too_rough(choice)
         remarks = (
             (f"the fixed draws tell {' and '.join(rough)}: give more with --fixed-draws.",)
             if rough

@@ -78,7 +78,7 @@ class Draws:
 
         The number is doubled once or twice, as far as the errors tell: they are rough themselves.
         """
-        if not errors.lacking(self) or 2 * count > self.most:
+        if not errors.too_rough(self) or 2 * count > self.most:
             return None
         return 4 * count if errors.times(self) > 2 and 4 * count <= self.most else 2 * count
 
@@ -108,12 +108,12 @@ class Errors:
     loss: float = 0.0
     dimension: int = 1
 
-    def lacking(self, choice: Draws) -> list[str]:
+    def too_rough(self, choice: Draws) -> list[str]:
         """What is known less well than was asked for."""
         return [what for what, times in self._wanting(choice) if times > 1]
 
     def times(self, choice: Draws) -> float:
-        """How many times the draws it takes for nothing to be lacking, about."""
+        """How many times the draws it takes until nothing is too rough, about."""
         return max(times for _, times in self._wanting(choice))
 
     def _wanting(self, choice: Draws) -> list[tuple[str, float]]:
@@ -243,7 +243,7 @@ def linear_response(
 
 def _judged(found: Optimum, choice: Draws) -> Optimum:
     """An optimum with all errors that a choice asks for, where the known ones do not lack."""
-    if choice.means_alone or found.all_errors is None or found.errors.lacking(choice):
+    if choice.means_alone or found.all_errors is None or found.errors.too_rough(choice):
         return found
     return replace(found, errors=found.all_errors(), all_errors=None)
 

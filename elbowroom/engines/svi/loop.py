@@ -490,7 +490,7 @@ class Optimisation:
         more = "give more with --steps"
         text = {
             "converged": f"{self.rule.found} after {steps} steps.",
-            "budget": f"stopped at the budget of {steps} steps: {self.rule.lacking}; {more}."
+            "budget": f"stopped at the budget of {steps} steps: {self.rule.unmet}; {more}."
             if self.settings.schedule != "cosine"
             else f"ran the {steps} steps of a cosine schedule, which ends flat whatever is left to "
             "gain; compare its ELBO with a longer run's.",

@@ -85,7 +85,7 @@ class Rule(Protocol):
         """What was seen when the run converged."""
 
     @property
-    def lacking(self) -> str:
+    def unmet(self) -> str:
         """What was not seen in its budget."""
 
     def factor(self, step: int) -> float:
@@ -163,7 +163,7 @@ class Stationary:
         return "a cut of the learning rate no longer moved the guide"
 
     @property
-    def lacking(self) -> str:
+    def unmet(self) -> str:
         """What was not seen in its budget."""
         if self.before is None:
             return "the parameters still moved"
@@ -307,7 +307,7 @@ class HeldOut:
         return "the ELBO of the rows held out no longer rose"
 
     @property
-    def lacking(self) -> str:
+    def unmet(self) -> str:
         """What was not seen in its budget."""
         return "the ELBO of the rows held out may still rise"
 
@@ -378,7 +378,7 @@ class Scheduled:
         return "the parameters were stationary"
 
     @property
-    def lacking(self) -> str:
+    def unmet(self) -> str:
         """What was not seen in its budget."""
         return "the parameters still moved"
 

@@ -253,6 +253,6 @@ def test_minibatches_differ_from_all_rows_by_more_than_five_standard_errors(
     def runs(values: Tensor) -> list[dict[str, checks._Term]]:
         return [{"y": checks._Term(float(value), True, 1.0)} for value in values]
 
-    # Of a term near nought, of which a hundredth of a per cent of one nat does not count.
+    # Of a term near zero, of which a hundredth of a per cent of one nat does not count.
     found = checks._differs(runs(gaps), runs(torch.zeros(40)), "y", checks.ERRORS)
     assert found is differs
