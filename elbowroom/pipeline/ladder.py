@@ -8,6 +8,7 @@ from elbowroom.assess.verdict import found_more, improper
 from elbowroom.density.importance import ERRORS, k_hat_threshold
 from elbowroom.density.landscape import LARGEST, Landscape
 from elbowroom.engines.registry import ENGINES
+from elbowroom.engines.settings import Way, only_read
 from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError
 from elbowroom.guides import Guide, get_guide
@@ -21,7 +22,7 @@ FLOW, FLOW_STEPS = 20, 5000
 CLEARLY = 0.2
 """How far k-hat must be below its threshold where another guide is not tried."""
 
-Way = Callable[[Task, Guide, str, Landscape | None], Fit]
+FitOne = Callable[[Task, Guide, str, Landscape | None], Fit]
 """Fits one guide by one engine."""
 
 
@@ -30,13 +31,13 @@ class Ladder:
     """The rungs that were climbed.
 
     Attributes:
-        way: How one guide is fitted.
+        fit_one: How one guide is fitted.
         report: Called with a line for each rung.
         lines: Those.
         fits: Of the rungs that gave one.
     """
 
-    way: Way
+    fit_one: FitOne
     report: Callable[[str], None] | None
     lines: list[str] = field(default_factory=list)
     fits: list[Fit] = field(default_factory=list)
@@ -51,10 +52,13 @@ class Ladder:
             landscape: Where it begins, if that is known.
         """
         guide = get_guide(name, None)
+        # What was given for one rung is not read by all.
+        suggested, way = task.problem.model.suggested, Way(engine, guide=guide)
+        task = replace(task, settings=only_read(task.settings, suggested, way))
         label = f"{name} of the standardised sites" if task.problem.reparameterised else name
         try:
             with numerical_failures():
-                fit = self.way(task, guide, engine, landscape)
+                fit = self.fit_one(task, guide, engine, landscape)
         except GuideError as error:
             self.say(f"{label}: {error}")
         else:
@@ -89,7 +93,7 @@ class Ladder:
         return replace(best, remarks=(*climbed, *best.remarks))
 
 
-def climb_ladder(task: Task, way: Way, report: Callable[[str], None] | None = None) -> Fit:
+def climb_ladder(task: Task, fit_one: FitOne, report: Callable[[str], None] | None = None) -> Fit:
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
@@ -101,7 +105,7 @@ def climb_ladder(task: Task, way: Way, report: Callable[[str], None] | None = No
     Raises:
         GuideError: If no rung gave a posterior at all, or there is none.
     """
-    ladder = Ladder(way, report)
+    ladder = Ladder(fit_one, report)
     _climb(ladder, task)
     return ladder.best()
 

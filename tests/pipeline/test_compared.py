@@ -15,6 +15,7 @@ from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.assess.verdict import found_more, judge
 from elbowroom.density import landscape
 from elbowroom.density.modes import Mode
+from elbowroom.errors import GuideError
 from elbowroom.pipeline import ladder
 
 GOOD = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, True))
@@ -90,3 +91,19 @@ def test_a_place_where_a_climb_was_stopped_speaks_against_draws_that_hold_less(
     assert fit.verdict.trusted is trusted
     said = f"have {nats:.0f} nats less evidence than the best place climbed to"
     assert (said in str(fit.verdict)) is not trusted
+
+
+def test_an_option_of_one_rung_is_not_read_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise GuideError("no optimum.")
+
+    def model(y: torch.Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    monkeypatch.setattr("elbowroom.engines.fixed_draws.engine.approximate", none)
+    monkeypatch.setattr(ladder, "FLOW_STEPS", 20)
+    found = er.fit(model, {"y": torch.zeros(5)}, seed=1, fixed_draws=64)
+    assert (found.guide.name, found.engine) == ("flow", "svi")
+    assert "auto: linear_response: no optimum." in found.notes
