@@ -205,14 +205,7 @@ def score(
     likelihood = {name: node["log_prob"] for name, node in scored if name in space.observed}
     if not ids:
         return Score(sum(node["log_prob"].sum() for _, node in scored), likelihood, deterministics)
-    if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
-        raise ModelError("poutine.scale around enumerated sites is not supported.")
-    for name, node in scored:
-        if name in ids and node["mask"] is not None and node["mask"] is not True:
-            raise ModelError(
-                f"site '{name}' is summed over and masked, which would count its values for the "
-                "masked rows; mask the observed site alone."
-            )
+    _check_enumerated(scored, ids)
     factors = [_factor(name, node, space) for name, node in scored]
     for name, tensor in (tilt or {}).items():
         names = (ids[name], *(plate.name for plate in space.discrete[name]))
@@ -228,13 +221,37 @@ def score(
     for name in likelihood:
         joint = next(factor for factor in remaining if name in factor.sites)
         if joint.sites & set(space.observed) == {name}:
-            # What is left without the observation is the density of the latents themselves.
-            others = [factor for factor in factors if name not in factor.sites]
-            kept = {index for factor in others for index in factor.names} & set(plates_of)
-            latents = eliminate(others, {index: plates_of[index] for index in kept})
-            prior = [factor for factor in latents if factor.sites < joint.sites]
-            likelihood[name] = joint.log_prob - _aligned(prior, joint.names)
+            likelihood[name] = _of_observed(name, joint, factors, plates_of)
     return Score(log_joint, likelihood, deterministics)
+
+
+def _check_enumerated(scored: list[tuple[str, Any]], ids: Mapping[str, Any]) -> None:
+    """Sees that no enumerated site, nor what depends on it, is scaled or masked."""
+    if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
+        raise ModelError("poutine.scale around enumerated sites is not supported.")
+    for name, node in scored:
+        if name in ids and node["mask"] is not None and node["mask"] is not True:
+            raise ModelError(
+                f"site '{name}' is summed over and masked, which would count its values for the "
+                "masked rows; mask the observed site alone."
+            )
+
+
+def _of_observed(
+    name: str,
+    joint: Factor,
+    factors: list[Factor],
+    plates_of: Mapping[Any, frozenset[str]],
+) -> Tensor:
+    """The log likelihood of an observed site, the latents that it shares a factor with summed out.
+
+    What is left without the observation is the density of the latents themselves.
+    """
+    others = [factor for factor in factors if name not in factor.sites]
+    kept = {index for factor in others for index in factor.names} & set(plates_of)
+    latents = eliminate(others, {index: plates_of[index] for index in kept})
+    prior = [factor for factor in latents if factor.sites < joint.sites]
+    return joint.log_prob - _aligned(prior, joint.names)
 
 
 def assignment_probabilities(

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
@@ -360,53 +361,14 @@ def _interval_name(column: str) -> str:
 def show_comparison(comparison: Comparison) -> None:
     """The table of a comparison, with each posterior's differences from the best one."""
     out = console()
-    groups = dict(list(comparison.differences.groupby("guide")))
-    largest = {name: group["mean_shift"].abs().max() for name, group in groups.items()}
-    lowest = {name: group["sd_ratio"].min() for name, group in groups.items()}
-    highest = {name: group["sd_ratio"].max() for name, group in groups.items()}
-    names = ["verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"]
-    wide = out.width >= WIDE
-    extra = {name: label for name, label in EXTRA.items() if name in comparison.table}
-    names += extra.values()
-    likelihoods = comparison.table["log_likelihood"].notna().any()
-    if likelihoods:
-        names.insert(2, "log likelihood")
-    if wide:
-        names += ["parameters", "objective"]
-    made = table("guide", *names, right=tuple(names))
-    for row in comparison.table.to_dict("records"):
-        name = row["guide"]
-        if row["error"]:
-            continue
-        ratio = "-"
-        if name in lowest and not math.isnan(lowest[name]):
-            ratio = f"{lowest[name]:.2f}…{highest[name]:.2f}"
-        cells = [
-            f"{name}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}",
-            VERDICTS[row["verdict"]],
-            _with_error(row["elbo"], row["elbo_se"], 2),
-            _number(row["k_hat"], 2),
-            _with_error(row["elpd_loo"], row["elpd_loo_se"] if wide else math.nan, 1),
-            _number(largest.get(name, math.nan), 2),
-            ratio,
-            f"{row['seconds']:.1f}",
-        ]
-        for measure in extra:
-            error = row.get(f"{measure}_se", math.nan) if wide else math.nan
-            doubtful = measure == "test_log_density" and row.get("test_unreliable", 0) > UNRELIABLE
-            cells.append(f"{'≥ ' if doubtful else ''}{_with_error(row[measure], error, 2)}")
-        if likelihoods:
-            cells.insert(3, _with_error(row["log_likelihood"], math.nan, 2))
-        if wide:
-            cells += [str(int(row["parameters"])), row["objective"]]
-        add(made, *cells, style="bold" if row["best"] else "")
-    out.print()
     problem = next((fit.problem for fit in comparison.fits.values()), None)
+    extra = {name: label for name, label in EXTRA.items() if name in comparison.table}
+    out.print()
     if problem is not None:
         out.print(Text(f"{problem.model.name}, seed {comparison.seed}", style="bold"))
-    out.print(made)
-    baseline = "that of NUTS" if comparison.baseline == "nuts" else "the best guide's"
+    out.print(_comparison_table(comparison, extra, out.width >= WIDE))
     if problem is not None:
+        baseline = "that of NUTS" if comparison.baseline == "nuts" else "the best guide's"
         out.print(
             "★ best ELBO, ! not converged. ELBO and elpd are in nats. shift: largest difference "
             f"of a posterior mean from {baseline}, in posterior sds. sd ratio: smallest and "
@@ -418,6 +380,55 @@ def show_comparison(comparison: Comparison) -> None:
     for row in comparison.table.to_dict("records"):
         if row["error"]:
             out.print(Text(f"{row['guide']} failed: {row['error']}", style="yellow"))
+
+
+def _comparison_table(comparison: Comparison, extra: Mapping[str, str], wide: bool) -> Table:
+    """One line a guide; with more columns where the terminal is wide."""
+    names = ["verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s", *extra.values()]
+    likelihoods = comparison.table["log_likelihood"].notna().any()
+    if likelihoods:
+        names.insert(2, "log likelihood")
+    if wide:
+        names += ["parameters", "objective"]
+    made = table("guide", *names, right=tuple(names))
+    differences = dict(list(comparison.differences.groupby("guide")))
+    for row in comparison.table.to_dict("records"):
+        if row["error"]:
+            continue
+        cells = _cells(row, differences.get(row["guide"]), wide)
+        cells += [_extra_cell(row, measure, wide) for measure in extra]
+        if likelihoods:
+            cells.insert(3, _with_error(row["log_likelihood"], math.nan, 2))
+        if wide:
+            cells += [str(int(row["parameters"])), row["objective"]]
+        add(made, *cells, style="bold" if row["best"] else "")
+    return made
+
+
+def _cells(row: Mapping[Any, Any], differences: pd.DataFrame | None, wide: bool) -> list[str]:
+    """The cells that every guide has."""
+    shift, ratio = math.nan, "-"
+    if differences is not None:
+        shift, ratios = differences["mean_shift"].abs().max(), differences["sd_ratio"]
+        if not math.isnan(ratios.min()):
+            ratio = f"{ratios.min():.2f}…{ratios.max():.2f}"
+    return [
+        f"{row['guide']}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}",
+        VERDICTS[row["verdict"]],
+        _with_error(row["elbo"], row["elbo_se"], 2),
+        _number(row["k_hat"], 2),
+        _with_error(row["elpd_loo"], row["elpd_loo_se"] if wide else math.nan, 1),
+        _number(shift, 2),
+        ratio,
+        f"{row['seconds']:.1f}",
+    ]
+
+
+def _extra_cell(row: Mapping[Any, Any], measure: str, wide: bool) -> str:
+    """A measure that some guides have; a lower bound where the weights of rows are poor."""
+    error = row.get(f"{measure}_se", math.nan) if wide else math.nan
+    doubtful = measure == "test_log_density" and row.get("test_unreliable", 0) > UNRELIABLE
+    return f"{'≥ ' if doubtful else ''}{_with_error(row[measure], error, 2)}"
 
 
 def _weights_tell(measures: Mapping[str, Any]) -> bool:
