@@ -1,5 +1,6 @@
 """The verdict over each piece of its evidence, and what finds quantities that are not resolved."""
 
+import json
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,17 +11,26 @@ from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.assess.predictive import TAIL, predictive_checks
 from elbowroom.assess.resolution import HEAVY, unresolved_quantities
 from elbowroom.assess.verdict import (
+    ALL_MODES,
+    CHECKS,
     CORRECTED,
+    FEW_STARTS,
+    FEWEST_CHAINS,
     FEWEST_EFFECTIVE,
+    LASTING,
     MISSING,
     NAMED,
     NOT_TRUSTED,
+    OTHER_GUIDE,
+    OUTSIDE,
     SHIFT,
+    SLOPE,
     TRUSTED,
+    Severity,
     Verdict,
     judge,
 )
-from elbowroom.density.importance import k_hat_threshold
+from elbowroom.density.importance import ERRORS, k_hat_threshold
 
 GOOD = Evidence(
     Optimum(converged=True, status="the gradient vanishes."),
@@ -28,16 +38,21 @@ GOOD = Evidence(
 )
 
 
-def verdict(**changed: Any) -> Verdict:
-    """The verdict of good evidence with some values changed, each by its own name."""
-    evidence = GOOD
+def evidence(**changed: Any) -> Evidence:
+    """Good evidence with some values changed, each by its own name."""
+    found = GOOD
     for name, value in changed.items():
         part = next(
             (each.name for each in fields(Evidence) if hasattr(getattr(GOOD, each.name), name)), ""
         )
-        whole = replace(getattr(evidence, part), **{name: value}) if part else value
-        evidence = replace(evidence, **{part or name: whole})
-    return judge(evidence)
+        whole = replace(getattr(found, part), **{name: value}) if part else value
+        found = replace(found, **{part or name: whole})
+    return found
+
+
+def verdict(**changed: Any) -> Verdict:
+    """The verdict of such evidence."""
+    return judge(evidence(**changed))
 
 
 def test_good_evidence_is_trusted_and_nothing_is_advised() -> None:
@@ -331,3 +346,168 @@ def test_one_number_and_constant_data_are_not_missed() -> None:
     shares, sentences = predictive_checks({"y": np.ones(5)}, {"y": np.ones((100, 5))})
     assert set(shares.values()) == {0.5}
     assert sentences == []
+
+
+# Every check at its limit: the last value that passes and the first that does not.
+
+LIMITS: list[tuple[str, str, dict[str, Any], Any, Any]] = [
+    ("wrong_gradient", "slope", {}, SLOPE, 1.001 * SLOPE),
+    ("few_effective_draws", "effective", {}, FEWEST_EFFECTIVE, 0.999 * FEWEST_EFFECTIVE),
+    ("one_start_alone", "starts", {}, (1, FEW_STARTS), (1, FEW_STARTS + 1)),
+    ("one_start_alone", "starts", {}, (2, 100), (1, 100)),
+    ("one_start_alone", "covered", {"starts": (1, 8)}, True, False),
+    ("search_unfinished", "unfinished", {}, False, True),
+    ("search_unfinished", "covered", {"unfinished": True}, True, False),
+    ("higher_place_missed", "missing", {}, MISSING, MISSING + 0.01),
+    ("higher_place_missed", "covered", {"missing": 9.0}, True, False),
+    ("mode_left_out", "left_out", {}, 0.0, 0.03),
+    ("other_guide_found_more", "other_guide", {}, (OTHER_GUIDE, 0.0), (OTHER_GUIDE + 1e-6, 0.0)),
+    ("other_guide_found_more", "other_guide", {}, (1.0, 1 / ERRORS), (1.0, 0.999 / ERRORS)),
+    ("other_modes_have_more", "all_modes", {}, (ALL_MODES, 0.0), (ALL_MODES + 1e-6, 0.0)),
+    ("other_modes_have_more", "all_modes", {}, (1.0, 1 / ERRORS), (1.0, 0.999 / ERRORS)),
+    ("chains_leave_the_draws", "outside", {"count": FEWEST_CHAINS}, OUTSIDE, 1.001 * OUTSIDE),
+    ("chains_leave_the_draws", "count", {"outside": 0.5}, FEWEST_CHAINS - 1, FEWEST_CHAINS),
+    ("chains_leave_the_draws", "outside", {"count": 9, "lasting": True}, LASTING, 1.001 * LASTING),
+    ("chains_leave_the_draws", "lasting", {"count": 9, "outside": 0.006}, False, True),
+    ("weights_of_rows", "usable", {"rows": (10, 0.2)}, True, False),
+    ("improper_posterior", "direction", {}, None, "b +1.00"),
+    ("invalid_model", "invalid", {}, "", "the scale of 'y' is negative at 3 draws."),
+    ("no_maximum", "no_maximum", {}, "", "The likelihood grows without end."),
+    ("unresolved", "unresolved", {}, (), ("The sd of x is not resolved.",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "field", "others", "passes", "fails"), LIMITS)
+def test_each_check_has_one_limit(
+    name: str, field: str, others: dict[str, Any], passes: Any, fails: Any
+) -> None:
+    (check,) = [each for each in CHECKS if each.name == name]
+    assert check.reason(evidence(**others, **{field: passes})) is None
+    against = evidence(**others, **{field: fails})
+    reason = check.reason(against)
+    assert reason is not None
+    found = judge(against)
+    assert found.reasons[0] == reason
+    assert found.advice == check.remedy(against) != ""
+
+
+def test_every_check_is_seen_to_say_no() -> None:
+    elsewhere = {"one_point", "reference_differs", "optimum_not_reached", "heavy_weights"}
+    assert {check.name for check in CHECKS} == {each[0] for each in LIMITS} | elsewhere
+
+
+ALL_BAD: dict[str, Any] = {
+    "no_maximum": "The likelihood has no maximum.", "point": False, "slope": 0.5,
+    "direction": "b +1.00", "invalid": "The scale is negative.",
+    "reference": ("NUTS differs.", False), "converged": False, "k_hat": 0.9, "starts": (1, 8),
+    "unfinished": True, "missing": 9.0, "left_out": 0.1, "other_guide": (1.0, 0.0),
+    "all_modes": (1.0, 0.0), "outside": 0.5, "count": 9, "unresolved": ("The sd of x.",),
+}  # fmt: skip
+
+
+def test_reasons_come_by_severity_and_the_least_only_where_nothing_else_is_wrong() -> None:
+    whole = evidence(**ALL_BAD)
+    against = [
+        (check.severity, check.reason(whole))
+        for check in CHECKS
+        if check.severity < Severity.UNRESOLVED and check.reason(whole) is not None
+    ]
+    expected = [reason for _, reason in sorted(against, key=lambda pair: pair[0])]
+    assert list(verdict(**ALL_BAD).reasons) == expected
+    assert len(expected) == 14
+    assert len({severity for severity, _ in against}) == Severity.UNRESOLVED
+
+
+@pytest.mark.parametrize(
+    ("changed", "remark"),
+    [
+        ({"starts": (1, 1)}, "One start was made: other modes were not looked for."),
+        (
+            {"own_starts": True, "starts": (3, 8)},
+            "The starts are the model's own: modes elsewhere were not looked for.",
+        ),
+        ({"converged": False, "covered": True}, "The gradient vanishes."),
+        ({"doubts": ("A column is constant.",)}, "A column is constant."),
+        ({"health": ("Latent 1 carries nothing.",)}, "Latent 1 carries nothing."),
+    ],
+)
+def test_remarks_are_told_beside_trust(changed: dict[str, Any], remark: str) -> None:
+    found = verdict(**changed)
+    assert found.level == TRUSTED
+    assert found.reasons[-1] == remark
+    other = verdict(**{**changed, "starts": (2, 8), "own_starts": False, "converged": True,
+                       "doubts": (), "health": ()})  # fmt: skip
+    assert remark not in other.reasons
+
+
+def test_an_optimum_that_was_not_reached_matters_unless_draws_are_everywhere() -> None:
+    stopped = {"converged": False, "status": "stopped."}
+    assert verdict(**stopped).reasons[0] == "Stopped."
+    assert verdict(**stopped, covered=True).trusted
+    assert not verdict(**stopped, covered=True, usable=False).trusted
+    assert not verdict(**stopped, covered=True, stochastic=True).trusted
+    assert verdict(**stopped, remedy="do this.").advice == "do this."
+    assert verdict(point=True, remedy="do that.").advice == "do that."
+
+
+ROWS = (200, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"k_hat": 0.31, "effective": 812.0},
+            "The weights of 95 % of the 200 rows have a k-hat up to 0.31 (limit 0.70), and 812 "
+            "effective draws of 4,000 or more. 6 of the 200 rows have unreliable weights, and the "
+            "guide's own draws.",
+        ),
+        (
+            {"k_hat": 0.31, "effective": 812.0, "rows": (200, 0.0)},
+            "The weights of 95 % of the 200 rows have a k-hat up to 0.31 (limit 0.70), and 812 "
+            "effective draws of 4,000 or more.",
+        ),
+        (
+            {"k_hat": -np.inf, "effective": 4000.0},
+            "All importance weights of each of the 200 rows are equal.",
+        ),
+        (
+            {"k_hat": -np.inf, "effective": 3995.0},
+            "In 95 % of the 200 rows nearly all weight is on values that were drawn more than "
+            "once: 3,995 effective draws of 4,000 or more.",
+        ),
+    ],
+)
+def test_weights_of_rows_are_told(changed: dict[str, Any], sentence: str) -> None:
+    assert verdict(**{"rows": ROWS, **changed}).reasons == (sentence,)
+
+
+def test_equal_weights_are_told() -> None:
+    found = verdict(k_hat=-np.inf, effective=4000.0)
+    assert found.reasons == ("All importance weights are equal: 4,000 effective draws.",)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"), [(np.log(2.0), "a factor 2"), (7.0, "a factor over 1,000"), (6.8, "9e+02")]
+)
+def test_how_far_the_guide_s_own_draws_are_off(ratio: float, said: str) -> None:
+    assert said in verdict(ratio=ratio).reasons[-1]
+    assert verdict(ratio=ratio, usable=False).level == CORRECTED
+
+
+def test_what_to_do_about_weights_depends_on_what_there_is_to_try() -> None:
+    bad = {"k_hat": 0.9}
+    assert "elbowroom reference RUN" in verdict(**bad).advice
+    assert verdict(**bad, stochastic=True).advice == "fit with --guide auto."
+    assert "--test-size" in verdict(**bad, stochastic=True, ladder=False).advice
+    more = {"all_modes": (1.0, 0.0)}
+    assert "which draws about all modes" in verdict(**more).advice
+    assert verdict(**more, ladder=False).advice == "compare with NUTS, elbowroom reference RUN."
+    assert verdict(**more, reference=("NUTS agrees.", True)).trusted
+    assert verdict(starts=(1, 8)).advice == "give --restarts 32."
+
+
+@pytest.mark.parametrize("changed", [ALL_BAD, {"rows": ROWS}, {"shares": (0.7, 0.3)}])
+def test_evidence_is_read_as_it_was_written(changed: dict[str, Any]) -> None:
+    whole = evidence(**changed)
+    assert Evidence.read(json.loads(json.dumps(whole.plain()))) == whole
