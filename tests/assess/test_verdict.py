@@ -155,6 +155,7 @@ def test_a_guide_that_the_weights_mended_is_trusted_after_correction(
 def test_starts_and_modes_are_told_as_they_are() -> None:
     found = verdict(starts=(5, 8), shares=(0.7, 0.3))
     assert "5 of 8 starts reached the best mode." in found.reasons
+    assert "1 of 2 starts reached the best mode." in verdict(starts=(1, 2)).reasons
     assert "2 modes have 70%, 30% of the mass." in found.reasons
     assert not any("starts" in reason for reason in verdict(starts=None).reasons)
     assert not any("starts" in reason for reason in verdict(starts=(1, 1)).reasons)
@@ -511,3 +512,15 @@ def test_what_to_do_about_weights_depends_on_what_there_is_to_try() -> None:
 def test_evidence_is_read_as_it_was_written(changed: dict[str, Any]) -> None:
     whole = evidence(**changed)
     assert Evidence.read(json.loads(json.dumps(whole.plain()))) == whole
+
+
+def test_the_limits_are_as_documented() -> None:
+    """A limit that is changed here is changed in docs/trust.md, and measured anew."""
+    assert (SHIFT, FEWEST_EFFECTIVE, MISSING, ALL_MODES, OTHER_GUIDE) == (
+        0.1,
+        400.0,
+        5.0,
+        0.1,
+        0.02,
+    )
+    assert (OUTSIDE, LASTING, FEWEST_CHAINS, SLOPE, NAMED) == (0.01, 0.004, 3, 0.001, 3)
