@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # The models of the tests are small: one thread for each of two workers.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow bench-peers lint clean
+.PHONY: demo test test-slow docs bench-peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/elbowroom demo
@@ -16,6 +16,9 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/index.py
 
 bench-peers: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'

@@ -187,6 +187,32 @@ def eight_schools() -> Bundle:
     )
 
 
+def linnerud() -> Bundle:
+    """Exercises of twenty men, which are counts, and three of their measurements."""
+    source = datasets.load_linnerud()
+    columns = (
+        Column("weight", "pounds", "Weight.", "feature"),
+        Column("waist", "inches", "Circumference of the waist.", "feature"),
+        Column("pulse", "1/min", "Pulse.", "feature"),
+        Column("chins", "", "Pull-ups.", "response"),
+        Column("situps", "", "Sit-ups.", "label"),
+        Column("jumps", "", "Jumps.", "label"),
+    )
+    names = [name.lower() for name in (*source.target_names, *source.feature_names)]
+    values = numpy.hstack([source.target, source.data]).astype("int64")
+    return pandas.DataFrame(values, columns=names), Dataset(
+        name="linnerud",
+        title="Exercises of twenty men",
+        description="Pull-ups, sit-ups and jumps of twenty middle-aged men of a fitness club, with "
+        "their weight, waist and pulse. The counts vary more than a Poisson distribution would.",
+        source="M. Tenenhaus (1998), La regression PLS: theorie et pratique, Technip; by way of "
+        "scikit-learn.",
+        licence="Facts from a published table; no licence is needed.",
+        rows=len(values),
+        columns=columns,
+    )
+
+
 def heights() -> Bundle:
     """Heights drawn from a mixture of two normals that is known."""
     # RandomState, not default_rng: NumPy promises that this stream never changes.
@@ -251,6 +277,7 @@ BUNDLES: tuple[Callable[[], Bundle], ...] = (
     eight_schools,
     heights,
     inverse_problem,
+    linnerud,
 )
 
 
@@ -265,7 +292,7 @@ def write_all(folder: Path) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_all(Path(folder))
         ...     len(list(Path(folder).iterdir()))
-        14
+        16
     """
     for bundle in BUNDLES:
         table, about = bundle()

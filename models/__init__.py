@@ -50,6 +50,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """Small data for a model, and options that make it quick, for the test of every model.
+
+    Attributes:
+        table: Makes the data.
+        options: Of the model and of the fit.
+        local_latents: Whether the model then has continuous latents for each row.
+    """
+
+    table: Callable[[], Any]
+    options: Mapping[str, Any]
+    local_latents: bool = False
+
+
+@dataclass(frozen=True)
 class Model:
     """The declaration of a Pyro model function: all that the engines know about it.
 
@@ -83,6 +98,9 @@ class Model:
             Normals, as weights (K,), means (K, columns) and covariances (K, columns, columns).
         population: Latent sites whose density is no prior, but tells what a population is like, so
             that it is a part of the likelihood; None for those whose density depends on others.
+        recipe: What the model is tested with; None for a user's own function.
+        picture: `picture(fit)` gives the matplotlib figure of the model's page. `fit` is
+            `elbowroom.fit`, which a model does not import. Matplotlib is imported within.
     """
 
     name: str
@@ -104,6 +122,8 @@ class Model:
     verbs: tuple[str, ...] = ("score",)
     normals: Callable[..., tuple[Any, Any, Any]] | None = None
     population: tuple[str, ...] | None = None
+    recipe: Recipe | None = None
+    picture: Callable[[Callable[..., Any]], Any] | None = None
 
 
 _registered: dict[str, tuple[Model, str]] = {}

@@ -16,9 +16,10 @@ that the weights themselves have many equal modes: read the predictions, not the
 Reported: `sigma`, in the response's unit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -27,9 +28,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._layers import SUGGESTED, sample_layers, start_of_layers, through
 from elbowroom.models._outcomes import NetworkOptions, predictors_and_response
+from elbowroom.models._recipes import SMALL_NETWORK, unrelated
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,40 @@ def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str
     ]
 
 
+def sine_with_gap() -> pd.DataFrame:
+    """Eighty rows of a noisy sine, none of them near zero."""
+    random = np.random.default_rng(1)
+    x = np.sort(np.concatenate([random.uniform(-2, -0.7, 40), random.uniform(0.7, 2, 40)]))
+    return pd.DataFrame({"x": x, "y": np.sin(2 * x) + 0.1 * random.normal(size=80)})
+
+
+def picture(fit: Callable[..., Any]) -> Any:
+    """Predictions of posterior weights, and of the mode alone, in and around the data."""
+    from elbowroom.models._pictures import BLUE, GREY, ORANGE, band, panels
+
+    table, x = sine_with_gap(), np.linspace(-4, 4, 161)
+    figure, (left, right) = panels(2, 9.6)
+    for guide, colour, style in (("bayes_by_backprop", BLUE, "-"), ("map", ORANGE, "--")):
+        own = fit(
+            "bayesian_neural_network", table, guide, response="y", seed=1, steps=4000,
+            draws=4000, prior_scale=2.0,
+        )  # fmt: skip
+        found = own.predict(pd.DataFrame({"x": x}))
+        band(left, x, found, colour, f"{guide}: 90 % interval of a new row")
+        left.plot(x, found["mean"], style, color=colour, lw=1.6, label=f"{guide}: mean")
+        right.plot(x, found["sd"], style, color=colour, lw=2, label=guide)
+    left.plot(x, np.sin(2 * x), color=GREY, lw=1.2, ls=":", label="the curve behind the rows")
+    left.plot(table["x"], table["y"], ".", color="black", ms=4, label="rows")
+    left.set(xlabel="x", ylabel="y", ylim=(-5.5, 11))
+    left.legend(frameon=False, fontsize=8.5, loc="upper right")
+    for k, (low, high) in enumerate(((-2, -0.7), (0.7, 2))):
+        label = "where rows are" if k == 0 else None
+        right.axvspan(low, high, color=GREY, alpha=0.15, lw=0, label=label)
+    right.set(xlabel="x", ylabel="sd of a new row's y", ylim=(0, None))
+    right.legend(frameon=False, fontsize=9, loc="upper center")
+    return figure
+
+
 register(
     Model(
         name="bayesian_neural_network",
@@ -125,6 +161,8 @@ register(
         internal=("standardised_sigma",),
         starts=starts,
         **SUGGESTED,
+        recipe=Recipe(unrelated, SMALL_NETWORK),
+        picture=picture,
     ),
     __name__,
 )

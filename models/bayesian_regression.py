@@ -13,49 +13,33 @@ Bayesian applied regression modeling via Stan"). What is reported is in the user
 intercept nothing is centred.
 """
 
-import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from elbowroom.data.tables import align_columns, numeric_columns
-from elbowroom.errors import DataError, OptionError
-from elbowroom.models import ROWS, Model, Prepared, Training, register
-from elbowroom.models._columns import cells, predictor_columns, response_column
-from elbowroom.models._options import Exclude
+from elbowroom.data.bundled import load_dataset
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
+from elbowroom.models._formula import RegressionOptions as Options
+from elbowroom.models._formula import code_in, read_design
+from elbowroom.models._recipes import line
 
 FAR = 3.0
 """Standard deviations between zero and the mean of counts that a Normal fits well enough."""
 MOST_COUNTS = 100
 """Different values; those of more are measured numbers that were rounded."""
+OFFSET = (
+    "Subtract it from the response, which is the same model: add a column {response} - {known} to "
+    "the table, or write I({response} - {known}) ~ and the other terms."
+)
+"""What to do instead of an offset."""
 PRIOR_SCALE = 2.5
 """The prior standard deviation of the standardised intercept and coefficients."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of `bayesian_regression`."""
-
-    formula: Annotated[
-        str | None, Field(description="model formula, such as 'progression ~ bmi + bp'")
-    ] = None
-    response: Annotated[
-        str | None, Field(description="column of the response; every other column is a predictor")
-    ] = None
-    columns: Annotated[
-        tuple[str, ...] | None, Field(description="columns of the predictors, all by default")
-    ] = None
-    exclude: Exclude = ()
 
 
 def bayesian_regression(
@@ -101,154 +85,6 @@ def bayesian_regression(
         pyro.sample("response", dist.Normal(mean, sigma), obs=y)
 
 
-HARMLESS = ("C", "center", "scale", "np.log", "np.log1p", "np.exp", "np.sqrt", "poly", "bs")
-"""Functions that a formula from a run folder may call."""
-
-
-def code_in(options: Options) -> str | None:
-    """The formula, if it calls functions: formulae evaluates the Python in it."""
-    formula = options.formula or ""
-    rest = re.sub(rf"\b({'|'.join(map(re.escape, HARMLESS))})\(", "(", formula)
-    plain = re.fullmatch(r"[\w\s.,+*:/~()-]*", rest) and not re.search(r"\w\s*\(", rest)
-    return None if plain else formula
-
-
-def _read(formula: str) -> tuple[str, set[str]]:
-    """Where formulae's parser stops before the end, and the columns that it has read by then."""
-    from formulae.parser import Parser
-    from formulae.resolver import Resolver
-    from formulae.scanner import Scanner
-    from formulae.terms.terms import Model as Terms
-
-    parser = Parser(Scanner(formula).scan())
-    read = Resolver(parser.parse()).resolve()
-    terms = read if isinstance(read, Terms) else Terms(read)
-    return "" if parser.at_end() else parser.peek().lexeme, terms.var_names
-
-
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """What formulae warns of, which it prints and then leaves out."""
-    said: list[str] = []
-
-    def kept(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            said.append(record.getMessage().replace("\n", " "))
-        return False
-
-    logger = logging.getLogger("formulae")
-    logger.addFilter(kept)
-    try:
-        yield said
-    finally:
-        logger.removeFilter(kept)
-
-
-def design_matrix(
-    formula: str, table: pd.DataFrame, new: pd.DataFrame | None
-) -> tuple[pd.DataFrame, pd.Series | None, bool]:
-    """The predictors, the response and whether there is an intercept, by a model formula.
-
-    The categories and transforms of the formula are those of `table`; the rows are those of
-    `new`, or of `table` itself. The response is None if `new` does not have it.
-
-    Raises:
-        DataError: If the formula cannot be read, or names a column that is not in the table.
-        OptionError: If the formula has an offset, group effects, no response or no predictor, or
-            if a part of it is not read.
-    """
-    from formulae import design_matrices  # half a second, and few need it
-
-    if "|" in formula:
-        raise OptionError(
-            f"--formula '{formula}' has group effects, which bayesian_regression does not fit; "
-            "leave out the terms with '|'."
-        )
-    if "~" not in formula:
-        raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
-    try:
-        with _heard() as said:
-            left, variables = _read(formula)
-            matrices = design_matrices(
-                formula, table, na_action="error", extra_namespace={"np": np}
-            )
-    except Exception as error:  # formulae raises what its parser and the formula's code raise
-        raise DataError(
-            f"the formula '{formula}' cannot be read with the columns "
-            f"{', '.join(map(str, table.columns))}: {error}"
-        ) from error
-    if left or said:
-        cause = said[0] if said else f"it can only be read up to '{left}'."
-        raise OptionError(
-            f"--formula '{formula}': {cause} Join terms by +, : or *, and write arithmetic within "
-            "I(...)."
-        )
-    if matrices.response is None or matrices.common is None:
-        raise OptionError(f"--formula '{formula}' needs a response and at least one predictor.")
-    response_column = str(matrices.response.name)
-    for name, term in matrices.common.terms.items():
-        if term.kind == "offset":
-            known = name.removeprefix("offset(").removesuffix(")")
-            raise OptionError(
-                f"--formula '{formula}': {name} has a fixed coefficient, and bayesian_regression "
-                "fits every coefficient. Subtract it from the response, which is the same model: "
-                f"add a column {response_column} - {known} to the table, or write "
-                f"I({response_column} - {known}) ~ and the other terms."
-            )
-    names = list(matrices.common.as_dataframe().columns)
-    values = matrices.common.design_matrix
-    if matrices.response.kind == "proportion":
-        raise DataError(
-            f"the response {response_column} is a share of trials, whose noise is Binomial; write "
-            "a model of your own with pyro.sample(..., dist.Binomial(trials, logits=...), obs=y)."
-        )
-    if matrices.response.kind != "numeric":
-        raise DataError(
-            f"the response '{response_column}' is not a number in every row; encode it as numbers."
-        )
-    response: pd.Series | None = pd.Series(matrices.response.design_matrix.reshape(-1))
-    if new is not None:
-        align_columns(new, sorted(variables & set(table.columns) - {response_column}))
-        try:
-            again = matrices.common.evaluate_new_data(table.tail(-1)).design_matrix
-            same = np.allclose(again, values[1:])
-            values = matrices.common.evaluate_new_data(new).design_matrix
-        except Exception as error:  # as above
-            raise DataError(
-                f"the new rows do not fit the formula '{formula}' of the run: {error}"
-            ) from error
-        if not same:
-            raise DataError(
-                f"the formula '{formula}' has a term whose value in a row depends on the other "
-                "rows, so it cannot be computed for new rows; write center(x), scale(x) or "
-                "poly(x, 2), which use the fitted rows."
-            )
-        response = new[response_column] if response_column in new.columns else None
-    design = pd.DataFrame(values, columns=names)
-    has_intercept = "Intercept" in design
-    design = design.drop(columns="Intercept", errors="ignore")
-    if design.shape[1] == 0:
-        raise OptionError(f"--formula '{formula}' has no predictor.")
-    if response is not None:
-        response = response.rename(response_column)
-    return design, response, has_intercept
-
-
-def _plain_columns(
-    table: pd.DataFrame, options: Options, new: pd.DataFrame | None
-) -> tuple[pd.DataFrame, pd.Series | None, bool]:
-    """The same as `design_matrix`, for a response and every other column, untransformed."""
-    response = response_column(
-        table, options.response,
-        "bayesian_regression needs to know what to predict; give --response COLUMN "
-        "or --formula 'response ~ predictors'.",
-    )  # fmt: skip
-    names = predictor_columns(table, response, options.columns, options.exclude)
-    rows = table if new is None else new
-    design = align_columns(rows, names)
-    return design, rows[response] if response in rows.columns else None, True
-
-
 def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
     """What a response is, if its noise cannot be Normal: two values, or counts near zero.
 
@@ -256,14 +92,14 @@ def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
         >>> no_normal_number(torch.tensor([0.5, 1.5, 2.5]), "dose")
         ()
     """
-    own = "write a model of your own with pyro.sample('{}', dist.{}, obs=y)."
     different = values.unique()
     if len(different) == 2:
         low, high = (f"{float(value):g}" for value in different)
         return (
             f"The response '{name}' has only two values, {low} and {high}, so its noise is not "
             "Normal: the fit is a linear probability model, whose predictions go beyond them; "
-            + own.format(name, "Bernoulli(logits=...)"),
+            f"write a model of your own with pyro.sample('{name}', dist.Bernoulli(logits=...), "
+            "obs=y).",
         )
     whole = bool((values == values.round()).all())
     near = 0 <= float(values.min()) <= 1 and float(values.mean()) < FAR * float(values.std())
@@ -271,8 +107,8 @@ def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
         return (
             f"The response '{name}' looks like counts: whole numbers from "
             f"{float(values.min()):g} on. "
-            "Their noise is not Normal: its variance grows with the mean, and no count "
-            f"is negative; " + own.format(name, "Poisson(...) or dist.NegativeBinomial(...)"),
+            "Their noise is not Normal: its variance grows with the mean, and no count is "
+            "negative; use the model negative_binomial.",
         )
     return ()
 
@@ -284,28 +120,12 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         DataError: If a column cannot be used; the message names it.
         OptionError: If both `formula` and `response` are given, or neither.
     """
-    if options.formula and (options.response or options.columns or options.exclude):
-        raise OptionError(
-            "--formula names the response and the predictors; leave out --response, --columns "
-            "and --exclude."
-        )
-    source, new = (table, None) if training is None else (training.table, table)
-    if options.formula:
-        design, response, has_intercept = design_matrix(options.formula, source, new)
-    else:
-        design, response, has_intercept = _plain_columns(source, options, new)
-    design = numeric_columns(design, allow_constant=training is not None)
-    predictors = cells(design)  # (rows, columns)
-    outcome = None
-    blank = training is not None and response is not None and response.isna().all()
-    if response is not None and not blank:
-        column = numeric_columns(response.to_frame(), allow_constant=training is not None)
-        outcome = cells(column)[:, 0]  # (rows,)
+    design = read_design(table, options, training, "bayesian_regression", OFFSET)
+    predictors, outcome, has_intercept = design.predictors, design.response, design.has_intercept
     doubts: tuple[str, ...] = ()
     if training is None:
-        if outcome is None:
-            raise DataError("the table has no column for the response.")
-        doubts = no_normal_number(outcome, str(column.columns[0]))
+        assert outcome is not None
+        doubts = no_normal_number(outcome, design.name)
         zero = torch.zeros(())
         scaling = {
             "centre": predictors.mean(0) if has_intercept else torch.zeros(predictors.shape[1]),
@@ -333,9 +153,39 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "coefficients": ("predictor",),
             "standardised_coefficients": ("predictor",),
         },
-        coords={"predictor": list(design.columns)},
+        coords={"predictor": design.columns},
         doubts=doubts,
     )
+
+
+def picture(fit: Callable[..., Any]) -> Any:
+    """Rows with the band of their mean and of new rows; intervals of all coefficients."""
+    from elbowroom.models._pictures import BLUE, GREY, ORANGE, band, draws_of, panels
+
+    table = load_dataset("diabetes")
+    own = fit("bayesian_regression", table, formula="progression ~ bmi", seed=1, draws=20_000)
+    figure, (left, right) = panels(2, 9.6)
+    x = np.linspace(table["bmi"].min(), table["bmi"].max(), 80)
+    lines = draws_of(own, "intercept")[:, None] + draws_of(own, "coefficients") * x
+    left.scatter(table["bmi"], table["progression"], s=9, color=GREY, alpha=0.5, lw=0, label="rows")
+    band(left, x, own.predict(pd.DataFrame({"bmi": x})), BLUE, "a new row, 90 %")
+    low, high = np.quantile(lines, [0.05, 0.95], axis=0)
+    left.fill_between(x, low, high, color=ORANGE, alpha=0.6, lw=0, label="the mean, 90 %")
+    left.plot(x, lines.mean(0), color="black", lw=1)
+    left.set(xlabel="body mass index, bmi (kg/m²)", ylabel="disease progression after a year")
+    left.legend(frameon=False, fontsize=9, loc="upper left")
+    whole = fit("bayesian_regression", table, response="progression", seed=1)
+    names = list(whole.problem.prepared.coords["predictor"])
+    by_sd = draws_of(whole, "coefficients") * table[names].std().to_numpy()
+    low, middle, high = np.quantile(by_sd, [0.05, 0.5, 0.95], axis=0)
+    places = np.arange(len(names))[::-1]
+    right.axvline(0, color=GREY, lw=0.8, ls=":")
+    right.hlines(places, low, high, color=BLUE, lw=2.5, label="90 % interval")
+    right.plot(middle, places, "o", color=BLUE, ms=5, label="median")
+    right.set_yticks(places, names)
+    right.set(xlabel="change of progression for one sd of the column", ylabel="predictor")
+    right.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
 
 
 register(
@@ -349,6 +199,8 @@ register(
         dataset="diabetes",
         code_in=code_in,
         internal=("standardised_coefficients", "standardised_intercept", "standardised_sigma"),
+        recipe=Recipe(line, {"formula": "y ~ a + b"}),
+        picture=picture,
     ),
     __name__,
 )

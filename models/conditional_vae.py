@@ -10,8 +10,9 @@ models"). Columns of text, and of whole numbers with 20 different values or fewe
 of which has an indicator; others are numbers, which are standardised. The rest is as in `vae`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import OptionError
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models import vae as unconditional
 from elbowroom.models._columns import column_of_role, indicators
+from elbowroom.models._recipes import pixels
 
 MOST_LABELS = 20
 """Different whole numbers up to which a column counts as labels."""
@@ -100,6 +102,26 @@ def _levels(column: pd.Series) -> list[object] | None:
     return sorted(distinct) if whole and len(distinct) <= MOST_LABELS else None
 
 
+def picture(fit: Callable[..., Any]) -> Any:
+    """A row of new images for each label; the same latents stand in each column."""
+    from elbowroom.models._pictures import panels, sheet
+
+    own = fit("conditional_vae", "digits", latent=2, seed=1, epochs=100)
+    pixels, count = list(own.problem.prepared.coords["column"]), 16
+    rows = [
+        own.generate(count, given={"digit": digit}, expected=True, seed=3)[pixels].to_numpy() / 16
+        for digit in range(10)
+    ]
+    figure, ax = panels(width=7.2, height=4.8)
+    ax.imshow(sheet(np.concatenate(rows), count), cmap="gray", vmin=0, vmax=1)
+    ax.set_yticks([9 * k + 3.5 for k in range(10)], [str(k) for k in range(10)])
+    ax.set_xticks([9 * k + 3.5 for k in range(0, count, 3)], [str(k + 1) for k in range(0, 16, 3)])
+    ax.set(xlabel="new image: one draw of the latents a column", ylabel="the label that is given")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return figure
+
+
 register(
     Model(
         name="conditional_vae",
@@ -114,6 +136,12 @@ register(
         suggested=unconditional.SUGGESTED,
         verbs=unconditional.VERBS,
         internal=("dequantisation",),
+        recipe=Recipe(
+            lambda: pixels().assign(kind=["u", "v"] * 15),
+            {"latent": 2, "hidden": (4,), "batch_size": 10, "condition": "kind"},
+            local_latents=True,
+        ),
+        picture=picture,
     ),
     __name__,
 )

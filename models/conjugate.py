@@ -15,8 +15,10 @@ is a weak one, scaled to the data: [mean of y, ten standard deviations of y], [1
 [1, 1 / mean of y] and [1, variance of y].
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -25,11 +27,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Columns, Exclude
+from elbowroom.models._recipes import line
 
 PRIORS = {
     "normal": "the mean's mean, and its standard deviation",
@@ -229,6 +233,37 @@ def _prior(y: Tensor, options: Options) -> tuple[float, float]:
     }[likelihood]
 
 
+def picture(fit: Callable[..., Any]) -> Any:
+    """Prior, likelihood and posterior of a mean, and draws of another guide."""
+    from scipy import stats
+
+    from elbowroom.models._pictures import BLUE, GREEN, ORANGE, PINK, draws_of, panels
+
+    adults = load_dataset("heights").query("group == 'adult'").head(8)
+    options = {"prior": (160.0, 4.0), "sigma": 9.0, "response": "height", "seed": 1}
+    exact = fit("conjugate", adults, **options)
+    other = fit("conjugate", adults, "mean_field", engine="svi", **options)
+    figure, ax = panels()
+    grid = np.linspace(145, 186, 400)
+    average, error = adults["height"].mean(), 9 / len(adults) ** 0.5
+    posterior = draws_of(exact, "mean")
+    ax.hist(
+        draws_of(other, "mean"), bins=24, density=True, color=PINK, alpha=0.35,
+        label="draws of mean_field",
+    )  # fmt: skip
+    for mean, sd, style, colour, label in (
+        (160, 4, "--", ORANGE, "prior"),
+        (average, error, ":", BLUE, "likelihood, scaled to area one"),
+        (posterior.mean(), posterior.std(), "-", GREEN, "posterior (exact)"),
+    ):
+        ax.plot(grid, stats.norm(mean, sd).pdf(grid), style, color=colour, lw=2, label=label)
+    heights = adults["height"].to_numpy()
+    ax.plot(heights, np.full(len(adults), -0.006), "|", color="black", ms=10, label="rows")
+    ax.set(xlabel="mean height of adults (cm)", ylabel="density (per cm)", xlim=(145, 186))
+    ax.legend(frameon=False, loc="upper left", fontsize=9)
+    return figure
+
+
 register(
     Model(
         name="conjugate",
@@ -240,6 +275,8 @@ register(
         dataset="heights",
         internal=("standardised_coefficients",),
         population=(),  # the variance scales the coefficients' prior, and is the rows' own
+        recipe=Recipe(line, {"likelihood": "regression", "response": "y"}),
+        picture=picture,
     ),
     __name__,
 )

@@ -14,7 +14,7 @@ and so on (Geweke and Zhou, 1996, "Measuring the pricing error of the arbitrage 
 one common factor, for columns in the same unit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,11 +27,13 @@ from pydantic.dataclasses import dataclass
 from pyro.distributions import constraints
 from torch import Tensor
 
+from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import OptionError
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._options import Columns, Exclude
+from elbowroom.models._recipes import pixels
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,54 @@ def _most_latents(columns: int, shared: bool) -> int:
     return max(k for k in range(columns) if (columns - k) ** 2 >= columns + k)
 
 
+REACH = 2.9
+"""How long the arrows of loadings are, in the picture."""
+SHIFTS = {"petal_width": (-3, 6), "petal_length": (-3, -6), "sepal_length": (-3, 0)}
+"""Of their names, in points."""
+
+
+def picture(fit: Callable[..., Any]) -> Any:
+    """Where the rows of iris lie among two latents, and what the latents do to each column."""
+    from elbowroom.models._pictures import BLUE, GREEN, GREY, MARKERS, ORANGE, ellipse, panels
+
+    table = load_dataset("iris")
+    own = fit("factor_analysis", table, seed=1)
+    placed, loadings = own.embed(), np.tril(own.point_parameters["loadings"])
+    figure, ax = panels(width=7.2, height=4.8)
+    for k, (species, colour) in enumerate(
+        zip(sorted(table["species"].unique()), (BLUE, ORANGE, GREEN), strict=True)
+    ):
+        here = (table["species"] == species).to_numpy()
+        ax.scatter(
+            placed["z[0].mean"][here], placed["z[1].mean"][here], s=20, marker=MARKERS[k],
+            color=colour, alpha=0.75, lw=0, label=species,
+        )  # fmt: skip
+    # All rows have the same posterior covariance.
+    noise = own.point_parameters["noise"]
+    precision = np.eye(2) + loadings.T @ (loadings / np.square(noise)[:, None])
+    at = np.array([placed["z[0].mean"][0], placed["z[1].mean"][0]])
+    ax.add_patch(
+        ellipse(
+            at, np.linalg.inv(precision), 2.146, fill=False, ec="black", lw=1.2,
+            label="90 % region of row 1",
+        )
+    )  # fmt: skip
+    for name, (one, two) in zip(own.problem.prepared.coords["column"], loadings, strict=True):
+        ends = REACH * one, REACH * two
+        ax.annotate("", ends, (0, 0), arrowprops={"arrowstyle": "->", "color": GREY, "lw": 1.4})
+        across = one if abs(one) > abs(two) else 0.0
+        ax.annotate(
+            name, ends, SHIFTS.get(name, (0, 0)), textcoords="offset points", fontsize=9,
+            ha=("right", "center", "left")[int(np.sign(across)) + 1],
+            va="center" if across else "bottom",
+        )  # fmt: skip
+    ax.plot([], [], color=GREY, lw=1.4, label=f"loadings of a column, times {REACH:g}")
+    ax.set(xlabel="first latent, z[0]", ylabel="second latent, z[1]")
+    ax.set(xlim=(-4.2, 2.4), ylim=(-3.2, 3.4))
+    figure.legend(frameon=False, fontsize=9, loc="outside right center")
+    return figure
+
+
 register(
     Model(
         name="factor_analysis",
@@ -191,6 +241,8 @@ register(
         suggested={"held_out": 0.0},
         verbs=("generate", "score", "embed", "reconstruct", "interpolate", "impute"),
         normals=normals,
+        recipe=Recipe(pixels, {"latent": 1, "noise": "separate"}, local_latents=True),
+        picture=picture,
     ),
     __name__,
 )

@@ -18,7 +18,7 @@ their first column, smallest first, and every draw is matched to that numbering.
 user's units: `weights`, `means`, `standard_deviations` and, for full ones, `covariances`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -32,11 +32,13 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import OptionError
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._options import Columns, Exclude
+from elbowroom.models._recipes import groups
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,49 @@ def normals(
     return sites["weights"].double().numpy(), means.numpy(), (factor @ factor.mT).numpy()
 
 
+def picture(fit: Callable[..., Any]) -> Any:
+    """Three components of iris in two of its columns, with some draws of each."""
+    from elbowroom.models._pictures import (
+        BLUE,
+        GREEN,
+        GREY,
+        MARKERS,
+        ORANGE,
+        draws_of,
+        ellipse,
+        panels,
+    )
+
+    table = load_dataset("iris")
+    own = fit("gaussian_mixture", table, components=3, seed=1)
+    names = ["sepal_length", "petal_length"]
+    columns = [list(own.problem.prepared.coords["column"]).index(name) for name in names]
+    means = draws_of(own, "means")[..., columns]
+    covariances = draws_of(own, "covariances")[..., columns, :][..., columns]
+    probable = own.predict().filter(like="probability").to_numpy().argmax(1)
+    figure, ax = panels(height=4.6)
+    some = np.linspace(0, len(means) - 1, 10).astype(int)
+    for k, colour in enumerate((BLUE, ORANGE, GREEN)):
+        here = probable == k
+        ax.scatter(
+            table[names[0]][here], table[names[1]][here], s=22, marker=MARKERS[k], color=colour,
+            alpha=0.75, lw=0, label=f"rows most likely of component {k}",
+        )  # fmt: skip
+        for i in some:
+            style: dict[str, Any] = {"fill": False, "ec": colour, "lw": 0.6, "alpha": 0.35}
+            ax.add_patch(ellipse(means[i, k], covariances[i, k], 2, **style))
+        ax.add_patch(
+            ellipse(
+                means[:, k].mean(0), covariances[:, k].mean(0), 2, fill=False, ec=colour, lw=2.2
+            )
+        )
+    ax.plot([], [], color=GREY, lw=2.2, label="two sds, posterior mean")
+    ax.plot([], [], color=GREY, lw=0.6, label="two sds, 10 posterior draws")
+    ax.set(xlabel="sepal length (cm)", ylabel="petal length (cm)")
+    ax.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
 register(
     Model(
         name="gaussian_mixture",
@@ -258,6 +303,8 @@ register(
         canonical=canonical,
         verbs=("generate", "score", "embed", "impute"),
         normals=normals,
+        recipe=Recipe(groups, {"components": 2, "restarts": 2}),
+        picture=picture,
     ),
     __name__,
 )

@@ -15,8 +15,10 @@ networks"). A draw of a binary unit has no derivative, so that gradients are sco
 are drawn as ink or paper, once or again at each step.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -26,9 +28,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.errors import OptionError
-from elbowroom.models import ROWS, Model, Prepared, Training, register, vae
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register, vae
 from elbowroom.models._networks import perceptron
 from elbowroom.models._options import Columns, Exclude
+from elbowroom.models._recipes import pixels
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,28 @@ def in_units(values: Tensor, arguments: Any) -> Tensor:
     return values * arguments["spread"]
 
 
+def picture(fit: Callable[..., Any]) -> Any:
+    """What the units next to the data paint, and new digits."""
+    from elbowroom.models._pictures import panels, sheet
+
+    own = fit("helmholtz_machine", "digits", seed=1, epochs=150, schedule="cosine", draws=100,
+                 learning_rate=0.03)  # fmt: skip
+    pixels, paints = list(own.problem.prepared.coords["column"]), own.model_parameters
+    weights = paints["generator.0.0.weight"].numpy().T  # (units, pixels)
+    shares = 0.5 + 0.5 * np.clip(weights / 4, -1, 1)
+    made = own.generate(60, seed=3)[pixels].to_numpy() / 16
+    figure, (left, right) = panels(2, 9.0, 3.9)
+    for ax, images, columns, title in (
+        (left, shares, 6, "weights of the 30 units of the layer $h_1$"),
+        (right, made, 10, "new digits, ink or paper"),
+    ):
+        ax.imshow(sheet(images, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=10)
+        ax.spines[:].set_visible(False)
+    return figure
+
+
 register(
     Model(
         name="helmholtz_machine",
@@ -152,6 +177,8 @@ register(
         },
         verbs=("generate", "score", "embed", "reconstruct", "impute"),
         continuous=False,
+        recipe=Recipe(lambda: pixels().round(), {"units": (2, 1), "batch_size": 10}),
+        picture=picture,
     ),
     __name__,
 )  # fmt: skip

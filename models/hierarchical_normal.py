@@ -13,6 +13,7 @@ non_centered`, the default, samples (effects - mean) / sd, which suits few rows 
 the data: m and c the mean and standard deviation of y, s 2.5 of these.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,10 +25,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells, column_of_role, response_column
+from elbowroom.models._recipes import line
 
 WIDE = 2.5
 """The default prior's standard deviation of the mean, in that of the response."""
@@ -171,6 +174,34 @@ def _column(table: pd.DataFrame, name: str) -> Tensor:
     return cells(column)[:, 0]  # (rows,)
 
 
+def picture(fit: Callable[..., Any]) -> Any:
+    """Eight schools: each effect as it was measured, and drawn to the population's mean."""
+    from elbowroom.models._pictures import BLUE, GREEN, ORANGE, draws_of, panels
+
+    table = load_dataset("eight_schools")
+    own = fit("hierarchical_normal", table, seed=1)
+    effects, mean = draws_of(own, "effects"), draws_of(own, "mean")
+    order = np.argsort(table["effect"].to_numpy())
+    figure, ax = panels(height=4.4)
+    places = np.arange(len(table))
+    measured, error = table["effect"].to_numpy()[order], table["standard_error"].to_numpy()[order]
+    ax.errorbar(
+        places - 0.14, measured, 1.645 * error, fmt="s", color=ORANGE, ms=5, lw=1.5,
+        label="as measured, ± 1.645 standard errors",
+    )  # fmt: skip
+    low, middle, high = np.quantile(effects[:, order], [0.05, 0.5, 0.95], axis=0)
+    ax.errorbar(
+        places + 0.14, middle, [middle - low, high - middle], fmt="o", color=BLUE, ms=5, lw=1.5,
+        label="posterior median and 90 % interval",
+    )  # fmt: skip
+    ax.axhline(mean.mean(), color=GREEN, lw=1.2, ls="--", label="population mean (posterior)")
+    ax.set_xticks(places, table["school"].to_numpy()[order])
+    ax.set(xlabel="school", ylabel="effect of coaching (points)")
+    ax.legend(frameon=False, fontsize=9, loc="upper left")
+    ax.set_ylim(top=75)
+    return figure
+
+
 register(
     Model(
         name="hierarchical_normal",
@@ -182,6 +213,10 @@ register(
         dataset="eight_schools",
         internal=("standardised_effects",),
         population=("effects", "standardised_effects"),
+        recipe=Recipe(
+            lambda: line().head(12).assign(g=list("aaabbbcccddd")), {"response": "a", "group": "g"}
+        ),
+        picture=picture,
     ),
     __name__,
 )

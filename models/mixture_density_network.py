@@ -14,9 +14,10 @@ each of them. The weights have a posterior under `bayes_by_backprop`; `map` and 
 give points. The likelihood alone may have no maximum: a component can collapse onto one row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -25,9 +26,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.data.bundled import load_dataset
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._layers import SUGGESTED, sample_layers, start_of_layers, through
 from elbowroom.models._outcomes import NetworkOptions, predictors_and_response
+from elbowroom.models._recipes import SMALL_NETWORK, unrelated
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,44 @@ def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str
     ]
 
 
+def picture(fit: Callable[..., Any]) -> Any:
+    """An inverse problem: the density of its branches, and a mean that no row is near to."""
+    from elbowroom.models._pictures import BLUE, GREY, ORANGE, panels
+
+    table = load_dataset("inverse_problem")
+    own = fit(
+        "mixture_density_network", table, "map", seed=1, steps=1500, learning_rate=0.02,
+        activation="tanh", prior_scale=3.0,
+    )  # fmt: skip
+    inputs, outputs = np.linspace(0.0, 1.0, 61), np.linspace(-0.1, 1.1, 81)
+    pairs = pd.DataFrame(
+        {"input": np.repeat(inputs, len(outputs)), "output": np.tile(outputs, len(inputs))}
+    )
+    density = np.exp(own.log_density(pairs)).reshape(len(inputs), len(outputs))
+    mean = (density * outputs).sum(1) / density.sum(1)
+    figure, (left, right) = panels(2, 9.6)
+    shades = left.contourf(inputs, outputs, np.minimum(density, 6).T, levels=12, cmap="Blues")
+    left.scatter(table["input"], table["output"], s=4, color="black", alpha=0.45, lw=0,
+                 label="rows")  # fmt: skip
+    left.plot(inputs, mean, color=ORANGE, lw=2, ls="--", label="conditional mean")
+    left.set(xlabel="input", ylabel="output", xlim=(0, 1), ylim=(-0.1, 1.1))
+    left.legend(frameon=True, framealpha=0.9, fontsize=9, loc="upper left")
+    figure.colorbar(shades, ax=left, label="density of the output, cut at 6")
+    fine = np.linspace(-0.1, 1.1, 400)
+    at = np.exp(own.log_density(pd.DataFrame({"input": np.full(400, 0.5), "output": fine})))
+    near = table.loc[(table["input"] - 0.5).abs() < 0.05, "output"]
+    right.hist(
+        near, bins=np.linspace(0, 1, 26), density=True, color=GREY, alpha=0.35,
+        label=f"{len(near)} rows with an input near 0.5",
+    )  # fmt: skip
+    right.plot(fine, at, color=BLUE, lw=2, label="density at the input 0.5")
+    middle = float(np.interp(0.5, inputs, mean))
+    right.vlines(middle, 0, at.max(), color=ORANGE, lw=2, ls="--", label="conditional mean")
+    right.set(xlabel="output", ylabel="density", ylim=(0, 1.45 * at.max()))
+    right.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
+
+
 register(
     Model(
         name="mixture_density_network",
@@ -118,6 +159,8 @@ register(
         dataset="inverse_problem",
         starts=starts,
         **SUGGESTED,
+        recipe=Recipe(unrelated, {"components": 1, **SMALL_NETWORK}),
+        picture=picture,
     ),
     __name__,
 )

@@ -19,7 +19,7 @@ or again at each step; `--dequantise` adds noise between zero and one to whole n
 normal likelihood, so that its bound is one of their log probability.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -33,14 +33,16 @@ from pydantic.dataclasses import dataclass
 from pyro.distributions import constraints
 from torch import Tensor
 
+from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns, select_columns
 from elbowroom.errors import DataError, OptionError
-from elbowroom.models import ROWS, Model, Prepared, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._fresh import binarised
 from elbowroom.models._likelihoods import Dequantised, DiscretisedLogistic
 from elbowroom.models._networks import convolutional_decoder, perceptron
 from elbowroom.models._options import Columns, Exclude
+from elbowroom.models._recipes import pixels
 
 BINARISED = 0x0B1A_5ED0
 """Seed of the pixels that are drawn once."""
@@ -296,6 +298,42 @@ def images(arguments: Mapping[str, Any]) -> tuple[tuple[int, ...], float] | None
 VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
 SUGGESTED = {"learning_rate": 5e-3, "batch_size": 128, "draws": 200, "dtype": "float32"}
 
+TEN = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8c6d1f",
+       "#7a7a7a", "#5a3e9c")  # fmt: skip
+"""Colours of digits."""
+
+
+def picture(fit: Callable[..., Any]) -> Any:
+    """The digits that a decoder makes of two latents, and where the rows lie among them."""
+    from scipy import stats
+
+    from elbowroom.models._pictures import panels, sheet
+
+    table = load_dataset("digits")
+    own = fit("vae", table, latent=2, seed=1, epochs=150)
+    columns, size = own.problem.prepared.coords["column"], 15
+    figure, (left, right) = panels(2, 9.6, 4.8)
+    grid = own.manifold(size)
+    made = grid[list(columns)].to_numpy() / 16
+    left.imshow(sheet(made, size), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    quantiles = (0, 3, 7, 11, 14)
+    labels = [f"{stats.norm.ppf((k + 0.5) / size):.1f}" for k in quantiles]
+    left.set_xticks([9 * k + 3.5 for k in quantiles], labels)
+    left.set_yticks([9 * k + 3.5 for k in quantiles], labels[::-1])
+    left.set(xlabel="z[0], at even quantiles of its prior", ylabel="z[1]")
+    left.set_title("what the decoder makes of the latents", fontsize=10)
+    placed = own.embed(draws=50)
+    for digit in range(10):
+        here = (table["digit"] == digit).to_numpy()
+        right.scatter(
+            placed["z[0].mean"][here], placed["z[1].mean"][here], s=22, lw=0, alpha=0.8,
+            marker=f"${digit}$", color=TEN[digit],
+        )  # fmt: skip
+    right.set(xlabel="z[0], posterior mean", ylabel="z[1], posterior mean")
+    right.set_title("where the rows lie, each written as its digit", fontsize=10)
+    return figure
+
+
 register(
     Model(
         name="vae",
@@ -310,6 +348,8 @@ register(
         suggested=SUGGESTED,
         verbs=VERBS,
         internal=("dequantisation",),
+        recipe=Recipe(pixels, {"latent": 2, "hidden": (4,), "batch_size": 10}, local_latents=True),
+        picture=picture,
     ),
     __name__,
 )

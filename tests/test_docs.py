@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -156,8 +157,6 @@ def test_every_model_has_a_page_and_a_picture(name: str) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.splitlines()[0] == f"# `{name}`"
     assert f"]({picture.name})" in text
-    index = (DOCS / "README.md").read_text(encoding="utf-8")
-    assert f"[`{name}`](models/{page.name})" in index
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert 5_000 < picture.stat().st_size <= MOST
     for heading in ("When to use it", "The model", "Guides", "What the verdict says", "Limits"):
@@ -186,9 +185,9 @@ def test_no_page_is_of_a_model_that_is_gone() -> None:
     assert all(f"]({of_docs})" in index for of_docs in ("theory.md", "stopping.md"))
 
 
-@pytest.fixture(scope="module")
-def pictures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pictures", DOCS / "pictures.py")
+def script(name: str) -> ModuleType:
+    """A script of the folder docs, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -196,20 +195,46 @@ def pictures() -> ModuleType:
     return module
 
 
-def test_a_function_draws_each_picture(
-    pictures: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert set(pictures.PICTURES) == set(MODELS)
-    for name, function in pictures.PICTURES.items():
-        assert getattr(pictures, name) is function
+def test_the_lists_of_models_are_as_make_docs_writes_them() -> None:
+    index = script("index")
+    assert {of_root(path) for path in index.LISTS} == {"README.md", "docs/README.md"}
+    for path, table in index.LISTS.items():
+        text = path.read_text(encoding="utf-8")
+        assert index.with_list(text, table()) == text, f"{of_root(path)}: run `make docs`"
+        assert all(f"`{name}`" in table() for name in MODELS)
+
+
+def test_a_list_of_models_is_replaced_and_the_rest_kept() -> None:
+    index = script("index")
+    table = "| model | x |\n| --- | --- |\n| `b` | \\1 |\n"
+    text = "before\n\n| model | x |\n| --- | --- |\n| `a` | y |\n\nafter\n"
+    assert index.with_list(text, table) == f"before\n\n{table}\nafter\n"
+    for wrong in ("no table\n", text + text):
+        with pytest.raises(ValueError, match="there must be one"):
+            index.with_list(wrong, table)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_declares_its_picture(name: str) -> None:
+    assert get_model(name).picture is not None, f"models/{name}.py: give Model(...) a `picture`"
+
+
+def test_importing_the_models_does_not_import_matplotlib(children: Any) -> None:
+    code = (
+        "import sys; from elbowroom.models import get_model, model_summaries; "
+        "[get_model(name) for name in model_summaries()]; assert 'matplotlib' not in sys.modules"
+    )
+    assert children.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_picture_of_no_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        pictures.main(["conjugat"])
-    assert "no picture of conjugat" in capsys.readouterr().err
+        script("pictures").main(["conjugat"])
+    assert "invalid choice: 'conjugat'" in capsys.readouterr().err
 
 
-def test_a_picture_is_drawn(
-    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = script("pictures")
     monkeypatch.setattr(pictures, "FOLDER", tmp_path)
     pictures.main(["conjugate"])
     assert (tmp_path / "conjugate.png").stat().st_size <= MOST

@@ -17,8 +17,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import elbowroom
-from elbowroom.guides import guides_for
-from elbowroom.models import model_summaries
 
 ROOT = Path(elbowroom.__file__).resolve().parents[1]
 LINKS = ("models", "guides", "data", "cli.py")
@@ -112,13 +110,6 @@ def test_public_names_are_all_there() -> None:
     assert set(elbowroom.__all__) <= set(dir(elbowroom))
     with pytest.raises(AttributeError, match="no attribute 'fti'"):
         elbowroom.fti  # noqa: B018
-
-
-def test_the_readme_lists_every_model_and_guide() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, summary in model_summaries().items():
-        guides = ", ".join(f"`{g.name}`" for g in guides_for(name).values() if g.model == name)
-        assert f"| `{name}` | {summary} | {guides} |" in readme
 
 
 @pytest.mark.slow

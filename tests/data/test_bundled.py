@@ -20,6 +20,7 @@ SHAPES = {
     "heights": (1000, 2),
     "inverse_problem": (600, 2),
     "iris": (150, 5),
+    "linnerud": (20, 6),
 }
 
 
@@ -65,6 +66,11 @@ def test_values_are_the_published_ones() -> None:
     diabetes = load_dataset("diabetes")
     assert diabetes["age"].between(18, 80).all()
     assert diabetes["bmi"].between(17, 43).all()
+    men = load_dataset("linnerud")
+    assert men.iloc[0].to_dict() == {
+        "weight": 191, "waist": 36, "pulse": 50, "chins": 5, "situps": 162, "jumps": 60,
+    }  # fmt: skip
+    assert men.iloc[19].tolist() == [138, 33, 68, 2, 110, 43]
     assert load_dataset("breast_cancer")["diagnosis"].value_counts().to_dict() == {
         "benign": 357,
         "malignant": 212,

@@ -1,10 +1,10 @@
 """What every registered model and guide must do together; a new one is tested by being registered.
 
-Each model needs a recipe of data below: one that has none fails.
+Each model declares a recipe, the small data that it is fitted to here: one that has none fails.
 """
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from elbowroom.engines.task import Task
 from elbowroom.errors import ElbowroomError
 from elbowroom.guides import Guide, guides_for
 from elbowroom.guides.sites import read_guide
-from elbowroom.models import get_model, model_summaries
+from elbowroom.models import Recipe, get_model, model_summaries
 from elbowroom.objectives import objectives
 from elbowroom.objectives.elbo import (
     choose_objective,
@@ -37,8 +37,6 @@ from elbowroom.result import Fit
 STEPS, DRAWS, SEED = 30, 200, 1
 ESTIMATES = 30
 """Of the ELBO, to compare objectives by."""
-LOCAL = ("conditional_vae", "factor_analysis", "vae")
-"""Models with continuous latents for each row."""
 PRESENT = {
     "helmholtz_machine": {"recognition"},
     "mixture_density_network": {"bayes_by_backprop"},
@@ -51,63 +49,24 @@ PRESENT = {
     "conditional_vae": {"encoder", "local"},
     "vae": {"encoder", "local"},
 }
-# A response of noise, and priors that leave little but a linear map: one mode, nearly Normal.
-SMALL_NETWORK = {"response": "noise", "hidden": (1,), "activation": "tanh", "prior_scale": 0.2}
 DENSE = {"full_rank", "low_rank", "linear_response", "laplace", "pathfinder", "flow"}
 GENERAL = {"map", "mle", "mean_field"} | DENSE
 LIKELIHOOD = {"mle"}
 """Those that leave priors out."""
-GROUPED = ("hierarchical_normal",)
-"""Models with groups, whose effects have no prior."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Small data for a model, and options that make it quick."""
-
-    data: pd.DataFrame
-    options: dict[str, Any]
-
-
-def recipes() -> dict[str, Recipe]:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, 2))
-    regression = pd.DataFrame({"a": x[:, 0], "b": 100 * x[:, 1] + 7})
-    regression["y"] = 3 + 2 * x[:, 0] - x[:, 1] + rng.normal(size=40)
-    unrelated = regression[["a", "b"]].assign(noise=rng.normal(size=40))
-    groups = np.concatenate([rng.normal(size=(20, 2)), rng.normal(size=(20, 2)) + 6])
-    pixels = rng.uniform(size=(30, 5))
-    return {
-        "bayesian_neural_network": Recipe(unrelated, SMALL_NETWORK),
-        "bayesian_regression": Recipe(regression, {"formula": "y ~ a + b"}),
-        "conjugate": Recipe(regression, {"likelihood": "regression", "response": "y"}),
-        "factor_analysis": Recipe(
-            pd.DataFrame(pixels, columns=list("pqrst")), {"latent": 1, "noise": "separate"}
-        ),
-        "gaussian_mixture": Recipe(
-            pd.DataFrame(groups, columns=["u", "v"]), {"components": 2, "restarts": 2}
-        ),
-        "helmholtz_machine": Recipe(
-            pd.DataFrame((pixels > 0.5).astype(float), columns=list("pqrst")),
-            {"units": (2, 1), "batch_size": 10},
-        ),
-        "hierarchical_normal": Recipe(
-            pd.DataFrame({"y": x[:12, 0], "g": list("aaabbbcccddd")}),
-            {"response": "y", "group": "g"},
-        ),
-        "mixture_density_network": Recipe(unrelated, {"components": 1, **SMALL_NETWORK}),
-        "conditional_vae": Recipe(
-            pd.DataFrame(pixels, columns=list("pqrst")).assign(kind=["u", "v"] * 15),
-            {"latent": 2, "hidden": (4,), "batch_size": 10, "condition": "kind"},
-        ),
-        "vae": Recipe(
-            pd.DataFrame(pixels, columns=list("pqrst")),
-            {"latent": 2, "hidden": (4,), "batch_size": 10},
-        ),
-    }
-
-
 MODELS = list(model_summaries())
+
+
+def recipe_of(model: str) -> Recipe:
+    """What a model declares to be tested with."""
+    recipe = get_model(model).recipe
+    assert recipe is not None, f"models/{model}.py: give Model(...) a `recipe`"
+    return recipe
+
+
+LOCAL = {model for model in MODELS if recipe_of(model).local_latents}
+"""Models with continuous latents for each row."""
+GROUPED = {model for model in MODELS if get_model(model).population}
+"""Models with groups, whose effects have no prior."""
 FREE = sorted(GENERAL)
 
 
@@ -132,10 +91,8 @@ PAIRS = [
 @cache
 def begun(model: str) -> tuple[Problem, Settings, Landscape]:
     """A model bound to its recipe, and where its fits begin."""
-    known = recipes()
-    assert model in known, f"the model '{model}' has no recipe in {Path(__file__).name}"
-    recipe = known[model]
-    problem, settings, _ = bind_model(model, recipe.data, {**recipe.options, "steps": STEPS})
+    recipe = recipe_of(model)
+    problem, settings, _ = bind_model(model, recipe.table(), {**recipe.options, "steps": STEPS})
     return problem, settings, explore(problem, settings.restarts, SEED)
 
 
@@ -155,7 +112,7 @@ def test_no_model_or_guide_has_gone() -> None:
     assert set(model_summaries()) >= set(PRESENT)
     for model, own in PRESENT.items():
         general = GENERAL - DENSE - {"mean_field"} if model in LOCAL else GENERAL
-        if model in LOCAL + GROUPED:
+        if model in LOCAL | GROUPED:
             general = general - LIKELIHOOD
         general = general if get_model(model).continuous else set()
         assert set(guides_for(model, local_latents=model in LOCAL)) >= own | general, model
@@ -294,7 +251,7 @@ def test_every_objective_that_a_guide_is_allowed_estimates_the_same_elbo(
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_predicts_new_rows_with_its_own_guide(model: str) -> None:
     fit = fitted(model, next(iter(guides_for(model, model in LOCAL))))
-    new = recipes()[model].data.iloc[:7]
+    new = recipe_of(model).table().iloc[:7]
     predicted = fit.predict(new)
     assert len(predicted) == 7
     assert np.isfinite(predicted.to_numpy(dtype=float)).all()

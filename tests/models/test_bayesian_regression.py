@@ -14,7 +14,8 @@ import torch
 import elbowroom as er
 from elbowroom.errors import DataError, ElbowroomError, OptionError
 from elbowroom.models import Prepared, Training, bayesian_regression
-from elbowroom.models.bayesian_regression import Options, code_in, prepare
+from elbowroom.models._formula import code_in
+from elbowroom.models.bayesian_regression import Options, prepare
 from elbowroom.problem.isolation import isolated
 
 

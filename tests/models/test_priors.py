@@ -48,6 +48,14 @@ PRIORS: list[tuple[str, pd.DataFrame, dict[str, Any], dict[str, Any]]] = [
         },
     ),
     (
+        "negative_binomial", NUMBERS, {"response": "y"},
+        {
+            "standardised_intercept": normal((), 2.5),
+            "standardised_coefficients": normal((2,), 2.5),
+            "root_overdispersion": dist.HalfNormal(torch.ones((), dtype=torch.float64)),
+        },
+    ),
+    (
         "bayesian_neural_network", NUMBERS, {"response": "y", "hidden": (3,)},
         {**layers([2, 3, 1], 1.0), "standardised_sigma": dist.Exponential(1.0)},
     ),

@@ -1,0 +1,251 @@
+"""A table as the predictors and the response of a regression, by a formula or by columns."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from elbowroom.data.tables import align_columns, numeric_columns
+from elbowroom.errors import DataError, OptionError
+from elbowroom.models import Training
+from elbowroom.models._columns import cells, predictor_columns, response_column
+from elbowroom.models._options import Exclude
+
+
+@dataclass(frozen=True)
+class RegressionOptions:
+    """Options of the models in which a linear function of columns predicts one."""
+
+    formula: Annotated[
+        str | None, Field(description="model formula, such as 'progression ~ bmi + bp'")
+    ] = None
+    response: Annotated[
+        str | None, Field(description="column of the response; every other column is a predictor")
+    ] = None
+    columns: Annotated[
+        tuple[str, ...] | None, Field(description="columns of the predictors, all by default")
+    ] = None
+    exclude: Exclude = ()
+
+
+@plain_dataclass(frozen=True)
+class Design:
+    """What a regression is fitted to, in the user's units.
+
+    Attributes:
+        predictors: Without the intercept, (rows, columns).
+        columns: Their names.
+        response: (rows,), None where new rows do not have it.
+        name: The response's.
+        has_intercept: Whether there is an intercept.
+    """
+
+    predictors: Tensor
+    columns: list[str]
+    response: Tensor | None
+    name: str
+    has_intercept: bool
+
+
+def read_design(
+    table: pd.DataFrame,
+    options: RegressionOptions,
+    training: Training | None,
+    model: str,
+    offset: str,
+    leave_out: Sequence[str] = (),
+) -> Design:
+    """A table's predictors and response.
+
+    Args:
+        table: The rows.
+        options: The formula, or the columns.
+        training: What the model was fitted to, when the table has new rows.
+        model: The model's name, for messages.
+        offset: What to do instead of an offset, with {response} and {known} in it.
+        leave_out: Columns that are no predictors, where there is no formula.
+
+    Raises:
+        DataError: If a column cannot be used; the message names it.
+        OptionError: If both `formula` and `response` are given, or neither, or if a part of the
+            formula cannot be fitted.
+    """
+    if options.formula and (options.response or options.columns or options.exclude):
+        raise OptionError(
+            "--formula names the response and the predictors; leave out --response, --columns "
+            "and --exclude."
+        )
+    source, new = (table, None) if training is None else (training.table, table)
+    if options.formula:
+        design, response, has_intercept = _by_formula(options.formula, source, new, model, offset)
+    else:
+        design, response = _by_columns(source, options, new, model, leave_out)
+        has_intercept = True
+    design = numeric_columns(design, allow_constant=training is not None)
+    outcome = None
+    blank = training is not None and response is not None and response.isna().all()
+    if response is not None and not blank:
+        column = numeric_columns(response.to_frame(), allow_constant=training is not None)
+        outcome = cells(column)[:, 0]  # (rows,)
+    if training is None and outcome is None:
+        raise DataError("the table has no column for the response.")
+    name = "" if response is None else str(response.name)
+    return Design(cells(design), list(design.columns), outcome, name, has_intercept)
+
+
+def _by_columns(
+    table: pd.DataFrame,
+    options: RegressionOptions,
+    new: pd.DataFrame | None,
+    model: str,
+    leave_out: Sequence[str],
+) -> tuple[pd.DataFrame, pd.Series | None]:
+    """The predictors and the response: every other column, untransformed."""
+    response = response_column(
+        table, options.response,
+        f"{model} needs to know what to predict; give --response COLUMN "
+        "or --formula 'response ~ predictors'.",
+    )  # fmt: skip
+    left_out = list(dict.fromkeys([*options.exclude, *leave_out]))
+    names = predictor_columns(table, response, options.columns, left_out)
+    rows = table if new is None else new
+    return align_columns(rows, names), rows[response] if response in rows.columns else None
+
+
+HARMLESS = ("C", "center", "scale", "np.log", "np.log1p", "np.exp", "np.sqrt", "poly", "bs")
+"""Functions that a formula from a run folder may call."""
+
+
+def code_in(options: RegressionOptions) -> str | None:
+    """The formula, if it calls functions: formulae evaluates the Python in it."""
+    formula = options.formula or ""
+    rest = re.sub(rf"\b({'|'.join(map(re.escape, HARMLESS))})\(", "(", formula)
+    plain = re.fullmatch(r"[\w\s.,+*:/~()-]*", rest) and not re.search(r"\w\s*\(", rest)
+    return None if plain else formula
+
+
+def _read(formula: str) -> tuple[str, set[str]]:
+    """Where formulae's parser stops before the end, and the columns that it has read by then."""
+    from formulae.parser import Parser
+    from formulae.resolver import Resolver
+    from formulae.scanner import Scanner
+    from formulae.terms.terms import Model as Terms
+
+    parser = Parser(Scanner(formula).scan())
+    read = Resolver(parser.parse()).resolve()
+    terms = read if isinstance(read, Terms) else Terms(read)
+    return "" if parser.at_end() else parser.peek().lexeme, terms.var_names
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What formulae warns of, which it prints and then leaves out."""
+    said: list[str] = []
+
+    def kept(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            said.append(record.getMessage().replace("\n", " "))
+        return False
+
+    logger = logging.getLogger("formulae")
+    logger.addFilter(kept)
+    try:
+        yield said
+    finally:
+        logger.removeFilter(kept)
+
+
+def _by_formula(
+    formula: str, table: pd.DataFrame, new: pd.DataFrame | None, model: str, offset: str
+) -> tuple[pd.DataFrame, pd.Series | None, bool]:
+    """The predictors, the response and whether there is an intercept, by a model formula.
+
+    The categories and transforms of the formula are those of `table`; the rows are those of
+    `new`, or of `table` itself. The response is None if `new` does not have it.
+
+    Raises:
+        DataError: If the formula cannot be read, or names a column that is not in the table.
+        OptionError: If the formula has an offset, group effects, no response or no predictor, or
+            if a part of it is not read.
+    """
+    from formulae import design_matrices  # half a second, and few need it
+
+    if "|" in formula:
+        raise OptionError(
+            f"--formula '{formula}' has group effects, which {model} does not fit; "
+            "leave out the terms with '|'."
+        )
+    if "~" not in formula:
+        raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
+    try:
+        with _heard() as said:
+            left, variables = _read(formula)
+            matrices = design_matrices(
+                formula, table, na_action="error", extra_namespace={"np": np}
+            )
+    except Exception as error:  # formulae raises what its parser and the formula's code raise
+        raise DataError(
+            f"the formula '{formula}' cannot be read with the columns "
+            f"{', '.join(map(str, table.columns))}: {error}"
+        ) from error
+    if left or said:
+        cause = said[0] if said else f"it can only be read up to '{left}'."
+        raise OptionError(
+            f"--formula '{formula}': {cause} Join terms by +, : or *, and write arithmetic within "
+            "I(...)."
+        )
+    if matrices.response is None or matrices.common is None:
+        raise OptionError(f"--formula '{formula}' needs a response and at least one predictor.")
+    response_column = str(matrices.response.name)
+    for name, term in matrices.common.terms.items():
+        if term.kind == "offset":
+            known = name.removeprefix("offset(").removesuffix(")")
+            raise OptionError(
+                f"--formula '{formula}': {name} has a fixed coefficient, and {model} fits every "
+                f"coefficient. {offset.format(response=response_column, known=known)}"
+            )
+    names = list(matrices.common.as_dataframe().columns)
+    values = matrices.common.design_matrix
+    if matrices.response.kind == "proportion":
+        raise DataError(
+            f"the response {response_column} is a share of trials, whose noise is Binomial; write "
+            "a model of your own with pyro.sample(..., dist.Binomial(trials, logits=...), obs=y)."
+        )
+    if matrices.response.kind != "numeric":
+        raise DataError(
+            f"the response '{response_column}' is not a number in every row; encode it as numbers."
+        )
+    response: pd.Series | None = pd.Series(matrices.response.design_matrix.reshape(-1))
+    if new is not None:
+        align_columns(new, sorted(variables & set(table.columns) - {response_column}))
+        try:
+            again = matrices.common.evaluate_new_data(table.tail(-1)).design_matrix
+            same = np.allclose(again, values[1:])
+            values = matrices.common.evaluate_new_data(new).design_matrix
+        except Exception as error:  # as above
+            raise DataError(
+                f"the new rows do not fit the formula '{formula}' of the run: {error}"
+            ) from error
+        if not same:
+            raise DataError(
+                f"the formula '{formula}' has a term whose value in a row depends on the other "
+                "rows, so it cannot be computed for new rows; write center(x), scale(x) or "
+                "poly(x, 2), which use the fitted rows."
+            )
+        response = new[response_column] if response_column in new.columns else None
+    design = pd.DataFrame(values, columns=names)
+    has_intercept = "Intercept" in design
+    design = design.drop(columns="Intercept", errors="ignore")
+    if design.shape[1] == 0:
+        raise OptionError(f"--formula '{formula}' has no predictor.")
+    if response is not None:
+        response = response.rename(response_column)
+    return design, response, has_intercept
