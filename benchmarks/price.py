@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import elbowroom as er
 from elbowroom.density.starts import Starts
 from elbowroom.draws import adaptive
-from elbowroom.pipeline import concluding
+from elbowroom.pipeline import collecting
 from elbowroom.problem import bound as problem
 
 spent: dict[str, float] = defaultdict(float)
@@ -99,10 +99,10 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     timed("validity", problem, "validate")
-    timed("validity", concluding, "invalid_draws")
+    timed("validity", collecting, "invalid_draws")
     timed("search", Starts, "unexplained")
     timed("chains", adaptive, "look_beyond")
-    timed("labels", concluding, "of_all_labellings")
+    timed("labels", collecting, "of_all_labellings")
     names = ("validity", "search", "chains", "labels")
     rows = defaultdict(list)
     for repeat in range(repeats + 1):
