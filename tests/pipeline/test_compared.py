@@ -93,6 +93,13 @@ def test_a_place_where_a_climb_was_stopped_speaks_against_draws_that_hold_less(
     assert (said in str(fit.verdict)) is not trusted
 
 
+def test_of_several_guides_the_one_that_found_most_beyond_chance_counts() -> None:
+    one, little, much = rung(-10.0, 0.0), rung(-9.9, 0.01), rung(-9.0, 0.01)
+    for others in ([little, much], [much, little]):
+        gap = ladder._compared(one, [one, *others]).evidence.gaps.other_guide
+        assert gap == (pytest.approx(1.0), pytest.approx(0.01))
+
+
 def test_an_option_of_one_rung_is_not_read_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: Any) -> None:
         raise GuideError("no optimum.")
