@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from elbowroom.assess.estimators import GRADIENTS, measure
+from elbowroom.assess.estimators import SAMPLING, measure
 from elbowroom.engines.svi.checks import Finding, run_checks
 from elbowroom.engines.task import Plan, Progress, Task
 from elbowroom.errors import OptionError, unknown
@@ -129,7 +129,7 @@ def estimators(
     guide: Any = "auto",
     *,
     seed: int | None = None,
-    gradients: int = GRADIENTS,
+    gradients: int = SAMPLING.gradients,
     **options: Any,
 ) -> pd.DataFrame:
     """Measures bias, noise and cost of every gradient estimator that a model and a guide can have.

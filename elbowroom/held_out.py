@@ -1,6 +1,6 @@
 """Held-out rows of a comparison: scores of every method's predictions."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,14 +13,22 @@ from elbowroom.pipeline.fitting import fit_task
 from elbowroom.problem.isolation import constrained_values
 from elbowroom.result import Fit
 
-DRAWS = 1000
-"""Of the latents of each row."""
-INTERVAL = 0.9
-"""Probability of the intervals whose coverage is counted."""
-BINS = 10
-"""Of probabilities, in which they are compared with frequencies."""
-FEWEST = 2
-"""Rows on either side of a split."""
+
+@dataclass(frozen=True)
+class Scoring:
+    """How held-out rows are scored."""
+
+    draws: int = 1000
+    """Draws of the latents of each row."""
+    interval: float = 0.9
+    """Probability of the intervals whose coverage is counted."""
+    bins: int = 10
+    """Bins of probabilities in which they are compared with frequencies."""
+    fewest_rows: int = 2
+    """Rows on either side of a split, at least."""
+
+
+SCORING = Scoring()
 
 
 def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -42,10 +50,10 @@ def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFram
     rows = len(table)
     size = min(max(size, -1.0), rows + 1.0) if np.isfinite(size) else -1.0
     count = round(size * rows) if 0 < size < 1 else round(size)
-    if not FEWEST <= count <= rows - FEWEST:
+    if not SCORING.fewest_rows <= count <= rows - SCORING.fewest_rows:
         raise OptionError(
-            f"--test-size {size:g} of {rows} rows holds {count} out; at least {FEWEST} rows "
-            "must be held out, and as many left."
+            f"--test-size {size:g} of {rows} rows holds {count} out; hold out at least "
+            f"{SCORING.fewest_rows} rows, and leave as many."
         )
     test = np.zeros(rows, bool)
     test[np.random.default_rng(seed).permutation(rows)[:count]] = True
@@ -90,7 +98,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
         found["test_unreliable"] = weights.unreliable_density
     if fit.row_latents or problem.model.predicts in problem.space.discrete:
         return found
-    predicted = fit.predict(table, INTERVAL)
+    predicted = fit.predict(table, SCORING.interval)
     observed = _observed(fit, table)
     classes = problem.prepared.coords.get("class")
     if classes:
@@ -114,7 +122,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
 def _weighed(fit: Fit, table: pd.DataFrame) -> WeightedDraws:
     """Draws of the rows' latents, from a guide that is fitted to them if necessary."""
     if fit.amortised:
-        return fit.weigh_rows(table, DRAWS, fit.seed)
+        return fit.weigh_rows(table, SCORING.draws, fit.seed)
     points = constrained_values(fit.parameters)
     fixed = {name: points[name] for name in fit.problem.space.parameters.initial}
     size = fit.settings.batch_size
@@ -123,7 +131,7 @@ def _weighed(fit: Fit, table: pd.DataFrame) -> WeightedDraws:
     )
     task = Task(fit.problem.with_rows(table, fixed), settings, fit.seed, draws=100)
     again = fit_task(task, fit.guide, fit.engine)
-    return again.weigh_rows(None, DRAWS, fit.seed)
+    return again.weigh_rows(None, SCORING.draws, fit.seed)
 
 
 def _observed(fit: Fit, table: pd.DataFrame) -> np.ndarray:
@@ -151,6 +159,6 @@ def calibration_error(probabilities: np.ndarray, observed: np.ndarray) -> float:
     """
     sure = probabilities.max(1)
     right = probabilities.argmax(1) == observed
-    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    error = sum(abs((sure - right)[bins == each].sum()) for each in range(BINS))
+    bins = np.minimum((sure * SCORING.bins).astype(int), SCORING.bins - 1)
+    error = sum(abs((sure - right)[bins == each].sum()) for each in range(SCORING.bins))
     return float(error / len(observed))

@@ -34,9 +34,8 @@ from elbowroom.guides.families import (
 )
 from elbowroom.guides.pathwise import PathwiseNormal
 from elbowroom.guides.space import LatentSpace, Site
+from elbowroom.sizes import SIZES
 
-WHITENED = 300
-"""The largest dimension in which means are optimised in whitened coordinates."""
 FLAT = 1e-2
 """The least curvature that a number of a low-rank guide is guessed to have."""
 
@@ -72,7 +71,7 @@ def whitened(space: LatentSpace, start: Start) -> bool:
     Strong correlations between the sites would make for a long way. Latents of every row have none
     with those of other rows that a minibatch would hold.
     """
-    fits = start.precision is not None and space.dimension <= WHITENED
+    fits = start.precision is not None and space.dimension <= SIZES.products
     return fits and not space.local_continuous
 
 

@@ -24,7 +24,7 @@ FOUND = list(pkgutil.walk_packages(elbowroom.__path__, "elbowroom."))
 MODULES = sorted(module.name for module in FOUND if not module.ispkg)
 PACKAGES = sorted(module.name for module in FOUND if module.ispkg)
 FLOORS = [
-    ["errors", "recording"],
+    ["errors", "recording", "sizes"],
     ["data", "options"],
     ["models"],
     ["guides"],

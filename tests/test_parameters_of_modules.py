@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal
 from torch import Tensor, nn, tensor
 
 import elbowroom as er
-from elbowroom.density.point_parameters import NEAR_ENOUGH
+from elbowroom.density.point_parameters import MARGINAL
 
 ROWS = 40
 RANDOM = np.random.default_rng(0)
@@ -133,7 +133,7 @@ def test_fixed_draws_maximise_the_closed_form(spelling: str, frozen: bool) -> No
     before = _state(model)
     fit = er.fit(model, DATA, guide="linear_response", engine="fixed_draws", seed=1)
     assert fit.verdict.trusted, str(fit.verdict)
-    _agrees(fit, expected, log_evidence, frozen, rest=4 * NEAR_ENOUGH, error=0.01)
+    _agrees(fit, expected, log_evidence, frozen, rest=4 * MARGINAL.near_enough, error=0.01)
     assert _state(model) == before
 
 
@@ -192,7 +192,7 @@ def test_one_tensor_of_several_names_is_one_parameter() -> None:
 
     expected, log_evidence = truth(False)
     fit = er.fit(model, DATA, guide="linear_response", engine="fixed_draws", seed=1)
-    _agrees(fit, expected, log_evidence, False, rest=4 * NEAR_ENOUGH, error=0.01)
+    _agrees(fit, expected, log_evidence, False, rest=4 * MARGINAL.near_enough, error=0.01)
 
 
 def test_a_weight_with_a_prior_is_a_latent_and_the_bias_a_parameter() -> None:
@@ -206,7 +206,7 @@ def test_a_weight_with_a_prior_is_a_latent_and_the_bias_a_parameter() -> None:
 
     best = minimize(loss, np.zeros(2), tol=1e-9)
     found = [float(fit.model_parameters["network.bias"]), float(fit.model_parameters["scale"])]
-    assert loss(np.array([found[0], np.log(found[1])])) - best.fun < 4 * NEAR_ENOUGH
+    assert loss(np.array([found[0], np.log(found[1])])) - best.fun < 4 * MARGINAL.near_enough
     assert fit.measures["log_evidence"] == pytest.approx(-best.fun, abs=0.03)
 
 

@@ -106,7 +106,7 @@ SCHOOLS = {"effect": tensor(EFFECT), "error": tensor(ERROR)}
 def all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """No coordinates are drawn given the others, and none by several components."""
     monkeypatch.setattr(adaptive, "split_of", lambda curvature: None)
-    monkeypatch.setattr(adaptive, "MOST_APART", 0)
+    monkeypatch.setattr(adaptive, "ADAPTATION", replace(adaptive.ADAPTATION, most_coordinates=0))
 
 
 @pytest.mark.slow
@@ -275,8 +275,12 @@ def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(
     """The best of two modes, with 999 times the mass, has no guide: as if it had no optimum."""
     responses = deterministic.responses
     monkeypatch.setattr(deterministic, "responses", lambda *given: responses(*given)[1:])
-    monkeypatch.setattr(mixtures, "FEW", 0)  # no far draws, which would find it
-    monkeypatch.setattr(adaptive, "MOST_APART", 0)  # no components where draws are too few
+    monkeypatch.setattr(
+        mixtures, "TAILS", replace(mixtures.TAILS, most_coordinates=0)
+    )  # no far draws, which would find it
+    monkeypatch.setattr(
+        adaptive, "ADAPTATION", replace(adaptive.ADAPTATION, most_coordinates=0)
+    )  # no components where draws are too few
     fit = er.fit(two_normals(1e-3), data=NOTHING, guide="linear_response", seed=1)
     assert fit.verdict.level == NOT_TRUSTED
     missing = np.log(0.999 / 0.001)

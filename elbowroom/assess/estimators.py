@@ -28,16 +28,26 @@ from elbowroom.objectives.elbo import (
 from elbowroom.objectives.minibatches import Minibatches
 from elbowroom.problem.bound import Problem
 
-GRADIENTS = 300
-"""Gradients of each estimator at each stage."""
-MORE = 5
-"""Times as many of the least noisy one, whose mean stands for the exact gradient."""
-SEVERAL = 8
-"""Draws of the bounds that take several."""
-WARM = 300
-"""Evaluations before those that count, in which baselines are learnt."""
-UNLIKELY = 3.5
-"""Errors of a mean gradient from the exact one at which it is called biased."""
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many gradients are drawn."""
+
+    gradients: int = 300
+    """Gradients of each estimator at each stage."""
+    exact_factor: int = 5
+    """The gradients of the least noisy estimator whose mean stands for the exact gradient, as a
+    multiple of `gradients`."""
+    several_draws: int = 8
+    """Draws of the bounds that take several."""
+    warm_up: int = 300
+    """Evaluations before those that count, in which baselines are learned."""
+    biased_errors: float = 3.5
+    """Standard errors of a mean gradient from the exact one above which it is called biased."""
+
+
+SAMPLING = Sampling()
+
 OWN = "baseline."
 """What the names of a baseline's own parameters begin with."""
 
@@ -80,7 +90,9 @@ def applicable(problem: Problem, sites: GuideSites, settings: Settings) -> list[
             continue  # the same as trace
         if any(refusals(kind, problem.space, sites)):
             continue
-        several = max(settings.particles, SEVERAL) if kind.several else settings.particles
+        several = (
+            max(settings.particles, SAMPLING.several_draws) if kind.several else settings.particles
+        )
         variants = kind.variants() or {"": settings.of_objective(name)}
         for variant, options in variants.items():
             found.append(Estimator(name, options, variant, several))
@@ -120,7 +132,11 @@ class _Stages:
 
 
 def measure(
-    problem: Problem, guide: Guide, settings: Settings, seed: int, gradients: int = GRADIENTS
+    problem: Problem,
+    guide: Guide,
+    settings: Settings,
+    seed: int,
+    gradients: int = SAMPLING.gradients,
 ) -> pd.DataFrame:
     """Measures every estimator at the start, the middle and the end of a fit.
 
@@ -209,7 +225,7 @@ def _gradients(
         step = Step(objective, *pair, problem.arguments, parameters, plate, size)
         if own or baselines.kept():
             optimizer = torch.optim.Adam(own, lr=0.05) if own else None
-            for _ in range(WARM):
+            for _ in range(SAMPLING.warm_up):
                 _learn(step, draw(), optimizer)
         step.record(None if batches is None else batches.draw)
         found, times = [], []
@@ -247,7 +263,7 @@ def _rows(
     """The table's rows of one stage."""
     noise = {each: float(s.gradients.var(0, ddof=1).sum()) for each, s in found.items()}
     best = min((e for e in found if e.of_the_elbo), key=lambda e: noise[e])
-    count = MORE * len(found[best].gradients)
+    count = SAMPLING.exact_factor * len(found[best].gradients)
     exact = _gradients(problem, guide, best, size, values, count, seed + 1).gradients
     reference, its_error = exact.mean(0), exact.std(0, ddof=1) / len(exact) ** 0.5
     costs = {each: noise[each] * s.milliseconds for each, s in found.items()}
@@ -264,7 +280,7 @@ def _rows(
             "signal": float(np.linalg.norm(reference)) if each.of_the_elbo else np.nan,
             "noise": noise[each] ** 0.5,
             "bias": bias if each.of_the_elbo else np.nan,
-            "biased": each.of_the_elbo and bias > UNLIKELY,
+            "biased": each.of_the_elbo and bias > SAMPLING.biased_errors,
             "ms": sampled.milliseconds,
             "recorded": sampled.recorded,
             "cost": costs[each] / lowest if lowest > 0 else np.nan,

@@ -15,27 +15,42 @@ from elbowroom.draws.row_weights import plate_of_rows
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import FixedRows, LatentSpace, Plate, of_each_row, sample_sites
 from elbowroom.problem.score import map_draws
+from elbowroom.sizes import SIZES
 
-ACTIVE = 0.01
-"""The variance over the rows of a latent's posterior mean from which it is active."""
-NOTICED = 0.01
-"""Nats of a row that the ELBO must be below its log density to be spoken of."""
-PAIRS = 2_000_000
-"""Draws times rows whose log densities are compared."""
-MOST_ROWS = 10_000
-"""Rows that a draw is compared with."""
-MOST_DRAWS = 10
-"""Draws of a row that are compared."""
-NUMBERS_AT_ONCE = 5_000_000
-"""Numbers of draws that are compared at once, for the memory's sake."""
-NEAR_LIMIT = 1.0
-"""Nats below the most that so many rows can show, from where that is said."""
-REFITTED = 100
-"""Rows that are given a posterior of their own."""
-STEPS, RATE, PARTICLES, DRAWS = 300, 0.02, 5, 400
-"""Of the optimiser that finds it, and draws of its bound."""
-NAMED = 5
-"""Latents that a sentence names."""
+
+@dataclass(frozen=True)
+class LatentLimits:
+    """Limits and sizes of the diagnostics of a row's latents."""
+
+    active_variance: float = 0.01
+    """The variance over the rows of a latent's posterior mean from which it is active (Burda,
+    Grosse and Salakhutdinov, 2016)."""
+    noticed_gap: float = 0.01
+    """Nats a row by which the ELBO is below the log density before a sentence says so."""
+    pairs: int = 2_000_000
+    """Draws times rows whose log densities are compared for the mutual information."""
+    most_rows: int = 10_000
+    """Rows that each draw is compared with, at most."""
+    most_draws: int = 10
+    """Draws of each row that are compared, at most."""
+    near_limit: float = 1.0
+    """Nats below the largest mutual information that so many rows can show, within which a sentence
+    says that it may be larger."""
+    refitted_rows: int = 100
+    """Rows that get a posterior of their own, to measure the amortisation gap."""
+    steps: int = 300
+    """Steps of the optimiser that fits it."""
+    learning_rate: float = 0.02
+    """Its first learning rate."""
+    particles: int = 5
+    """Draws of each of its steps."""
+    draws: int = 400
+    """Draws that estimate the ELBO of each of these rows afterwards."""
+    named: int = 5
+    """Latents that a sentence names."""
+
+
+LATENTS = LatentLimits()
 
 
 def latent_health(
@@ -58,7 +73,8 @@ def latent_health(
 
     Returns:
         Measures by name: `active_units`, the latents whose posterior mean varies over the rows by
-        more than `ACTIVE` (Burda, Grosse and Salakhutdinov, 2016), the others carrying nothing;
+        more than `LATENTS.active_variance` (Burda, Grosse and Salakhutdinov, 2016), the others
+        carrying nothing;
         `kl_per_latent`, in nats a row, of Normals with the draws' means and sds; `kl_per_row`, the
         divergence of a row's latents together from their prior; `mutual_information` of rows and
         latents, a lower bound with its error `mutual_information_se`, that is at most
@@ -105,7 +121,7 @@ def latent_health(
     }
     name, plain = names[0], isinstance(_single(own_form[names[0]]["fn"]), dist.Normal)
     if amortised and space.local == (name,) and plain:
-        picked = torch.randperm(rows)[:REFITTED]
+        picked = torch.randperm(rows)[: LATENTS.refitted_rows]
         best = own_bound(model, arguments, plate, name, means[picked], sds[picked], picked)
         gained = best - weighed.row_elbo[picked.numpy()]
         measures["amortisation_gap"] = float(gained.mean())
@@ -122,14 +138,14 @@ def _active(means: Tensor, variances: Tensor, draws: int) -> np.ndarray:
         variances: Of them, (rows, latents).
         draws: How many there were: their noise is no variation of the posterior means.
     """
-    return (means.var(0) - variances.mean(0) / draws > ACTIVE).numpy()
+    return (means.var(0) - variances.mean(0) / draws > LATENTS.active_variance).numpy()
 
 
 def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
     lower, upper = measures["mutual_information"], measures["mutual_information_upper"]
     limit = measures["mutual_information_limit"]
     telling = f"between {lower:.3g} and {upper:.3g}"
-    if lower > limit - NEAR_LIMIT:
+    if lower > limit - LATENTS.near_limit:
         telling += f" (the rows compared show {limit:.3g} at most)"
     sentences = [
         f"{active.sum()} of {len(active)} latents are active: {measures['kl_per_row']:.3g} nats a "
@@ -137,12 +153,14 @@ def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
     ]
     silent = np.flatnonzero(~active)
     if len(silent):
-        listed = ", ".join(map(str, silent[:NAMED])) + ", ..." * (len(silent) > NAMED)
+        listed = ", ".join(map(str, silent[: LATENTS.named])) + ", ..." * (
+            len(silent) > LATENTS.named
+        )
         sentences.append(
             f"Posterior collapse: {len(silent)} of {len(active)} latents ({listed}) carry nothing; "
             "fit with --kl-warm-up 1000, --free-bits 0.1, or a smaller --latent."
         )
-    if "amortisation_gap" in measures and measures["inference_gap"] > NOTICED:
+    if "amortisation_gap" in measures and measures["inference_gap"] > LATENTS.noticed_gap:
         sentences.append(
             "The ELBO is {:.2g} nats a row below the log density: {:.2g} for one encoder serving "
             "all rows, {:.2g} for posteriors that are not of its form.".format(
@@ -176,7 +194,7 @@ def _binary_health(names: list[str], weighed: WeightedDraws) -> tuple[dict[str, 
         "information_per_latent": [float(each) for each in information],
         "inference_gap": gap,
     }
-    if gap > NOTICED:
+    if gap > LATENTS.noticed_gap:
         sentences.append(f"The ELBO is {gap:.2g} nats a row below the log density.")
     return measures, sentences
 
@@ -237,8 +255,12 @@ def compared(
     """
     count, size = weighed.log_p.shape
     random = np.random.default_rng(0)
-    rows = np.arange(size) if size <= MOST_ROWS else random.permutation(size)[:MOST_ROWS]
-    number = min(min(count, MOST_DRAWS) * len(rows), max(100, PAIRS // len(rows)))
+    rows = (
+        np.arange(size)
+        if size <= LATENTS.most_rows
+        else random.permutation(size)[: LATENTS.most_rows]
+    )
+    number = min(min(count, LATENTS.most_draws) * len(rows), max(100, LATENTS.pairs // len(rows)))
     owners, draws = np.arange(number) % len(rows), np.arange(number) // len(rows)
     given = {**arguments, "batch_size": len(rows)}
     picked = {name: each[draws, rows[owners]] for name, each in weighed.sites.items()}
@@ -255,7 +277,7 @@ def compared(
 
     numbers = len(rows) * sum(value[0].numel() for value in picked.values())
     with torch.no_grad():
-        log_q = map_draws(given_each_row, picked, max(1, NUMBERS_AT_ONCE // numbers))
+        log_q = map_draws(given_each_row, picked, max(1, SIZES.memory // numbers))
     return Compared(log_q.double().cpu().numpy(), owners, draws, rows)
 
 
@@ -317,7 +339,7 @@ def own_bound(
     like = next(value for value in arguments.values() if isinstance(value, Tensor))
     centre = means.to(like).clone().requires_grad_()
     log_width = sds.log().to(like).clone().requires_grad_()
-    optimizer = torch.optim.Adam([centre, log_width], lr=RATE)
+    optimizer = torch.optim.Adam([centre, log_width], lr=LATENTS.learning_rate)
 
     def bound(drawn: dict[str, Tensor]) -> Tensor:
         z = centre + log_width.exp() * drawn["noise"]
@@ -330,11 +352,11 @@ def own_bound(
     def bounds(count: int) -> Tensor:
         return map_draws(bound, {"noise": torch.randn(count, *centre.shape).to(centre)})
 
-    for step in range(STEPS):
+    for step in range(LATENTS.steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))
-        loss = -bounds(PARTICLES).sum(-1).mean()
+            group["lr"] = LATENTS.learning_rate * 0.5 * (1 + np.cos(np.pi * step / LATENTS.steps))
+        loss = -bounds(LATENTS.particles).sum(-1).mean()
         centre.grad, log_width.grad = torch.autograd.grad(loss, [centre, log_width])
         optimizer.step()
     with torch.no_grad():
-        return bounds(DRAWS).double().mean(0).cpu().numpy()
+        return bounds(LATENTS.draws).double().mean(0).cpu().numpy()

@@ -1,5 +1,7 @@
 """A fit's posterior beside a long run of NUTS: how far they differ, and whether that matters."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import xarray
@@ -7,18 +9,28 @@ from arviz_stats.base import array_stats
 from scipy.stats import wasserstein_distance
 
 from elbowroom.assess.compare import labelled_scalars
-from elbowroom.engines.nuts.sampler import FEWEST_EFFECTIVE, R_HAT_LIMIT, NutsDraws, mixing
+from elbowroom.draws.weighted import WEIGHING
+from elbowroom.engines.nuts.sampler import MIXING, NutsDraws, mixing
 from elbowroom.errors import DataError
 
-USABLE = 0.3
-"""The distance of means, in the reference's sds, and the log ratio of sds, up to which a posterior
-serves as well as the reference."""
-ERRORS = 2.0
-"""Standard errors that a distance may exceed that by."""
-DIVERGENT = 0.01
-"""The share of divergent draws above which the reference may have missed a part of the mass."""
-INTERVAL = 0.9
-"""The mass of the intervals whose coverage is taken."""
+
+@dataclass(frozen=True)
+class Agreement:
+    """Limits of the comparison with a reference."""
+
+    distance: float = 0.3
+    """The distance of means, in the reference's sds, and the log ratio of sds, up to which a
+    posterior serves as well as the reference."""
+    errors: float = 2.0
+    """Standard errors by which a distance may exceed that."""
+    divergent: float = 0.01
+    """The share of divergent transitions above which the reference may have missed some mass."""
+    interval: float = 0.9
+    """The mass of the intervals whose coverage is reported."""
+
+
+AGREEMENT = Agreement()
+
 
 COLUMNS = [
     "quantity", "mean_shift", "mean_shift_error", "sd_ratio", "log_ratio_error", "coverage",
@@ -79,7 +91,7 @@ def _line(label: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, object
     """One quantity's line, from draws of the posterior and the reference, (chains, draws) each."""
     found, wanted = found.astype(float), wanted.astype(float)
     off, own, sd = found.mean() - wanted.mean(), found.std(), wanted.std()
-    lower, upper = np.quantile(found, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    lower, upper = np.quantile(found, [(1 - AGREEMENT.interval) / 2, (1 + AGREEMENT.interval) / 2])
     (r_hat,), (effective,) = mixing(wanted[None])
     mean_error = np.hypot(_error(found, "mean"), _error(wanted, "mean")) / sd
     ratio_error = np.hypot(_error(found, "sd") / own, _error(wanted, "sd") / sd)
@@ -140,8 +152,8 @@ def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool]
     varying = table[~fixed]
     total = nuts.points.shape[0] * nuts.points.shape[1]
     r_hat, effective = varying["r_hat"].max(skipna=False), varying["effective"].min(skipna=False)
-    reliable = r_hat <= R_HAT_LIMIT and effective >= FEWEST_EFFECTIVE
-    if varying.empty or not reliable or nuts.divergences > DIVERGENT * total:
+    reliable = r_hat <= MIXING.r_hat and effective >= WEIGHING.resolved
+    if varying.empty or not reliable or nuts.divergences > AGREEMENT.divergent * total:
         return None
     with np.errstate(divide="ignore"):
         shifts = varying["mean_shift"].abs()
@@ -165,8 +177,8 @@ def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool]
 
 def _beyond(names: pd.Series, distances: pd.Series, errors: pd.Series) -> tuple[int, str] | None:
     """The quantity that is farthest beyond what is usable, by its place and name."""
-    excess = (distances - ERRORS * errors).fillna(np.inf)
+    excess = (distances - AGREEMENT.errors * errors).fillna(np.inf)
     worst = int(excess.to_numpy().argmax())
-    if excess.iloc[worst] <= USABLE:
+    if excess.iloc[worst] <= AGREEMENT.distance:
         return None
     return excess.index[worst], str(names.iloc[worst])

@@ -1,20 +1,32 @@
 """Which means and standard deviations weighted draws do not resolve."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from arviz_stats.base import array_stats
 
 from elbowroom.density.importance import standard_errors
 
-RESOLVED = 0.1
-"""The relative standard error of a sd above which it is not resolved."""
-HEAVY = 0.45
-"""The Pareto shape of a quantity's tail at which its sd is not resolved; from 0.5 it has none."""
-FARTHEST, MUCH = 1e-3, 0.06
-"""The mass whose part of the variance is looked at, and what is much: of a Normal it is 0.013."""
-FAR = 6.0
-"""Standard deviations from the mean; a tail that ends before is not looked at."""
+
+@dataclass(frozen=True)
+class Resolution:
+    """When weighted draws resolve a quantity's standard deviation."""
+
+    error: float = 0.1
+    """The relative standard error of an sd above which it is not resolved."""
+    tail_shape: float = 0.45
+    """The Pareto shape of a quantity's tail above which its sd may not be resolved; from 0.5 the
+    variance is infinite."""
+    farthest_mass: float = 1e-3
+    """The mass farthest from the mean whose part of the variance is examined."""
+    farthest_variance: float = 0.06
+    """The part of the variance that is too much for it. For a Normal it is 0.013."""
+    tail_reach: float = 6.0
+    """Standard deviations from the mean; a tail that ends before is not examined."""
+
+
+RESOLUTION = Resolution()
 
 
 def unresolved_quantities(
@@ -47,11 +59,16 @@ def unresolved_quantities(
             varies = ~(sd <= 1e-12 * np.maximum(1.0, np.abs(mean)))  # NaN too
             reach = np.abs(flat - mean).max(0) / np.where(varies, sd, np.inf)
         # A tail that does not reach far is not heavy.
-        for j in np.flatnonzero(varies & ~((reach <= FAR) & (errors <= RESOLVED))):
+        for j in np.flatnonzero(
+            varies & ~((reach <= RESOLUTION.tail_reach) & (errors <= RESOLUTION.error))
+        ):
             label = f"{name}[{j}]" if flat.shape[1] > 1 else name
             shapes[label] = _tail(flat[:, j], weights)
-            heavy = shapes[label] > HEAVY and _from_the_farthest(flat[:, j], weights) > MUCH
-            if heavy or not errors[j] <= RESOLVED:
+            heavy = (
+                shapes[label] > RESOLUTION.tail_shape
+                and _from_the_farthest(flat[:, j], weights) > RESOLUTION.farthest_variance
+            )
+            if heavy or not errors[j] <= RESOLUTION.error:
                 sentences.append(
                     f"The sd of {label} is not resolved: its tail is heavy (Pareto k "
                     f"{shapes[label]:.2f}, standard error {errors[j]:.0%})."
@@ -67,7 +84,7 @@ def _from_the_farthest(column: np.ndarray, weights: np.ndarray) -> float:
     with np.errstate(invalid="ignore"):  # an infinite draw has an error that is not resolved
         square = np.square(column - weights @ column)
     order = np.argsort(-square)
-    far = order[np.cumsum(weights[order]) <= FARTHEST]
+    far = order[np.cumsum(weights[order]) <= RESOLUTION.farthest_mass]
     return float(weights[far] @ square[far] / (weights @ square))
 
 

@@ -13,27 +13,39 @@ import numpy as np
 
 from elbowroom.assess.evidence import Evidence
 from elbowroom.density.importance import ERRORS, k_hat_interval, k_hat_threshold
+from elbowroom.draws.weighted import WEIGHING
 
-SHIFT = 0.1
-"""The distance of a raw mean from the corrected one, in corrected sds, and the log ratio of the
-sds, up to which the guide's own draws are as good."""
-FEWEST_EFFECTIVE = 400.0
-"""Effective draws below which means and sds are not resolved (Vehtari et al., 2021)."""
-MISSING = 5.0
-"""Nats by which the evidence of the draws may be below Laplace's estimate at the best mode."""
-ALL_MODES = 0.1
-"""Nats of evidence that draws about all modes may have beyond a guide's."""
-OTHER_GUIDE = 0.02
-"""Nats that another guide may find beyond the draws; so it may `ERRORS` standard errors."""
-OUTSIDE, LASTING, FEWEST_CHAINS = 0.01, 0.004, 3
-"""The posterior's mass that chains from the draws may find outside, the same where components were
-added there and did not help, and by how many chains."""
-SLOPE = 1e-3
-"""The relative error of a gradient above which it is wrong."""
-FEW_STARTS = 3
-"""Starts of which one that reaches the best mode alone says nothing."""
-NAMED = 3
-"""Quantities that a verdict names."""
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the verdict's checks."""
+
+    shift: float = 0.1
+    """The distance of a raw mean from the corrected one, in corrected sds, and the log ratio of the
+    sds, up to which the guide's own draws are as good."""
+    missing_evidence: float = 5.0
+    """Nats by which the evidence of the draws may be below Laplace's estimate at the best mode."""
+    all_modes: float = 0.1
+    """Nats of evidence by which draws about all modes may exceed the guide's."""
+    other_guide: float = 0.02
+    """Nats by which the evidence of another guide may exceed that of the draws, where that is more
+    than chance."""
+    outside: float = 0.01
+    """The posterior's mass that chains from the draws may find outside of them."""
+    lasting: float = 0.004
+    """The same where components were added there and did not help."""
+    fewest_chains: int = 3
+    """Chains that must have found mass outside before it counts."""
+    slope_error: float = 1e-3
+    """The relative error of a gradient above which it is wrong."""
+    few_starts: int = 3
+    """The number of starts up to which it says nothing that only one reached the best mode."""
+    named: int = 3
+    """Quantities that a verdict names."""
+
+
+LIMITS = Limits()
+
 
 TRUSTED, CORRECTED, NOT_TRUSTED = "trusted", "trusted after correction", "not trusted"
 
@@ -152,7 +164,7 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.reference is not None:
         return Verdict(TRUSTED, (evidence.reference[0], *_remarks(evidence)))
     weights = evidence.weights
-    same = weights.shift <= SHIFT and weights.ratio <= SHIFT
+    same = weights.shift <= LIMITS.shift and weights.ratio <= LIMITS.shift
     level = TRUSTED if same else CORRECTED
     return Verdict(level, (*_for_trust(evidence, same), *_remarks(evidence)))
 
@@ -295,7 +307,7 @@ def improper_posterior(evidence: Evidence) -> str | None:
 )
 def wrong_gradient(evidence: Evidence) -> str | None:
     """The gradient is not that of the values."""
-    if evidence.target.slope <= SLOPE:
+    if evidence.target.slope <= LIMITS.slope_error:
         return None
     return (
         "The gradient of the model's log density is not that of its values: off by "
@@ -375,7 +387,7 @@ def few_effective_draws(evidence: Evidence) -> str | None:
     weights = evidence.weights
     if weights.rows is not None or not _rests_on_weights(evidence) or _heavy_weights(evidence):
         return None
-    if weights.effective >= FEWEST_EFFECTIVE:
+    if weights.effective >= WEIGHING.resolved:
         return None
     return f"Too few effective draws: {_of_weights(evidence)}"
 
@@ -389,7 +401,12 @@ def _more_restarts(evidence: Evidence) -> str:
 def one_start_alone(evidence: Evidence) -> str | None:
     """One start of many reached the best mode."""
     starts = evidence.modes.starts
-    if evidence.chains.covered or starts is None or starts[0] != 1 or starts[1] <= FEW_STARTS:
+    if (
+        evidence.chains.covered
+        or starts is None
+        or starts[0] != 1
+        or starts[1] <= LIMITS.few_starts
+    ):
         return None
     return f"Only 1 of {starts[1]} starts reached the best mode: a better one may be missed."
 
@@ -408,7 +425,7 @@ def search_unfinished(evidence: Evidence) -> str | None:
 )
 def higher_place_missed(evidence: Evidence) -> str | None:
     """A place climbed to has more Laplace evidence than the draws."""
-    if not evidence.modes.missing > MISSING or evidence.chains.covered:
+    if not evidence.modes.missing > LIMITS.missing_evidence or evidence.chains.covered:
         return None
     return (
         f"The draws have {evidence.modes.missing:.0f} nats less evidence than the best place "
@@ -430,7 +447,7 @@ def mode_left_out(evidence: Evidence) -> str | None:
 def found_more(evidence: Evidence) -> bool:
     """Whether another guide found more evidence than by chance."""
     nats, error = evidence.gaps.other_guide
-    return nats > max(OTHER_GUIDE, ERRORS * error)
+    return nats > max(LIMITS.other_guide, ERRORS * error)
 
 
 @_check(Severity.PART_MISSING, NUTS)
@@ -455,7 +472,7 @@ def other_guide_found_more(evidence: Evidence) -> str | None:
 def other_modes_have_more(evidence: Evidence) -> str | None:
     """Draws about all known modes have more evidence than the guide's."""
     nats, error = evidence.gaps.all_modes
-    if _agrees(evidence) or not nats > max(ALL_MODES, ERRORS * error):
+    if _agrees(evidence) or not nats > max(LIMITS.all_modes, ERRORS * error):
         return None
     return (
         f"Draws about all modes that the starts reached have {nats:.2g} nats more evidence: the "
@@ -467,8 +484,8 @@ def other_modes_have_more(evidence: Evidence) -> str | None:
 def chains_leave_the_draws(evidence: Evidence) -> str | None:
     """Markov chains that began at the draws came to where no draw is."""
     chains = evidence.chains
-    limit = LASTING if chains.lasting else OUTSIDE
-    much = chains.outside > limit and chains.count >= FEWEST_CHAINS
+    limit = LIMITS.lasting if chains.lasting else LIMITS.outside
+    much = chains.outside > limit and chains.count >= LIMITS.fewest_chains
     if not much or not _rests_on_weights(evidence):
         return None
     return (
@@ -482,6 +499,6 @@ def unresolved(evidence: Evidence) -> str | None:
     """Some means or sds are not resolved."""
     if not evidence.unresolved:
         return None
-    more = len(evidence.unresolved) - NAMED
+    more = len(evidence.unresolved) - LIMITS.named
     rest = [f"So are {more} more."] if more > 0 else []
-    return " ".join([*evidence.unresolved[:NAMED], *rest])
+    return " ".join([*evidence.unresolved[: LIMITS.named], *rest])

@@ -11,19 +11,31 @@ import numpy as np
 import torch
 from scipy.special import gammaln
 
-from elbowroom.density.curvature import STEP, Curvature
+from elbowroom.density.curvature import CURVATURE, Curvature
 from elbowroom.density.density import Density
 
-MOST_SHARED = 40
-"""The most coordinates that are drawn first."""
-MOST_TOGETHER = 60
-"""The largest block."""
-ITERATIONS = 8
-CLOSE = 0.05
-"""The squared length of a Newton step, in conditional sds, that is the last one."""
-HALVINGS = 6
-ROWS, NUMBERS = 500, 2_000_000
-"""Points, and numbers in them, whose conditional modes are sought at a time."""
+
+@dataclass(frozen=True)
+class Splitting:
+    """How coordinates are drawn given others."""
+
+    most_shared: int = 40
+    """The most coordinates that are drawn first."""
+    most_together: int = 60
+    """The largest block of those drawn given them."""
+    iterations: int = 8
+    """Newton steps to a conditional mode, at most."""
+    close: float = 0.05
+    """The squared length of a Newton step, in conditional sds, below which it is the last one."""
+    halvings: int = 6
+    """How often a Newton step that leads downhill is halved."""
+    points: int = 500
+    """Points whose conditional modes are searched at a time, at most."""
+    numbers: int = 2_000_000
+    """Numbers in those points, at most."""
+
+
+SPLITTING = Splitting()
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,10 @@ def split_of(curvature: Curvature) -> Split | None:
             (together if size > 1 and site.real else apart).extend(range(begin, begin + size))
             begin += size
         found = Split(np.array(apart, dtype=int), np.array([together], dtype=int))
-    enough = 0 < len(found.shared) <= MOST_SHARED and 0 < found.blocks.shape[1] <= MOST_TOGETHER
+    enough = (
+        0 < len(found.shared) <= SPLITTING.most_shared
+        and 0 < found.blocks.shape[1] <= SPLITTING.most_together
+    )
     return found if enough else None
 
 
@@ -115,7 +130,7 @@ class Conditional:
         return points
 
     def settled(
-        self, points: np.ndarray, iterations: int = ITERATIONS
+        self, points: np.ndarray, iterations: int = SPLITTING.iterations
     ) -> tuple[np.ndarray, np.ndarray]:
         """Moves the blocks near their conditional modes, by Newton steps that gain.
 
@@ -145,7 +160,7 @@ class Conditional:
             whitened = np.einsum("nbij,nbj->nbi", inverse, gradients[usable])
             steps = np.einsum("nbji,nbj->nbi", inverse, whitened)
             length = np.square(whitened).sum(-1).max(-1)
-            last = (length < CLOSE) & (iteration > 0 or self.slope.any())
+            last = (length < SPLITTING.close) & (iteration > 0 or self.slope.any())
             self._move(points, active[last], steps[last])
             going = active[~last]
             points[going] = self._gaining(points[going], values[~last], steps[~last])
@@ -159,7 +174,9 @@ class Conditional:
         blocks, (n, dimension) = self.split.blocks, points.shape
         size = blocks.shape[1]
         at = points[:, blocks]  # (n, blocks, k)
-        steps = np.where(scales > 0, STEP * scales, STEP * np.maximum(1.0, np.abs(at)))
+        steps = np.where(
+            scales > 0, CURVATURE.step * scales, CURVATURE.step * np.maximum(1.0, np.abs(at))
+        )
         steps = np.maximum(steps, 1e-10 * np.maximum(1.0, np.abs(at)))
         moved = np.repeat(points[None], 2 * size + 1, axis=0)  # (2k + 1, n, D)
         for k in range(size):
@@ -181,7 +198,7 @@ class Conditional:
     def _gaining(self, points: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """The points moved by steps, halved until they gain; those that never do stay."""
         found, waiting, share = points.copy(), np.arange(len(points)), 1.0
-        for _ in range(HALVINGS):
+        for _ in range(SPLITTING.halvings):
             if not len(waiting):
                 break
             moved = points[waiting]
@@ -193,7 +210,7 @@ class Conditional:
 
     @property
     def _rows(self) -> int:
-        return max(1, min(ROWS, NUMBERS // self.density.dimension))
+        return max(1, min(SPLITTING.points, SPLITTING.numbers // self.density.dimension))
 
     def complete(
         self, shared: np.ndarray, random: np.random.Generator

@@ -6,15 +6,23 @@ import numpy as np
 
 from elbowroom.density.density import Density
 from elbowroom.guides.space import LatentSpace
+from elbowroom.sizes import SIZES
 
-STEP = 1e-4
-"""Of the differences, in conditional standard deviations."""
-MOST_PROBES = 300
-"""Products with the Hessian up to which its diagonal is taken exactly."""
-SIGNS = 32
-"""Directions that stand for it beyond."""
-AGREEMENT = 1e-3
-"""The largest relative error of a product with the Hessian for which its structure is believed."""
+
+@dataclass(frozen=True)
+class CurvatureSteps:
+    """How products with a Hessian are taken."""
+
+    step: float = 1e-4
+    """The step of differences of gradients, in conditional standard deviations: about the fourth
+    root of the rounding error."""
+    signs: int = 32
+    """Random directions that estimate the diagonal in more dimensions than `SIZES.products`."""
+    agreement: float = 1e-3
+    """The largest relative error of a Hessian product for which the structure is accepted."""
+
+
+CURVATURE = CurvatureSteps()
 
 
 @dataclass(frozen=True)
@@ -107,18 +115,20 @@ class Curvature:
         scales = np.sqrt(np.abs(self._diagonal(columns, corners)))
         scales = 1 / np.where(scales > 0, scales, 1.0)
         directions = random.standard_normal((count, size)) * scales
-        moves = STEP * directions
+        moves = CURVATURE.step * directions
         _, gradients = self.density.value_and_gradient(
             np.concatenate([points + moves, points - moves])
         )
-        products = -(gradients[:count] - gradients[count:]) / (2 * STEP)
+        products = -(gradients[:count] - gradients[count:]) / (2 * CURVATURE.step)
         errors = np.abs(self._times(columns, corners, directions) - products) * scales
-        return bool((errors <= AGREEMENT * np.maximum(1.0, np.abs(products * scales))).all())
+        return bool(
+            (errors <= CURVATURE.agreement * np.maximum(1.0, np.abs(products * scales))).all()
+        )
 
     @property
     def probed(self) -> bool:
         """Whether few products with the Hessian give its diagonal."""
-        return self.structure.probes <= MOST_PROBES
+        return self.structure.probes <= SIZES.products
 
     def __call__(self, points: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """Minus the Hessian at each of `points`, (n, D) to (n, D, D).
@@ -151,13 +161,13 @@ class Curvature:
         """
         if self.probed:
             return self.conditional_scales(point[None])
-        signs = np.random.default_rng(2).choice([-1.0, 1.0], (SIGNS, len(point)))
-        moves = STEP * np.maximum(1.0, np.abs(point)) * signs
+        signs = np.random.default_rng(2).choice([-1.0, 1.0], (CURVATURE.signs, len(point)))
+        moves = CURVATURE.step * np.maximum(1.0, np.abs(point)) * signs
         _, gradients = self.density.value_and_gradient(
             np.concatenate([point + moves, point - moves])
         )
         with np.errstate(invalid="ignore"):
-            products = (gradients[SIGNS:] - gradients[:SIGNS]) / (2 * moves)
+            products = (gradients[CURVATURE.signs :] - gradients[: CURVATURE.signs]) / (2 * moves)
         return _as_scales(products.mean(0))
 
     def _parts(
@@ -165,12 +175,12 @@ class Curvature:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Columns of those probed apart, (n, apart, D), and corners, (n, elements, k, k)."""
         n, size = points.shape
-        steps = STEP * np.maximum(1.0, np.abs(points))
+        steps = CURVATURE.step * np.maximum(1.0, np.abs(points))
         if scales is not None:
             known = np.broadcast_to(scales, points.shape)
             # No smaller than what the points' own digits resolve.
             finest = 1e-10 * np.maximum(1.0, np.abs(points))
-            steps = np.where(known > 0, np.maximum(STEP * known, finest), steps)
+            steps = np.where(known > 0, np.maximum(CURVATURE.step * known, finest), steps)
         probes = self._probes()  # (probes, D)
         moved = probes[None] * steps[:, None, :]  # (n, probes, D)
         at = np.concatenate([points[:, None] + moved, points[:, None] - moved]).reshape(-1, size)

@@ -7,6 +7,7 @@ replayed for batches of points at a small part of the cost of running the model.
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,23 +22,33 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.leaves import leaves
 from elbowroom.problem.score import Batchable, score
 from elbowroom.recording.record import BATCHES, record
+from elbowroom.sizes import SIZES
 
-CACHED = 60_000
-"""Numbers of one operation on a batch that stay in a core's cache: larger batches are slower."""
-AFFORDABLE = 400_000_000
-"""Numbers that a few seconds are enough for."""
-ONE_BY_ONE = 1_000_000
-"""The nanoseconds of a model's run, more or less."""
-LARGEST = 4_000_000
-"""Numbers of one operation on a batch, for the memory's sake."""
-UNSTEADY, ALONG = 0.5, 32
-"""Nats by which a value without digits jumps, and places on the way to it."""
+
+@dataclass(frozen=True)
+class Batching:
+    """How a density is evaluated at many points."""
+
+    affordable: int = 400_000_000
+    """Numbers in all evaluations of a sample, at most: a few seconds' work."""
+    one_by_one: int = 1_000_000
+    """The work of an evaluation that runs the model itself, in the numbers of a recorded one."""
+    largest: int = 4_000_000
+    """Numbers of one operation on a batch, at most: it bounds the memory of intermediate values."""
+    unsteady: float = 0.5
+    """Nats by which a value that has lost its digits jumps."""
+    along: int = 32
+    """Places on the way to it at which values are compared."""
+    agreement: float = 1e-8
+    """The largest relative difference between the recorded and the model's own values."""
+
+
+BATCHING = Batching()
+
 IN_FLOAT64 = (
     "the model's log density cannot be evaluated in float64; make the numbers of its networks so, "
     "by network.double(), and fit with --dtype float64"
 )
-AGREEMENT = 1e-8
-"""The largest relative difference between the recorded and the model's own values."""
 
 
 class Density:
@@ -101,7 +112,7 @@ class Density:
         self.evaluations = self.unsteady = 0
         numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
         self.width = max([1, space.dimension, *self._widths(numbers)])
-        self.work = ONE_BY_ONE
+        self.work = BATCHING.one_by_one
         self.how, self._function = self._prepared()
         self.slope_error = self._slope_error()
 
@@ -237,12 +248,12 @@ class Density:
 
     def affordable(self, wanted: int, least: int) -> int:
         """As many points of those wanted as can be evaluated in a few seconds, but some."""
-        return min(wanted, max(least, AFFORDABLE // self.width))
+        return min(wanted, max(least, BATCHING.affordable // self.width))
 
     @property
     def batch(self) -> int:
         """The number of points that are evaluated at once."""
-        return max(1, min(1024, max(CACHED // self.width, 4), LARGEST // self.width))
+        return max(1, min(1024, max(SIZES.cache // self.width, 4), BATCHING.largest // self.width))
 
     def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density and gradient at each row of `points`, (n, D): (n,) and (n, D)."""
@@ -270,13 +281,13 @@ class Density:
         """
         if not len(points):
             return np.zeros(0, dtype=bool)
-        shares = np.linspace(0.0, 1.0, ALONG + 1)[1:, None, None]
-        way = centre + shares * (points - centre)  # (`ALONG`, n, D)
+        shares = np.linspace(0.0, 1.0, BATCHING.along + 1)[1:, None, None]
+        way = centre + shares * (points - centre)  # (`BATCHING.along`, n, D)
         moves = 1e-10 * (1 + np.abs(way))
         values = self.value(np.concatenate([way - moves, way + moves]).reshape(-1, self.dimension))
-        behind, ahead = values.reshape(2, ALONG, len(points))
+        behind, ahead = values.reshape(2, BATCHING.along, len(points))
         with np.errstate(invalid="ignore"):
-            found = ~(np.abs(ahead - behind) > UNSTEADY).any(0)
+            found = ~(np.abs(ahead - behind) > BATCHING.unsteady).any(0)
         self.unsteady += int((~found).sum())
         return found
 
@@ -304,6 +315,6 @@ class Density:
 
 def _agree(found: Any, expected: Any) -> bool:
     return all(
-        torch.allclose(one, two, rtol=AGREEMENT, atol=AGREEMENT, equal_nan=True)
+        torch.allclose(one, two, rtol=BATCHING.agreement, atol=BATCHING.agreement, equal_nan=True)
         for one, two in zip(found, expected, strict=True)
     )

@@ -21,13 +21,23 @@ from torch.func import vmap
 
 from elbowroom.density.density import Density
 
-SAME = 1e-7
-"""The largest relative difference of two values of a density that is the same."""
-PROBES = 3
-ALIKE = 0.1
-"""The distance, in sds, up to which a relabelled mode is the same mode."""
-APART = 10.0
-"""Nats from a mode down to the middle between it and a relabelled one, if they are apart."""
+
+@dataclass(frozen=True)
+class Relabelling:
+    """When a density does not change under a permutation of its labels."""
+
+    same: float = 1e-7
+    """The largest relative difference between two equal values of a density."""
+    probes: int = 3
+    """Random points at which a permutation is tried."""
+    alike: float = 0.1
+    """The distance, in sds, up to which a relabelled mode is the same mode."""
+    apart: float = 10.0
+    """Nats from a mode down to the middle between it and a relabelled one, from which they are
+    separate."""
+
+
+RELABELLING = Relabelling()
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Labels:
             moved, volumes = self.relabelled(points, order)
             with np.errstate(invalid="ignore"):
                 gaps = np.abs(self.density.value(moved) - volumes - plain)
-            if not (gaps <= SAME * np.maximum(1.0, np.abs(plain))).all():
+            if not (gaps <= RELABELLING.same * np.maximum(1.0, np.abs(plain))).all():
                 return False
         return True
 
@@ -111,7 +121,7 @@ def labels_of(density: Density, centre: np.ndarray, scales: np.ndarray) -> list[
         scales: Of the coordinates there, (D,).
     """
     random = np.random.default_rng(0)
-    points = centre + 0.5 * scales * random.standard_normal((PROBES, density.dimension))
+    points = centre + 0.5 * scales * random.standard_normal((RELABELLING.probes, density.dimension))
     values = density.space.constrain(torch.as_tensor(centre))
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     found = []
@@ -130,7 +140,7 @@ def labels_of(density: Density, centre: np.ndarray, scales: np.ndarray) -> list[
             except (RuntimeError, ValueError, NotImplementedError):  # of a transform's inverse
                 continue
             moved = [labels.relabelled(centre[None], order)[0][0] for order in labels.exchanges()]
-            if any((np.abs(each - centre) > ALIKE * scales).any() for each in moved):
+            if any((np.abs(each - centre) > RELABELLING.alike * scales).any() for each in moved):
                 found.append(labels)
             break
     return found
@@ -140,7 +150,9 @@ def log_orders_apart(labels: Labels, mode: np.ndarray, precision: np.ndarray) ->
     """The log of the number of labellings, if a mode's are apart from each other; else None."""
     for order in labels.exchanges():
         gap = labels.relabelled(mode[None], order)[0][0] - mode
-        if gap @ precision @ gap < 4 * APART:  # half of it from either, in half its square
+        if (
+            gap @ precision @ gap < 4 * RELABELLING.apart
+        ):  # half of it from either, in half its square
             return None
     return labels.log_orders
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbowroom.density.conditional import MOST_TOGETHER, Conditional, Split
+from elbowroom.density.conditional import SPLITTING, Conditional, Split
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
-from elbowroom.density.modes import EXPENSIVE, Mode, distinct, find_modes
+from elbowroom.density.modes import Mode, distinct, find_modes
 from elbowroom.density.point_parameters import MaximumLikelihood
 from elbowroom.density.propriety import endless
 from elbowroom.density.starts import Starts
@@ -20,23 +20,28 @@ from elbowroom.guides import Start
 from elbowroom.guides.space import FixedRows
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import isolated, placed
+from elbowroom.sizes import SIZES
 
-HOPELESS = 1e5
-"""Nats below the first start from which a climb is not begun."""
-LARGEST = 2000
-"""The dimension up to which covariances are held whole, and modes sought with them."""
-WIDE_STARTS = 2
-"""Starts beyond."""
-ENOUGH_ROWS = 20_000
-"""From which a fit by minibatches finds where to begin."""
-SEARCHED = 300
-"""The largest dimension in which more modes are looked for."""
-SEARCHES = 4
-"""Times that climbs begin where the known modes explain least."""
-WITHIN = 12.0
-"""Nats of Laplace evidence below the best mode's at which another mode matters."""
-MOST_STARTS = 4
-"""Times the starts asked for, where only one of them reaches the best mode."""
+
+@dataclass(frozen=True)
+class Search:
+    """How modes are searched."""
+
+    hopeless: float = 1e5
+    """Nats below the first start from which a climb is not begun."""
+    wide_starts: int = 2
+    """Starts in more dimensions than `SIZES.dense`."""
+    enough_rows: int = 20_000
+    """Rows that a fit by minibatches uses to find where to begin, at most."""
+    searches: int = 4
+    """How often climbs begin anew where the known modes explain least."""
+    within: float = 12.0
+    """Nats of Laplace evidence below the best mode's within which another mode matters."""
+    most_starts: int = 4
+    """The most starts, as a multiple of `restarts`, where only one reaches the best mode."""
+
+
+SEARCH = Search()
 
 
 @dataclass(frozen=True)
@@ -176,16 +181,16 @@ def explore(
         first = next(_own_starts(problem, 1, seed), near.double().cpu().numpy())
         return Landscape(None, None, [], 0, first, time.perf_counter() - began)
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
-        many = space.subsampled is not None and space.subsampled.size > ENOUGH_ROWS
-        rows = ENOUGH_ROWS if sampled and many else None
+        many = space.subsampled is not None and space.subsampled.size > SEARCH.enough_rows
+        rows = SEARCH.enough_rows if sampled and many else None
         density = density_of(problem, parameters, rows=rows)
         curvature = Curvature(density)
         others = Starts(density, np.random.default_rng(seed))
         starts = _starts(problem, others, restarts, seed)
         first = next(starts)
-        restarts = min(restarts, 3) if density.width > EXPENSIVE else restarts
-        wide = density.dimension > LARGEST
-        restarts = min(restarts, WIDE_STARTS) if wide else restarts
+        restarts = min(restarts, 3) if density.width > SIZES.cache else restarts
+        wide = density.dimension > SIZES.dense
+        restarts = min(restarts, SEARCH.wide_starts) if wide else restarts
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
         batch = _brought_in(density, first, batch)
         batch = _settled(curvature, batch)
@@ -194,7 +199,7 @@ def explore(
             return Landscape(density, curvature, [], 0, first, seconds, batch, rows=rows)
         modes, tried = find_modes(density, curvature, batch), restarts
         # A model's own starts know where to look, and in very many dimensions no candidate does.
-        if restarts > 1 and problem.model.starts is None and density.dimension <= SEARCHED:
+        if restarts > 1 and problem.model.starts is None and density.dimension <= SIZES.products:
 
             def climbed(points: np.ndarray) -> list[Mode]:
                 points = _settled(curvature, _brought_in(density, first, points))
@@ -206,7 +211,7 @@ def explore(
             unfinished = False
         while restarts > 1 and modes and modes[0].starts == 1:
             # A density without a mode has none for more starts either.
-            if tried >= (MOST_STARTS if modes[0].reached else 2) * restarts:
+            if tried >= (SEARCH.most_starts if modes[0].reached else 2) * restarts:
                 break
             more = np.stack([next(starts) for _ in range(restarts)])
             more = _settled(curvature, _brought_in(density, first, more))
@@ -237,7 +242,7 @@ def _searched(
         found some.
     """
     tried, unfinished = 0, False
-    for _ in range(SEARCHES):
+    for _ in range(SEARCH.searches):
         proper = _proper(modes)
         if not proper:
             break
@@ -260,7 +265,7 @@ def _searched(
 def _proper(modes: list[Mode]) -> list[Mode]:
     """Those with a precision whose evidence is near the best one's, that first."""
     proper = [mode for mode in modes if mode.reached and mode.precision is not None]
-    return [mode for mode in proper if mode.log_evidence > proper[0].log_evidence - WITHIN]
+    return [mode for mode in proper if mode.log_evidence > proper[0].log_evidence - SEARCH.within]
 
 
 def _starts(problem: Problem, others: Starts, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -289,7 +294,7 @@ def _brought_in(density: Density, first: np.ndarray, starts: np.ndarray) -> np.n
     values, gradients = density.value_and_gradient(points.reshape(-1, len(first)))
     values = np.where(np.isfinite(gradients).all(1), values, -np.inf).reshape(len(shares), -1)
     (there,) = density.value(first[None])
-    enough = values >= there - HOPELESS if np.isfinite(there) else np.isfinite(values)
+    enough = values >= there - SEARCH.hopeless if np.isfinite(there) else np.isfinite(values)
     return points[enough.argmax(0), np.arange(len(starts))]
 
 
@@ -300,7 +305,7 @@ def _settled(curvature: Curvature, starts: np.ndarray) -> np.ndarray:
     no climb comes back.
     """
     density, structure = curvature.density, curvature.structure
-    if not 0 < structure.together.shape[1] <= MOST_TOGETHER:
+    if not 0 < structure.together.shape[1] <= SPLITTING.most_together:
         return starts
     conditional = Conditional(density, Split(structure.apart, structure.together), starts[0])
     return conditional.settled(starts)[0]

@@ -1,6 +1,7 @@
 """Whether a likelihood has a maximum where a fit ended: it falls on the way from there."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,13 +12,21 @@ from elbowroom.guides import Start
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import isolated, placed
 from elbowroom.problem.score import score
+from elbowroom.sizes import SIZES
 
-FALL = 0.1
-"""Nats that it must fall by."""
-FAR = 10.0
-"""On a way of so many standard deviations of the posterior, of unconstrained units without one."""
-LARGEST = 300
-"""The dimension up to which the flattest way is looked for."""
+
+@dataclass(frozen=True)
+class MaximumTest:
+    """When a likelihood has a maximum."""
+
+    fall: float = 0.1
+    """Nats by which the likelihood must fall along the flattest direction."""
+    far: float = 10.0
+    """How far along it: in standard deviations of the posterior, or in unconstrained units without
+    one."""
+
+
+MAXIMUM = MaximumTest()
 
 
 def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> str | None:
@@ -36,7 +45,7 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
         A sentence that names the site which the way leads along.
     """
     space = problem.space
-    if space.dimension > LARGEST:
+    if space.dimension > SIZES.products:
         return None
     with isolated(0, dtype=torch.float64, threads=problem.threads):
         arguments = placed(problem.arguments, torch.float64, torch.device("cpu"))
@@ -65,7 +74,7 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
         numbered = space.split(torch.arange(space.dimension))
         for i, way in enumerate(ways):
             # Where sites make up for each other on a curve, the curvature alone shows it.
-            flat = i == 0 and 0.5 * float(values[0]) * FAR**2 < FALL
+            flat = i == 0 and 0.5 * float(values[0]) * MAXIMUM.far**2 < MAXIMUM.fall
             if flat or not _falls(log_likelihood, float(here.detach()), way):
                 moved = (root @ way).abs() / root.norm(dim=1)
                 number = int(moved.argmax())
@@ -74,8 +83,9 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
                 if start.precision is None:
                     unit = "units of the unconstrained coordinates"
                 return (
-                    "The likelihood has no maximum that could be told from far points: on a way of "
-                    f"{FAR:g} {unit} along '{name}' it falls by less than {FALL} nats."
+                    "The likelihood has no clear maximum: over a distance of "
+                    f"{MAXIMUM.far:g} {unit} along '{name}' it falls by less than {MAXIMUM.fall} "
+                    "nats."
                 )
     return None
 
@@ -83,11 +93,11 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
 def _falls(log_likelihood: Callable[[Tensor], Tensor], here: float, way: Tensor) -> bool:
     """Whether a function falls on a way somewhere, or ends there."""
     with torch.no_grad():
-        for far in (FAR / 3, FAR):
+        for far in (MAXIMUM.far / 3, MAXIMUM.far):
             try:
                 there = float(log_likelihood(far * way))
             except (ArithmeticError, RuntimeError, ValueError):
                 return True
-            if not np.isfinite(there) or there < here - FALL:
+            if not np.isfinite(there) or there < here - MAXIMUM.fall:
                 return True
     return False

@@ -12,15 +12,28 @@ from scipy.stats import f
 
 from elbowroom.guides.roots import factor_of
 
-FREEDOM = 7.0
-"""The fewest degrees of freedom of a proposal."""
-DEFENSIVE, REACH, FEW = 0.1, 100.0, 20
-"""The share of draws with Cauchy tails, where these end, in scales, and the most coordinates.
 
-They bound the weights where the target's tails are heavier than the others' (Hesterberg, 1995,
-"Weighted average importance sampling and defensive mixture distributions"), and reach so far that
-the draws tell whether a quantity has a variance. In many dimensions they would all miss the target.
-"""
+@dataclass(frozen=True)
+class ProposalTails:
+    """The tails of a proposal.
+
+    They bound the weights where the target's tails are heavier than the other components'
+    (Hesterberg, 1995, "Weighted average importance sampling and defensive mixture distributions"),
+    and reach so far that the draws tell whether a quantity has a variance. In many dimensions they
+    would all miss the target.
+    """
+
+    freedom: float = 7.0
+    """The fewest degrees of freedom of a component."""
+    defensive: float = 0.1
+    """The share of draws with Cauchy tails."""
+    reach: float = 100.0
+    """Where these tails end, in scales."""
+    most_coordinates: int = 20
+    """The most coordinates in which there are such draws."""
+
+
+TAILS = ProposalTails()
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Mixture:
         normal = random.standard_normal((count, size))
         radius = np.sqrt(random.chisquare(self.freedom, count) / self.freedom)
         standard = normal / radius[:, None]
-        far = random.permutation(count) < DEFENSIVE * count * (size <= FEW)
+        far = random.permutation(count) < TAILS.defensive * count * (size <= TAILS.most_coordinates)
         # A ratio of chi-squares has an F distribution; its share within reach, inverted.
         ratio = f.ppf(random.uniform(size=far.sum()) * np.exp(_log_reached(size)), size, 1)
         lengths = np.linalg.norm(normal[far], axis=1)
@@ -91,9 +104,10 @@ class Mixture:
             standard = solve_triangular(factor, (points - mean).T, lower=True, check_finite=False)
             distance = np.square(standard).sum(0)
             log_density = _log_t(distance, size, self.freedom)
-            if size <= FEW:
+            if size <= TAILS.most_coordinates:
                 log_density = np.logaddexp(
-                    np.log1p(-DEFENSIVE) + log_density, np.log(DEFENSIVE) + _log_far(distance, size)
+                    np.log1p(-TAILS.defensive) + log_density,
+                    np.log(TAILS.defensive) + _log_far(distance, size),
                 )
             log_determinant = np.log(np.diag(factor)).sum()
             columns.append(np.log(share) + log_density - log_determinant)
@@ -110,7 +124,7 @@ class Mixture:
         Against a Normal target a t with half as many degrees of freedom as dimensions keeps three
         quarters of its draws; fewer in high dimensions would waste most of them.
         """
-        freedom = max(FREEDOM, means.shape[1] / 2)
+        freedom = max(TAILS.freedom, means.shape[1] / 2)
         return cls(
             shares / shares.sum(), means, factor_of(torch.as_tensor(covariances)).numpy(), freedom
         )
@@ -125,14 +139,14 @@ def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:
 
 @cache
 def _log_reached(size: int) -> float:
-    """The log probability of a multivariate Cauchy distribution within `REACH`."""
-    return float(f.logcdf(REACH**2, size, 1))
+    """The log probability of a multivariate Cauchy distribution within `TAILS.reach`."""
+    return float(f.logcdf(TAILS.reach**2, size, 1))
 
 
 def _log_far(distance: np.ndarray, size: int) -> np.ndarray:
-    """Log density of a standard multivariate Cauchy distribution that ends at `REACH`."""
+    """Log density of a standard multivariate Cauchy distribution that ends at `TAILS.reach`."""
     within = _log_t(distance, size, 1.0) - _log_reached(size)
-    return np.where(distance <= size * REACH**2, within, -np.inf)
+    return np.where(distance <= size * TAILS.reach**2, within, -np.inf)
 
 
 def mixed(mixtures: list[Mixture], counts: Sequence[float]) -> Mixture:

@@ -11,20 +11,28 @@ from scipy.optimize import minimize
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
 from elbowroom.guides.space import LatentSpace
+from elbowroom.sizes import SIZES
 
-NEAR_ENOUGH = 1e-6
-"""The Newton decrement, in nats, below which a point counts as a mode."""
-FLAT = 1e-10
-"""The smallest eigenvalue of the precision with a unit diagonal that is not a flat direction."""
-NEWTON_PROBES = 300
-"""Products with the Hessian up to which climbs take it at each step."""
-ITERATIONS = 100
-PATIENCE = 50
-"""Steps that a climb towards a spike gets where they are expensive."""
-EXPENSIVE = 50_000
-"""Numbers in an operation at one point from which evaluations are expensive."""
-SAME = 1.0
-"""Symmetrised divergence, in nats, of two Laplace approximations of the same mode."""
+
+@dataclass(frozen=True)
+class Climbing:
+    """How a climb to a mode is made."""
+
+    decrement: float = 1e-6
+    """The Newton decrement, in nats, below which a point is a mode."""
+    flat: float = 1e-10
+    """The smallest eigenvalue of the precision, scaled to a unit diagonal, that is not a flat
+    direction."""
+    iterations: int = 100
+    """Steps of a climb, at most."""
+    patience: int = 50
+    """Steps of a climb towards a spike, at most, where evaluations do not fit the cache."""
+    same: float = 1.0
+    """The symmetrised divergence, in nats, below which two Laplace approximations are the same
+    mode."""
+
+
+CLIMBING = Climbing()
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def positive_definite(precision: np.ndarray) -> bool:
         return False
     scales = np.sqrt(diagonal)
     values = np.linalg.eigvalsh(precision / np.outer(scales, scales))
-    return bool(values[0] > FLAT * values[-1])
+    return bool(values[0] > CLIMBING.flat * values[-1])
 
 
 def _damped_step(
@@ -101,9 +109,9 @@ def climb(
     objective: Objective,
     precision_at: Callable[[np.ndarray, np.ndarray], np.ndarray],
     starts: np.ndarray,
-    iterations: int = ITERATIONS,
-    near_enough: float = NEAR_ENOUGH,
-    patience: int = ITERATIONS,
+    iterations: int = CLIMBING.iterations,
+    near_enough: float = CLIMBING.decrement,
+    patience: int = CLIMBING.iterations,
     scaled: bool = True,
 ) -> list[Mode]:
     """Climbs from all starts together by damped Newton steps.
@@ -217,8 +225,8 @@ def find_modes(density: Density, curvature: Curvature, starts: np.ndarray) -> li
         curvature: Of it.
         starts: (n, D).
     """
-    if curvature.structure.probes <= NEWTON_PROBES:
-        patience = PATIENCE if density.width > EXPENSIVE else ITERATIONS
+    if curvature.structure.probes <= SIZES.products:
+        patience = CLIMBING.patience if density.width > SIZES.cache else CLIMBING.iterations
         ends = climb(density.value_and_gradient, curvature, starts, patience=patience)
         reached = [end.location for end in ends if end.reached]
         if reached and not curvature.check(np.stack(reached)[:1]):
@@ -239,7 +247,7 @@ def distinct(ends: list[Mode], space: LatentSpace) -> list[Mode]:
     for end in ends:
         for i, known in enumerate(found):
             relabelled = _relabelled(end, known, space)
-            if relabelled or _divergence(end, known) < SAME:
+            if relabelled or _divergence(end, known) < CLIMBING.same:
                 found[i] = replace(
                     known,
                     starts=known.starts + end.starts,
@@ -275,7 +283,7 @@ def _divergence(one: Mode, two: Mode) -> float:
         return np.inf
     gap = one.location - two.location
     distance = 0.5 * gap @ (one.precision + two.precision) @ gap
-    if distance > 2 * SAME:
+    if distance > 2 * CLIMBING.same:
         return distance
     shape = np.trace(
         np.linalg.solve(one.precision, two.precision)

@@ -19,14 +19,25 @@ from elbowroom.density.importance import effective_sample_size
 from elbowroom.density.modes import guarded_loss
 from elbowroom.errors import GuideError
 
-FARTHEST = 2.0
-"""How far one climb takes an unconstrained parameter."""
-KEPT = 0.3
-"""The share of the effective draws that is left where a climb ends."""
-NEAR_ENOUGH = 2e-3
-"""The gain of log evidence, in nats, of the last climb: a twentieth of a standard error or so."""
-CLIMBS = 40
-MOST_DRAWS = 4000
+
+@dataclass(frozen=True)
+class MarginalClimb:
+    """How point parameters climb to their maximum marginal likelihood."""
+
+    farthest: float = 2.0
+    """How far one climb may take an unconstrained parameter."""
+    kept: float = 0.3
+    """The share of the effective draws that must be left where a climb ends."""
+    near_enough: float = 2e-3
+    """The gain of log evidence, in nats, below which a climb is the last: about a twentieth of a
+    standard error."""
+    climbs: int = 40
+    """Climbs, at most."""
+    most_draws: int = 4000
+    """Draws of a climb, at most."""
+
+
+MARGINAL = MarginalClimb()
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,8 @@ def maximise(joint: Density, sample: Callable[[dict[str, Tensor]], Sample]) -> M
         climbs += 1
         moved, whole = evidence.climb(flat)
         gain = evidence(moved)[0] - before
-        flat, converged = moved, whole and gain < NEAR_ENOUGH
-        if converged or climbs >= CLIMBS:
+        flat, converged = moved, whole and gain < MARGINAL.near_enough
+        if converged or climbs >= MARGINAL.climbs:
             break
     return MaximumLikelihood(
         parameters.constrained(torch.as_tensor(flat)),
@@ -139,7 +150,7 @@ class _Evidence:
 
     def __init__(self, joint: Density, sample: Sample) -> None:
         self.joint = joint
-        few = joint.affordable(min(len(sample.points), MOST_DRAWS), 500)
+        few = joint.affordable(min(len(sample.points), MARGINAL.most_draws), 500)
         self.points, self.log_q = sample.points[:few], sample.log_q[:few]
 
     def _weighed(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,16 +179,16 @@ class _Evidence:
 
         The way is shortened until enough of the draws still have weight.
         """
-        bounds = list(zip(flat - FARTHEST, flat + FARTHEST, strict=True))
+        bounds = list(zip(flat - MARGINAL.farthest, flat + MARGINAL.farthest, strict=True))
         options = {"maxiter": 30, "gtol": 1e-6, "ftol": 1e-12}
         end = minimize(
             guarded_loss(self), flat, jac=True, method="L-BFGS-B", bounds=bounds, options=options
         ).x
-        least, share = KEPT * self.effective(flat), 1.0
+        least, share = MARGINAL.kept * self.effective(flat), 1.0
         while share > 1e-3:
             there = flat + share * (end - flat)
             if self.effective(there) >= least and self(there)[0] >= self(flat)[0]:
-                at_bound = (np.abs(there - flat) >= 0.99 * FARTHEST).any()
+                at_bound = (np.abs(there - flat) >= 0.99 * MARGINAL.farthest).any()
                 return there, share == 1.0 and not at_bound
             share /= 2
         return flat, False

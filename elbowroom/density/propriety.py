@@ -1,5 +1,7 @@
 """Whether a log density without a mode falls at all in the directions without curvature."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -9,29 +11,36 @@ from elbowroom.density.modes import Mode, climb
 
 FAR = tuple(10.0 ** (k / 2) for k in range(2, 17))
 """Distances at which the log density is looked at, from 10 to 10⁸."""
-ENOUGH = 3
-"""Of them at which it has a value, at least: to 100."""
-FALL = 1.0
-"""Nats by which it falls there at least, beyond the logarithm of the distance, if it has an end.
 
-One that falls by the logarithm alone has no integral along the line.
-"""
-FLATTEST = 4
-"""Directions that are followed from each point."""
-POINTS = 2
-"""Ends of climbs from which they are, beside the first start."""
-STEPS = 30
-"""Along a ridge that bends, each half of the way so far."""
-CLIMBS = 20
-"""Newton steps that bring a point that was moved back to it."""
-WIDEST = 1e-10
-"""The least curvature across a line that is counted, relative to the largest."""
-SPIKE = 1e12
-"""The curvature of a spike, where numbers have too few digits to tell."""
-NAMED = 4
-"""Coordinates in a message."""
-SHARE = 0.1
-"""Of the largest part of a direction, from which a coordinate is named."""
+
+@dataclass(frozen=True)
+class Ends:
+    """How the ends of a density are examined."""
+
+    fewest_distances: int = 3
+    """The distances along a line at which a density must have a value, at least: up to 100."""
+    fall: float = 1.0
+    """Nats by which it must fall there, beyond the logarithm of the distance. A density that falls
+    by the logarithm alone has no integral along the line."""
+    flattest: int = 4
+    """The flattest directions that are followed from each point."""
+    points: int = 2
+    """Ends of climbs from which they are followed, beside the first start."""
+    steps: int = 30
+    """Steps along a curved ridge, each half as long as the way so far."""
+    climbs: int = 20
+    """Newton steps that bring a point back to the ridge."""
+    least_curvature: float = 1e-10
+    """The least curvature across a line that counts, relative to the largest."""
+    spike: float = 1e12
+    """The curvature of a spike, where float64 has too few digits to decide."""
+    named: int = 4
+    """Coordinates that a message names."""
+    named_share: float = 0.1
+    """The share of a direction's largest part from which a coordinate is named."""
+
+
+ENDS = Ends()
 
 
 def endless(
@@ -54,7 +63,7 @@ def endless(
         The sites that change, with their unconstrained coordinates' parts of the direction; None
         if the density falls in all directions that were followed.
     """
-    ends = sorted(ends, key=lambda end: (end.reached, end.log_density), reverse=True)[:POINTS]
+    ends = sorted(ends, key=lambda end: (end.reached, end.log_density), reverse=True)[: ENDS.points]
     for point in [*(end.location for end in ends), first]:
         for direction in _flattest(curvature, point):
             for signed in (direction, -direction):
@@ -76,8 +85,8 @@ def _along_a_line(
     for seen, distance in enumerate(FAR):
         there = _mass_across(density, curvature, point + distance * direction, direction)
         if there is None:
-            return seen >= ENOUGH
-        if mass is None or there < mass - np.log(distance) - FALL:
+            return seen >= ENDS.fewest_distances
+        if mass is None or there < mass - np.log(distance) - ENDS.fall:
             return False
     return True
 
@@ -88,8 +97,10 @@ def _along_a_ridge(
     """Whether it does not fall along a ridge that bends, followed by ever longer steps."""
     mass = _mass_across(density, curvature, point, direction)
     at, gone, step = point, 0.0, 1e-2 * max(1.0, float(np.linalg.norm(point)))
-    for _ in range(STEPS):
-        back = climb(density.value_and_gradient, curvature, (at + step * direction)[None], CLIMBS)
+    for _ in range(ENDS.steps):
+        back = climb(
+            density.value_and_gradient, curvature, (at + step * direction)[None], ENDS.climbs
+        )
         if not back:
             return False
         moved, before = back[0].location - at, gone
@@ -99,7 +110,7 @@ def _along_a_ridge(
             return False
         direction = flattest[0] * np.sign(flattest[0] @ moved or 1.0)
         there = _mass_across(density, curvature, at, direction)
-        if mass is None or there is None or there < mass - max(0.0, np.log(gone)) - FALL:
+        if mass is None or there is None or there < mass - max(0.0, np.log(gone)) - ENDS.fall:
             return False
         step = gone / 2
     return True
@@ -111,7 +122,7 @@ def _flattest(curvature: Curvature, point: np.ndarray) -> list[np.ndarray]:
     if not np.isfinite(precision).all():
         return []
     values, vectors = np.linalg.eigh(precision)
-    return [vectors[:, k] for k in np.argsort(np.abs(values))[:FLATTEST]]
+    return [vectors[:, k] for k in np.argsort(np.abs(values))[: ENDS.flattest]]
 
 
 def _mass_across(
@@ -126,9 +137,9 @@ def _mass_across(
     curved = np.abs(np.linalg.eigvalsh(across.T @ precision @ across))
     if not curved.size:
         return float(value)
-    if curved.max() > SPIKE:
+    if curved.max() > ENDS.spike:
         return None
-    least = max(WIDEST * curved.max(), 1e-300)
+    least = max(ENDS.least_curvature * curved.max(), 1e-300)
     return float(value - 0.5 * np.log(np.maximum(curved, least)).sum())
 
 
@@ -140,6 +151,6 @@ def _in_words(density: Density, direction: np.ndarray) -> str:
         labels = [name] if len(flat) == 1 else [f"{name}[{k}]" for k in range(len(flat))]
         parts += list(zip(labels, flat, strict=True))
     parts.sort(key=lambda part: -abs(part[1]))
-    largest = [part for part in parts if abs(part[1]) > SHARE * abs(parts[0][1])]
-    said = ", ".join(f"{label} {size:+.2f}" for label, size in largest[:NAMED])
-    return said + ", ..." * (len(largest) > NAMED)
+    largest = [part for part in parts if abs(part[1]) > ENDS.named_share * abs(parts[0][1])]
+    said = ", ".join(f"{label} {size:+.2f}" for label, size in largest[: ENDS.named])
+    return said + ", ..." * (len(largest) > ENDS.named)

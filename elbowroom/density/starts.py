@@ -8,6 +8,7 @@ the known modes account for.
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,39 +26,49 @@ from elbowroom.density.modes import Mode, find_modes
 from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.problem.score import Batchable
 
-DRAWS = 64
-"""Of the prior."""
-FEW_DRAWS = 8
-"""Of a prior that can be drawn from one by one alone."""
-NUMBERS = 3_000_000
-"""In the candidates' evaluations, at most."""
-SOME = 16
-"""Candidates of each kind."""
-SCALES = (0.3, 1.0, 2.0)
-"""Distances of candidates from the middle of the prior, relative to its draws'."""
-CORNERS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-"""Distances of points on the diagonal from the middle of the prior, in its sds."""
-WIDER = ((3.0, 48), (10.0, 48), (30.0, 24))
-"""Distances of candidates from the best mode, in its sds, and how many are at each.
 
-The basin of a narrower mode is a cone, which few directions meet; about other modes there are less.
-"""
-REFLECTED = 4
-"""Modes about which there are candidates."""
-UPHILL = 8
-"""Steps that candidates go uphill before they are judged."""
-ARRIVED = 1e-2
-"""Nats that a step gains where a candidate goes no farther."""
-UNEXPLAINED = 2.0
-"""Nats by which a candidate's density exceeds what known modes account for."""
-SCAN, BOX = (1024, 8192), (20.0, 10.0)
-"""Points that fill a box in one or two dimensions, and half of its side, in sds."""
-ALONG, FAR = 64, 24.0
-"""Points on a line through a mode, and how far it goes, in sds."""
-NEAR = 0.5
-"""Nats, and squared sds, from a mode at which a candidate has come to it."""
-APART = 1.0
-"""The mean squared distance of two starts, in the best mode's sds."""
+@dataclass(frozen=True)
+class StartCandidates:
+    """Where candidates for starts lie, and how they are judged."""
+
+    prior_draws: int = 64
+    """Draws of the prior."""
+    few_prior_draws: int = 8
+    """The same of a prior that can only be sampled one draw at a time."""
+    numbers: int = 3_000_000
+    """Numbers in the candidates' evaluations, at most."""
+    of_each_kind: int = 16
+    """Candidates of each kind."""
+    scales: tuple[float, ...] = (0.3, 1.0, 2.0)
+    """Distances of candidates from the middle of the prior, relative to its draws'."""
+    corners: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+    """Distances of points on the diagonal from the middle of the prior, in its sds."""
+    wider: tuple[tuple[float, int], ...] = ((3.0, 48), (10.0, 48), (30.0, 24))
+    """Distances of candidates from the best mode, in its sds, and how many there are at each: the
+    basin of a narrower mode is a cone that few directions meet."""
+    reflected: int = 4
+    """Modes that have candidates about them."""
+    uphill: int = 8
+    """Steps that candidates go uphill before they are judged."""
+    arrived: float = 1e-2
+    """Nats that a step gains, below which a candidate stops."""
+    unexplained: float = 2.0
+    """Nats by which a candidate's density must exceed what the known modes account for."""
+    grid_points: tuple[int, ...] = (1024, 8192)
+    """Points that fill a box in one and in two dimensions."""
+    grid_reach: tuple[float, ...] = (20.0, 10.0)
+    """Half of the side of the box, in sds."""
+    line_points: int = 64
+    """Points on a line through a mode."""
+    line_reach: float = 24.0
+    """How far the line goes, in sds."""
+    near: float = 0.5
+    """Nats, and squared sds, from a mode within which a candidate has come to it."""
+    apart: float = 1.0
+    """The least mean squared distance of two starts, in the best mode's sds."""
+
+
+CANDIDATES = StartCandidates()
 
 
 class Starts:
@@ -74,8 +85,11 @@ class Starts:
 
     def __init__(self, density: Density, random: np.random.Generator) -> None:
         self.density, self.random = density, random
-        self.most = max(FEW_DRAWS, NUMBERS // (UPHILL * max(density.width, density.dimension)))
-        self.prior = prior_draws(density, min(DRAWS, self.most))
+        self.most = max(
+            CANDIDATES.few_prior_draws,
+            CANDIDATES.numbers // (CANDIDATES.uphill * max(density.width, density.dimension)),
+        )
+        self.prior = prior_draws(density, min(CANDIDATES.prior_draws, self.most))
         self.climbed = np.zeros((0, density.dimension))
         self._next = iter(self.prior)
         self._parts: np.ndarray | None = None
@@ -116,25 +130,27 @@ class Starts:
         candidates = self._candidates(modes, roots)
         scanned = self._scanned(modes[0], roots[0])
         excess = excess_of(self.density.value(scanned), scanned)
-        candidates = np.concatenate([candidates, scanned[np.argsort(-excess)[:SOME]], self.parts()])
+        candidates = np.concatenate(
+            [candidates, scanned[np.argsort(-excess)[: CANDIDATES.of_each_kind]], self.parts()]
+        )
         places, values = self._uphill(candidates, roots[0])
         excess = excess_of(values, places)
         # Where a density has lost its digits it may be high by chance.
-        kept = ~(excess > UNEXPLAINED)
+        kept = ~(excess > CANDIDATES.unexplained)
         kept[~kept] = self.density.steady(places[~kept], modes[0].location)
         places, values, excess = places[kept], values[kept], excess[kept]
         self.climbed = places
         order = np.argsort(-excess)
         chosen: list[int] = []
-        for i in order[excess[order] > UNEXPLAINED]:
+        for i in order[excess[order] > CANDIDATES.unexplained]:
             gaps = solve_triangular(roots[0], (places[chosen] - places[i]).T, lower=True)
-            if len(chosen) < count and (np.square(gaps).mean(0) > APART).all():
+            if len(chosen) < count and (np.square(gaps).mean(0) > CANDIDATES.apart).all():
                 chosen.append(int(i))
         arrived = [
-            (values > mode.log_density - NEAR)
+            (values > mode.log_density - CANDIDATES.near)
             & (
                 np.square(solve_triangular(root, (places - mode.location).T, lower=True)).sum(0)
-                < NEAR
+                < CANDIDATES.near
             )
             for mode, root in zip(modes, roots, strict=True)
         ]
@@ -159,16 +175,16 @@ class Starts:
         the diagonal that moves all of them alike, and the widest direction.
         """
         size = self.density.dimension
-        if size <= len(BOX) and self.most >= SCAN[size - 1]:
+        if size <= len(CANDIDATES.grid_reach) and self.most >= CANDIDATES.grid_points[size - 1]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a number of points that is no power of two
-                even = qmc.Sobol(size, rng=self.random).random(SCAN[size - 1])
-            return mode.location + BOX[size - 1] * (2 * even - 1) @ root.T
+                even = qmc.Sobol(size, rng=self.random).random(CANDIDATES.grid_points[size - 1])
+            return mode.location + CANDIDATES.grid_reach[size - 1] * (2 * even - 1) @ root.T
         sds = np.linalg.norm(root, axis=1)
         widest = root @ np.linalg.svd(root)[2][0]
         lines = np.concatenate([sds[None], widest[None], np.diag(sds)])
-        lines = lines[: max(1, self.most // ALONG)]
-        at = FAR * np.linspace(-1, 1, ALONG)
+        lines = lines[: max(1, self.most // CANDIDATES.line_points)]
+        at = CANDIDATES.line_reach * np.linspace(-1, 1, CANDIDATES.line_points)
         return mode.location + (at[:, None, None] * lines).reshape(-1, size)
 
     def _uphill(self, points: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +192,7 @@ class Starts:
         points = points.copy()
         values, gradients = self.density.value_and_gradient(points)
         steps, going = np.ones(len(points)), np.arange(len(points))
-        for _ in range(UPHILL):
+        for _ in range(CANDIDATES.uphill):
             if not len(going):
                 break
             with np.errstate(all="ignore"):
@@ -190,28 +206,33 @@ class Starts:
             points[moved], values[moved] = ahead[better], new_values[better]
             gradients[moved] = new_gradients[better]
             steps[going] = np.where(better, np.minimum(1.5 * steps[going], 1.0), steps[going] / 4)
-            going = going[~(better & (gain < ARRIVED))]
+            going = going[~(better & (gain < CANDIDATES.arrived))]
         return points, values
 
     def _candidates(self, modes: Sequence[Mode], roots: Sequence[np.ndarray]) -> np.ndarray:
         size, random, prior = self.density.dimension, self.random, self.prior
         if not len(prior):
-            prior = random.uniform(-2, 2, (SOME, size))
+            prior = random.uniform(-2, 2, (CANDIDATES.of_each_kind, size))
         middle, spread = np.median(prior, axis=0), prior.std(0)
-        parts = [random.uniform(-2, 2, (SOME, size))]
+        parts = [random.uniform(-2, 2, (CANDIDATES.of_each_kind, size))]
         parts += [
-            middle + scale * (prior[random.integers(len(prior), size=SOME)] - middle)
-            for scale in SCALES
+            middle
+            + scale * (prior[random.integers(len(prior), size=CANDIDATES.of_each_kind)] - middle)
+            for scale in CANDIDATES.scales
         ]
-        signs = random.choice([-1.0, 1.0], (SOME, size))
+        signs = random.choice([-1.0, 1.0], (CANDIDATES.of_each_kind, size))
         parts.append(middle + signs * spread)
         # What moves one coordinate often moves them all alike.
-        parts += [middle + corner * np.outer([1.0, -1.0], spread) for corner in CORNERS]
-        for index, (mode, root) in enumerate([*zip(modes, roots, strict=True)][:REFLECTED]):
-            for width, most in WIDER:
-                normal = random.standard_normal((most if index == 0 else SOME, size))
+        parts += [middle + corner * np.outer([1.0, -1.0], spread) for corner in CANDIDATES.corners]
+        for index, (mode, root) in enumerate(
+            [*zip(modes, roots, strict=True)][: CANDIDATES.reflected]
+        ):
+            for width, most in CANDIDATES.wider:
+                normal = random.standard_normal(
+                    (most if index == 0 else CANDIDATES.of_each_kind, size)
+                )
                 parts.append(mode.location + width * normal @ root.T)
-            turned = np.tile(mode.location, (min(size, SOME), 1))
+            turned = np.tile(mode.location, (min(size, CANDIDATES.of_each_kind), 1))
             picked = random.permutation(size)[: len(turned)]
             turned[np.arange(len(turned)), picked] *= -1
             parts += [turned, -mode.location[None], (2 * middle - mode.location)[None]]
@@ -246,7 +267,7 @@ def prior_draws(density: Density, count: int) -> np.ndarray:
             with Batchable():
                 drawn = [*vmap(draw, randomness="different")(torch.zeros(count))]
         except failures:
-            for _ in range(min(count, FEW_DRAWS)):
+            for _ in range(min(count, CANDIDATES.few_prior_draws)):
                 try:
                     drawn.append(draw(torch.zeros(())))
                 except failures:

@@ -1,7 +1,7 @@
 """Importance sampling from proposals that adapt to what was drawn."""
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,47 +27,61 @@ from elbowroom.draws.coverage import Coverage, local_components, look_beyond, th
 from elbowroom.draws.proposal import Proposal
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.roots import factor_of
+from elbowroom.sizes import SIZES
 
-FEWEST_DRAWS = 1000
-"""Of the first round of adaptive importance sampling."""
-FULL_ROUND = 4000
-"""Of a later round."""
-NESTED_ROUND = 2_000_000_000
-"""Numbers that a round may take where some coordinates are drawn given the others; some seconds."""
-LARGEST_ROUND = 20_000_000
-"""Numbers that its draws may hold."""
-ENOUGH = 2500.0
-"""The effective sample size at which adaptive importance sampling ends."""
-PLENTY = 10_000.0
-"""The same at which it ends though k-hat is not small."""
-PRECISE = 0.03
-"""The Monte Carlo error of every mean and sd, in sds, at which it ends."""
-EFFICIENT = 0.3
-"""Effective draws for each draw at which a proposal is not adapted any more."""
-COMFORTABLE = 0.25
-"""The k-hat above which moments may be a few in a hundred off with weights that can be used."""
-PARTS = 6
-"""Components by which a proposal that is not elliptic grows."""
-MOST_APART = 20
-"""The most coordinates that they are tried in."""
-HEAVY_PARTS, THIN = 2, 0.1
-"""Components where the proposals before were too thin, and their share."""
-HIGH, MOST_HIGH = 1.0, 100
-"""Nats above a proposal's centres from which a value is looked at twice, and how many are."""
-HEAVIEST_SHARE = 0.02
-"""Of the mass, that one draw may hold without a look at where it is."""
-LOCAL = 0.3
-"""The share of components about places that were too thin."""
-REFINEMENTS = 5
-"""Times that the components are made anew."""
-CLUSTERED = 2000
-"""Draws that they are made of."""
-ADAPTATIONS = 5
-ROUNDS = 6
-LONGER = 3
-"""Times as far that chains go where the posterior is known not to be elliptic."""
-UNSURE = 5
-"""Rounds that are drawn where k-hat is not small, though weights and errors are good."""
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Numbers that tune adaptive importance sampling."""
+
+    first_round: int = 1000
+    """Draws of the first round."""
+    round: int = 4000
+    """Draws of a later round."""
+    nested_work: int = 2_000_000_000
+    """The work of a round, at most, where some coordinates are drawn given the others: a few
+    seconds."""
+    enough: float = 2500.0
+    """The effective sample size at which it ends, where k-hat and the errors are small."""
+    plenty: float = 10_000.0
+    """The effective sample size at which it ends though k-hat is not small."""
+    precise: float = 0.03
+    """The Monte Carlo error of every mean and sd, in sds, at which it ends."""
+    efficient: float = 0.3
+    """Effective draws for each draw above which a proposal is not adapted further."""
+    comfortable: float = 0.25
+    """The k-hat below which moments of the weighted draws are accurate."""
+    parts: int = 6
+    """Components that a refinement adds."""
+    most_coordinates: int = 20
+    """The most coordinates in which there are refinements."""
+    heavy_parts: int = 2
+    """Components where the earlier proposals were too thin."""
+    heavy_share: float = 0.1
+    """Their share."""
+    high: float = 1.0
+    """Nats above a proposal's centres from which a value is checked for lost digits."""
+    most_high: int = 100
+    """Values that are checked one by one, at most."""
+    heaviest_share: float = 0.02
+    """The share of the mass in one draw above which its surroundings are examined."""
+    local_share: float = 0.3
+    """The share of components about places that were too thin."""
+    refinements: int = 5
+    """How often the components are made anew, at most."""
+    clustered: int = 2000
+    """Draws that they are made of."""
+    adaptations: int = 5
+    """Rounds in which a proposal is adapted, at most."""
+    rounds: int = 6
+    """Rounds of the adapted proposal, at most."""
+    longer: int = 3
+    """How many times as far chains go where the posterior is known not to be elliptic."""
+    unsure_rounds: int = 5
+    """Rounds that are drawn where k-hat is not small, though weights and errors are good."""
+
+
+ADAPTATION = Adaptation()
 
 
 class AdaptiveImportance:
@@ -142,9 +156,9 @@ class AdaptiveImportance:
     def _values(self, points: np.ndarray) -> np.ndarray:
         """The log density; minus infinity where it is high by a loss of digits alone."""
         values = self.density.value(points)
-        high = np.flatnonzero(values > self.peak + HIGH)
-        steady = self.density.steady(points[high[:MOST_HIGH]], self.centre)
-        if len(high) > MOST_HIGH:  # one judgement for all
+        high = np.flatnonzero(values > self.peak + ADAPTATION.high)
+        steady = self.density.steady(points[high[: ADAPTATION.most_high]], self.centre)
+        if len(high) > ADAPTATION.most_high:  # one judgement for all
             steady = np.full(len(high), steady.mean() > 0.5)
         values[high[~steady]] = -np.inf
         return values
@@ -248,17 +262,20 @@ class AdaptiveImportance:
         """
         draws = len(self.log_weights)
         upper = k_hat_interval(self.k_hat, draws)[1]
-        if not (upper < k_hat_threshold(draws) and self.effective_sample_size >= ENOUGH):
+        if not (upper < k_hat_threshold(draws) and self.effective_sample_size >= ADAPTATION.enough):
             return False
         errors = standard_errors(self.weights, self.quantities())
-        return all(np.nanmax(error, initial=0.0) <= PRECISE for error in errors)
+        return all(np.nanmax(error, initial=0.0) <= ADAPTATION.precise for error in errors)
 
     @property
     def efficient(self) -> bool:
         """Whether the latest proposal is good enough to draw from without adapting it."""
         draws = len(self.log_weights)
         upper = k_hat_interval(self.k_hat, draws)[1]
-        return upper < k_hat_threshold(draws) and self.effective_sample_size > EFFICIENT * draws
+        return (
+            upper < k_hat_threshold(draws)
+            and self.effective_sample_size > ADAPTATION.efficient * draws
+        )
 
     def freeze(self) -> None:
         """Begins anew with the latest proposal, and a part of the first.
@@ -303,7 +320,7 @@ class AdaptiveImportance:
             new = local_components(self, places, curvature)
             if self.conditional is not None:
                 new = new.marginal(self.conditional.split.shared)
-            proposal = mixed([proposal, new], [1 - LOCAL, LOCAL])
+            proposal = mixed([proposal, new], [1 - ADAPTATION.local_share, ADAPTATION.local_share])
         nearest = self.whole.log_densities(proposal.means).argmax(1)
         found = self._anew(proposal, self._tiled()[nearest])
         found.run()
@@ -327,20 +344,20 @@ class AdaptiveImportance:
 
     def _affordable(self, draws: int) -> int:
         if self.conditional is None:
-            return self.density.affordable(draws, FEWEST_DRAWS)
+            return self.density.affordable(draws, ADAPTATION.first_round)
         cost = self.conditional.split.cost * self.density.work
-        most = min(NESTED_ROUND // cost, LARGEST_ROUND // self.density.dimension)
-        return min(draws, max(FEWEST_DRAWS, most))
+        most = min(ADAPTATION.nested_work // cost, SIZES.memory // self.density.dimension)
+        return min(draws, max(ADAPTATION.first_round, most))
 
     def run(self) -> None:
         """Adapts the proposal where it needs it; then draws until the weights are good.
 
         They may not get so: `settled` tells.
         """
-        few = self._affordable(max(FEWEST_DRAWS, 10 * self.adapted.means.shape[1]))
-        full = self._affordable(FULL_ROUND)
+        few = self._affordable(max(ADAPTATION.first_round, 10 * self.adapted.means.shape[1]))
+        full = self._affordable(ADAPTATION.round)
         self.round(few)
-        for _ in range(ADAPTATIONS):
+        for _ in range(ADAPTATION.adaptations):
             if self.efficient:
                 break
             self.adapt()
@@ -351,28 +368,28 @@ class AdaptiveImportance:
 
     def finish(self) -> None:
         """Draws until the weights are good, and for longer where they might be so by luck."""
-        full = self._affordable(FULL_ROUND)
-        for count in range(ROUNDS):
+        full = self._affordable(ADAPTATION.round)
+        for count in range(ADAPTATION.rounds):
             if self.rounds and (self.comfortable or self.plenty):
                 return
-            if count >= UNSURE and self.settled:
+            if count >= ADAPTATION.unsure_rounds and self.settled:
                 return
             self.round(full)
 
     @property
     def comfortable(self) -> bool:
         """Whether the weights are so even that another way of drawing has nothing to gain."""
-        return self.k_hat < COMFORTABLE and self.settled
+        return self.k_hat < ADAPTATION.comfortable and self.settled
 
     @property
     def uneven(self) -> bool:
         """Whether one draw holds so much that a narrow part may hide behind it."""
-        return bool(normalised(self.log_weights).max() > HEAVIEST_SHARE)
+        return bool(normalised(self.log_weights).max() > ADAPTATION.heaviest_share)
 
     @property
     def plenty(self) -> bool:
         """Whether there are so many effective draws that a k-hat within its limit will do."""
-        return self.effective_sample_size >= PLENTY and self.settled
+        return self.effective_sample_size >= ADAPTATION.plenty and self.settled
 
     @property
     def discomfort(self) -> tuple[bool, bool, float]:
@@ -411,11 +428,14 @@ class AdaptiveImportance:
         keep = self.effective_sample_size / (self.effective_sample_size + 2 * size)
         centred = points - self.weights @ points
         whole = keep * (centred * self.weights[:, None]).T @ centred + (1 - keep) * main @ main.T
-        drawn = points[resampled(self.weights, CLUSTERED, self.random)]
-        heavy = points[np.argsort(self.log_weights)[-CLUSTERED // 20 :]]
+        drawn = points[resampled(self.weights, ADAPTATION.clustered, self.random)]
+        heavy = points[np.argsort(self.log_weights)[-ADAPTATION.clustered // 20 :]]
         scales = np.sqrt(np.diag(whole))
         sizes, means, covariances = [], [], []
-        for chosen, most, mass in ((drawn, parts, 1 - THIN), (heavy, HEAVY_PARTS, THIN)):
+        for chosen, most, mass in (
+            (drawn, parts, 1 - ADAPTATION.heavy_share),
+            (heavy, ADAPTATION.heavy_parts, ADAPTATION.heavy_share),
+        ):
             distinct = np.unique(chosen / scales, axis=0)
             start = self.random.choice(distinct, min(most, len(distinct)), replace=False)
             with warnings.catch_warnings():
@@ -494,20 +514,20 @@ def sampled(
     found = AdaptiveImportance(density, first, random)
     found.run()
     split = split_of(curvature) if len(first.shares) == 1 and np.isfinite(found.k_hat) else None
-    most = 0 if split is None else NESTED_ROUND // (split.cost * density.work)
-    if split is not None and most >= FEWEST_DRAWS and not found.comfortable:
+    most = 0 if split is None else ADAPTATION.nested_work // (split.cost * density.work)
+    if split is not None and most >= ADAPTATION.first_round and not found.comfortable:
         conditional = _along(found.adapted, density, split)
         outer = found.adapted.marginal(split.shared)
         nested = AdaptiveImportance(density, outer, random, conditional=conditional)
         nested.run()
         if not nested.misses(found) and nested.discomfort < found.discomfort:
             found = nested
-    narrow = found.adapted.means.shape[1] <= MOST_APART
-    cheap = found.conditional is None or most >= FULL_ROUND
+    narrow = found.adapted.means.shape[1] <= ADAPTATION.most_coordinates
+    cheap = found.conditional is None or most >= ADAPTATION.round
     there = np.zeros((0, density.dimension)) if places is None else places
     refined = 0
     while np.isfinite(found.k_hat):
-        found.coverage = look_beyond(found, there, LONGER if refined else 1)
+        found.coverage = look_beyond(found, there, ADAPTATION.longer if refined else 1)
         good = (
             found.coverage.whole
             and not found.uneven
@@ -515,9 +535,9 @@ def sampled(
         )
         if good or not (narrow and cheap):
             break
-        if refined >= REFINEMENTS:
+        if refined >= ADAPTATION.refinements:
             found.coverage = replace(found.coverage, lasting=True)
             break
         refined += 1
-        found = found.refined(curvature, PARTS * refined)
+        found = found.refined(curvature, ADAPTATION.parts * refined)
     return found

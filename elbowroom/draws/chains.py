@@ -6,16 +6,25 @@ import numpy as np
 
 from elbowroom.density.density import Density
 
-ACCEPTED = 0.8
-"""The mean acceptance that a step size must have."""
-SMALLER = 1.6
-"""The factor by which it is cut."""
-SMALLEST = 2e-3
-"""In standard deviations; below it the chains do not move far enough to tell anything."""
-LENGTH = 1.5
-"""Of a trajectory, in standard deviations."""
-TRIED = 3
-"""Steps by which a step size is judged."""
+
+@dataclass(frozen=True)
+class Trajectories:
+    """How a chain moves."""
+
+    accepted: float = 0.8
+    """The mean acceptance that a step size must have."""
+    smaller: float = 1.6
+    """The factor by which a step size is cut."""
+    smallest: float = 2e-3
+    """The smallest step size, in standard deviations; below it the chains do not move far enough to
+    tell anything."""
+    length: float = 1.5
+    """The length of a trajectory, in standard deviations."""
+    tried: int = 3
+    """Steps by which a step size is judged."""
+
+
+TRAJECTORIES = Trajectories()
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,12 @@ class Chains:
         self.density, self.factor, self.random = density, factor, random
         self.state = State(points, *self._evaluated(points))
         self.step = points.shape[1] ** -0.25
-        while self._moved(self.step, TRIED)[1].mean() < ACCEPTED and self.step > SMALLEST:
-            self.step /= SMALLER
-        self.length = min(int(np.ceil(LENGTH / self.step)), steps)
+        while (
+            self._moved(self.step, TRAJECTORIES.tried)[1].mean() < TRAJECTORIES.accepted
+            and self.step > TRAJECTORIES.smallest
+        ):
+            self.step /= TRAJECTORIES.smaller
+        self.length = min(int(np.ceil(TRAJECTORIES.length / self.step)), steps)
 
     def _evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, gradients = self.density.value_and_gradient(points)

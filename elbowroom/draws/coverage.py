@@ -21,40 +21,49 @@ from elbowroom.density.mixtures import Mixture
 from elbowroom.density.modes import Mode
 from elbowroom.draws.chains import Chains
 from elbowroom.guides.roots import factor_of
+from elbowroom.sizes import SIZES
 
 if TYPE_CHECKING:
     from elbowroom.draws.adaptive import AdaptiveImportance
 
-CHAINS = 48
-"""That begin at the draws with the largest weights, and as many at the others."""
-EDGE = 0.05
-"""The share of the posterior's mass that the former stand for."""
-TRAJECTORIES = 3
-STEPS = 64
-"""Of a trajectory, at most."""
-ABOVE = 0.2
-"""Nats above the largest weight of the draws from which a place counts as outside."""
-NEAR = 50.0
-"""Nats below the highest place from which a place is not looked at."""
-WORK = 2_000_000_000
-"""Nanoseconds of gradients, more or less."""
-FEWEST = 8
-"""Chains of each kind."""
-WHOLE = 300
-"""The largest dimension in which chains move in units of the whole covariance."""
-PARTS = 8
-"""New components, at most."""
-HEAVIEST = 20
-"""Draws beside which new components are put where the weights have a heavy tail."""
-FINE = 1e-2
-"""The scale of differences of the gradient, in sds: a new component may be far narrower."""
-AT_MODE = 200
-"""Draws that tell the mass at a mode."""
-NOTICED, FEW_TIMES = 0.03, 10.0
-"""The share of the posterior from which a mode must not be left out, and how many times too few
-draws it has then."""
-NARROWER = 16.0
-"""The precision of the posterior that is added to the local one, in a new component."""
+
+@dataclass(frozen=True)
+class CoverageSearch:
+    """How chains look for mass that the draws have missed."""
+
+    chains: int = 48
+    """Chains that begin at the draws with the largest weights, and as many at the others."""
+    edge: float = 0.05
+    """The share of the posterior's mass that the former stand for."""
+    trajectories: int = 3
+    """Trajectories of each chain."""
+    steps: int = 64
+    """Steps of a trajectory, at most."""
+    above: float = 0.2
+    """Nats above the largest weight of the draws from which a place is outside."""
+    near: float = 50.0
+    """Nats below the highest place within which a place is examined."""
+    work: int = 2_000_000_000
+    """The work of all gradients, at most: a few seconds."""
+    fewest_chains: int = 8
+    """Chains of each kind, at least."""
+    parts: int = 8
+    """New components, at most."""
+    heaviest: int = 20
+    """Draws beside which new components are put where the weights have a heavy tail."""
+    fine: float = 1e-2
+    """The scale of differences of the gradient, in sds: a new component may be far narrower."""
+    mode_draws: int = 200
+    """Draws that estimate the mass at a mode."""
+    noticed: float = 0.03
+    """The share of the posterior from which a mode must not be left out."""
+    too_few: float = 10.0
+    """How many times too few draws a mode has that is left out."""
+    narrower: float = 16.0
+    """The precision added to the local one in a new component, as a multiple of the posterior's."""
+
+
+COVERAGE = CoverageSearch()
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def spread(importance: "AdaptiveImportance") -> np.ndarray:
     size = points.shape[1]
     centred = points - weights @ points
     variances = weights @ np.square(centred)
-    if size > WHOLE:
+    if size > SIZES.products:
         return np.sqrt(variances)
     effective = importance.effective_sample_size
     keep = effective / (effective + 2 * size)
@@ -110,10 +119,10 @@ def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: in
     density, random = importance.density, importance.random
     weights, log_weights = importance.weights, importance.log_weights
     order = np.argsort(-log_weights)
-    heavy = 1 + int(np.searchsorted(np.cumsum(weights[order]), EDGE))
-    steps = STEPS * longer
-    affordable = longer * WORK // max(1, density.work * TRAJECTORIES * steps)
-    count = int(min(CHAINS * longer, max(FEWEST, affordable // 2)))
+    heavy = 1 + int(np.searchsorted(np.cumsum(weights[order]), COVERAGE.edge))
+    steps = COVERAGE.steps * longer
+    affordable = longer * COVERAGE.work // max(1, density.work * COVERAGE.trajectories * steps)
+    count = int(min(COVERAGE.chains * longer, max(COVERAGE.fewest_chains, affordable // 2)))
     begun, masses = [], []
     for part in (order[:heavy], order[heavy:]):
         mass = weights[part].sum()
@@ -124,7 +133,7 @@ def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: in
     chains = Chains(
         density, importance.points[np.concatenate(begun)], spread(importance), random, steps
     )
-    top = log_weights[np.isfinite(log_weights)].max() + ABOVE
+    top = log_weights[np.isfinite(log_weights)].max() + COVERAGE.above
 
     def uncovered(points: np.ndarray, values: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
@@ -133,15 +142,15 @@ def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: in
     missed = places[:0]
     if len(places):
         values = density.value(places)
-        near = values > values.max() - NEAR
+        near = values > values.max() - COVERAGE.near
         missed = places[near][uncovered(places[near], values[near])]
     found, hits = [missed], np.zeros(len(mass))
-    for _ in range(TRAJECTORIES):
+    for _ in range(COVERAGE.trajectories):
         state = chains.advance()
         outside = uncovered(state.points, state.values)
         found.append(state.points[outside])
         hits += outside
-    share = float(mass @ hits / TRAJECTORIES)
+    share = float(mass @ hits / COVERAGE.trajectories)
     return Coverage(np.concatenate(found), share, int((hits > 0).sum()), len(missed))
 
 
@@ -153,7 +162,7 @@ def thin(importance: "AdaptiveImportance", coverage: Coverage | None) -> np.ndar
     """
     places = importance.points[:0] if coverage is None else coverage.outside
     if importance.uneven or not importance.k_hat <= k_hat_threshold(len(importance.log_weights)):
-        heaviest = np.argsort(-importance.log_weights)[:HEAVIEST]
+        heaviest = np.argsort(-importance.log_weights)[: COVERAGE.heaviest]
         places = np.concatenate([importance.points[heaviest], places])
     if not len(places):
         return places
@@ -161,7 +170,7 @@ def thin(importance: "AdaptiveImportance", coverage: Coverage | None) -> np.ndar
     whitened = places / factor if factor.ndim == 1 else np.linalg.solve(factor, places.T).T
     chosen = [0]
     distance = np.full(len(places), np.inf)
-    while len(chosen) < min(PARTS, len(places)):  # each the farthest from those before
+    while len(chosen) < min(COVERAGE.parts, len(places)):  # each the farthest from those before
         gap = np.square(whitened - whitened[chosen[-1]]).sum(1)
         distance = np.minimum(distance, gap)
         chosen.append(int(np.argmax(distance)))
@@ -174,9 +183,9 @@ def local_components(
     """Components about some places, (n, D), shaped by the curvature there."""
     factor = spread(importance)
     scales = np.sqrt(np.square(factor).sum(1))
-    local = factor.T @ curvature(places, FINE * scales) @ factor  # in whitened coordinates
+    local = factor.T @ curvature(places, COVERAGE.fine * scales) @ factor  # in whitened coordinates
     values, vectors = np.linalg.eigh(np.where(np.isfinite(local), local, 0.0))
-    sds = 1 / np.sqrt(np.maximum(values, 0.0) + NARROWER)
+    sds = 1 / np.sqrt(np.maximum(values, 0.0) + COVERAGE.narrower)
     factors = factor @ vectors * sds[:, None, :]
     covariances = factors @ np.swapaxes(factors, 1, 2)
     covariances += 1e-12 * np.diag(np.square(scales))
@@ -205,7 +214,7 @@ def deserted(
         random: Of the draws at modes.
 
     Returns:
-        A share from 0 to 1; 0 where each mode of `NOTICED` or more has a part of the draws.
+        A share from 0 to 1; 0 where each mode of `COVERAGE.noticed` or more has its draws.
     """
     if len(modes) < 2:
         return 0.0
@@ -223,14 +232,14 @@ def deserted(
     drawn = np.bincount(nearest(points), weights, len(modes))
     largest = 0.0
     for index, (normal, promise) in enumerate(zip(normals, promises, strict=True)):
-        if np.exp(promise - log_evidence) < NOTICED or drawn[index] * FEW_TIMES > 1:
+        if np.exp(promise - log_evidence) < COVERAGE.noticed or drawn[index] * COVERAGE.too_few > 1:
             continue
-        own = normal.draw(AT_MODE, random)
+        own = normal.draw(COVERAGE.mode_draws, random)
         log_weights = density.value(own) - normal.log_density(own)
         log_weights[nearest(own) != index] = -np.inf
         if not np.isfinite(log_weights).any():
             continue
         mass = float(np.exp(min(log_mean_exp(log_weights)[0] - log_evidence, 0.0)))
-        if mass > max(NOTICED, FEW_TIMES * drawn[index]):
+        if mass > max(COVERAGE.noticed, COVERAGE.too_few * drawn[index]):
             largest = max(largest, mass)
     return largest

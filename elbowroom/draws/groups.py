@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,20 @@ from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import sample_sites, trace_model
 from elbowroom.problem.bound import Problem
 
-PRIOR_DRAWS = 500
-CHECKED_DRAWS = 400
-MOST_POINTS = 1000
-"""Point parameters that are a group of their own."""
+
+@dataclass(frozen=True)
+class GroupSizes:
+    """The sizes of the groups of a posterior."""
+
+    prior_draws: int = 500
+    """Draws of the prior."""
+    checked_draws: int = 400
+    """Draws of the prior predictive and of the log likelihood that a check of the model uses."""
+    most_points: int = 1000
+    """Point parameters that are stored as a group, at most."""
+
+
+GROUP_SIZES = GroupSizes()
 
 
 def posterior_tree(
@@ -132,7 +143,9 @@ def replicated(
     space = problem.space
     if not data or not sites or space.shared_discrete or space.row_latents(sites):
         return {}, {}
-    first = {site.name: sites[site.name][:CHECKED_DRAWS] for site in problem.space.sites}
+    first = {
+        site.name: sites[site.name][: GROUP_SIZES.checked_draws] for site in problem.space.sites
+    }
     count = len(next(iter(first.values())))
     step = _thinning(count, data)
     few = {name: values[::step] for name, values in first.items()}
@@ -193,7 +206,7 @@ def _points(problem: Problem) -> dict[str, Tensor]:
     with torch.no_grad():
         trace: Any = trace_model(problem.function, problem.arguments)
     params = {name: trace.nodes[name]["value"] for name in fitted_names(trace)}
-    few = sum(value.numel() for value in params.values()) <= MOST_POINTS
+    few = sum(value.numel() for value in params.values()) <= GROUP_SIZES.most_points
     return {name: value.detach().cpu().clone() for name, value in params.items() if few}
 
 
@@ -224,7 +237,7 @@ def _prior(
         notes.append("prior and prior_predictive are left out: the fit has no priors.")
         return {}
     numbers = sum(value.numel() for value in data.values())
-    count = max(1, min(PRIOR_DRAWS, LARGEST_GROUP // max(1, numbers)))
+    count = max(1, min(GROUP_SIZES.prior_draws, LARGEST_GROUP // max(1, numbers)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of unlikely draws of a wide prior

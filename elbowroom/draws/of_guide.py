@@ -10,15 +10,13 @@ from torch import Tensor
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import LatentSpace, sample_sites
 from elbowroom.problem.score import map_draws, score
-
-VALUES_AT_ONCE = 20_000_000
-"""Numbers that one batched evaluation may hold, for the memory's sake."""
+from elbowroom.sizes import SIZES
 
 
 def chunk_size(arguments: Mapping[str, Any], space: LatentSpace) -> int:
     """How many draws to evaluate at once."""
     numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
-    return max(1, min(1000, VALUES_AT_ONCE // (20 * (numbers + space.dimension + 1))))
+    return max(1, min(1000, SIZES.memory // (20 * (numbers + space.dimension + 1))))
 
 
 def draw(

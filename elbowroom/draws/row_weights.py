@@ -19,9 +19,7 @@ from elbowroom.guides.space import (
     sample_sites,
 )
 from elbowroom.problem.score import each_tensor, map_draws
-
-WEIGHTS_AT_ONCE = 10_000_000
-"""Weights that a block of rows may have, for the memory's sake."""
+from elbowroom.sizes import SIZES
 
 
 def weigh_rows(
@@ -43,7 +41,7 @@ def weigh_rows(
         keep: Latent sites whose draws are kept.
     """
     plate = plate_of_rows(guide, arguments, space)
-    rows, size = plate.size, max(1, min(plate.size, WEIGHTS_AT_ONCE // count))
+    rows, size = plate.size, max(1, min(plate.size, SIZES.memory // count))
     blocks, axes = [], {}
     for block in torch.arange(rows).split(size):
         given = {**arguments, "batch_size": len(block)}

@@ -19,17 +19,31 @@ from elbowroom.density.importance import (
     smoothed,
 )
 
-FEWEST_EFFECTIVE = 100.0
-"""Effective draws below which corrected draws are worth less than the guide's own."""
-FEWEST_OF_ROW = 50.0
-"""The same of a row, whose mean is then off by more than a seventh of its sd."""
-DRAWN_ONCE = 0.02
-"""The share of a row's weight on discrete values drawn once, up to which others hardly count."""
-TRIES, CLOSE = 10, 0.02
-"""Resamplings until the sd of the quantity with the heaviest tail is near that of the weighted
-draws, and the log ratio that is near: by chance one far draw of next to no weight may be picked."""
-UNRELIABLE = 0.05
-"""The share of rows with unreliable weights from which a guide is not trusted."""
+
+@dataclass(frozen=True)
+class Weighing:
+    """When weighted draws are good enough."""
+
+    fewest_effective: float = 100.0
+    """Effective draws below which corrected draws are worth less than the guide's own."""
+    resolved: float = 400.0
+    """Effective draws from which means and sds are resolved, and R-hat is meaningful (Vehtari,
+    Gelman, Simpson, Carpenter and Bürkner, 2021)."""
+    fewest_of_row: float = 50.0
+    """Effective draws of a row below which its mean is off by more than a seventh of its sd."""
+    drawn_once: float = 0.02
+    """The share of a row's weight on discrete values that were drawn once, up to which the values
+    that were not drawn hardly count."""
+    tries: int = 10
+    """Resamplings, at most, until the sd of the quantity with the heaviest tail is close to that of
+    the weighted draws. By chance a resampling may pick one far draw of almost no weight."""
+    close: float = 0.02
+    """The log ratio of sds that is close."""
+    unreliable_rows: float = 0.05
+    """The share of rows with unreliable weights from which a guide is not trusted."""
+
+
+WEIGHING = Weighing()
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class WeightedDraws:
         """A row's log weights after smoothing, and their shape."""
         if self.discrete and np.isfinite(log_weights).all():
             _, index, times = np.unique(log_weights, return_inverse=True, return_counts=True)
-            if normalised(log_weights)[times[index] == 1].sum() <= DRAWN_ONCE:
+            if normalised(log_weights)[times[index] == 1].sum() <= WEIGHING.drawn_once:
                 return log_weights - logsumexp(log_weights), float("-inf")
         return smoothed(log_weights)
 
@@ -162,7 +176,7 @@ class WeightedDraws:
         return self._reliable(self.effective_sample_size)
 
     def _reliable(self, effective: np.ndarray) -> np.ndarray:
-        fewest = FEWEST_OF_ROW if self.per_row else FEWEST_EFFECTIVE
+        fewest = WEIGHING.fewest_of_row if self.per_row else WEIGHING.fewest_effective
         return (self.k_hat <= k_hat_threshold(len(self.log_p))) & (effective >= fewest)
 
     @property
@@ -178,7 +192,7 @@ class WeightedDraws:
     @property
     def usable(self) -> bool:
         """Whether corrected draws are likely to be better than these themselves."""
-        return self.unreliable <= UNRELIABLE
+        return self.unreliable <= WEIGHING.unreliable_rows
 
     @property
     def worst_k_hat(self) -> float:
@@ -283,8 +297,8 @@ def _picked(
             ratio = abs(np.log(along[taken].std() / sd))
         return float(np.nan_to_num(ratio, nan=0.0))
 
-    for _ in range(TRIES - 1):
-        if off(picked) <= CLOSE:
+    for _ in range(WEIGHING.tries - 1):
+        if off(picked) <= WEIGHING.close:
             break
         picked = min(picked, resampled(weights, count, random, along), key=off)
     return picked
@@ -311,4 +325,4 @@ def _moved(values: Tensor, weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _all_but_a_few(values: np.ndarray) -> float:
     """The largest of them when the share that may be unreliable is left out."""
     values = np.sort(np.ravel(values))
-    return float(values[int(np.ceil((1 - UNRELIABLE) * len(values))) - 1])
+    return float(values[int(np.ceil((1 - WEIGHING.unreliable_rows) * len(values))) - 1])

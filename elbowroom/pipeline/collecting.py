@@ -24,7 +24,7 @@ from elbowroom.assess.predictive import predictive_checks
 from elbowroom.assess.resolution import unresolved_quantities
 from elbowroom.density.importance import k_hat_threshold, log_mean_exp
 from elbowroom.density.landscape import Landscape
-from elbowroom.density.maximum import LARGEST, why_no_maximum
+from elbowroom.density.maximum import why_no_maximum
 from elbowroom.density.mixtures import Mixture
 from elbowroom.draws.adaptive import AdaptiveImportance, sampled
 from elbowroom.draws.coverage import deserted
@@ -36,6 +36,7 @@ from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.pipeline.drawing import Drawn
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.validation import invalid_draws
+from elbowroom.sizes import SIZES
 
 PRIORS = (
     "read the point parameters as the maximum of their likelihood, or give them priors: "
@@ -189,7 +190,7 @@ def _maximum(fitted: Fitted, drawn: Drawn) -> tuple[str, list[str]]:
         return "", []
     remarks = []
     # Engines with steps of their own see to it themselves.
-    if problem.space.dimension > LARGEST and fitted.guide.steps is None:
+    if problem.space.dimension > SIZES.products and fitted.guide.steps is None:
         remarks.append(
             f"whether the likelihood has a maximum there, in {problem.space.dimension} dimensions, "
             "was not looked at."

@@ -19,19 +19,24 @@ from elbowroom.engines.protocol import Fitted, Gaussian
 from elbowroom.engines.task import Task
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated, reseed
+from elbowroom.sizes import SIZES
 
-MOST_DRAWS = 8
-"""Times as many that are weighed, where the weights are uneven."""
-ROW_DRAWS = 4
-"""Times as many that are weighed of each row, where all latents are the rows'."""
-MOST_NUMBERS = 40_000_000
-"""Numbers in those."""
-ENOUGH = 1000.0
-"""Effective draws at which no more are weighed."""
-EVEN = 0.7
-"""Effective draws for each draw of a wide guide with which no other draws are sought."""
-WIDE_NUMBERS = 20_000_000
-"""In the draws of a posterior that is too wide for its covariance."""
+
+@dataclass(frozen=True)
+class Weighed:
+    """How many draws are weighed."""
+
+    most_draws: int = 8
+    """The most draws weighed where weights are uneven, as a multiple of those asked for."""
+    row_draws: int = 4
+    """The same of each row, where all latents belong to rows."""
+    enough: float = 1000.0
+    """Effective draws at which no more are weighed."""
+    even: float = 0.7
+    """Effective draws for each draw of a wide guide above which no other proposal is sought."""
+
+
+WEIGHED = Weighed()
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,9 @@ def _of_gaussian(
             found = sampled(density, curvature, gaussian.proposal, random, landscape.places)
             return Drawn(raw, found.resample(count), found)
         assert gaussian.low_rank is not None
-        few = min(density.affordable(count, 1000), max(1000, WIDE_NUMBERS // density.dimension))
+        few = min(density.affordable(count, 1000), max(1000, SIZES.memory // density.dimension))
         raw = _raw(density, gaussian.distribution, few, random)
-        if not (raw.usable and raw.fewest_effective > EVEN * few):
+        if not (raw.usable and raw.fewest_effective > WEIGHED.even * few):
             nested = sampled_nested(density, curvature, gaussian.low_rank, random)
             if nested is not None:
                 return Drawn(raw, nested.resample(min(count, few)), nested)
@@ -146,17 +151,17 @@ def _of_guide(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
     drawn = draw(*drawing, count)
     if fitted.point:
         return Drawn(drawn)
-    while _wasteful(drawn) and len(drawn.log_p) < MOST_DRAWS * count:
+    while _wasteful(drawn) and len(drawn.log_p) < WEIGHED.most_draws * count:
         drawn = drawn.followed_by(draw(*drawing, len(drawn.log_p)))
     return Drawn(drawn.first(count), drawn.resample(count, random))
 
 
 def _weighed(count: int, space: LatentSpace) -> int:
     """Draws of each row that are weighed: a few times as many, where memory allows."""
-    return max(count, min(ROW_DRAWS * count, MOST_NUMBERS // max(space.dimension, 1)))
+    return max(count, min(WEIGHED.row_draws * count, SIZES.memory // max(space.dimension, 1)))
 
 
 def _wasteful(drawn: WeightedDraws) -> bool:
     """Whether the weights are good, but so uneven that more draws are worth their while."""
-    few = drawn.unsmoothed_effective_sample_size < ENOUGH
+    few = drawn.unsmoothed_effective_sample_size < WEIGHED.enough
     return bool(few and drawn.k_hat <= k_hat_threshold(len(drawn.log_p)))

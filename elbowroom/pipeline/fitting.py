@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 from pyro.infer.autoguide import AutoGuide
 
-from elbowroom.density.landscape import LARGEST, Landscape
+from elbowroom.density.landscape import Landscape
 from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.options import DeterministicOptions, NumberOptions
 from elbowroom.engines.registry import ENGINES
@@ -39,6 +39,7 @@ from elbowroom.problem.isolation import resolve_device, resolve_dtype
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request, change_request, unfinished
+from elbowroom.sizes import SIZES
 
 AUTO_FULL_RANK = 200
 """The largest latent dimension for which `auto` takes `full_rank` for a user's own model."""
@@ -111,7 +112,7 @@ def bind_model(
         bound = make_options(declaration.options, model_options)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
     problem = bind(declaration, data, bound, dtype, device)
-    if settings.correlated is not None and problem.space.dimension <= LARGEST:
+    if settings.correlated is not None and problem.space.dimension <= SIZES.dense:
         raise OptionError(
             f"--correlated: this model has {problem.space.dimension} latent numbers, few enough "
             "for all covariances; leave it out."

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from elbowroom.assess.verdict import found_more, improper
 from elbowroom.density.importance import ERRORS, k_hat_threshold
-from elbowroom.density.landscape import LARGEST, Landscape
+from elbowroom.density.landscape import Landscape
 from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import Way, only_read
 from elbowroom.engines.task import Task
@@ -14,13 +14,25 @@ from elbowroom.errors import GuideError
 from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
 from elbowroom.result import Fit
+from elbowroom.sizes import SIZES
 
-FULL_RANK = 60
-"""The largest dimension in which the ladder tries `full_rank`."""
-FLOW, FLOW_STEPS = 20, 5000
-"""The largest dimension in which it tries `flow`, and the steps it gives it, unless told."""
-CLEARLY = 0.2
-"""How far k-hat must be below its threshold where another guide is not tried."""
+
+@dataclass(frozen=True)
+class Rungs:
+    """Where the ladder tries which guide."""
+
+    full_rank: int = 60
+    """The largest dimension in which it tries `full_rank`."""
+    flow: int = 20
+    """The largest dimension in which it tries `flow`."""
+    flow_steps: int = 5000
+    """The steps of `flow`, unless the user gives them."""
+    clearly: float = 0.2
+    """How far k-hat must be below its limit for no other guide to be tried."""
+
+
+RUNGS = Rungs()
+
 
 FitOne = Callable[[Task, Guide, str, Landscape | None], Fit]
 """Fits one guide by one engine."""
@@ -133,17 +145,17 @@ def _climb(ladder: Ladder, task: Task) -> None:
         if ladder.rung("linear_response", begun, "fixed_draws", landscape):
             return
         begun = replace(begun, announce=None)
-        correlated = each.problem.space.dimension <= FULL_RANK and landscape.best is not None
+        correlated = each.problem.space.dimension <= RUNGS.full_rank and landscape.best is not None
         if correlated and ladder.rung("full_rank", begun, "fixed_draws", landscape):
             return
     if problem.space.parameters.size and not ladder.fits:
         ladder.rung("mean_field", task, "svi", None)
-    if problem.space.dimension > LARGEST and not ladder.fits:
+    if problem.space.dimension > SIZES.dense and not ladder.fits:
         ladder.rung("mean_field", replace(task, begins=True), "fixed_draws", _start(task))
-    if problem.space.dimension <= FLOW and not ladder.fits:
+    if problem.space.dimension <= RUNGS.flow and not ladder.fits:
         settings = task.settings
         if settings.steps is None and settings.epochs is None:
-            settings = replace(settings, steps=FLOW_STEPS)
+            settings = replace(settings, steps=RUNGS.flow_steps)
         ladder.rung("flow", replace(tasks[-1], announce=None, settings=settings), "svi", None)
 
 
@@ -178,5 +190,5 @@ def _k_hat(fit: Fit) -> float:
 def _best_of(fit: Fit) -> bool:
     """Whether the weights are good: what else is wrong, another guide will not change."""
     draws = fit.measures.get("weighted_draws")
-    good = draws is not None and _k_hat(fit) < k_hat_threshold(draws) - CLEARLY
+    good = draws is not None and _k_hat(fit) < k_hat_threshold(draws) - RUNGS.clearly
     return good and fit.converged and not found_more(fit.evidence)

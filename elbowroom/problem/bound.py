@@ -23,9 +23,7 @@ from elbowroom.models._own import load_function, own_model
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers
 from elbowroom.problem.validation import check_shapes, validate
-
-SMALL = 200_000
-"""Numbers in a model's arguments below which one thread is faster than several."""
+from elbowroom.sizes import SIZES
 
 
 class _Reported(Messenger):
@@ -194,7 +192,7 @@ class Problem:
     def threads(self) -> int | None:
         """Threads that a session takes; None leaves them as they are."""
         numbers = sum(v.numel() for v in self.arguments.values() if isinstance(v, Tensor))
-        return 1 if numbers < SMALL else None
+        return 1 if numbers < SIZES.arguments else None
 
     @property
     def function(self) -> Callable[..., Any]:

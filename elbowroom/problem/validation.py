@@ -29,15 +29,24 @@ from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
 from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
 from elbowroom.problem.isolation import reseed
 from elbowroom.problem.wording import ARGUMENT_EDITS, LISTED, described, rows_of, shown
+from elbowroom.sizes import SIZES
 
 WIDTHS = (0.5, 2.0, None)
 """Of the random unconstrained values that a model is run at; None for draws from its priors."""
-LARGE = 200_000
-"""Numbers in a model's arguments from which it is run at the first of these alone."""
-MOST_RUNS = 60
-"""Runs at ever wider values before what is invalid in each of them is an error."""
-DRAWS = 5
-"""Posterior draws at which a fitted model is run again."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How often a model is run to check it."""
+
+    most_runs: int = 60
+    """Runs at ever wider values before what is invalid in each of them is an error."""
+    draws: int = 5
+    """Posterior draws at which a fitted model is run again."""
+
+
+VALIDATION = Validation()
+
 
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 """Distributions that change another one's shape or mask alone."""
@@ -105,7 +114,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         code them from 0, obs=y - 1.
     """
     numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
-    widths = WIDTHS[:1] if numbers > LARGE else WIDTHS
+    widths = WIDTHS[:1] if numbers > SIZES.arguments else WIDTHS
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of runs that are made for their errors alone
         runs = [_run(model, arguments, width, seed) for seed, width in enumerate(widths)]
@@ -119,7 +128,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
             fault for fault in valid[0].faults
             if fault.kind is not None and all(run.has(fault.place) for run in valid)
         ]  # fmt: skip
-        for extra in range(len(widths), MOST_RUNS if always else 0):
+        for extra in range(len(widths), VALIDATION.most_runs if always else 0):
             # Wider and wider, from its priors in between.
             run = _run(model, arguments, None if extra % 3 == 0 else 0.1 * extra, extra)
             if run.failure is None:
@@ -159,7 +168,9 @@ def invalid_draws(
     """
     count = len(next(iter(sites.values()), []))
     numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
-    chosen = torch.linspace(0, count - 1, min(count, 1 if numbers > LARGE else DRAWS)).long()
+    chosen = torch.linspace(
+        0, count - 1, min(count, 1 if numbers > SIZES.arguments else VALIDATION.draws)
+    ).long()
     faults = []
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,6 +1,7 @@
 """Writes the results of verbs to a folder: tables, and pictures where rows are images."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,24 @@ from elbowroom.report.pictures import (
 from elbowroom.result import Fit
 from elbowroom.run.folder import writing
 
-SHOWN = 10
-"""Images of a reconstruction in its picture."""
-PANELS = 6
-"""Methods in a picture of predictions."""
-POINTS, BEYOND = 200, 0.5
-"""Along a column in it, and how many of its ranges beyond either end."""
-GENERATED = 100
-"""New images in theirs."""
+
+@dataclass(frozen=True)
+class PictureSizes:
+    """How much a picture shows."""
+
+    images: int = 10
+    """Images of a reconstruction."""
+    panels: int = 6
+    """Methods in a picture of predictions."""
+    points: int = 200
+    """Points along a column in it."""
+    beyond: float = 0.5
+    """How far it goes beyond either end of the column, in ranges of the column."""
+    generated: int = 100
+    """New images in their picture."""
+
+
+PICTURE_SIZES = PictureSizes()
 
 
 def write(
@@ -65,7 +76,7 @@ def draw_generated(fit: Fit, table: pd.DataFrame) -> Callable[[Path], None]:
     """A picture of new rows."""
 
     def draw(path: Path) -> None:
-        found = images(fit, table.head(GENERATED))
+        found = images(fit, table.head(PICTURE_SIZES.generated))
         if found is not None:
             title = f"new rows of {fit.problem.model.name}"
             picture_of_images(found, path, min(10, len(found)), title=title)
@@ -77,10 +88,10 @@ def draw_reconstructed(fit: Fit, data: Any, table: pd.DataFrame) -> Callable[[Pa
     """A picture of rows, each above its reconstruction."""
 
     def draw(path: Path) -> None:
-        found = images(fit, table.head(SHOWN))
+        found = images(fit, table.head(PICTURE_SIZES.images))
         if found is not None:
             rows = fit.problem.data if data is None else read_table(data, minimum_rows=1)
-            given = images(fit, rows.head(SHOWN))
+            given = images(fit, rows.head(PICTURE_SIZES.images))
             assert given is not None
             both = np.concatenate([given, found])
             picture_of_images(both, path, len(found), ["row", "reconstructed"])
@@ -117,7 +128,7 @@ def draw_predictions(comparison: Comparison, folder: Path) -> None:
     The other columns stay near their medians, or at their most common values. Models that do not
     predict a number from columns have no such picture.
     """
-    fits = dict(list(comparison.fits.items())[:PANELS])
+    fits = dict(list(comparison.fits.items())[: PICTURE_SIZES.panels])
     problem = next((fit.problem for fit in fits.values()), None)
     if problem is None or problem.prepared.coords.get("class"):
         return
@@ -131,9 +142,15 @@ def draw_predictions(comparison: Comparison, folder: Path) -> None:
         return
     column = numbers[0]
     low, high = float(table[column].min()), float(table[column].max())
-    reach = np.linspace(low - BEYOND * (high - low), high + BEYOND * (high - low), POINTS)
+    reach = np.linspace(
+        low - PICTURE_SIZES.beyond * (high - low),
+        high + PICTURE_SIZES.beyond * (high - low),
+        PICTURE_SIZES.points,
+    )
     fixed = {name: _typical(table[name]) for name in table.columns if name != column}
-    line = pd.DataFrame({**fixed, column: reach}, index=range(POINTS))[list(table.columns)]
+    line = pd.DataFrame({**fixed, column: reach}, index=range(PICTURE_SIZES.points))[
+        list(table.columns)
+    ]
     line.attrs = table.attrs
     panels = {name: fit.predict(line, 0.9) for name, fit in fits.items()}
     observed = problem.arguments[problem.observed].double().cpu().numpy()

@@ -17,7 +17,7 @@ from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
 from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.draws.tree import check_interval, labelled_points, summarise
-from elbowroom.draws.weighted import FEWEST_EFFECTIVE, UNRELIABLE
+from elbowroom.draws.weighted import WEIGHING
 from elbowroom.engines.settings import length
 from elbowroom.engines.svi.checks import Finding
 from elbowroom.engines.task import Plan
@@ -427,16 +427,18 @@ def _cells(row: Mapping[Any, Any], differences: pd.DataFrame | None, wide: bool)
 def _extra_cell(row: Mapping[Any, Any], measure: str, wide: bool) -> str:
     """A measure that some guides have; a lower bound where the weights of rows are poor."""
     error = row.get(f"{measure}_se", math.nan) if wide else math.nan
-    doubtful = measure == "test_log_density" and row.get("test_unreliable", 0) > UNRELIABLE
+    doubtful = (
+        measure == "test_log_density" and row.get("test_unreliable", 0) > WEIGHING.unreliable_rows
+    )
     return f"{'≥ ' if doubtful else ''}{_with_error(row[measure], error, 2)}"
 
 
 def _weights_tell(measures: Mapping[str, Any]) -> bool:
     """Whether importance weights are good enough to estimate the evidence."""
     if "unreliable_rows" in measures:
-        return bool(measures["unreliable_rows"] <= UNRELIABLE)
+        return bool(measures["unreliable_rows"] <= WEIGHING.unreliable_rows)
     limit = k_hat_threshold(measures["weighted_draws"])
-    enough = measures["corrected_effective_sample_size"] >= FEWEST_EFFECTIVE
+    enough = measures["corrected_effective_sample_size"] >= WEIGHING.fewest_effective
     return bool(measures["corrected_k_hat"] <= limit and enough)
 
 

@@ -8,11 +8,7 @@ import pytest
 import xarray
 from scipy.stats import norm
 
-from elbowroom.assess.reference import (
-    USABLE,
-    compare_with_reference,
-    reference_sentence,
-)
+from elbowroom.assess.reference import AGREEMENT, compare_with_reference, reference_sentence
 from elbowroom.engines.nuts.sampler import NutsDraws
 from elbowroom.errors import DataError
 
@@ -122,7 +118,7 @@ def test_a_point_and_what_is_not_finite_do_not_agree() -> None:
 
 def test_a_distance_within_the_reference_s_error_is_no_distance() -> None:
     """Off by a little more than is usable: many draws can tell, few cannot."""
-    shift, random = USABLE + 0.06, np.random.default_rng(0)
+    shift, random = AGREEMENT.distance + 0.06, np.random.default_rng(0)
     for draws, agrees in ((EFFECTIVE, True), (20 * EFFECTIVE, False)):
         few = random.normal(size=(4, draws // 4))
         few = (few - few.mean()) / few.std()

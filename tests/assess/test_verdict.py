@@ -9,28 +9,19 @@ import pytest
 
 from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.assess.predictive import TAIL, predictive_checks
-from elbowroom.assess.resolution import HEAVY, unresolved_quantities
+from elbowroom.assess.resolution import RESOLUTION, unresolved_quantities
 from elbowroom.assess.verdict import (
-    ALL_MODES,
     CHECKS,
     CORRECTED,
-    FEW_STARTS,
-    FEWEST_CHAINS,
-    FEWEST_EFFECTIVE,
-    LASTING,
-    MISSING,
-    NAMED,
+    LIMITS,
     NOT_TRUSTED,
-    OTHER_GUIDE,
-    OUTSIDE,
-    SHIFT,
-    SLOPE,
     TRUSTED,
     Severity,
     Verdict,
     judge,
 )
 from elbowroom.density.importance import ERRORS, k_hat_threshold
+from elbowroom.draws.weighted import WEIGHING
 
 GOOD = Evidence(
     Optimum(converged=True, status="the gradient vanishes."),
@@ -78,12 +69,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"k_hat": 0.65}, "may not correct the guide: k-hat 0.65", "NUTS"),
     ({"k_hat": np.inf}, "cannot correct the guide: k-hat inf", "NUTS"),
     ({"k_hat": np.nan}, "k-hat nan", "NUTS"),
-    ({"effective": FEWEST_EFFECTIVE - 1}, "Too few effective draws", "more --draws"),
+    ({"effective": WEIGHING.resolved - 1}, "Too few effective draws", "more --draws"),
     ({"effective": np.nan}, "Too few effective draws", "more --draws"),
     ({"starts": (1, 8)}, "Only 1 of 8 starts reached the best mode", "--restarts 32"),
     ({"slope": 0.5}, "gradient of the model's log density", "fix the operation"),
     ({"other_guide": (0.1, 0.02)}, "Another guide found 0.1 nats more", "NUTS"),
-    ({"missing": MISSING + 1}, "6 nats less evidence", "another --seed"),
+    ({"missing": LIMITS.missing_evidence + 1}, "6 nats less evidence", "another --seed"),
     ({"missing": np.inf}, "inf nats less evidence", "another --seed"),
     ({"unresolved": ("The sd of x is not resolved.",)}, "The sd of x", "quantiles"),
     ({"reference": ("NUTS differs in x.", False)}, "NUTS differs in x.", "reference's draws"),
@@ -109,15 +100,15 @@ def test_each_piece_of_evidence_alone_is_enough_to_refuse(
     [
         {"k_hat": 0.5},
         {"k_hat": -np.inf},
-        {"effective": FEWEST_EFFECTIVE},
+        {"effective": WEIGHING.resolved},
         {"starts": (1, 3)},
         {"starts": (2, 8)},
         {"starts": (1, 1)},
-        {"missing": MISSING},
+        {"missing": LIMITS.missing_evidence},
         {"other_guide": (0.1, 0.04)},
         {"other_guide": (0.01, 0.0)},
         {"missing": -50.0},
-        {"shift": SHIFT, "ratio": SHIFT},
+        {"shift": LIMITS.shift, "ratio": LIMITS.shift},
         {"shares": (1.0,)},
         {"reference": ("NUTS agrees.", True)},
         {"predictive": ("The model does not reproduce the sd of 'y': look at it.",)},
@@ -215,10 +206,10 @@ def test_of_several_reasons_the_first_decides_what_to_do() -> None:
 
 
 def test_of_many_unresolved_quantities_the_first_are_named_and_the_rest_counted() -> None:
-    names = tuple(f"The sd of x[{i}] is not resolved." for i in range(NAMED + 4))
+    names = tuple(f"The sd of x[{i}] is not resolved." for i in range(LIMITS.named + 4))
     found = verdict(unresolved=names)
-    assert found.reasons == (" ".join([*names[:NAMED], "So are 4 more."]),)
-    assert verdict(unresolved=names[:NAMED]).reasons == (" ".join(names[:NAMED]),)
+    assert found.reasons == (" ".join([*names[: LIMITS.named], "So are 4 more."]),)
+    assert verdict(unresolved=names[: LIMITS.named]).reasons == (" ".join(names[: LIMITS.named]),)
 
 
 def test_one_point_has_no_weights_to_speak_of() -> None:
@@ -259,9 +250,9 @@ def test_heavy_tails_are_named_and_light_ones_are_not() -> None:
         "The sd of pair[1]",
         "The sd of negative",
     ]
-    assert min(shapes["pair[1]"], shapes["negative"]) > HEAVY
+    assert min(shapes["pair[1]"], shapes["negative"]) > RESOLUTION.tail_shape
     assert "uniform" not in shapes
-    assert shapes.get("exponential", 0.0) < HEAVY
+    assert shapes.get("exponential", 0.0) < RESOLUTION.tail_shape
 
 
 @pytest.mark.parametrize("freedom", [1.0, 1.5])
@@ -351,24 +342,39 @@ def test_one_number_and_constant_data_are_not_missed() -> None:
 
 # Every check at its limit: the last value that passes and the first that does not.
 
-LIMITS: list[tuple[str, str, dict[str, Any], Any, Any]] = [
-    ("wrong_gradient", "slope", {}, SLOPE, 1.001 * SLOPE),
-    ("few_effective_draws", "effective", {}, FEWEST_EFFECTIVE, 0.999 * FEWEST_EFFECTIVE),
-    ("one_start_alone", "starts", {}, (1, FEW_STARTS), (1, FEW_STARTS + 1)),
+CASES: list[tuple[str, str, dict[str, Any], Any, Any]] = [
+    ("wrong_gradient", "slope", {}, LIMITS.slope_error, 1.001 * LIMITS.slope_error),
+    ("few_effective_draws", "effective", {}, WEIGHING.resolved, 0.999 * WEIGHING.resolved),
+    ("one_start_alone", "starts", {}, (1, LIMITS.few_starts), (1, LIMITS.few_starts + 1)),
     ("one_start_alone", "starts", {}, (2, 100), (1, 100)),
     ("one_start_alone", "covered", {"starts": (1, 8)}, True, False),
     ("search_unfinished", "unfinished", {}, False, True),
     ("search_unfinished", "covered", {"unfinished": True}, True, False),
-    ("higher_place_missed", "missing", {}, MISSING, MISSING + 0.01),
+    ("higher_place_missed", "missing", {}, LIMITS.missing_evidence, LIMITS.missing_evidence + 0.01),
     ("higher_place_missed", "covered", {"missing": 9.0}, True, False),
     ("mode_left_out", "left_out", {}, 0.0, 0.03),
-    ("other_guide_found_more", "other_guide", {}, (OTHER_GUIDE, 0.0), (OTHER_GUIDE + 1e-6, 0.0)),
+    (
+        "other_guide_found_more", "other_guide", {},
+        (LIMITS.other_guide, 0.0), (LIMITS.other_guide + 1e-6, 0.0),
+    ),
     ("other_guide_found_more", "other_guide", {}, (1.0, 1 / ERRORS), (1.0, 0.999 / ERRORS)),
-    ("other_modes_have_more", "all_modes", {}, (ALL_MODES, 0.0), (ALL_MODES + 1e-6, 0.0)),
+    (
+        "other_modes_have_more", "all_modes", {},
+        (LIMITS.all_modes, 0.0), (LIMITS.all_modes + 1e-6, 0.0),
+    ),
     ("other_modes_have_more", "all_modes", {}, (1.0, 1 / ERRORS), (1.0, 0.999 / ERRORS)),
-    ("chains_leave_the_draws", "outside", {"count": FEWEST_CHAINS}, OUTSIDE, 1.001 * OUTSIDE),
-    ("chains_leave_the_draws", "count", {"outside": 0.5}, FEWEST_CHAINS - 1, FEWEST_CHAINS),
-    ("chains_leave_the_draws", "outside", {"count": 9, "lasting": True}, LASTING, 1.001 * LASTING),
+    (
+        "chains_leave_the_draws", "outside", {"count": LIMITS.fewest_chains},
+        LIMITS.outside, 1.001 * LIMITS.outside,
+    ),
+    (
+        "chains_leave_the_draws", "count", {"outside": 0.5},
+        LIMITS.fewest_chains - 1, LIMITS.fewest_chains,
+    ),
+    (
+        "chains_leave_the_draws", "outside", {"count": 9, "lasting": True},
+        LIMITS.lasting, 1.001 * LIMITS.lasting,
+    ),
     ("chains_leave_the_draws", "lasting", {"count": 9, "outside": 0.006}, False, True),
     ("weights_of_rows", "usable", {"rows": (10, 0.2)}, True, False),
     ("improper_posterior", "direction", {}, None, "b +1.00"),
@@ -378,7 +384,7 @@ LIMITS: list[tuple[str, str, dict[str, Any], Any, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "field", "others", "passes", "fails"), LIMITS)
+@pytest.mark.parametrize(("name", "field", "others", "passes", "fails"), CASES)
 def test_each_check_has_one_limit(
     name: str, field: str, others: dict[str, Any], passes: Any, fails: Any
 ) -> None:
@@ -394,7 +400,7 @@ def test_each_check_has_one_limit(
 
 def test_every_check_is_seen_to_say_no() -> None:
     elsewhere = {"one_point", "reference_differs", "optimum_not_reached", "heavy_weights"}
-    assert {check.name for check in CHECKS} == {each[0] for each in LIMITS} | elsewhere
+    assert {check.name for check in CHECKS} == {each[0] for each in CASES} | elsewhere
 
 
 ALL_BAD: dict[str, Any] = {
@@ -516,11 +522,23 @@ def test_evidence_is_read_as_it_was_written(changed: dict[str, Any]) -> None:
 
 def test_the_limits_are_as_documented() -> None:
     """A limit that is changed here is changed in docs/trust.md, and measured anew."""
-    assert (SHIFT, FEWEST_EFFECTIVE, MISSING, ALL_MODES, OTHER_GUIDE) == (
+    assert (
+        LIMITS.shift,
+        WEIGHING.resolved,
+        LIMITS.missing_evidence,
+        LIMITS.all_modes,
+        LIMITS.other_guide,
+    ) == (
         0.1,
         400.0,
         5.0,
         0.1,
         0.02,
     )
-    assert (OUTSIDE, LASTING, FEWEST_CHAINS, SLOPE, NAMED) == (0.01, 0.004, 3, 0.001, 3)
+    assert (
+        LIMITS.outside,
+        LIMITS.lasting,
+        LIMITS.fewest_chains,
+        LIMITS.slope_error,
+        LIMITS.named,
+    ) == (0.01, 0.004, 3, 0.001, 3)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -315,7 +316,7 @@ def test_a_branch_on_a_value_is_run_as_it_stands(model: Model) -> None:
 
 @pytest.mark.slow
 def test_a_fit_says_that_its_model_is_run_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive, "ROUNDS", 1)
+    monkeypatch.setattr(adaptive, "ADAPTATION", replace(adaptive.ADAPTATION, rounds=1))
     fit = er.fit(far_branch, data={"y": tensor(0.5)}, guide="laplace", seed=1, draws=100)
     assert any("the model is run as it stands" in note for note in fit.notes)
 

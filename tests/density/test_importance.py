@@ -22,9 +22,9 @@ from elbowroom.density.importance import (
     smoothed,
     standard_errors,
 )
-from elbowroom.density.mixtures import DEFENSIVE, FEW, REACH, Mixture
-from elbowroom.draws.adaptive import ENOUGH, PRECISE, AdaptiveImportance
-from elbowroom.draws.weighted import FEWEST_EFFECTIVE, WeightedDraws
+from elbowroom.density.mixtures import TAILS, Mixture
+from elbowroom.draws.adaptive import ADAPTATION, AdaptiveImportance
+from elbowroom.draws.weighted import WEIGHING, WeightedDraws
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
 
@@ -274,7 +274,7 @@ TWO = Mixture(
 )
 SHAPES = [(mean, factor @ factor.T) for mean, factor in zip(TWO.means, TWO.factors, strict=True)]
 NORMALS = [multivariate_normal(*shape) for shape in SHAPES]
-TAILS = [multivariate_t(*shape, TWO.freedom) for shape in SHAPES]
+COMPONENTS = [multivariate_t(*shape, TWO.freedom) for shape in SHAPES]
 
 
 def test_a_mixture_s_density_is_that_of_scipy() -> None:
@@ -284,12 +284,17 @@ def test_a_mixture_s_density_is_that_of_scipy() -> None:
         for freedom in (TWO.freedom, 1.0)
         for mean, factor in zip(TWO.means, TWO.factors, strict=True)
     ]
-    within = f.cdf(REACH**2, 2, 1)  # of the squared length over the dimension of a Cauchy's draws
-    shares = np.concatenate([(1 - DEFENSIVE) * TWO.shares, DEFENSIVE / within * TWO.shares])
+    # Of the squared length over the dimension of a Cauchy's draws.
+    within = f.cdf(TAILS.reach**2, 2, 1)
+    shares = np.concatenate(
+        [(1 - TAILS.defensive) * TWO.shares, TAILS.defensive / within * TWO.shares]
+    )
     wanted = logsumexp(np.stack(parts, axis=1), b=shares, axis=1)
     np.testing.assert_allclose(TWO.log_density(points), wanted, rtol=1e-12)
-    far = np.array([[0.0, 1.0 + 5 * REACH]])  # beyond the reach of both Cauchy parts
-    alone = logsumexp([part.logpdf(far) for part in TAILS], b=(1 - DEFENSIVE) * TWO.shares)
+    far = np.array([[0.0, 1.0 + 5 * TAILS.reach]])  # beyond the reach of both Cauchy parts
+    alone = logsumexp(
+        [part.logpdf(far) for part in COMPONENTS], b=(1 - TAILS.defensive) * TWO.shares
+    )
     assert TWO.log_density(far)[0] == pytest.approx(alone)
 
 
@@ -307,7 +312,7 @@ def test_a_mixture_s_draws_have_its_density() -> None:
         error = (weights * values).std() / len(draws) ** 0.5
         assert abs((weights * values).mean() - wanted) < 4 * error
     far = np.linalg.norm(draws - TWO.shares @ TWO.means, axis=1) > 50
-    share = DEFENSIVE * (1 - f.cdf(50**2 / 2, 2, 1) / f.cdf(REACH**2, 2, 1))
+    share = TAILS.defensive * (1 - f.cdf(50**2 / 2, 2, 1) / f.cdf(TAILS.reach**2, 2, 1))
     assert 0.3 * share < far.mean() < 3 * share  # the parts' scales are 0.3 to 2
     counts = [len(TWO.draw(n, np.random.default_rng(0))) for n in (1, 2, 3, 10)]
     assert counts == [1, 2, 3, 10]
@@ -362,14 +367,14 @@ def test_moments_and_evidence_of_a_skewed_target(seed: int) -> None:
     mean = np.cumsum(means)
     covariance = np.array([[variances[0], variances[0]], [variances[0], variances.sum()]])
     of_mean, of_sd = standard_errors(found.weights, found.points)
-    assert max(of_mean.max(), of_sd.max()) <= PRECISE
+    assert max(of_mean.max(), of_sd.max()) <= ADAPTATION.precise
     sd = np.sqrt(np.diag(covariance))
     centred = found.points - found.weights @ found.points
     moments = (centred * found.weights[:, None]).T @ centred
     assert (np.abs(found.weights @ found.points - mean) / sd < 4 * of_mean).all()
     assert (np.abs(np.log(np.sqrt(np.diag(moments)) / sd)) < 4 * of_sd).all()
     correlation = moments[0, 1] / np.sqrt(moments[0, 0] * moments[1, 1])
-    assert correlation == pytest.approx(covariance[0, 1] / sd.prod(), abs=4 * PRECISE)
+    assert correlation == pytest.approx(covariance[0, 1] / sd.prod(), abs=4 * ADAPTATION.precise)
     value, error = log_mean_exp(found.log_weights)
     assert abs(value - gammaln([3, 2]).sum()) < 4 * error
 
@@ -386,7 +391,7 @@ def test_a_proposal_that_is_far_off_is_adapted_until_the_weights_are_good() -> N
     assert density.evaluations - before > len(found.points)  # those it was adapted to are not kept
     assert found.settled
     assert len(found.proposals[0].shares) == 2  # the latest, and the first
-    assert found.effective_sample_size >= ENOUGH
+    assert found.effective_sample_size >= ADAPTATION.enough
     # The mixture of all rounds, the first and useless one included, is far better than that.
     fresh = importance(density, found.proposals[-1], 1)
     fresh.round(1000)
@@ -397,7 +402,9 @@ def test_good_weights_end_it_and_hopeless_ones_end_it_too() -> None:
     exact = importance(density_of(1, normal), standard(1))
     exact.run()
     assert exact.rounds <= 2
-    size = FEW + 10  # in so many dimensions no proposal has a part with Cauchy tails
+    size = (
+        TAILS.most_coordinates + 10
+    )  # in so many dimensions no proposal has a part with Cauchy tails
     heavy = density_of(size, lambda u: -(size + 1) / 2 * u.square().sum().log1p())
     cauchy = importance(heavy, standard(size))
     cauchy.run()
@@ -442,5 +449,5 @@ def test_a_correction_says_when_it_is_not_usable() -> None:
     assert heavy.k_hat > k_hat_threshold(1000)
     assert not heavy.usable
     few = WeightedDraws({"x": torch.tensor(x)}, 4.0 * x, 0.0 * x)
-    assert few.effective_sample_size < FEWEST_EFFECTIVE
+    assert few.effective_sample_size < WEIGHING.fewest_effective
     assert not few.usable

@@ -1,6 +1,7 @@
 """Where climbs end, on densities whose modes, curvature and evidence are known."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from elbowroom.density import landscape, modes
+from elbowroom.density import modes
 from elbowroom.density.curvature import Curvature, structure_of
 from elbowroom.density.density import Density
-from elbowroom.density.landscape import Landscape, explore
+from elbowroom.density.landscape import SEARCH, Landscape, explore
 from elbowroom.density.modes import Mode, climb, climb_long, find_modes
 from elbowroom.guides.space import LatentSpace
 from elbowroom.models._own import own_model
 from elbowroom.problem.bound import bind
 from elbowroom.problem.isolation import isolated
+from elbowroom.sizes import SIZES
 
 LOCATION = 2e-3
 """Of a mode: a Newton decrement below 1e-6 nats is √(2e-6) posterior standard deviations."""
@@ -161,7 +163,7 @@ def test_where_a_climb_says_it_arrived_the_gradient_vanishes() -> None:
         _, gradient = density.value_and_gradient(end.location[None])
         exact = exact_precision(density, end.location)
         decrement = 0.5 * gradient[0] @ np.linalg.solve(exact, gradient[0])
-        assert not end.reached or decrement < 2 * modes.NEAR_ENOUGH
+        assert not end.reached or decrement < 2 * modes.CLIMBING.decrement
 
 
 SHARES, CENTRES, WIDTH = (0.02, 0.98), (-2.0, 1.5), 0.3
@@ -222,7 +224,7 @@ def test_a_narrow_peak_that_few_starts_find_is_looked_for() -> None:
 def test_more_starts_are_tried_while_one_alone_reached_the_best_mode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("elbowroom.density.landscape.SEARCHES", 0)
+    monkeypatch.setattr("elbowroom.density.landscape.SEARCH", replace(SEARCH, searches=0))
     tried = []
     for seed in range(12):
         landscape = explored(lone_spike, restarts=4, seed=seed, y=tensor(0.0))
@@ -341,7 +343,7 @@ def test_many_probes_are_climbed_by_gradients_first_and_end_at_the_same_mode(
     density = density_of(quartic, y=tensor(0.0))
     starts = ([0.2, 0.1, 1.0], [-0.5, 0.0, -1.0])
     (direct,) = from_starts(density, *starts)
-    monkeypatch.setattr(modes, "NEWTON_PROBES", 0)
+    monkeypatch.setattr(modes, "SIZES", replace(SIZES, products=0))
     (found,) = from_starts(density, *starts)
     assert found.reached
     assert found.starts == 2
@@ -512,7 +514,7 @@ def test_ends_of_different_widths_at_one_place_are_told_apart_by_their_divergenc
 
 def test_minibatches_of_very_many_rows_begin_at_the_mode_of_some() -> None:
     """Its precision is that of all rows; it is off as the mean of the rows drawn is."""
-    rows, some = 200_000, landscape.ENOUGH_ROWS
+    rows, some = 200_000, SEARCH.enough_rows
 
     def model(y: Tensor, batch_size: int | None = None) -> None:
         mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 10.0))

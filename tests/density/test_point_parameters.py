@@ -15,7 +15,7 @@ from torch import Tensor, tensor
 
 import elbowroom as er
 from elbowroom.density.density import Density
-from elbowroom.density.point_parameters import NEAR_ENOUGH, Sample, maximise
+from elbowroom.density.point_parameters import MARGINAL, Sample, maximise
 from elbowroom.engines.fixed_draws.engine import survey
 from elbowroom.errors import GuideError
 from elbowroom.guides.space import LatentSpace
@@ -25,8 +25,8 @@ from elbowroom.problem.isolation import isolated
 Y = np.array([1.0, 3.0, -2.0, 4.0, 0.0, 2.0, 5.0, -1.0])
 DATA = {"y": torch.tensor(Y)}
 COUNTS = np.array([0, 3, 1, 9, 2, 0, 5, 14, 1, 2, 7, 3.0])
-STEP = (2 * NEAR_ENOUGH) ** 0.5
-"""Standard errors that a gain below `NEAR_ENOUGH` leaves to go."""
+STEP = (2 * MARGINAL.near_enough) ** 0.5
+"""Standard errors that a gain below `MARGINAL.near_enough` leaves to go."""
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_two_parameters_of_a_negative_binomial() -> None:
     found = np.log([float(fit.model_parameters[name]) for name in ("shape", "rate")])
     move = found - best.x
     # A quadratic form of the exact curvature: the log likelihood that is left.
-    assert loss(found) - best.fun < 4 * NEAR_ENOUGH, move
+    assert loss(found) - best.fun < 4 * MARGINAL.near_enough, move
     assert fit.measures["log_evidence"] == pytest.approx(-best.fun, abs=0.05)
     # Given them, the rates have Gamma posteriors.
     shape, rate = np.exp(found)

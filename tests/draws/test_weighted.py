@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from elbowroom.density.importance import k_hat_threshold
-from elbowroom.draws.weighted import CLOSE, FEWEST_EFFECTIVE, FEWEST_OF_ROW, WeightedDraws
+from elbowroom.draws.weighted import WEIGHING, WeightedDraws
 
 DRAWS = 1000
 
@@ -59,7 +59,11 @@ def test_smoothed_weights_count_for_correcting_and_the_others_for_the_density() 
 def test_a_row_may_be_good_enough_to_correct_and_not_for_its_density() -> None:
     """Smoothing has made 70 effective draws of 36."""
     found = weighted(1.7 * np.random.default_rng(1).normal(size=(DRAWS, 1)))
-    assert found.unsmoothed_effective_sample_size < FEWEST_OF_ROW < found.effective_sample_size
+    assert (
+        found.unsmoothed_effective_sample_size
+        < WEIGHING.fewest_of_row
+        < found.effective_sample_size
+    )
     assert found.unreliable == 0
     assert found.unreliable_density == 1
 
@@ -105,7 +109,7 @@ def test_the_largest_k_hat_is_told_when_just_the_allowed_share_is_left_out(
     assert few.worst_k_hat == np.sort(few.k_hat)[-1 - left_out]
     assert few.fewest_effective == np.sort(few.effective_sample_size)[left_out]
     assert few.worst_k_hat <= k_hat_threshold(DRAWS)
-    assert few.fewest_effective >= FEWEST_OF_ROW
+    assert few.fewest_effective >= WEIGHING.fewest_of_row
     assert few.unreliable == left_out / rows
     assert few.unreliable_density == left_out / rows
     assert few.usable
@@ -118,7 +122,7 @@ def test_the_largest_k_hat_is_told_when_just_the_allowed_share_is_left_out(
 def test_a_posterior_needs_more_effective_draws_than_a_row() -> None:
     """One draw in twenty has nearly all of the weight: about 50 effective draws, and no tail."""
     log_weights = np.where(np.arange(1400) % 20 == 0, 0.0, -50.0)
-    assert FEWEST_OF_ROW < 70 < FEWEST_EFFECTIVE
+    assert WEIGHING.fewest_of_row < 70 < WEIGHING.fewest_effective
     one = WeightedDraws({}, log_weights, np.zeros(1400), discrete=True)
     assert one.effective_sample_size == pytest.approx(70)
     assert one.k_hat == -np.inf
@@ -227,4 +231,4 @@ def test_a_far_draw_of_little_weight_does_not_make_the_resampled_sd() -> None:
         sites = WeightedDraws({"x": torch.as_tensor(along)}, log_weights, np.zeros(9000))
         taken = sites.resample(2000, np.random.default_rng(seed), along)
         sds.append(float(taken.sites["x"].std()))
-    assert np.abs(np.log(np.array(sds) / whole)).max() < 1.5 * CLOSE
+    assert np.abs(np.log(np.array(sds) / whole)).max() < 1.5 * WEIGHING.close

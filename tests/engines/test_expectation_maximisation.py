@@ -16,7 +16,7 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.draws.of_guide import draw
-from elbowroom.engines.em.expectation_maximisation import TOLERANCE, best_of, climb
+from elbowroom.engines.em.expectation_maximisation import ASCENT, best_of, climb
 from elbowroom.errors import OptionError
 from elbowroom.guides import get_guide
 from elbowroom.guides.factor_analysis import Factors, FactorSteps
@@ -28,7 +28,7 @@ from elbowroom.problem.score import score
 
 ROUNDING = 1e-9
 """Of a sum of some hundred logarithms, relative."""
-ARRIVED = 3 * TOLERANCE
+ARRIVED = 3 * ASCENT.remaining
 """Nats below the maximum: the rise that is left is itself an estimate."""
 SHAPES = ("full", "diagonal", "spherical")
 
@@ -178,7 +178,7 @@ def test_probabilistic_pca_is_its_closed_form() -> None:
     assert loadings[0, 1] == 0
     assert (np.diag(loadings) > 0).all()
     # Errors of the order of the root of the rise that is left, for each row.
-    error = 10 * (TOLERANCE / len(x)) ** 0.5
+    error = 10 * (ASCENT.remaining / len(x)) ** 0.5
     expected = (vectors[:, 2:] * (values[2:] - noise)) @ vectors[:, 2:].T
     np.testing.assert_allclose(loadings @ loadings.T, expected, atol=error)
     assert found["noise"] == pytest.approx(noise**0.5, rel=error)

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_chains_in_different_modes_have_not_converged() -> None:
 def test_an_interrupted_run_keeps_the_draws_that_it_made(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nuts, "POLL", 0.02)
+    monkeypatch.setattr(nuts, "MIXING", replace(nuts.MIXING, poll=0.02))
     calls = []
 
     def stop(made: int, total: int, divergences: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from elbowroom.density.landscape import Landscape
-from elbowroom.engines.em.expectation_maximisation import BUDGET, Found, Steps, best_of
+from elbowroom.engines.em.expectation_maximisation import ASCENT, Found, Steps, best_of
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.task import Plan, Task
 from elbowroom.guides import Guide, Start
@@ -46,7 +46,7 @@ class ExpectationMaximisation:
 
         with isolated(seed, dtype=torch.float64, threads=problem.threads):
             steps: Steps = guide.steps(problem.arguments, list(problem.prepared.coords["column"]))
-            found = best_of(steps, settings.restarts, seed, settings.steps or BUDGET, report)
+            found = best_of(steps, settings.restarts, seed, settings.steps or ASCENT.budget, report)
             reached = steps.sites(found.values)
             remarks = steps.remarks(found.values, found.expected)
         with problem.session(seed) as state:

@@ -18,15 +18,21 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-TOLERANCE = 1e-5
-"""The rise that is left, in nats of all rows, at which a climb has arrived.
 
-However many these are, an estimate is then off by 0.005 of its standard errors: √(2 x 1e-5).
-"""
-SAME = 0.01
-"""Nats by which climbs to the same maximum may differ."""
-BUDGET = 5000
-"""Steps of a climb, unless the settings say otherwise."""
+@dataclass(frozen=True)
+class Ascent:
+    """When expectation maximisation ends."""
+
+    remaining: float = 1e-5
+    """The rise that is left, in nats of all rows, at which a climb has arrived. For any number of
+    rows an estimate is then off by 0.005 of its standard error: √(2 x 1e-5)."""
+    same: float = 0.01
+    """Nats by which climbs to the same maximum may differ."""
+    budget: int = 5000
+    """Steps of a climb, unless the settings say otherwise."""
+
+
+ASCENT = Ascent()
 
 
 class Steps(Protocol):
@@ -112,7 +118,7 @@ class Found(Climb):
 def climb(
     steps: Steps,
     start: Any,
-    budget: int = BUDGET,
+    budget: int = ASCENT.budget,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Climb:
     """Takes E-steps and M-steps in turn until the likelihood no longer rises.
@@ -174,14 +180,14 @@ def _arrived(history: list[float]) -> bool:
     if last <= 0:  # rounding
         return True
     ratio = last / before if before > 0 else 1.0
-    return ratio < 1 and last * ratio / (1 - ratio) < TOLERANCE
+    return ratio < 1 and last * ratio / (1 - ratio) < ASCENT.remaining
 
 
 def best_of(
     steps: Steps,
     count: int,
     seed: int,
-    budget: int = BUDGET,
+    budget: int = ASCENT.budget,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Found:
     """The best of several climbs; those in which something closed in are dropped.
@@ -203,7 +209,7 @@ def best_of(
             break
     whole = [each for each in climbs if each.status != "diverged"]
     best = max(whole, key=lambda each: each.elbo[-1]) if whole else climbs[0]
-    reached = sum(best.elbo[-1] - each.elbo[-1] < SAME for each in whole)
+    reached = sum(best.elbo[-1] - each.elbo[-1] < ASCENT.same for each in whole)
     status = climbs[-1].status if climbs[-1].status == "interrupted" else best.status
     return Found(
         best.values, best.expected, best.elbo, status, best.cause, reached, len(climbs),

@@ -22,6 +22,7 @@ from elbowroom.errors import GuideError
 from elbowroom.guides import Guide
 from elbowroom.guides.families import MakeFamily, Search
 from elbowroom.guides.roots import factor_of_inverse
+from elbowroom.sizes import SIZES
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def responses(
         if mode.log_evidence < best.log_evidence - within:
             continue
         tried = [at(_scaled(mode))]
-        if density.dimension <= WHITENED:
+        if density.dimension <= SIZES.products:
             tried.append(at(_whitened(mode)))
         proper = [optimum for optimum in tried if optimum is not None]
         if proper:
@@ -217,5 +218,3 @@ def wide(
 
 MOST_MODES = 16
 """Modes at which a guide is fitted."""
-WHITENED = 300
-"""The largest dimension in which whitened coordinates are tried beside scaled ones."""

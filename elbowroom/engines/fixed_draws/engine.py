@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from elbowroom.density.landscape import LARGEST, Landscape, density_of, explore
+from elbowroom.density.landscape import Landscape, density_of, explore
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.point_parameters import Sample, maximise
 from elbowroom.draws.adaptive import sampled
@@ -30,6 +30,7 @@ from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, isolated, placed_values
+from elbowroom.sizes import SIZES
 
 FEW_STARTS = 3
 """Where modes are sought again and again."""
@@ -44,13 +45,13 @@ def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
     if not space.sites:
         return "the model has no continuous latent"
     if space.parameters.size:
-        if space.dimension > LARGEST:
+        if space.dimension > SIZES.dense:
             return f"it has point parameters beside {space.dimension} latent dimensions"
         if space.parameters.why_not is not None:
             return space.parameters.why_not
     declared = None if guide is None else guide.fixed_draws
-    if declared is not None and not declared.wide and space.dimension > LARGEST:
-        return f"the model has {space.dimension} latent dimensions, more than {LARGEST}"
+    if declared is not None and not declared.wide and space.dimension > SIZES.dense:
+        return f"the model has {space.dimension} latent dimensions, more than {SIZES.dense}"
     return None
 
 

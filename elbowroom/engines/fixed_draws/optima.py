@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 from scipy.optimize import minimize
 
-from elbowroom.density.curvature import Curvature
+from elbowroom.density.curvature import CURVATURE, Curvature
 from elbowroom.density.density import Density
 from elbowroom.density.modes import climb, guarded_loss, positive_definite
 from elbowroom.engines.fixed_draws.objectives import (
@@ -28,28 +28,33 @@ from elbowroom.engines.fixed_draws.objectives import (
 )
 from elbowroom.errors import GuideError
 from elbowroom.guides.families import Family, Flat
+from elbowroom.sizes import SIZES
 
-NEAR_ENOUGH = 1e-6
-"""The gain that a Newton step promises at an optimum, in nats."""
-LOOSE = 1e-4
-"""The same where the Hessian is not taken."""
-ITERATIONS = 200
-PER_DIMENSION = 64
-"""Fixed draws for each dimension that a guide has correlations in.
 
-The guide's p parameters fit the M draws' own noise, which costs about p/M nats of the ELBO where
-the log density is far from Normal.
-"""
-STEP = 1e-4
-"""Of the differences that give products with a Hessian, in the parameters' own units."""
-MOST_PRODUCTS = 20
-"""Products with the Hessian for one Newton step."""
-RESIDUAL = 0.05
-"""Of a Newton step by conjugate gradients, relative: errors are wanted to a few per cent."""
-NARROWED = 10
-"""Times that a guide's start is narrowed by e, until every draw has a density."""
-HELD = 300
-"""The largest dimension in which the error of linear response's covariance is looked at."""
+@dataclass(frozen=True)
+class Optimising:
+    """How the ELBO over fixed draws is maximised."""
+
+    decrement: float = 1e-6
+    """The gain that a Newton step promises at an optimum, in nats."""
+    loose_decrement: float = 1e-4
+    """The same where the Hessian is not taken."""
+    iterations: int = 200
+    """Steps of L-BFGS, at most."""
+    draws_per_dimension: int = 64
+    """Fixed draws for each dimension in which a guide has correlations. The guide's p parameters
+    fit the noise of the M draws, which costs about p/M nats of the ELBO where the log density is
+    far from Normal."""
+    most_products: int = 20
+    """Products with the Hessian for one Newton step, at most."""
+    residual: float = 0.05
+    """The relative residual of a Newton step by conjugate gradients; errors are needed to a few per
+    cent."""
+    narrowed: int = 10
+    """How often a guide's start is narrowed by a factor e until every draw has a density."""
+
+
+OPTIMISING = Optimising()
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,8 @@ class Optimum:
         mean: In unconstrained coordinates, (D,).
         covariance: (D, D); of linear response where that was asked for, else the guide's own.
         elbo: Over the fixed draws, in nats.
-        reached: Whether the gradient vanishes: a Newton step promises less than `NEAR_ENOUGH`, or
-            `LOOSE` where the Hessian is not taken.
+        reached: Whether the gradient vanishes: a Newton step promises less than
+            `OPTIMISING.decrement`, or `OPTIMISING.loose_decrement` where the Hessian is not taken.
         errors: What comes from the draws being these.
         draws: How many there were.
         history: The ELBO at each evaluation.
@@ -255,13 +260,13 @@ def _response(objective: MeanFieldObjective, before: Optimum | None) -> Optimum 
     begin = narrowed(objective, start)
     if begin is None:
         return None
-    parameters, history = ascend(objective.at, begin, ITERATIONS)
+    parameters, history = ascend(objective.at, begin, OPTIMISING.iterations)
     ends = climb(
         objective.value_and_gradient,
         objective.precision,
         parameters[None],
         iterations=30,
-        near_enough=NEAR_ENOUGH,
+        near_enough=OPTIMISING.decrement,
         scaled=False,
     )
     precision = ends[0].precision if ends else None
@@ -303,7 +308,7 @@ def _errors_of_response(
     """
     size = objective.density.dimension
     fixed = replace(objective.fixed.grouped(), corrected=False)  # as the Hessians are
-    if size > HELD:
+    if size > SIZES.products:
         return known
     together = MeanFieldObjective(
         objective.density, objective.curvature, objective.coordinates, fixed
@@ -360,12 +365,12 @@ def best_of_family(
         raise GuideError(
             f"{name} with {choice.most} fixed draws has no optimum: it has correlations in "
             f"{begin.correlated} dimensions; give --fixed-draws "
-            f"{PER_DIMENSION * begin.correlated} or fit with --guide mean_field."
+            f"{OPTIMISING.draws_per_dimension * begin.correlated} or fit with --guide mean_field."
         )
-    per_dimension = PER_DIMENSION if choice.most > choice.first else 0
+    per_dimension = OPTIMISING.draws_per_dimension if choice.most > choice.first else 0
     first = max(choice.first, per_dimension * begin.correlated)
     objective = GaussianObjective(density, flat, Fixed.of(first, begin.noise, random))
-    for width in np.exp(-np.arange(NARROWED)):  # until every draw has a density
+    for width in np.exp(-np.arange(OPTIMISING.narrowed)):  # until every draw has a density
         parameters = Flat(family, float(width)).start.numpy()
         if np.isfinite(objective.at(parameters)[0]):
             return _optimum(objective, parameters, choice, random)
@@ -379,7 +384,7 @@ def _optimum(
     parameters, history = start, []
     while True:
         objective.fixed = fixed = objective.fixed.grouped()
-        parameters, more = ascend(objective.at, parameters, 10 * ITERATIONS)
+        parameters, more = ascend(objective.at, parameters, 10 * OPTIMISING.iterations)
         if not more:
             return None
         history += more
@@ -391,7 +396,7 @@ def _optimum(
         gradients = objective.by_block(parameters)
         gradient = gradients.mean(0)
         step = around.newton_step(gradient)
-        reached = max(gradient @ gradient, gradient @ step) < 2 * LOOSE
+        reached = max(gradient @ gradient, gradient @ step) < 2 * OPTIMISING.loose_decrement
         if not reached and not gradient @ around.product(gradient) > 0:
             return None
         errors = _errors(around, covariance, gradients - gradient)
@@ -430,13 +435,13 @@ class _Around:
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """Minus the Hessian times a vector, by a difference of the gradient."""
-        step = STEP / max(1e-300, np.abs(vector).max())
+        step = CURVATURE.step / max(1e-300, np.abs(vector).max())
         ahead = self.objective.at(self.parameters + step * vector)[1]
         return (self._gradient - ahead) / step
 
     def moved(self, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What a small step changes in the mean and the covariance, to first order."""
-        part = STEP / max(1e-300, np.abs(step).max())
+        part = CURVATURE.step / max(1e-300, np.abs(step).max())
         ahead, behind = (
             self.objective.moments(self.parameters + sign * part * step) for sign in (1, -1)
         )
@@ -451,8 +456,8 @@ class _Around:
         found, left = np.zeros_like(gradient), gradient
         guess = left / self._curvature
         direction, size = guess, left @ guess
-        small = RESIDUAL**2 * size
-        for _ in range(MOST_PRODUCTS):
+        small = OPTIMISING.residual**2 * size
+        for _ in range(OPTIMISING.most_products):
             if not size > small:
                 break
             product = self.product(direction)

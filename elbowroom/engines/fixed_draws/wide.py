@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
 from elbowroom.density.conditional import split_of
-from elbowroom.density.curvature import Curvature
+from elbowroom.density.curvature import CURVATURE, Curvature
 from elbowroom.density.density import Density
 from elbowroom.density.mixtures import LowRankNormal
 from elbowroom.density.modes import guarded_loss, positive_definite
@@ -23,29 +23,30 @@ from elbowroom.engines.fixed_draws.objectives import (
     Fixed,
     MeanFieldObjective,
 )
-from elbowroom.engines.fixed_draws.optima import (
-    LOOSE,
-    Draws,
-    Errors,
-    ascend,
-    narrowed,
-)
+from elbowroom.engines.fixed_draws.optima import OPTIMISING, Draws, Errors, ascend, narrowed
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides.space import LatentSpace
 
-MOST_CHOSEN = 40
-"""The most coordinates that are chosen where the user names none."""
-STEP = 1e-4
-"""Of the differences, in standard deviations of the guide."""
-TOLERANCE = 1e-6
-"""The residual of conjugate gradients relative to the right-hand side."""
-MOST_PRODUCTS = 500
-"""Products with the Hessian for one column."""
-ITERATIONS = 400
-SAME = 1.0
-"""Symmetrised divergence, in nats, of two guides that are the same optimum."""
-REMAINDER = 1e-4
-"""The share of a chosen coordinate's conditional variance that is left out of the factor."""
+
+@dataclass(frozen=True)
+class WideResponse:
+    """How linear response is made in many dimensions."""
+
+    most_chosen: int = 40
+    """The most coordinates that are chosen where the user names none."""
+    tolerance: float = 1e-6
+    """The residual of conjugate gradients relative to the right-hand side."""
+    most_products: int = 500
+    """Products with the Hessian for one column, at most."""
+    iterations: int = 400
+    """Steps of L-BFGS, at most."""
+    same: float = 1.0
+    """The symmetrised divergence, in nats, below which two guides are the same optimum."""
+    remainder: float = 1e-4
+    """The share of a chosen coordinate's conditional variance that is left out of the factor."""
+
+
+WIDE_RESPONSE = WideResponse()
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def chosen_coordinates(space: LatentSpace, curvature: Curvature, names: str | No
         return split.shared
     found = np.zeros(0, dtype=int)
     for indices in sorted(where.values(), key=len):
-        if len(found) + len(indices) > MOST_CHOSEN:
+        if len(found) + len(indices) > WIDE_RESPONSE.most_chosen:
             break
         found = np.concatenate([found, indices])
     return np.sort(found)
@@ -146,7 +147,7 @@ def respond(
             "with --engine svi."
         )
     best = max(ends, key=lambda end: end[1])
-    agreeing = sum(_divergence(best[0], end[0]) < SAME for end in ends)
+    agreeing = sum(_divergence(best[0], end[0]) < WIDE_RESPONSE.same for end in ends)
     coordinates = best[0]
     while True:
         objective = MeanFieldObjective(density, curvature, coordinates, fixed)
@@ -197,7 +198,7 @@ def _ascended(
         parameters = narrowed(objective, np.zeros(2 * density.dimension))
         if parameters is None:
             return None
-        parameters, more = ascend(objective.at, parameters, ITERATIONS)
+        parameters, more = ascend(objective.at, parameters, WIDE_RESPONSE.iterations)
         history += more
         coordinates, value = _moved(coordinates, parameters), objective.at(parameters)[0]
     return coordinates, value
@@ -224,7 +225,7 @@ def _hessian(objective: MeanFieldObjective, parameters: np.ndarray) -> LinearOpe
         size = np.abs(vector).max()
         if size == 0:
             return np.zeros_like(parameters)
-        step = STEP / size
+        step = CURVATURE.step / size
         ahead = objective.at(parameters + step * vector.ravel())[1]
         behind = objective.at(parameters - step * vector.ravel())[1]
         return (behind - ahead) / (2 * step)
@@ -246,8 +247,10 @@ def _polished(objective: MeanFieldObjective, history: list[float]) -> tuple[np.n
     ).x
     value, gradient = objective.at(found)
     history.append(value)
-    step, _ = cg(_hessian(objective, found), gradient, rtol=1e-2, maxiter=MOST_PRODUCTS)
-    return found, bool(0 <= gradient @ step < 2 * LOOSE)
+    step, _ = cg(
+        _hessian(objective, found), gradient, rtol=1e-2, maxiter=WIDE_RESPONSE.most_products
+    )
+    return found, bool(0 <= gradient @ step < 2 * OPTIMISING.loose_decrement)
 
 
 def _columns(
@@ -262,7 +265,13 @@ def _columns(
     for c, coordinate in enumerate(chosen):
         unit = np.zeros(2 * size)
         unit[coordinate] = 1.0
-        solved, failed = cg(hessian, unit, rtol=TOLERANCE, maxiter=MOST_PRODUCTS, M=alone)
+        solved, failed = cg(
+            hessian,
+            unit,
+            rtol=WIDE_RESPONSE.tolerance,
+            maxiter=WIDE_RESPONSE.most_products,
+            M=alone,
+        )
         if failed or not np.isfinite(solved).all():
             raise GuideError(
                 "conjugate gradients do not converge to the covariance of linear response; name "
@@ -326,8 +335,8 @@ def _parted(
         return np.zeros((len(columns), 1)), scale
     covariance = _symmetric(columns[chosen])
     conditional = 1 / np.diag(np.linalg.inv(covariance))
-    lower = np.linalg.cholesky(covariance - REMAINDER * np.diag(conditional))
+    lower = np.linalg.cholesky(covariance - WIDE_RESPONSE.remainder * np.diag(conditional))
     factor = np.linalg.solve(lower, columns.T).T
     factor[chosen] = lower
-    scale[chosen] = np.sqrt(REMAINDER * conditional)
+    scale[chosen] = np.sqrt(WIDE_RESPONSE.remainder * conditional)
     return factor, scale

@@ -6,11 +6,10 @@ import time
 import numpy as np
 
 from elbowroom.density.density import Density
+from elbowroom.sizes import SIZES
 
 PATIENCE = 0.3
 """For how long chains that ask for a gradient wait for the others, in evaluations' time."""
-TOGETHER = 40_000
-"""Numbers of one operation on all chains up to which a batch of them costs less than they do."""
 
 
 class Gathered:
@@ -30,7 +29,7 @@ class Gathered:
         self.density = density
         self.rows = starts.copy()  # (chains, D), where each chain has asked last
         self.length, self.left = length, np.full(len(starts), length)  # draws yet to be made
-        narrow = len(starts) * density.width <= TOGETHER
+        narrow = len(starts) * density.width <= SIZES.cache
         self.together = narrow and density.how != "one by one"
         self.waiting: set[int] = set()
         self.answers: dict[int, tuple[float, np.ndarray]] = {}

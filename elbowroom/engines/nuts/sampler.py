@@ -22,20 +22,28 @@ from pyro.infer import NUTS
 from torch import Tensor
 
 from elbowroom.density.density import Density
+from elbowroom.draws.weighted import WEIGHING
 from elbowroom.engines.nuts.gathered import Gathered
 from elbowroom.errors import ModelError
 from elbowroom.problem.isolation import isolated
 
-R_HAT_LIMIT = 1.01
-"""R-hat above which chains have not mixed (Vehtari et al., 2021)."""
-FEWEST_EFFECTIVE = 400.0
-"""Effective draws below which R-hat and the errors of means cannot be told (the same paper)."""
-NUDGE = 1e-8
-"""How far a chain begins from its start where the gradient is zero, relative to it or to 1."""
-POLL = 0.25
-"""Seconds between two calls of `progress`."""
-DENSE = 500
-"""The dimension up to which Pyro's kernel is given a dense mass matrix."""
+
+@dataclass(frozen=True)
+class Mixing:
+    """When chains have mixed, and how they begin."""
+
+    r_hat: float = 1.01
+    """R-hat above which chains have not mixed (Vehtari et al., 2021)."""
+    nudge: float = 1e-8
+    """How far a chain begins from its start where the gradient is zero, relative to it or to 1."""
+    poll: float = 0.25
+    """Seconds between two calls of `progress`."""
+    dense: int = 500
+    """The dimension up to which Pyro's kernel is given a dense mass matrix."""
+
+
+MIXING = Mixing()
+
 
 Progress = Callable[[int, int, int], None]
 """Called with the draws made so far, all draws (tuning included), and the divergences so far."""
@@ -77,7 +85,7 @@ class NutsDraws:
     @property
     def converged(self) -> bool:
         """Whether the chains have mixed in every coordinate, with enough draws to tell."""
-        return self.worst_r_hat <= R_HAT_LIMIT and self.fewest_effective >= FEWEST_EFFECTIVE
+        return self.worst_r_hat <= MIXING.r_hat and self.fewest_effective >= WEIGHING.resolved
 
 
 def sample_nuts(
@@ -292,7 +300,7 @@ def _compiled(nutpie: Any, gathered: Gathered, chain: int, start: np.ndarray) ->
     def begin(seed: int) -> np.ndarray:
         # nutpie asks again where a coordinate of the gradient is zero, as it is at a mode.
         nudge = np.random.default_rng(seed).normal(size=len(start)) * np.maximum(abs(start), 1)
-        return start + (NUDGE * nudge if next(tries) else 0.0)
+        return start + (MIXING.nudge * nudge if next(tries) else 0.0)
 
     return nutpie.compiled_pyfunc.from_pyfunc(
         len(start),
@@ -324,7 +332,7 @@ def _wait(
             if chain in chains:
                 continue
             try:
-                trace = sampler.wait(timeout=POLL / len(samplers))
+                trace = sampler.wait(timeout=MIXING.poll / len(samplers))
             except TimeoutError:
                 pass
             except RuntimeError as error:
@@ -387,7 +395,7 @@ def _by_pyro(
     for chain, (start, seed) in enumerate(zip(starts, seeds, strict=True)):
         kernel = NUTS(
             potential_fn=lambda values: _Potential.apply(values["point"], density),
-            full_mass=density.dimension <= DENSE,
+            full_mass=density.dimension <= MIXING.dense,
         )
         pyro.set_rng_seed(seed % 2**32)
         points: list[np.ndarray] = []
@@ -403,7 +411,7 @@ def _by_pyro(
                     if i >= tune:
                         points.append(values["point"].detach().numpy().copy())
                         diverging = kernel.diagnostics()["divergences"]
-                    if progress is not None and time.perf_counter() > told + POLL:
+                    if progress is not None and time.perf_counter() > told + MIXING.poll:
                         told = time.perf_counter()
                         made = chain * (tune + draws) + i + 1
                         progress(made, total, divergences + len(diverging))

@@ -28,16 +28,26 @@ from elbowroom.objectives.minibatches import Minibatches
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import reseed
 
-RUNS = 40
-"""Runs in which minibatches are compared with all rows, and draws with supports."""
-ERRORS = 5.0
-"""Standard errors by which they may differ."""
-FEW, DOUBTFUL = 10, 2.0
-"""Runs that are enough where they differ by no more standard errors than this."""
-SCALES = 1000.0
-"""A ratio of two columns' standard deviations that no optimiser likes."""
-FAR = 1e5
-"""Nats of a row's ELBO, at the start, from which a fit does not come back."""
+
+@dataclass(frozen=True)
+class Checking:
+    """How a problem is checked before a run."""
+
+    runs: int = 40
+    """Runs in which minibatches are compared with all rows, and draws with supports."""
+    errors: float = 5.0
+    """Standard errors by which they may differ."""
+    few_runs: int = 10
+    """Runs that are enough where they differ little."""
+    doubtful_errors: float = 2.0
+    """Standard errors up to which they differ little."""
+    scales: float = 1000.0
+    """The ratio of two columns' standard deviations from which optimisers have difficulty."""
+    far: float = 1e5
+    """Nats of a row's ELBO at the start from which a fit does not recover."""
+
+
+CHECKING = Checking()
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def _supports(subject: Subject) -> list[str]:
     problem = subject.problem
     prior = dict(sample_sites(trace_model(problem.function, problem.arguments)))
     warnings: dict[str, str] = {}
-    for _ in range(RUNS):
+    for _ in range(CHECKING.runs):
         with torch.no_grad():
             trace = poutine.trace(subject.called).get_trace(**problem.arguments)
             with users_code("the model cannot be run at the guide's draws", ModelError):
@@ -149,7 +159,7 @@ def _start(subject: Subject) -> list[str]:
         raise ModelError(f"the ELBO is not finite at the start. {cause}")
     plates = [p for placed in problem.space.observed_plates.values() for p in placed]
     rows = max([1, *(plate.size for plate in plates)])
-    if abs(loss) / rows > FAR:
+    if abs(loss) / rows > CHECKING.far:
         return [
             f"the ELBO begins at {-loss:.2g} nats, {-loss / rows:.2g} for each row: bring the data "
             "to a scale near one, or begin the guide nearer to them."
@@ -174,8 +184,10 @@ def _minibatches(subject: Subject) -> list[str]:
     batches = Minibatches(plate.size, size)
     some: list[dict[str, _Term]] = []
     every: list[dict[str, _Term]] = []
-    for run in range(RUNS):
-        if run == FEW and not any(_differs(some, every, name, DOUBTFUL) for name in every[0]):
+    for run in range(CHECKING.runs):
+        if run == CHECKING.few_runs and not any(
+            _differs(some, every, name, CHECKING.doubtful_errors) for name in every[0]
+        ):
             break
         with users_code(
             f"the model or the guide cannot be run on minibatches of {size} rows", ModelError
@@ -192,7 +204,7 @@ def _minibatches(subject: Subject) -> list[str]:
                 f"{first.scale * plate.size / size:.4g} times. The plate '{plate.name}' with "
                 "subsample_size=batch_size sees to that; take any other scale of the rows away."
             )
-        if not _differs(some, every, name, ERRORS):
+        if not _differs(some, every, name, CHECKING.errors):
             continue
         expected = np.mean([terms[name].value for terms in every])
         found = np.mean([terms[name].value for terms in some])
@@ -267,7 +279,7 @@ def _columns(subject: Subject) -> list[str]:
     moving = {name: spread for name, spread in spreads.items() if spread > 0}
     if moving:
         low, high = min(moving, key=lambda n: moving[n]), max(moving, key=lambda n: moving[n])
-        if moving[high] > SCALES * moving[low]:
+        if moving[high] > CHECKING.scales * moving[low]:
             warnings.append(
                 f"{low} has a standard deviation of {moving[low]:.2g} and {high} one of "
                 f"{moving[high]:.2g}: standardise them, or stochastic gradients go a long way."

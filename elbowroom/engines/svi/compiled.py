@@ -27,12 +27,21 @@ from elbowroom.recording.replay import Replay
 
 NORMAL = ("normal_.default", "randn.default", "randn_like.default")
 UNIFORM = ("rand.default", "rand_like.default", "uniform_.default")
-LONGEST = 100
-"""Steps of a loop."""
-FEW = 10
-"""Steps of a call where each is compiled alone."""
-LARGE = 50_000
-"""Parameters from which a step takes much longer than to enter Python, and is made in place."""
+
+
+@dataclass(frozen=True)
+class CompiledCalls:
+    """How steps are compiled."""
+
+    longest: int = 100
+    """Steps of a compiled loop, at most."""
+    few: int = 10
+    """Steps of a call where each is compiled alone."""
+    large: int = 50_000
+    """Parameters from which a step takes much longer than to enter Python, and is made in place."""
+
+
+CALLS = CompiledCalls()
 
 
 class NotCompilableError(Exception):
@@ -164,7 +173,7 @@ def compile_steps(
     try:
         with _silent():
             given = Given(replay, tensors, example)
-            kind = Looped if parameters.count < LARGE else InPlace
+            kind = Looped if parameters.count < CALLS.large else InPlace
             return kind(given, parameters, optimizer, clip_norm), None
     except NotCompilableError as error:
         return None, str(error)
@@ -462,7 +471,7 @@ class Compiled:
 class Looped(Compiled):
     """A loop of small steps, in one call; see `Compiled`."""
 
-    longest = LONGEST
+    longest = CALLS.longest
 
     def make(
         self,
@@ -527,7 +536,7 @@ class Looped(Compiled):
 class InPlace(Compiled):
     """Large steps, each alone and its parameters part by part; see `Compiled`."""
 
-    longest = FEW
+    longest = CALLS.few
 
     def make(
         self,

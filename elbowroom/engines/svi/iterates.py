@@ -1,5 +1,6 @@
 """What an optimiser passed through: averages of its iterates, and whether they are stationary."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,21 +8,29 @@ from torch import Tensor
 
 from elbowroom.engines.svi.stepping import FlatParameters
 
-BLOCK = 25
-"""Steps of a block, at first: each time that there are too many, blocks are joined in pairs."""
-BLOCKS = 32
-"""Blocks that are kept."""
-FEWEST = 8
-"""Blocks of the shortest window."""
-STATIONARY = 1.1
-"""R-hat, of the parameters' mean ratio of variances, below which a window is stationary."""
-DRIFTING = 1.7
-"""R-hat of one parameter above which it is not; what moves at constant speed has 2.6."""
-WATCHED = 4096
-"""Parameters whose spread is kept; of more, as many evenly spaced ones."""
-MANY = 100_000
-"""Parameters from which not each step is taken in, but one in two, or in up to five of more: it has
-nearly the mean of all, which follow each other closely."""
+
+@dataclass(frozen=True)
+class IterateWindow:
+    """How iterates are kept, and when their window is stationary."""
+
+    block: int = 25
+    """Steps of a block at first. Each time there are too many, blocks are joined in pairs."""
+    blocks: int = 32
+    """Blocks that are kept."""
+    fewest_blocks: int = 8
+    """Blocks of the shortest window."""
+    stationary: float = 1.1
+    """R-hat, of the parameters' mean ratio of variances, below which a window is stationary."""
+    drifting: float = 1.7
+    """R-hat of one parameter above which it is not; that of a constant drift is 2.6."""
+    watched: int = 4096
+    """Parameters whose spread is kept; of more, as many evenly spaced ones."""
+    many: int = 100_000
+    """Parameters for which every step is taken in. For more it is one step in two, or in up to
+    five: successive steps are close, so the mean hardly changes."""
+
+
+ITERATES = IterateWindow()
 
 
 class Iterates:
@@ -43,18 +52,18 @@ class Iterates:
 
     def __init__(self, parameters: FlatParameters) -> None:
         self._parameters = parameters
-        spaced = max(1, -(-parameters.count // WATCHED))
+        spaced = max(1, -(-parameters.count // ITERATES.watched))
         self._watched = [
             slice(None, None, spaced) if spaced > 1 else slice(None) for _ in parameters.vectors
         ]
-        self._every = min(5, 1 + parameters.count // MANY)
+        self._every = min(5, 1 + parameters.count // ITERATES.many)
         self.restart()
 
     def restart(self) -> None:
         """Forgets them."""
         self.means: list[list[Tensor]] = []
         self.variances: list[list[Tensor]] = []
-        self.length = BLOCK
+        self.length = ITERATES.block
         self._begin()
 
     def _begin(self) -> None:
@@ -122,8 +131,8 @@ class Iterates:
                 )
             ]
         )
-        if len(self.means) == BLOCKS:
-            pairs = range(0, BLOCKS, 2)
+        if len(self.means) == ITERATES.blocks:
+            pairs = range(0, ITERATES.blocks, 2)
             joined = [self._joined(i) for i in pairs]
             self.means = [mean for mean, _ in joined]
             self.variances = [variance for _, variance in joined]
@@ -148,17 +157,17 @@ class Iterates:
         number; that one has a limit of its own.
         """
         longest = int(0.95 * len(self.means))
-        if longest < FEWEST:
+        if longest < ITERATES.fewest_blocks:
             return None
         means = torch.stack([self._flat(each) for each in self.means])  # (blocks, W)
         variances = torch.stack([torch.cat(each) for each in self.variances])
-        best, lowest = None, STATIONARY
-        for blocks in range(FEWEST, longest + 1, 2):
+        best, lowest = None, ITERATES.stationary
+        for blocks in range(ITERATES.fewest_blocks, longest + 1, 2):
             ratios = _ratios(means[-blocks:], variances[-blocks:])
             r_hat = float((1 + ratios.mean()).sqrt())
             # One parameter in a thousand may be above by chance.
             highest = float((1 + ratios.kthvalue(len(ratios) - len(ratios) // 1000)[0]).sqrt())
-            if r_hat < lowest and highest < DRIFTING:
+            if r_hat < lowest and highest < ITERATES.drifting:
                 best, lowest = blocks, r_hat
         return best
 

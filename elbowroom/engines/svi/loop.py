@@ -5,6 +5,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +38,27 @@ from elbowroom.recording.record import Handed
 if TYPE_CHECKING:
     from elbowroom.engines.svi.compiled import Compiled
 
-RECORDED_FROM = 100
-"""Steps from which it is worth while to record one."""
-LOOKS = 200
-"""Steps between two looks at a run, or an epoch if that is longer."""
-UNUSABLE_STEPS = 5
-"""Steps in a row with a non-finite ELBO or gradient, after which a run goes back."""
-RETURNS = 4
-"""Times that it goes back to parameters that were good, at half the rate, before it ends."""
-UNMADE = 5
-"""Compiled calls in a row that ended before their last step, after which there are no more."""
-GROWN = 1.2
-"""How much longer a run must be for its recorded step to be compared again."""
+
+@dataclass(frozen=True)
+class RunLimits:
+    """How a run of stochastic steps is watched."""
+
+    recorded_from: int = 100
+    """Steps of a run from which recording one saves time."""
+    window: int = 200
+    """Steps between two evaluations of the stopping rule, or an epoch if that is longer."""
+    unusable_steps: int = 5
+    """Steps in a row with a non-finite ELBO or gradient, after which a run goes back."""
+    returns: int = 4
+    """How often it goes back to good parameters, at half the rate, before it ends."""
+    unmade: int = 5
+    """Compiled calls in a row that ended before their last step, after which there are no more."""
+    grown: float = 1.2
+    """How many times as long a run must be before its recorded step is compared again."""
+
+
+RUN_LIMITS = RunLimits()
+
 COUNTS = ("step", "held_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
 HELD_OUT_SEED = 0x4E1D_0007
 """Of the noise at which rows held out are looked at."""
@@ -157,7 +167,7 @@ class Optimisation:
         if plate is not None and (size is not None or held is not None):
             self.batches = Minibatches(plate.size, size, held)
             size = self.batches.size
-        self.window = max(LOOKS, len(self.batches) if self.batches else 0)
+        self.window = max(RUN_LIMITS.window, len(self.batches) if self.batches else 0)
         self.evaluate = Step(
             objective, model, guide, arguments, self.parameters, plate, size, settings.autocast,
             settings.kl_warm_up,
@@ -235,12 +245,12 @@ class Optimisation:
         status = cause = ""
         try:
             self.optimizer = make_optimizer(self.settings, self.parameters)
-            if self.budget >= RECORDED_FROM:
+            if self.budget >= RUN_LIMITS.recorded_from:
                 self.evaluate.record(None if self.batches is None else self.batches.draw)
                 if self.settings.compile:
                     self._compile()
             elif self.settings.compile:
-                self.uncompiled = f"fewer than {RECORDED_FROM} steps are not worth it"
+                self.uncompiled = f"fewer than {RUN_LIMITS.recorded_from} steps are not worth it"
             if saved is not None:
                 self.restore(saved)
                 status = self.rule.end(self.elbo) if self.step >= self.budget else ""
@@ -312,7 +322,7 @@ class Optimisation:
         if self.batches is not None:
             self.batches.give_back([each for each in rows[done + 1 :] if each is not None])
         self.unmade += 1
-        if self.unmade >= UNMADE:
+        if self.unmade >= RUN_LIMITS.unmade:
             self._uncompile("too many of them took another branch, or were not finite")
         return self._advance(progress, rows[done], made.stopped)
 
@@ -374,8 +384,8 @@ class Optimisation:
         self.elbo.append(-loss)
         self.rates.append(rate)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row >= UNUSABLE_STEPS:
-            if self.returns >= RETURNS:
+        if self.in_a_row >= RUN_LIMITS.unusable_steps:
+            if self.returns >= RUN_LIMITS.returns:
                 return "diverged"
             self._put_back(self.good)
             self.returns, self.in_a_row = self.returns + 1, 0
@@ -389,7 +399,7 @@ class Optimisation:
     def _look(self) -> str:
         """Sees whether the recorded step still holds, and what the rule makes of the run."""
         self.looked_at = self.step
-        due = self.step >= min(GROWN * self.held_at, self.budget)
+        due = self.step >= min(RUN_LIMITS.grown * self.held_at, self.budget)
         if due and not self._holds():
             return ""
         self.good = self.parameters.copy()
@@ -495,9 +505,9 @@ class Optimisation:
             else f"ran the {steps} steps of a cosine schedule, which ends flat whatever is left to "
             "gain; compare its ELBO with a longer run's.",
             "interrupted": f"interrupted after {steps} steps; what was fitted so far is kept.",
-            "diverged": f"the ELBO or its gradient was not finite {UNUSABLE_STEPS} times in a row "
-            f"up to step {steps}, from good parameters at half the rate too; those are kept. Try a "
-            "smaller --learning-rate.",
+            "diverged": "the ELBO or its gradient was not finite "
+            f"{RUN_LIMITS.unusable_steps} times in a row up to step {steps}, even after a return "
+            "to good parameters at half the rate. Those are kept. Try a smaller --learning-rate.",
         }[status]
         if self.skipped and status != "diverged":
             text += f" {self.skipped} steps with a non-finite ELBO or gradient were left out."

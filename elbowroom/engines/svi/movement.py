@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from elbowroom.engines.svi.stepping import Step
-from elbowroom.engines.svi.stopping import NEGLIGIBLE
+from elbowroom.engines.svi.stopping import STOPPING
 from elbowroom.guides.sites import is_delta
 from elbowroom.guides.space import sample_sites
 from elbowroom.problem.isolation import reseed
@@ -88,7 +88,7 @@ class Movement:
                         rise, error = self._rise(two, far)
                     except (ArithmeticError, RuntimeError, ValueError):
                         break  # there is no ELBO so far away
-                    if rise > NEGLIGIBLE + 3 * error:
+                    if rise > STOPPING.negligible + 3 * error:
                         return True
         finally:
             parameters.assign(before)
@@ -167,7 +167,7 @@ class Movement:
 
     def _of_elbo(self, one: list[Tensor], two: list[Tensor]) -> float:
         rise, error = self._rise(one, two)
-        return abs(rise) / (NEGLIGIBLE + 2 * error)
+        return abs(rise) / (STOPPING.negligible + 2 * error)
 
     def _rise(self, one: list[Tensor], two: list[Tensor]) -> tuple[float, float]:
         """Of the ELBO from one set of parameters to another, and its standard error."""

@@ -8,21 +8,29 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from elbowroom.engines.svi.iterates import FEWEST, Iterates
+from elbowroom.engines.svi.iterates import ITERATES, Iterates
 from elbowroom.engines.svi.stepping import FlatParameters
 
-NEGLIGIBLE = 0.01
-"""A rise in nats that no user of a posterior would notice; of held-out rows, for each of them."""
-CUT = 0.25
-"""What a learning rate is cut to."""
-NOTICED = 1.0
-"""Nats by which an ELBO is worse than it was."""
-FEW = 50
-"""Steps whose ELBO is no more than an anecdote."""
-WORSE = 3
-"""Looks in a row at which the ELBO is worse than it was, after which the rate is cut."""
-GROWN = 1.3
-"""How much longer a window of iterates must be for its mean to be looked at again."""
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a run is stopped."""
+
+    negligible: float = 0.01
+    """A rise in nats that no user of a posterior would notice; of held-out rows, nats a row."""
+    cut: float = 0.25
+    """The factor by which a learning rate is cut."""
+    noticed: float = 1.0
+    """Nats by which an ELBO must fall to count as worse."""
+    few_steps: int = 50
+    """Steps below which a mean ELBO says nothing."""
+    worse: int = 3
+    """Windows in a row with a worse ELBO, after which the rate is cut."""
+    grown: float = 1.3
+    """How many times as long a window of iterates must be before its mean is evaluated again."""
+
+
+STOPPING = Stopping()
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Trend:
     @property
     def level(self) -> bool:
         """Whether the rise is within two standard errors of nothing, or negligible."""
-        return self.rise < 2 * self.standard_error + NEGLIGIBLE
+        return self.rise < 2 * self.standard_error + STOPPING.negligible
 
 
 def trend(elbo: Sequence[float], window: int) -> Trend | None:
@@ -183,7 +191,7 @@ class Stationary:
         if window is not None:
             return window, 1.0
         blocks = len(self.iterates.means) // 4 * 2
-        if blocks < FEWEST:
+        if blocks < ITERATES.fewest_blocks:
             return 0, 0.0
         found = trend(elbo[self._begun :], blocks * self.iterates.length // 2)
         return (blocks, 0.5) if found is not None and found.level else (0, 0.0)
@@ -197,7 +205,7 @@ class Stationary:
             self._cut(elbo)
             return None
         window, limit = self._window(elbo)
-        if window == 0 or window * self.iterates.length < GROWN * self._looked:
+        if window == 0 or window * self.iterates.length < STOPPING.grown * self._looked:
             return None
         self._looked = window * self.iterates.length
         halves = self.iterates.average(-window, -window // 2), self.iterates.average(-window // 2)
@@ -223,23 +231,23 @@ class Stationary:
 
         The iterates' mean is off by a multiple of the rate.
         """
-        return self.moved * CUT / (1 - CUT) <= 0.5
+        return self.moved * STOPPING.cut / (1 - STOPPING.cut) <= 0.5
 
     def _cut(self, elbo: Sequence[float]) -> None:
-        self._factor *= CUT
+        self._factor *= STOPPING.cut
         self._begun, self._looked, self._worse = len(elbo), 0, 0
 
     def _is_worse(self, elbo: Sequence[float]) -> bool:
         """Whether the ELBO since the last look, and at those before, is below what it once was."""
         steps, self._seen = len(elbo) - self._seen, len(elbo)
-        if steps < FEW:
+        if steps < STOPPING.few_steps:
             return False
         mean, error = level(elbo, steps)
         if mean - 2 * error > self.best:
             self.best, self.best_values = mean - 2 * error, self._here
-        self._worse = self._worse + 1 if mean + 2 * error + NOTICED < self.best else 0
+        self._worse = self._worse + 1 if mean + 2 * error + STOPPING.noticed < self.best else 0
         self._here = self._parameters.copy()
-        return self._worse >= WORSE
+        return self._worse >= STOPPING.worse
 
     def end(self, elbo: Sequence[float]) -> str:
         """The status of a run whose budget ends."""
@@ -325,9 +333,9 @@ class HeldOut:
         self.since += 1
         if self.since < self.patience:
             return None
-        if self.best - self.best_before < NEGLIGIBLE:
+        if self.best - self.best_before < STOPPING.negligible:
             return "converged"
-        self._factor, self.moves = self._factor * CUT, True
+        self._factor, self.moves = self._factor * STOPPING.cut, True
         self.best_before, self.since = self.best, 0
         return None
 

@@ -21,8 +21,7 @@ from elbowroom.density.density import Density
 from elbowroom.density.importance import standard_errors
 from elbowroom.engines.fixed_draws.objectives import Fixed, GaussianObjective
 from elbowroom.engines.fixed_draws.optima import (
-    LOOSE,
-    NEAR_ENOUGH,
+    OPTIMISING,
     Coordinates,
     Draws,
     Errors,
@@ -43,7 +42,7 @@ DIFFERENCES = 1e-7
 """Of central differences of step 1e-5 in numbers of order one, relative."""
 EXACT = 1e-6
 """Of linear response on a Normal target: a Hessian by differences, and nothing else, is inexact."""
-OPTIMUM = (2 * NEAR_ENOUGH) ** 0.5
+OPTIMUM = (2 * OPTIMISING.decrement) ** 0.5
 """Of an optimum's parameters, in their standard deviations: a Newton step promises 1e-6 nats."""
 
 Model = Callable[..., Any]
@@ -280,7 +279,7 @@ def test_mean_field_is_too_narrow_by_the_known_factor(seed: int) -> None:
     np.testing.assert_allclose(np.diag(found.covariance) * np.diag(PRECISION), 1.0, atol=1e-3)
     gap = 0.5 * (np.log(np.diag(PRECISION)).sum() - np.linalg.slogdet(PRECISION)[1])
     assert gap > 1.0
-    assert found.elbo == pytest.approx(log_evidence() - gap, abs=LOOSE)
+    assert found.elbo == pytest.approx(log_evidence() - gap, abs=OPTIMISING.loose_decrement)
     assert max(found.errors.mean, found.errors.log_sd, found.errors.loss) < 1e-6
 
 
@@ -290,10 +289,10 @@ def test_a_dense_guide_holds_a_normal_whole(seed: int) -> None:
     found = best_of("full_rank", density, whitened(PRECISION, MEAN + 0.1), seed)
     assert found is not None
     assert found.reached
-    assert found.elbo == pytest.approx(log_evidence(), abs=LOOSE)
+    assert found.elbo == pytest.approx(log_evidence(), abs=OPTIMISING.loose_decrement)
     sd = np.sqrt(np.diag(COVARIANCE))
-    # Half of the squared gradient is below `LOOSE`.
-    error = (2 * LOOSE) ** 0.5
+    # Half of the squared gradient is below `OPTIMISING.loose_decrement`.
+    error = (2 * OPTIMISING.loose_decrement) ** 0.5
     scale = np.outer(sd, sd)
     np.testing.assert_allclose(found.covariance / scale, COVARIANCE / scale, atol=2 * error)
     assert np.abs((found.mean - MEAN) / sd).max() < error

@@ -1,6 +1,7 @@
 """Linear response by conjugate gradients, where the covariance is too large to be held whole."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from elbowroom.engines.fixed_draws import engine as deterministic
 from elbowroom.engines.fixed_draws import wide
 from elbowroom.engines.fixed_draws.objectives import Coordinates
 from elbowroom.engines.fixed_draws.optima import Draws, linear_response
-from elbowroom.engines.fixed_draws.wide import REMAINDER, chosen_coordinates, respond
+from elbowroom.engines.fixed_draws.wide import WIDE_RESPONSE, chosen_coordinates, respond
 from elbowroom.errors import GuideError, OptionError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.pipeline import fitting, ladder
 from elbowroom.problem.isolation import isolated
+from elbowroom.sizes import SIZES
 
 GROUPS, SIGMA, SPREAD = 8, 0.5, 0.8
 Y = np.array([1.0, -0.5, 2.0, 0.3, 4.0, 1.1, -0.2, 0.4])
@@ -34,8 +36,8 @@ DIFFERENCES = 1e-5
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes every model of more than three dimensions for too large."""
     for module in (deterministic, fitting, ladder, landscape):
-        monkeypatch.setattr(module, "LARGEST", 3)
-    monkeypatch.setattr(ladder, "FLOW", 3)
+        monkeypatch.setattr(module, "SIZES", replace(SIZES, dense=3))
+    monkeypatch.setattr(ladder, "RUNGS", replace(ladder.RUNGS, flow=3))
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +98,7 @@ def test_a_hierarchy_of_normals_has_its_whole_covariance_through_what_the_groups
         mean, abs=1e-4
     )  # half its squared gradient is 1e-4 nats
     whole = found.normal.covariance(np.arange(GROUPS + 1))
-    assert whole == pytest.approx(covariance, rel=2 * REMAINDER, abs=DIFFERENCES)
+    assert whole == pytest.approx(covariance, rel=2 * WIDE_RESPONSE.remainder, abs=DIFFERENCES)
 
 
 @pytest.mark.parametrize("chosen", [[0], [0, 1], [1, 4, 3]])
@@ -147,7 +149,7 @@ def test_conditional_scales_are_exact_with_few_probes_and_near_with_random_signs
     np.testing.assert_allclose(curvature.conditional_scales(point[None]), exact, rtol=1e-5)
     off = precision - np.diag(np.diag(precision))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("elbowroom.density.curvature.MOST_PROBES", 1)
+        patch.setattr("elbowroom.density.curvature.SIZES", replace(SIZES, products=1))
         guessed = curvature.guessed_scales(point)
     # The variance of a diagonal element over 32 directions is the squared rest of its row over 32.
     error = np.sqrt(np.square(off).sum(1) / 32)
@@ -184,7 +186,7 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         er.fit(normal, data, guide="linear_response", correlated="mean,nothing", seed=0)
     with pytest.raises(OptionError, match="9 latent dimensions, more than 3"):
         er.fit(normal, data, guide="full_rank", engine="fixed_draws", seed=0)
-    monkeypatch.setattr(wide, "MOST_PRODUCTS", 1)
+    monkeypatch.setattr(wide, "WIDE_RESPONSE", replace(wide.WIDE_RESPONSE, most_products=1))
     with pytest.raises(GuideError, match="conjugate gradients do not converge"):
         er.fit(normal, data, guide="linear_response", seed=0)
     fit = er.fit(normal, data, seed=0)

@@ -230,7 +230,7 @@ def test_minibatches_that_seem_to_differ_are_run_more_often(
 
     monkeypatch.setattr(checks, "_terms", counted)
     assert levels(good, good_guide)["minibatches"] == "ok"
-    assert len(runs) == 2 * checks.FEW
+    assert len(runs) == 2 * checks.CHECKING.few_runs
     runs.clear()
 
     def outside(y: Tensor, batch_size: int | None = None) -> None:
@@ -239,7 +239,7 @@ def test_minibatches_that_seem_to_differ_are_run_more_often(
         pyro.factor("penalty", -rows.square().sum())
 
     assert "penalty" in text(outside, good_guide, "minibatches")
-    assert len(runs) == 2 * checks.RUNS
+    assert len(runs) == 2 * checks.CHECKING.runs
 
 
 @pytest.mark.parametrize(("errors", "differs"), [(4.9, False), (5.1, True)])
@@ -254,5 +254,5 @@ def test_minibatches_differ_from_all_rows_by_more_than_five_standard_errors(
         return [{"y": checks._Term(float(value), True, 1.0)} for value in values]
 
     # Of a term near zero, of which a hundredth of a per cent of one nat does not count.
-    found = checks._differs(runs(gaps), runs(torch.zeros(40)), "y", checks.ERRORS)
+    found = checks._differs(runs(gaps), runs(torch.zeros(40)), "y", checks.CHECKING.errors)
     assert found is differs

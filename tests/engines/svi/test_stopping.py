@@ -17,11 +17,11 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi import loop as svi
-from elbowroom.engines.svi.iterates import BLOCK, BLOCKS, Iterates
+from elbowroom.engines.svi.iterates import ITERATES, Iterates
 from elbowroom.engines.svi.loop import Optimisation, Trained, unconstrained_parameters
 from elbowroom.engines.svi.movement import Movement
 from elbowroom.engines.svi.stepping import FlatParameters, Step
-from elbowroom.engines.svi.stopping import NEGLIGIBLE, Stationary, Trend, trend
+from elbowroom.engines.svi.stopping import STOPPING, Stationary, Trend, trend
 from elbowroom.guides.space import LatentSpace, Plate
 from elbowroom.objectives.elbo import make_objective
 from elbowroom.options import make_options
@@ -57,7 +57,10 @@ def test_a_rise_that_nobody_would_notice_is_flat() -> None:
     def step(rise: float) -> list[float]:
         return [0.0] * WINDOW + [rise] * WINDOW
 
-    small, large = trend(step(NEGLIGIBLE / 2), WINDOW), trend(step(NEGLIGIBLE * 2), WINDOW)
+    small, large = (
+        trend(step(STOPPING.negligible / 2), WINDOW),
+        trend(step(STOPPING.negligible * 2), WINDOW),
+    )
     assert small is not None
     assert small.level
     assert large is not None
@@ -106,7 +109,7 @@ def test_a_run_has_converged_where_all_further_cuts_would_move_it_by_half_the_to
     random, said = torch.Generator().manual_seed(0), []
     del near[2]  # the first rate has no mean before it
     for _ in range(2):
-        for _ in range(20 * BLOCK):
+        for _ in range(20 * ITERATES.block):
             parameters.assign([torch.randn(1, generator=random)])
             rule.iterates.add()
         said.append(rule.look([0.0] * 10))
@@ -126,12 +129,14 @@ def passed(path: np.ndarray) -> Iterates:
     return iterates
 
 
-@given(steps=st.integers(BLOCK, 5 * BLOCK * BLOCKS), seed=st.integers(0, 99))
+@given(
+    steps=st.integers(ITERATES.block, 5 * ITERATES.block * ITERATES.blocks), seed=st.integers(0, 99)
+)
 def test_blocks_have_the_means_and_variances_of_their_steps(steps: int, seed: int) -> None:
     path = 1e3 + np.random.default_rng(seed).normal(size=(steps, 3))
     iterates = passed(path)
     count = len(iterates.means)
-    assert count < BLOCKS
+    assert count < ITERATES.blocks
     assert 0 <= steps - iterates.steps < iterates.length
     blocks = path[: iterates.steps].reshape(count, iterates.length, 3)
     means = np.stack([mean.numpy() for (mean,) in iterates.means])
@@ -267,7 +272,7 @@ def test_points_are_compared_by_their_elbo() -> None:
         pyro.sample("x", dist.Normal(torch.zeros(()), 1.0))
 
     by = 0.001
-    expected = ((1 + by) ** 2 - 1) / 2 / NEGLIGIBLE
+    expected = ((1 + by) ** 2 - 1) / 2 / STOPPING.negligible
     assert between(guide, by, model=model) == pytest.approx(expected, rel=1e-6)
 
 

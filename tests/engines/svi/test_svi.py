@@ -16,7 +16,7 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.engines.settings import Settings
-from elbowroom.engines.svi.loop import RETURNS, UNUSABLE_STEPS, Trained, run_svi
+from elbowroom.engines.svi.loop import RUN_LIMITS, Trained, run_svi
 from elbowroom.engines.svi.stepping import KEEPS
 from elbowroom.errors import ModelError, OptionError
 from elbowroom.guides import Start, get_guide
@@ -183,7 +183,7 @@ def test_a_run_that_is_never_finite_ends_diverged_with_its_first_parameters() ->
     found = run(occasionally_nan(1), steps=500)
     assert found.status == "diverged"
     assert not found.converged
-    assert found.skipped == UNUSABLE_STEPS * (1 + RETURNS)
+    assert found.skipped == RUN_LIMITS.unusable_steps * (1 + RUN_LIMITS.returns)
     assert "--learning-rate" in found.reason
     assert "The model's log density of site 'bad' is not finite" in found.reason
     assert location() == 0.0
