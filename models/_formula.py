@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -163,19 +163,8 @@ def _heard() -> Iterator[list[str]]:
         logger.removeFilter(kept)
 
 
-def _by_formula(
-    formula: str, table: pd.DataFrame, new: pd.DataFrame | None, model: str, offset: str
-) -> tuple[pd.DataFrame, pd.Series | None, bool]:
-    """The predictors, the response and whether there is an intercept, by a model formula.
-
-    The categories and transforms of the formula are those of `table`; the rows are those of
-    `new`, or of `table` itself. The response is None if `new` does not have it.
-
-    Raises:
-        DataError: If the formula cannot be read, or names a column that is not in the table.
-        OptionError: If the formula has an offset, group effects, no response or no predictor, or
-            if a part of it is not read.
-    """
+def _matrices(formula: str, table: pd.DataFrame, model: str) -> tuple[Any, set[str]]:
+    """What formulae makes of a formula, and the names of the columns in it."""
     from formulae import design_matrices  # half a second, and few need it
 
     if "|" in formula:
@@ -204,42 +193,70 @@ def _by_formula(
         )
     if matrices.response is None or matrices.common is None:
         raise OptionError(f"--formula '{formula}' needs a response and at least one predictor.")
-    response_column = str(matrices.response.name)
+    return matrices, variables
+
+
+def _check_terms(formula: str, matrices: Any, model: str, offset: str) -> None:
+    response = str(matrices.response.name)
     for name, term in matrices.common.terms.items():
         if term.kind == "offset":
             known = name.removeprefix("offset(").removesuffix(")")
             raise OptionError(
                 f"--formula '{formula}': {name} has a fixed coefficient, and {model} fits every "
-                f"coefficient. {offset.format(response=response_column, known=known)}"
+                f"coefficient. {offset.format(response=response, known=known)}"
             )
-    names = list(matrices.common.as_dataframe().columns)
-    values = matrices.common.design_matrix
     if matrices.response.kind == "proportion":
         raise DataError(
-            f"the response {response_column} is a share of trials, whose noise is Binomial; write "
-            "a model of your own with pyro.sample(..., dist.Binomial(trials, logits=...), obs=y)."
+            f"the response {response} is a share of trials, whose noise is Binomial; write a "
+            "model of your own with pyro.sample(..., dist.Binomial(trials, logits=...), obs=y)."
         )
     if matrices.response.kind != "numeric":
         raise DataError(
-            f"the response '{response_column}' is not a number in every row; encode it as numbers."
+            f"the response '{response}' is not a number in every row; encode it as numbers."
         )
+
+
+def _of_new_rows(formula: str, terms: Any, table: pd.DataFrame, new: pd.DataFrame) -> np.ndarray:
+    """The predictors of new rows, by the categories and transforms of the fitted ones."""
+    try:
+        again = terms.evaluate_new_data(table.tail(-1)).design_matrix
+        same = np.allclose(again, terms.design_matrix[1:])
+        values = np.asarray(terms.evaluate_new_data(new).design_matrix)
+    except Exception as error:  # formulae raises what the formula's code raises
+        raise DataError(
+            f"the new rows do not fit the formula '{formula}' of the run: {error}"
+        ) from error
+    if not same:
+        raise DataError(
+            f"the formula '{formula}' has a term whose value in a row depends on the other rows, "
+            "so it cannot be computed for new rows; write center(x), scale(x) or poly(x, 2), "
+            "which use the fitted rows."
+        )
+    return values
+
+
+def _by_formula(
+    formula: str, table: pd.DataFrame, new: pd.DataFrame | None, model: str, offset: str
+) -> tuple[pd.DataFrame, pd.Series | None, bool]:
+    """The predictors, the response and whether there is an intercept, by a model formula.
+
+    The categories and transforms of the formula are those of `table`; the rows are those of
+    `new`, or of `table` itself. The response is None if `new` does not have it.
+
+    Raises:
+        DataError: If the formula cannot be read, or names a column that is not in the table.
+        OptionError: If the formula has an offset, group effects, no response or no predictor, or
+            if a part of it is not read.
+    """
+    matrices, variables = _matrices(formula, table, model)
+    response_column = str(matrices.response.name)
+    _check_terms(formula, matrices, model, offset)
+    names = list(matrices.common.as_dataframe().columns)
+    values = matrices.common.design_matrix
     response: pd.Series | None = pd.Series(matrices.response.design_matrix.reshape(-1))
     if new is not None:
         align_columns(new, sorted(variables & set(table.columns) - {response_column}))
-        try:
-            again = matrices.common.evaluate_new_data(table.tail(-1)).design_matrix
-            same = np.allclose(again, values[1:])
-            values = matrices.common.evaluate_new_data(new).design_matrix
-        except Exception as error:  # as above
-            raise DataError(
-                f"the new rows do not fit the formula '{formula}' of the run: {error}"
-            ) from error
-        if not same:
-            raise DataError(
-                f"the formula '{formula}' has a term whose value in a row depends on the other "
-                "rows, so it cannot be computed for new rows; write center(x), scale(x) or "
-                "poly(x, 2), which use the fitted rows."
-            )
+        values = _of_new_rows(formula, matrices.common, table, new)
         response = new[response_column] if response_column in new.columns else None
     design = pd.DataFrame(values, columns=names)
     has_intercept = "Intercept" in design

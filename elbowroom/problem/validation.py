@@ -345,6 +345,11 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
             f"{list(fn.batch_shape)}, so that each value would count {_times(scored, batch)} "
             f"times. {edit}"
         )
+    return _widened(name, node, scored)
+
+
+def _widened(name: str, node: Any, scored: torch.Size) -> torch.Size:
+    """The shape of a site's log probability once its mask and scale are applied."""
     for what in ("mask", "scale"):
         if isinstance(node[what], Tensor):
             try:

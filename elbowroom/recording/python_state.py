@@ -1,8 +1,9 @@
 """The plain numbers that functions keep in Python, where no recording of tensors sees them."""
 
 from collections import deque
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial, singledispatch
 from operator import length_hint
 from types import FunctionType, GeneratorType, MethodType
 from typing import Any
@@ -60,45 +61,66 @@ def reached_from(*functions: Any) -> Iterator[tuple[str, Any]]:
             yield path, each
         if not plain and id(each) not in seen:
             seen.add(id(each))
-            waiting.extend(_reached(path, each))
+            waiting.extend(_reached(each, path))
 
 
-def _reached(path: str, each: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(each, (list, tuple, set, frozenset)):
-        yield from ((f"{path}[{i}]", value) for i, value in enumerate(each))
-    elif isinstance(each, dict):
-        yield from ((f"{path}[{key!r}]", value) for key, value in list(each.items()))
-    elif isinstance(each, partial):
-        yield path, each.func
-        yield from ((f"{path}args[{i}]", value) for i, value in enumerate(each.args))
-        yield from each.keywords.items()
-    elif isinstance(each, MethodType):
-        yield path, each.__func__
-        yield "self", each.__self__
-    elif isinstance(each, FunctionType):
-        for name, cell in zip(each.__code__.co_freevars, each.__closure__ or (), strict=True):
-            try:
-                yield name, cell.cell_contents
-            except ValueError:  # not filled yet
-                continue
-        yield path, each.__defaults__
-        yield from (each.__kwdefaults__ or {}).items()
-        # A library's function names its own globals, which are no one's counters.
-        if not _of_library(each.__module__):
-            names = [name for name in each.__code__.co_names if name in each.__globals__]
-            yield from ((name, each.__globals__[name]) for name in names)
-    elif isinstance(each, GeneratorType):
-        if each.gi_frame is not None:
-            yield from list(each.gi_frame.f_locals.items())
-    elif isinstance(each, nn.Module) or (
-        not isinstance(each, type) and not _of_library(type(each).__module__)
-    ):
-        if hasattr(each, "__dict__"):
-            at = f"{path}." if path else "self."
-            yield from ((f"{at}{name}", value) for name, value in list(vars(each).items()))
-        if not _of_library(type(each).__module__):
-            methods = [each for each in vars(type(each)).values() if isinstance(each, FunctionType)]
-            yield from ((path, method) for method in methods)
+@singledispatch
+def _reached(each: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """What an object reaches directly; nothing for an object of a library that is no module."""
+    own = not _of_library(type(each).__module__)
+    if isinstance(each, type) or not (own or isinstance(each, nn.Module)):
+        return
+    if hasattr(each, "__dict__"):
+        at = f"{path}." if path else "self."
+        yield from ((f"{at}{name}", value) for name, value in list(vars(each).items()))
+    if own:
+        methods = [each for each in vars(type(each)).values() if isinstance(each, FunctionType)]
+        yield from ((path, method) for method in methods)
+
+
+@_reached.register(list)
+@_reached.register(tuple)
+@_reached.register(set)
+@_reached.register(frozenset)
+def _of_items(each: Iterable[Any], path: str) -> Iterator[tuple[str, Any]]:
+    yield from ((f"{path}[{i}]", value) for i, value in enumerate(each))
+
+
+@_reached.register
+def _of_dict(each: dict, path: str) -> Iterator[tuple[str, Any]]:
+    yield from ((f"{path}[{key!r}]", value) for key, value in list(each.items()))
+
+
+@_reached.register
+def _of_partial(each: partial, path: str) -> Iterator[tuple[str, Any]]:
+    yield path, each.func
+    yield from ((f"{path}args[{i}]", value) for i, value in enumerate(each.args))
+    yield from each.keywords.items()
+
+
+@_reached.register
+def _of_method(each: MethodType, path: str) -> Iterator[tuple[str, Any]]:
+    yield path, each.__func__
+    yield "self", each.__self__
+
+
+@_reached.register
+def _of_function(each: FunctionType, path: str) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(each.__code__.co_freevars, each.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not filled yet
+            yield name, cell.cell_contents
+    yield path, each.__defaults__
+    yield from (each.__kwdefaults__ or {}).items()
+    # A library's function names its own globals, which are no one's counters.
+    if not _of_library(each.__module__):
+        names = [name for name in each.__code__.co_names if name in each.__globals__]
+        yield from ((name, each.__globals__[name]) for name in names)
+
+
+@_reached.register
+def _of_generator(each: GeneratorType, path: str) -> Iterator[tuple[str, Any]]:
+    if each.gi_frame is not None:
+        yield from list(each.gi_frame.f_locals.items())
 
 
 def _of_library(module: str | None) -> bool:

@@ -261,47 +261,70 @@ def record_step(
         if index not in moving and not _same(one.values[index], two.values[index]):
             raise NotRecordableError
         constants[index] = one.values[index]
-    folded = set(constants) - moving
-    kept = []
-    mutated = one.mutated | two.mutated
-    for line, (before, after) in enumerate(zip(one.operations, two.operations, strict=True)):
-        same = before.function is after.function and before.outputs == after.outputs
-        if not same:
+    steps = _Steps(one, two, constants, moving)
+    lines = map(steps.kept, range(len(one.operations)))
+    kept = [operation for operation in lines if operation is not None]
+    fixed = {index: constants[index] for index in steps.folded}
+    left, given = Simplifier(one.values, fixed, steps.mutated)(kept, wanted)
+    return Replay(left, constants, entries, given, batched=False)
+
+
+class _Steps:
+    """Two runs of a step, of which each operation is kept or is folded into a constant.
+
+    Attributes:
+        folded: Slots whose values never change.
+        mutated: Storages that an operation of either run writes to.
+    """
+
+    def __init__(
+        self, one: _Recorder, two: _Recorder, constants: dict[int, Tensor], moving: set[int]
+    ) -> None:
+        self.one, self.two, self.constants = one, two, constants
+        self.folded = set(constants) - moving
+        self.mutated = one.mutated | two.mutated
+
+    def kept(self, line: int) -> Operation | None:
+        """The operation of a line of both runs; None where its results never change.
+
+        Raises:
+            NotRecordableError: If the runs differ in it, or it follows values that change.
+        """
+        before, after = self.one.operations[line], self.two.operations[line]
+        if before.function is not after.function or before.outputs != after.outputs:
             raise NotRecordableError
-        if line in one.answers:
-            if before.taken <= folded:  # of what never changes
-                continue
-            if before.function is not READ:
-                raise NotRecordableError
-            (taken,) = before.taken
-            answers = [recorder.values[taken] for recorder in (one, two)]
-            if answers[0].dtype != torch.bool or bool(answers[0]) != bool(answers[1]):
-                raise NotRecordableError
-            # A branch that both runs took.
-            kept.append(replace(before, arguments=(Slot(taken), bool(answers[0]))))
-            continue
+        if line in self.one.answers:
+            return None if before.taken <= self.folded else self._branch(before)
         _exactly(before.arguments, after.arguments)
         _exactly(before.keywords, after.keywords)
-        name = before.function._schema.name.partition("::")[2]
-        touched = {one.values[i].untyped_storage()._cdata for i in before.taken}
-        changed = mutated & touched.union(before.storages)
-        alone = before.taken <= folded or name_of(before) in FILLED
-        if name in BLANK:  # to be filled later on
-            kept.append(before)
-            continue
-        if alone and not is_random(before) and not changed:
-            if not all(_same(one.values[i], two.values[i]) for i in before.outputs):
+        if before.function._schema.name.partition("::")[2] in BLANK:  # to be filled later on
+            return before
+        if self._is_constant(before):
+            if not all(_same(self.one.values[i], self.two.values[i]) for i in before.outputs):
                 raise NotRecordableError
-            constants.update({index: one.values[index] for index in before.outputs})
-            folded.update(before.outputs)
-            continue
-        if _follows_values(before, one.values, folded):
+            self.constants.update({index: self.one.values[index] for index in before.outputs})
+            self.folded.update(before.outputs)
+            return None
+        if _follows_values(before, self.one.values, self.folded):
             raise NotRecordableError
-        kept.append(before)
-    fixed = {index: constants[index] for index in folded}
-    simplifier = Simplifier(one.values, fixed, mutated)
-    left, given = simplifier(kept, wanted)
-    return Replay(left, constants, entries, given, batched=False)
+        return before
+
+    def _branch(self, operation: Operation) -> Operation:
+        """A branch that both runs took."""
+        if operation.function is not READ:
+            raise NotRecordableError
+        (taken,) = operation.taken
+        first, second = self.one.values[taken], self.two.values[taken]
+        if first.dtype != torch.bool or bool(first) != bool(second):
+            raise NotRecordableError
+        return replace(operation, arguments=(Slot(taken), bool(first)))
+
+    def _is_constant(self, operation: Operation) -> bool:
+        """Whether an operation takes nothing that changes, and nothing writes to its results."""
+        touched = {self.one.values[i].untyped_storage()._cdata for i in operation.taken}
+        changed = self.mutated & touched.union(operation.storages)
+        alone = operation.taken <= self.folded or name_of(operation) in FILLED
+        return alone and not is_random(operation) and not changed
 
 
 def _follows_values(operation: Operation, values: list[Tensor], folded: set[int]) -> bool:

@@ -1,6 +1,6 @@
 """A recording as plain code, one line an operation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -144,72 +144,101 @@ class Replay:
         last: dict[int, int] = {}  # where each value is used for the last time
         for line, operation in enumerate(operations):
             last.update(dict.fromkeys(operation.taken, line))
-        names: dict[str, Any] = {}
-        lines = [f"def replay({', '.join(f'v{entry}' for entry in self.entries)}):"]
-        if self.batched:
-            lines.append(f" n, bad = v{self.entries[0]}.shape[0], None")
-
-        def written(value: Any) -> str:
-            if isinstance(value, Slot):
-                if value.index in self.constants:
-                    names[f"c{value.index}"] = self.constants[value.index]
-                    return f"c{value.index}"
-                return f"v{value.index}"
-            if isinstance(value, Affine):
-                return f"{value.factor} * n + {value.offset}"
-            if isinstance(value, list):
-                return "[" + ", ".join(map(written, value)) + "]"
-            if isinstance(value, tuple):
-                return "(" + "".join(f"{written(each)}, " for each in value) + ")"
-            if value is None or isinstance(value, (bool, int)):
-                return repr(value)
-            name = f"o{len(names)}"  # dtypes, devices, floats (inf has no literal)
-            names[name] = value
-            return name
-
+        code = _Code(self.entries, self.constants, self._places, self.batched)
         for line, operation in enumerate(operations):
-            function = f"f{line}"
-            names[function] = called(operation)
-            if operation.function is READ:
-                names["BranchError"] = BranchError
-                taken, answer = operation.arguments
-                lines.append(f" if bool({written(taken)}) is not {answer}: raise BranchError")
-                continue
-            if operation.function is DETACH:
-                (output,), (taken, *_) = operation.outputs, operation.arguments
-                lines.append(f" v{output} = {written(taken)}")
-                continue
-            if operation.function is CHECK and self.batched:
-                names["failed"] = _failed
-                lines.append(f" bad = failed(bad, {written(operation.arguments[0])}, n)")
-                continue
-            arguments = [written(value) for value in operation.arguments]
-            arguments += [f"{key}={written(value)}" for key, value in operation.keywords.items()]
-            if set(operation.outputs) & set(self._places):
-                names[f"p{line}"] = self._places[operation.outputs[0]]
-                arguments.append(f"out=p{line}")
-            call = f"{function}({', '.join(arguments)})"
-            returns = operation.function._schema.returns
-            many = len(returns) > 1 or (returns and "List" in str(returns[0].type))
-            given = dict(zip(operation.places, operation.outputs, strict=True))
-            if len(returns) > 1:
-                targets = [f"v{given[i]}" if i in given else "_" for i in range(len(returns))]
-            else:
-                targets = [f"v{index}" for index in operation.outputs]
-            if not operation.outputs:
-                lines.append(f" {call}")
-            else:
-                lines.append(f" {', '.join(targets)}{',' * many} = {call}")
-            spent = [
+            code.add(operation, called)
+            code.free(
                 index
                 for index in operation.taken
                 if last[index] == line and index not in self.constants and index not in results
-            ]
-            if spent:
-                lines.append(" " + " = ".join(f"v{index}" for index in sorted(spent)) + " = None")
-        values = [written(Slot(index)) for index in results]
-        names["marked"] = _marked
-        found = f"({', '.join(values)},)"
-        lines.append(f" return marked(bad, {found})" if self.batched else f" return {found}")
-        exec(compile("\n".join(lines), "<recording>", "exec"), names)
-        return names["replay"]
+            )
+        return code.function(results)
+
+
+class _Code:
+    """Python code that runs operations one after the other, and the names that it uses.
+
+    The value of slot 3 is `v3`, or `c3` if it is a constant.
+    """
+
+    def __init__(
+        self,
+        entries: list[int],
+        constants: dict[int, Tensor],
+        places: dict[int, Tensor],
+        batched: bool,
+    ) -> None:
+        self.constants, self.places, self.batched = constants, places, batched
+        self.names: dict[str, Any] = {
+            "BranchError": BranchError, "failed": _failed, "marked": _marked,
+        }  # fmt: skip
+        self.lines = [f"def replay({', '.join(f'v{entry}' for entry in entries)}):"]
+        if batched:
+            self.lines.append(f" n, bad = v{entries[0]}.shape[0], None")
+
+    def add(self, operation: Operation, called: Callable[[Operation], Any]) -> None:
+        """Adds the line of an operation."""
+        arguments = [self.text(value) for value in operation.arguments]
+        if operation.function is READ:
+            taken, answer = arguments
+            self.lines.append(f" if bool({taken}) is not {answer}: raise BranchError")
+        elif operation.function is DETACH:
+            self.lines.append(f" v{operation.outputs[0]} = {arguments[0]}")
+        elif operation.function is CHECK and self.batched:
+            self.lines.append(f" bad = failed(bad, {arguments[0]}, n)")
+        else:
+            arguments += [f"{key}={self.text(value)}" for key, value in operation.keywords.items()]
+            if set(operation.outputs) & set(self.places):
+                arguments.append(f"out={self.named(self.places[operation.outputs[0]])}")
+            call = f"{self.named(called(operation))}({', '.join(arguments)})"
+            self.lines.append(f" {_targets(operation)}{call}")
+
+    def free(self, indices: Iterable[int]) -> None:
+        """Adds a line after which values that are not results may be released."""
+        spent = "".join(f"v{index} = " for index in sorted(indices))
+        if spent:
+            self.lines.append(f" {spent}None")
+
+    def text(self, value: Any) -> str:
+        """How an argument is written."""
+        if isinstance(value, Slot):
+            if value.index not in self.constants:
+                return f"v{value.index}"
+            self.names[f"c{value.index}"] = self.constants[value.index]
+            return f"c{value.index}"
+        if isinstance(value, Affine):
+            return f"{value.factor} * n + {value.offset}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(self.text, value)) + "]"
+        if isinstance(value, tuple):
+            return "(" + "".join(f"{self.text(each)}, " for each in value) + ")"
+        if value is None or isinstance(value, (bool, int)):
+            return repr(value)
+        return self.named(value)  # dtypes, devices, floats (inf has no literal)
+
+    def named(self, value: Any) -> str:
+        """A name for an object."""
+        name = f"o{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def function(self, results: list[int]) -> Callable[..., tuple[Tensor, ...]]:
+        """The function of all lines."""
+        found = f"({', '.join(self.text(Slot(index)) for index in results)},)"
+        self.lines.append(f" return marked(bad, {found})" if self.batched else f" return {found}")
+        exec(compile("\n".join(self.lines), "<recording>", "exec"), self.names)
+        return self.names["replay"]
+
+
+def _targets(operation: Operation) -> str:
+    """What the result of an operation is assigned to."""
+    if not operation.outputs:
+        return ""
+    returns = operation.function._schema.returns
+    if len(returns) > 1:
+        given = dict(zip(operation.places, operation.outputs, strict=True))
+        targets = [f"v{given[i]}" if i in given else "_" for i in range(len(returns))]
+    else:
+        targets = [f"v{index}" for index in operation.outputs]
+    many = len(returns) > 1 or (returns and "List" in str(returns[0].type))
+    return ", ".join(targets) + ("," if many else "") + " = "
