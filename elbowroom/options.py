@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from elbowroom.errors import OptionError, unknown
 
@@ -22,12 +23,15 @@ class Option:
         kind: The type of its values.
         description: In a few words.
         default: Its default value; None if there is none to show.
+        needs: The options without which it is not read, with the value that each must have. They
+            are declared by `json_schema_extra` of its Field.
     """
 
     name: str
     kind: Any
     description: str
     default: Any
+    needs: Mapping[str, Any]
 
     @property
     def flag(self) -> str:
@@ -52,10 +56,13 @@ def declared(kind: type | None) -> list[Option]:
     hints, found = get_type_hints(kind, include_extras=True), []
     for field in fields(kind):
         annotation = hints[field.name]
-        notes = [n.description for n in get_args(annotation)[1:] if hasattr(n, "description")]
+        notes = [note for note in get_args(annotation)[1:] if isinstance(note, FieldInfo)]
         plain = get_args(annotation)[0] if notes else annotation
         default = None if field.default in (None, MISSING, ()) else field.default
-        found.append(Option(field.name, plain, (notes or [""])[0] or "", default))
+        description = notes[0].description if notes else None
+        needs = notes[0].json_schema_extra if notes else None
+        assert not callable(needs)
+        found.append(Option(field.name, plain, description or "", default, needs or {}))
     return found
 
 

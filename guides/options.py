@@ -40,8 +40,18 @@ class HeldOutOptions:
 
     held_out: Annotated[
         float,
-        Field(ge=0, lt=1, description="share of rows that decide when an amortised guide stops"),
+        Field(
+            ge=0,
+            lt=1,
+            description="share of rows that decide when an amortised guide stops",
+            json_schema_extra={"schedule": "plateau"},
+        ),
     ] = 0.1
     patience: Annotated[
-        int, Field(ge=1, description="checks of the held-out ELBO without a rise before a cut")
+        int,
+        Field(
+            ge=1,
+            description="checks of the held-out ELBO without a rise before a cut",
+            json_schema_extra={"schedule": "plateau"},
+        ),
     ] = 10

@@ -234,3 +234,21 @@ def test_the_command_line_has_every_option_of_an_engine_and_lists_those_of_objec
         for option in declared(kind):
             assert option.flag in listed
             assert option.description
+
+
+@pytest.mark.parametrize(
+    "name", [option.name for kind in setting_kinds() for option in declared(kind) if option.needs]
+)
+def test_an_option_that_another_one_switches_off_is_refused(name: str) -> None:
+    """A run whose learning rate follows a fixed schedule takes all its steps: no rule stops it."""
+    settings = make_settings({name: OTHER[name], "schedule": "cosine"})
+    guides = [guide for guide in guides_for("vae").values() if guide.amortised]
+    ways = [Way("svi", guide=guide) for guide in guides]
+    with pytest.raises(OptionError, match=f"^{flag(name)} .* it is for --schedule plateau"):
+        check_read(settings, ways)
+    check_read(make_settings({name: OTHER[name], "schedule": "plateau"}), ways)
+
+
+def test_what_the_stopping_rule_reads_needs_the_schedule_that_stops() -> None:
+    needing = {option.name for kind in setting_kinds() for option in declared(kind) if option.needs}
+    assert needing == {"tolerance", "held_out", "patience"}

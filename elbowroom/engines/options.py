@@ -50,7 +50,12 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
         ),
     ] = "plateau"
     tolerance: Annotated[
-        float, Field(gt=0, description="largest distance from the optimum, in posterior sds")
+        float,
+        Field(
+            gt=0,
+            description="largest distance from the optimum, in posterior sds",
+            json_schema_extra={"schedule": "plateau"},
+        ),
     ] = 0.1
     clip_norm: Annotated[
         float | None, Field(gt=0, description="largest norm of the gradient; no limit by default")

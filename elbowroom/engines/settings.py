@@ -18,7 +18,15 @@ from elbowroom.engines.options import (
 from elbowroom.errors import OptionError, unknown
 from elbowroom.guides import Guide, guide_options, guides_reading
 from elbowroom.objectives import get_objective, objective_options, objectives
-from elbowroom.options import make_options, option_names, refuse_unread, split_options
+from elbowroom.options import (
+    Option,
+    declared,
+    flag,
+    make_options,
+    option_names,
+    refuse_unread,
+    split_options,
+)
 
 MAXIMUM_STEPS = 50_000
 """Where a run gives up, unless `steps` or `epochs` say otherwise; or after so many epochs:"""
@@ -72,8 +80,7 @@ def setting_kinds() -> list[type]:
 
 def setting_names() -> list[str]:
     """Every option of a fit, once."""
-    names = [name for kind in setting_kinds() for name in option_names(kind)]
-    return list(dict.fromkeys(names))
+    return [option.name for option in _declared()]
 
 
 def split_settings(
@@ -169,6 +176,10 @@ def check_read(settings: Settings, ways: Iterable[Way]) -> None:
     for name, objective in objectives().items():
         everyone[f"--elbo {name}"] = option_names(objective.options_kind)
     refuse_unread(_ordered(settings.given), {name for way in ways for name in way.reads}, everyone)
+    for option in _declared():
+        for other, value in option.needs.items():
+            if option.name in settings.given and getattr(settings, other) != value:
+                refuse_unread([option.name], [], {f"{flag(other)} {value}": [option.name]})
 
 
 def only_read(settings: Settings, suggested: Mapping[str, Any], way: Way) -> Settings:
@@ -179,6 +190,12 @@ def only_read(settings: Settings, suggested: Mapping[str, Any], way: Way) -> Set
     left = {name: suggested.get(name, getattr(usual, name)) for name in of_engines}
     own = {name: value for name, value in settings.of_objectives.items() if name not in unread}
     return replace(settings, **left, of_objectives=own, given=settings.given - unread)
+
+
+def _declared() -> list[Option]:
+    """Every option of a fit, once."""
+    found = {option.name: option for kind in setting_kinds() for option in declared(kind)}
+    return list(found.values())
 
 
 def _ordered(names: Collection[str]) -> list[str]:
