@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import elbowroom as er
 from elbowroom.density.starts import Starts
-from elbowroom.draws import adaptive
+from elbowroom.draws import refining
 from elbowroom.pipeline import collecting
 from elbowroom.problem import bound as problem
 
@@ -101,7 +101,7 @@ def main() -> None:
     timed("validity", problem, "validate")
     timed("validity", collecting, "invalid_draws")
     timed("search", Starts, "unexplained")
-    timed("chains", adaptive, "look_beyond")
+    timed("chains", refining, "look_beyond")
     timed("labels", collecting, "of_all_labellings")
     names = ("validity", "search", "chains", "labels")
     rows = defaultdict(list)

@@ -20,7 +20,7 @@ from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED
 from elbowroom.density import mixtures
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.density.modes import climb
-from elbowroom.draws import adaptive
+from elbowroom.draws import refining
 from elbowroom.engines.fixed_draws import engine as deterministic
 from elbowroom.engines.fixed_draws import optima as fixed_draws
 from elbowroom.errors import GuideError, ModelError
@@ -105,8 +105,8 @@ SCHOOLS = {"effect": tensor(EFFECT), "error": tensor(ERROR)}
 @pytest.fixture
 def all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """No coordinates are drawn given the others, and none by several components."""
-    monkeypatch.setattr(adaptive, "split_of", lambda curvature: None)
-    monkeypatch.setattr(adaptive, "ADAPTATION", replace(adaptive.ADAPTATION, most_coordinates=0))
+    monkeypatch.setattr(refining, "split_of", lambda curvature: None)
+    monkeypatch.setattr(refining, "REFINEMENT", replace(refining.REFINEMENT, most_coordinates=0))
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(
         mixtures, "TAILS", replace(mixtures.TAILS, most_coordinates=0)
     )  # no far draws, which would find it
     monkeypatch.setattr(
-        adaptive, "ADAPTATION", replace(adaptive.ADAPTATION, most_coordinates=0)
+        refining, "REFINEMENT", replace(refining.REFINEMENT, most_coordinates=0)
     )  # no components where draws are too few
     fit = er.fit(two_normals(1e-3), data=NOTHING, guide="linear_response", seed=1)
     assert fit.verdict.level == NOT_TRUSTED

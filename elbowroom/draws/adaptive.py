@@ -8,8 +8,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from scipy.special import logsumexp
 
-from elbowroom.density.conditional import Conditional, Split, split_of
-from elbowroom.density.curvature import Curvature
+from elbowroom.density.conditional import Conditional
 from elbowroom.density.density import Density
 from elbowroom.density.importance import (
     ERRORS,
@@ -22,8 +21,8 @@ from elbowroom.density.importance import (
     smoothed,
     standard_errors,
 )
-from elbowroom.density.mixtures import LowRankNormal, Mixture, mixed
-from elbowroom.draws.coverage import Coverage, local_components, look_beyond, thin
+from elbowroom.density.mixtures import Mixture, mixed
+from elbowroom.draws.chains import Coverage
 from elbowroom.draws.proposal import Proposal
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.roots import factor_of
@@ -51,10 +50,6 @@ class Adaptation:
     """Effective draws for each draw above which a proposal is not adapted further."""
     comfortable: float = 0.25
     """The k-hat below which moments of the weighted draws are accurate."""
-    parts: int = 6
-    """Components that a refinement adds."""
-    most_coordinates: int = 20
-    """The most coordinates in which there are refinements."""
     heavy_parts: int = 2
     """Components where the earlier proposals were too thin."""
     heavy_share: float = 0.1
@@ -65,18 +60,12 @@ class Adaptation:
     """Values that are checked one by one, at most."""
     heaviest_share: float = 0.02
     """The share of the mass in one draw above which its surroundings are examined."""
-    local_share: float = 0.3
-    """The share of components about places that were too thin."""
-    refinements: int = 5
-    """How often the components are made anew, at most."""
     clustered: int = 2000
     """Draws that they are made of."""
     adaptations: int = 5
     """Rounds in which a proposal is adapted, at most."""
     rounds: int = 6
     """Rounds of the adapted proposal, at most."""
-    longer: int = 3
-    """How many times as far chains go where the posterior is known not to be elliptic."""
     unsure_rounds: int = 5
     """Rounds that are drawn where k-hat is not small, though weights and errors are good."""
 
@@ -303,28 +292,13 @@ class AdaptiveImportance:
         """The mode of each component of `whole`."""
         return np.tile(self.modes, len(self.whole.shares) // len(self.modes))
 
-    def _anew(self, first: Mixture, modes: np.ndarray) -> "AdaptiveImportance":
+    def modes_at(self, points: np.ndarray) -> np.ndarray:
+        """The mode of the component that is densest at each point, (n,)."""
+        return self._tiled()[self.whole.log_densities(points).argmax(1)]
+
+    def anew(self, first: Mixture, modes: np.ndarray) -> "AdaptiveImportance":
         """Sampling of the same density from other components."""
         return AdaptiveImportance(self.density, first, self.random, modes, self.conditional)
-
-    def refined(self, curvature: Curvature, parts: int) -> "AdaptiveImportance":
-        """Sampling anew by several components that follow bends, skew and what was not covered.
-
-        Args:
-            curvature: Of the density.
-            parts: About how many components.
-        """
-        proposal = self.apart(parts)
-        places = thin(self, self.coverage)
-        if len(places):
-            new = local_components(self, places, curvature)
-            if self.conditional is not None:
-                new = new.marginal(self.conditional.split.shared)
-            proposal = mixed([proposal, new], [1 - ADAPTATION.local_share, ADAPTATION.local_share])
-        nearest = self.whole.log_densities(proposal.means).argmax(1)
-        found = self._anew(proposal, self._tiled()[nearest])
-        found.run()
-        return self.joined(found) if found.misses(self) else found
 
     def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
         """Both samples as one, from the mixture of both proposals.
@@ -333,7 +307,7 @@ class AdaptiveImportance:
         """
         counts = [len(self.points), len(other.points)]
         modes = np.concatenate([self._tiled(), other._tiled()])
-        pooled = self._anew(mixed([self.whole, other.whole], counts), modes)
+        pooled = self.anew(mixed([self.whole, other.whole], counts), modes)
         pooled.counts, pooled._log_q = [sum(counts)], np.zeros((0, 1))
         pooled._add(
             np.concatenate([self.points, other.points]),
@@ -449,95 +423,3 @@ class AdaptiveImportance:
                 covariances.append((own + whole) / 2)
         factors = factor_of(torch.as_tensor(np.stack(covariances))).numpy()
         return replace(self.adapted, shares=np.array(sizes), means=np.stack(means), factors=factors)
-
-
-def sampled_nested(
-    density: Density, curvature: Curvature, normal: LowRankNormal, random: np.random.Generator
-) -> AdaptiveImportance | None:
-    """The same where all coordinates together are too many: of some given the others.
-
-    Args:
-        density: The log density.
-        curvature: Of it.
-        normal: Where to begin.
-        random: Of the draws.
-
-    Returns:
-        The draws with their weights; None if the coordinates do not part.
-    """
-    split = split_of(curvature)
-    if split is None:
-        return None
-    shared, inner = split.shared, split.blocks.ravel()
-    covariance = normal.covariance(shared)
-    slope = np.linalg.solve(covariance, normal.factor[shared] @ normal.factor[inner].T).T
-    conditional = Conditional(density, split, normal.mean, slope)
-    first = Mixture.of(np.ones(1), normal.mean[shared][None], covariance[None])
-    found = AdaptiveImportance(density, first, random, conditional=conditional)
-    found.run()
-    return found
-
-
-def _along(mixture: Mixture, density: Density, split: Split) -> Conditional:
-    """The blocks given the other coordinates; their search begins where a mixture has them go."""
-    main = int(np.argmax(mixture.shares))
-    factor, mean = mixture.factors[main], mixture.means[main]
-    shared, inner = split.shared, split.blocks.ravel()
-    slope = np.linalg.lstsq(factor[shared].T, factor[inner].T, rcond=None)[0].T
-    return Conditional(density, split, mean, slope)
-
-
-def sampled(
-    density: Density,
-    curvature: Curvature,
-    first: Mixture,
-    random: np.random.Generator,
-    places: np.ndarray | None = None,
-) -> AdaptiveImportance:
-    """Adaptive importance sampling in the way that suits a density best.
-
-    First of all coordinates together. Where the weights of that are not even enough, of some given
-    the others, which costs some gradients for each draw; then by several components for each mode,
-    until chains that begin at the draws stay among them.
-
-    Args:
-        density: The log density.
-        curvature: Of it; it tells which coordinates part from the others.
-        first: The first proposal.
-        random: Of the draws.
-        places: That the draws have to cover, such as modes, (n, D).
-
-    Returns:
-        The draws with their weights; `settled` tells whether these are good, and `coverage` where
-        the chains came to.
-    """
-    found = AdaptiveImportance(density, first, random)
-    found.run()
-    split = split_of(curvature) if len(first.shares) == 1 and np.isfinite(found.k_hat) else None
-    most = 0 if split is None else ADAPTATION.nested_work // (split.cost * density.work)
-    if split is not None and most >= ADAPTATION.first_round and not found.comfortable:
-        conditional = _along(found.adapted, density, split)
-        outer = found.adapted.marginal(split.shared)
-        nested = AdaptiveImportance(density, outer, random, conditional=conditional)
-        nested.run()
-        if not nested.misses(found) and nested.discomfort < found.discomfort:
-            found = nested
-    narrow = found.adapted.means.shape[1] <= ADAPTATION.most_coordinates
-    cheap = found.conditional is None or most >= ADAPTATION.round
-    there = np.zeros((0, density.dimension)) if places is None else places
-    refined = 0
-    while np.isfinite(found.k_hat):
-        found.coverage = look_beyond(found, there, ADAPTATION.longer if refined else 1)
-        good = (
-            found.coverage.whole
-            and not found.uneven
-            and (found.comfortable or found.plenty or (refined and found.settled))
-        )
-        if good or not (narrow and cheap):
-            break
-        if refined >= ADAPTATION.refinements:
-            found.coverage = replace(found.coverage, lasting=True)
-            break
-        refined += 1
-        found = found.refined(curvature, ADAPTATION.parts * refined)
-    return found

@@ -117,3 +117,27 @@ class Chains:
             np.where(taken[:, None], end.gradients, self.state.gradients),
         )
         return self.state
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What chains that began at importance draws have found.
+
+    Attributes:
+        outside: Places whose weights would exceed those of all draws, (n, D).
+        share: The posterior's mass that the chains there stand for.
+        chains: How many chains came to such a place.
+        places: How many of the places that were to be covered are not.
+        lasting: Whether this is so though components were made there again and again.
+    """
+
+    outside: np.ndarray
+    share: float
+    chains: int
+    places: int
+    lasting: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the draws are everywhere."""
+        return not (self.chains or self.places)

@@ -9,7 +9,6 @@ drawn from.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from elbowroom.density.density import Density
 from elbowroom.density.importance import k_hat_threshold, log_mean_exp, resampled
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.modes import Mode
-from elbowroom.draws.chains import Chains
+from elbowroom.draws.adaptive import AdaptiveImportance
+from elbowroom.draws.chains import Chains, Coverage
 from elbowroom.guides.roots import factor_of
 from elbowroom.sizes import SIZES
-
-if TYPE_CHECKING:
-    from elbowroom.draws.adaptive import AdaptiveImportance
 
 
 @dataclass(frozen=True)
@@ -66,31 +63,7 @@ class CoverageSearch:
 COVERAGE = CoverageSearch()
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """What chains that began at importance draws have found.
-
-    Attributes:
-        outside: Places whose weights would exceed those of all draws, (n, D).
-        share: The posterior's mass that the chains there stand for.
-        chains: How many chains came to such a place.
-        places: How many of the places that were to be covered are not.
-        lasting: Whether this is so though components were made there again and again.
-    """
-
-    outside: np.ndarray
-    share: float
-    chains: int
-    places: int
-    lasting: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether the draws are everywhere."""
-        return not (self.chains or self.places)
-
-
-def spread(importance: "AdaptiveImportance") -> np.ndarray:
+def spread(importance: AdaptiveImportance) -> np.ndarray:
     """The Cholesky factor of the weighted draws' covariance, or in high dimensions their sds."""
     points, weights = importance.counting, importance.weights
     size = points.shape[1]
@@ -105,7 +78,7 @@ def spread(importance: "AdaptiveImportance") -> np.ndarray:
     return factor_of(torch.as_tensor(covariance)).numpy()
 
 
-def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: int = 1) -> Coverage:
+def look_beyond(importance: AdaptiveImportance, places: np.ndarray, longer: int = 1) -> Coverage:
     """Runs short chains from the draws, and sees where they come to.
 
     Half of them begin at the draws with the largest weights, where what was not drawn is nearest,
@@ -154,7 +127,7 @@ def look_beyond(importance: "AdaptiveImportance", places: np.ndarray, longer: in
     return Coverage(np.concatenate(found), share, int((hits > 0).sum()), len(missed))
 
 
-def thin(importance: "AdaptiveImportance", coverage: Coverage | None) -> np.ndarray:
+def thin(importance: AdaptiveImportance, coverage: Coverage | None) -> np.ndarray:
     """Places where the proposals are too thin, far from each other, (n, D).
 
     Those that chains came to and draws did not; and of draws whose weights have a heavy tail the
@@ -178,7 +151,7 @@ def thin(importance: "AdaptiveImportance", coverage: Coverage | None) -> np.ndar
 
 
 def local_components(
-    importance: "AdaptiveImportance", places: np.ndarray, curvature: Curvature
+    importance: AdaptiveImportance, places: np.ndarray, curvature: Curvature
 ) -> Mixture:
     """Components about some places, (n, D), shaped by the curvature there."""
     factor = spread(importance)

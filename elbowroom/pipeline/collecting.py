@@ -26,9 +26,10 @@ from elbowroom.density.importance import k_hat_threshold, log_mean_exp
 from elbowroom.density.landscape import Landscape
 from elbowroom.density.maximum import why_no_maximum
 from elbowroom.density.mixtures import Mixture
-from elbowroom.draws.adaptive import AdaptiveImportance, sampled
+from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.coverage import deserted
 from elbowroom.draws.groups import replicated
+from elbowroom.draws.refining import sampled
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.task import Task

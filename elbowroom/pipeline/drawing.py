@@ -11,8 +11,9 @@ from elbowroom.assess.latent_health import latent_health
 from elbowroom.density.density import Density
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.density.landscape import Landscape
-from elbowroom.draws.adaptive import AdaptiveImportance, sampled, sampled_nested
+from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.of_guide import draw
+from elbowroom.draws.refining import sampled, sampled_nested
 from elbowroom.draws.row_weights import weigh_rows
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Gaussian

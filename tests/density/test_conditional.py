@@ -19,7 +19,8 @@ from elbowroom.density.conditional import Conditional, Split, split_of
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
 from elbowroom.density.mixtures import Mixture
-from elbowroom.draws.adaptive import ADAPTATION, AdaptiveImportance, sampled
+from elbowroom.draws.adaptive import AdaptiveImportance
+from elbowroom.draws.refining import REFINEMENT, sampled
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
 
@@ -249,7 +250,7 @@ def test_several_components_follow_a_bent_density() -> None:
     found = sampled(density, Curvature(density), first, np.random.default_rng(1))
     assert found.k_hat < 0.5
     assert found.shares() == pytest.approx((1.0,))
-    assert len(found.modes) >= ADAPTATION.parts
+    assert len(found.modes) >= REFINEMENT.parts
     weights = np.exp(found.log_weights + 0.5 * LOG_2PI)
     assert abs(weights.mean() - 1) < ERRORS * weights.std() / len(weights) ** 0.5
     effective = found.effective_sample_size
@@ -304,6 +305,6 @@ def test_few_effective_draws_are_no_error() -> None:
     for seed in range(3):
         importance = AdaptiveImportance(density, first, np.random.default_rng(seed))
         importance.round(1000)
-        proposal = importance.apart(ADAPTATION.parts)
+        proposal = importance.apart(REFINEMENT.parts)
         assert np.isfinite(proposal.factors).all()
         assert proposal.shares.sum() == pytest.approx(1.0)

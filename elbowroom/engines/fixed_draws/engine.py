@@ -11,7 +11,7 @@ from torch import Tensor
 from elbowroom.density.landscape import Landscape, density_of, explore
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.point_parameters import Sample, maximise
-from elbowroom.draws.adaptive import sampled
+from elbowroom.draws.refining import sampled
 from elbowroom.engines.fixed_draws.approximations import (
     Approximation,
     fitted,
