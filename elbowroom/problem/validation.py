@@ -12,7 +12,7 @@ some of them only: that is an error where it is so at each of many, and a warnin
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -118,32 +118,40 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of runs that are made for their errors alone
         runs = [_run(model, arguments, width, seed) for seed, width in enumerate(widths)]
-        for run in runs[:1]:
-            if run.failure is not None and all(other.failure for other in runs):
-                raise run.failure
+        failure = runs[0].failure
+        if failure is not None and all(run.failure for run in runs):
+            raise failure
         if takes_batches(model):
             _minibatch(model, arguments)
         valid = [run for run in runs if run.failure is None]
-        always = [
-            fault for fault in valid[0].faults
-            if fault.kind is not None and all(run.has(fault.place) for run in valid)
-        ]  # fmt: skip
-        for extra in range(len(widths), VALIDATION.most_runs if always else 0):
-            # Wider and wider, from its priors in between.
-            run = _run(model, arguments, None if extra % 3 == 0 else 0.1 * extra, extra)
-            if run.failure is None:
-                always = [fault for fault in always if run.has(fault.place)]
-            if not always:
-                break
-    for fault in always:
-        if fault.kind is not None:
-            raise fault.kind(fault.text)
+        always = _always(model, arguments, valid, len(widths))
+    for fault in always[:1]:
+        assert fault.kind is not None
+        raise fault.kind(fault.text)
     found = {fault.place: fault for run in reversed(valid) for fault in run.faults if fault.warns}
     somewhere = (
         " This happened in some runs at random values of the latents, where the density is not "
         "defined."
     )
     return tuple(fault.text + (somewhere if fault.kind else "") for fault in found.values())
+
+
+def _always(
+    model: ModelFunction, arguments: Mapping[str, Any], valid: Sequence[_Run], tried: int
+) -> list[Fault]:
+    """The errors that every run makes: of the runs so far, and of more, at ever wider values."""
+    always = [
+        fault for fault in valid[0].faults
+        if fault.kind is not None and all(run.has(fault.place) for run in valid)
+    ]  # fmt: skip
+    for extra in range(tried, VALIDATION.most_runs):
+        if not always:
+            break
+        # Wider and wider, from its priors in between.
+        run = _run(model, arguments, None if extra % 3 == 0 else 0.1 * extra, extra)
+        if run.failure is None:
+            always = [fault for fault in always if run.has(fault.place)]
+    return always
 
 
 def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:

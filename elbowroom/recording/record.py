@@ -10,7 +10,7 @@ once.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -201,6 +201,34 @@ def _same(first: Tensor, second: Tensor) -> bool:
     )
 
 
+def _from_outside(
+    one: _Recorder, two: _Recorder, entries: set[int], moving: Collection[int] = ()
+) -> dict[int, Tensor]:
+    """The tensors that both runs took from outside, by slot.
+
+    Args:
+        one: The first run.
+        two: The second run.
+        entries: Slots of the inputs, which are none of them.
+        moving: Slots of those whose values may differ.
+
+    Raises:
+        NotRecordableError: If the runs have other operations or took others from outside.
+    """
+    if len(one.operations) != len(two.operations) or one.outside != two.outside:
+        raise NotRecordableError
+    taken = [index for index in one.outside if index not in entries]
+    if not all(index in moving or _same(one.values[index], two.values[index]) for index in taken):
+        raise NotRecordableError
+    return {index: one.values[index] for index in taken}
+
+
+def _follows_batch(operation: Operation) -> bool:
+    """Whether an operation takes a whole number that follows the size of the batch."""
+    taken = leaves((operation.arguments, operation.keywords))
+    return any(isinstance(leaf, Affine) for leaf in taken)
+
+
 @_uncollected()
 def record_step(
     function: Callable[..., Sequence[Tensor]],
@@ -250,17 +278,9 @@ def record_step(
             found = function(*inputs)
         runs.append((recorder, [recorder.slot(x).index for x in found]))
     (one, wanted), (two, again) = runs
-    if wanted != again or len(one.operations) != len(two.operations):
+    if wanted != again:
         raise NotRecordableError
-    if one.outside != two.outside:
-        raise NotRecordableError
-    constants = {}
-    for index in one.outside:
-        if index in entries:
-            continue
-        if index not in moving and not _same(one.values[index], two.values[index]):
-            raise NotRecordableError
-        constants[index] = one.values[index]
+    constants = _from_outside(one, two, set(entries), moving)
     steps = _Steps(one, two, constants, moving)
     lines = map(steps.kept, range(len(one.operations)))
     kept = [operation for operation in lines if operation is not None]
@@ -370,36 +390,27 @@ def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Re
     with torch.no_grad():
         first, entry, results = _run(function, points[:size].clone())
         second, _, again = _run(function, points[size : size + BATCHES[1]].clone())
-    if results != again or len(first.operations) != len(second.operations):
+    if results != again:
         raise NotRecordableError
-    if first.outside != second.outside:
-        raise NotRecordableError
+    constants = _from_outside(first, second, {entry})
     mutated = {
         storage
         for one, two in zip(first.operations, second.operations, strict=True)
         for storage, other in zip(one.storages, two.storages, strict=False)
         if storage in first.mutated or other in second.mutated
     }
-    constants: dict[int, Tensor] = {}
-    for index in first.outside:
-        if index != entry:
-            if not _same(first.values[index], second.values[index]):
-                raise NotRecordableError
-            constants[index] = first.values[index]
     kept: list[tuple[Operation, Operation]] = []
     for one, two in zip(first.operations, second.operations, strict=True):
         merged = _both(one, two)
-        found = leaves((merged.arguments, merged.keywords))
-        fixed = all(index in constants for index in merged.taken)
-        follows = any(isinstance(leaf, Affine) for leaf in found)
-        if fixed and not follows and not is_random(one) and not mutated.intersection(one.storages):
-            if all(_same(first.values[i], second.values[i]) for i in one.outputs):
-                constants.update({index: first.values[index] for index in one.outputs})
-                continue
+        fixed = merged.taken <= set(constants) and not is_random(one)
+        if fixed and not _follows_batch(merged) and not mutated.intersection(one.storages):
+            if not all(_same(first.values[i], second.values[i]) for i in one.outputs):
+                raise NotRecordableError
+            constants.update({index: first.values[index] for index in one.outputs})
+        elif one.function is READ:
             raise NotRecordableError
-        if one.function is READ:
-            raise NotRecordableError
-        kept.append((one, two))
+        else:
+            kept.append((one, two))
     shapes = [value.shape for value in first.values]
     try:
         operations, shapes, results = _simplified(first, second, kept, constants, results)
