@@ -97,18 +97,17 @@ def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
         low, high = (f"{float(value):g}" for value in different)
         return (
             f"The response '{name}' has only two values, {low} and {high}, so its noise is not "
-            "Normal: the fit is a linear probability model, whose predictions go beyond them; "
-            f"write a model of your own with pyro.sample('{name}', dist.Bernoulli(logits=...), "
-            "obs=y).",
+            "Normal. The fit is a linear probability model, whose predictions can be below "
+            f"{low} or above {high}. Write a model of your own with pyro.sample('{name}', "
+            "dist.Bernoulli(logits=...), obs=y).",
         )
     whole = bool((values == values.round()).all())
     near = 0 <= float(values.min()) <= 1 and float(values.mean()) < FAR * float(values.std())
     if whole and near and len(different) <= min(MOST_COUNTS, len(values) / 2):
         return (
-            f"The response '{name}' looks like counts: whole numbers from "
-            f"{float(values.min()):g} on. "
-            "Their noise is not Normal: its variance grows with the mean, and no count is "
-            "negative; use the model negative_binomial.",
+            f"The response '{name}' looks like counts: whole numbers, the smallest "
+            f"{float(values.min()):g}. The noise of counts is not Normal: its variance grows with "
+            "the mean, and counts are not negative. Use the model negative_binomial.",
         )
     return ()
 

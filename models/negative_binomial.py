@@ -36,7 +36,9 @@ from elbowroom.models._columns import cells
 from elbowroom.models._formula import RegressionOptions, code_in, read_design
 from elbowroom.models._recipes import line
 
-OFFSET = "Where it is the logarithm of a column, name that column by --exposure."
+OFFSET = (
+    "If the offset is the logarithm of a column, leave it out and give that column as --exposure."
+)
 """What to do instead of an offset."""
 LEAST = 1e-8
 """Added to the overdispersion: below it, the logarithm of the probability loses its digits."""
@@ -50,7 +52,7 @@ class Options(RegressionOptions):
 
     exposure: Annotated[
         str | None,
-        Field(description="column that the mean is in proportion to, such as hours of observation"),
+        Field(description="column that the mean is proportional to, such as hours of observation"),
     ] = None
 
 
@@ -69,7 +71,7 @@ def negative_binomial(
     Args:
         predictors: The design matrix without its intercept, in the user's units, (rows, columns).
         response: The counts, (rows,), or None to draw them.
-        exposure: What the mean is in proportion to, (rows,).
+        exposure: What the mean is proportional to, (rows,).
         centre: What is subtracted from each predictor, (columns,).
         spread: What each predictor is divided by, (columns,).
         level: The logarithm of the mean response for an exposure of one, ().
