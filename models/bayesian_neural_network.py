@@ -138,7 +138,7 @@ def picture(fit: Callable[..., Any]) -> Any:
             draws=4000, prior_scale=2.0,
         )  # fmt: skip
         found = own.predict(pd.DataFrame({"x": x}))
-        band(left, x, found, colour, f"{guide}: 90 % interval of a new row")
+        band(left, x, found, colour, f"{guide}: 90% interval of a new row")
         left.plot(x, found["mean"], style, color=colour, lw=1.6, label=f"{guide}: mean")
         right.plot(x, found["sd"], style, color=colour, lw=2, label=guide)
     left.plot(x, np.sin(2 * x), color=GREY, lw=1.2, ls=":", label="the curve behind the rows")

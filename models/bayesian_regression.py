@@ -167,9 +167,9 @@ def picture(fit: Callable[..., Any]) -> Any:
     x = np.linspace(table["bmi"].min(), table["bmi"].max(), 80)
     lines = draws_of(own, "intercept")[:, None] + draws_of(own, "coefficients") * x
     left.scatter(table["bmi"], table["progression"], s=9, color=GREY, alpha=0.5, lw=0, label="rows")
-    band(left, x, own.predict(pd.DataFrame({"bmi": x})), BLUE, "a new row, 90 %")
+    band(left, x, own.predict(pd.DataFrame({"bmi": x})), BLUE, "a new row, 90%")
     low, high = np.quantile(lines, [0.05, 0.95], axis=0)
-    left.fill_between(x, low, high, color=ORANGE, alpha=0.6, lw=0, label="the mean, 90 %")
+    left.fill_between(x, low, high, color=ORANGE, alpha=0.6, lw=0, label="the mean, 90%")
     left.plot(x, lines.mean(0), color="black", lw=1)
     left.set(xlabel="body mass index, bmi (kg/m²)", ylabel="disease progression after a year")
     left.legend(frameon=False, fontsize=9, loc="upper left")
@@ -179,7 +179,7 @@ def picture(fit: Callable[..., Any]) -> Any:
     low, middle, high = np.quantile(by_sd, [0.05, 0.5, 0.95], axis=0)
     places = np.arange(len(names))[::-1]
     right.axvline(0, color=GREY, lw=0.8, ls=":")
-    right.hlines(places, low, high, color=BLUE, lw=2.5, label="90 % interval")
+    right.hlines(places, low, high, color=BLUE, lw=2.5, label="90% interval")
     right.plot(middle, places, "o", color=BLUE, ms=5, label="median")
     right.set_yticks(places, names)
     right.set(xlabel="change of progression for one sd of the column", ylabel="predictor")

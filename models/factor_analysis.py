@@ -216,7 +216,7 @@ def picture(fit: Callable[..., Any]) -> Any:
     ax.add_patch(
         ellipse(
             at, np.linalg.inv(precision), 2.146, fill=False, ec="black", lw=1.2,
-            label="90 % region of row 1",
+            label="90% region of row 1",
         )
     )  # fmt: skip
     for name, (one, two) in zip(own.problem.prepared.coords["column"], loadings, strict=True):

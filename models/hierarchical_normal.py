@@ -205,7 +205,7 @@ def picture(fit: Callable[..., Any]) -> Any:
     low, middle, high = np.quantile(effects[:, order], [0.05, 0.5, 0.95], axis=0)
     ax.errorbar(
         places + 0.14, middle, [middle - low, high - middle], fmt="o", color=BLUE, ms=5, lw=1.5,
-        label="posterior median and 90 % interval",
+        label="posterior median and 90% interval",
     )  # fmt: skip
     ax.axhline(mean.mean(), color=GREEN, lw=1.2, ls="--", label="population mean (posterior)")
     ax.set_xticks(places, table["school"].to_numpy()[order])
