@@ -266,7 +266,7 @@ class Analytic(Objective):
 
 @register("sticking_the_landing")
 class Landing(Objective):
-    """The ELBO, its gradient through the draws alone, no guide's score: `sticking_the_landing`.
+    """The ELBO, with the gradient through the draws alone: `sticking_the_landing`.
 
     The guide's score, whose mean is zero, is left out of the gradient. The variance of the gradient
     then falls to zero as the guide approaches the posterior (Roeder, Wu and Duvenaud, 2017,
@@ -319,7 +319,7 @@ class Summed(Objective):
 
 @register("trace_graph")
 class Graph(Objective):
-    """Score-function gradients, with baselines and downstream terms by site: `trace_graph`.
+    """Score-function gradients: each site with its downstream terms and baseline: `trace_graph`.
 
     The score of each site is weighted by the terms downstream of it, less the site's own baseline.
     Pyro's (Schulman et al., 2015, "Gradient estimation using stochastic computation graphs").
@@ -451,7 +451,7 @@ class ImportanceWeighted(Weighted):
 
 @register("vimco")
 class LeaveOneOut(ImportanceWeighted):
-    """The bound of `iwae` by score functions; a draw's baseline is the other draws: `vimco`.
+    """The bound of `iwae` by score functions; the other draws are each draw's baseline: `vimco`.
 
     The score of a draw is weighted by what the draw adds to the bound: the bound less what it would
     be if the draw's log weight were the mean of the others' (Mnih and Rezende, 2016, "Variational
