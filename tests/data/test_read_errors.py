@@ -34,7 +34,7 @@ def refusal(source: Any, **options: Any) -> str:
         (b"a,b\n1,x\n2,caf\xe9\n", ["line 3", "not UTF-8", r"b'\xe9'", "save the file as UTF-8"]),
         (b"a,caf\xe9\n1,x\n2,y\n", ["line 1", "not UTF-8"]),
         ("a,b\n1,2\n3,4\n".encode("utf-16"), ["line 1", "not UTF-8"]),
-        (b"1,2.5,-3e4,4\n2,3,4,5\n", ["all numbers (1, 2.5, -3e4, ...)", "header", "'x0,x1,x2,...'."]),
+        (b"1,2.5,-3e4,4\n2,3,4,5\n", ["numbers (1, 2.5, -3e4, ...)", "header", "'x0,x1,x2,...'."]),
         (b"1\n2\n3\n", ["all numbers (1)", "such as 'x0'."]),
         (b",a,b\n0,1,2\n1,3,4\n", ["without a name (counted from 1: 1)", "index=False"]),
         (b"a, ,\n1,2,3\n4,5,6\n", ["without a name (counted from 1: 2, 3)"]),
