@@ -206,7 +206,7 @@ def linnerud() -> Bundle:
         title="Exercises of twenty men",
         description="Pull-ups, sit-ups and jumps of twenty middle-aged men of a fitness club, with "
         "their weight, waist and pulse. The counts vary more than a Poisson distribution would.",
-        source="M. Tenenhaus (1998), La regression PLS: theorie et pratique, Technip; by way of "
+        source="M. Tenenhaus (1998), La regression PLS: theorie et pratique, Technip; from "
         "scikit-learn.",
         licence="Facts from a published table; no licence is needed.",
         rows=len(values),
