@@ -19,7 +19,8 @@ NOT_TRUSTED = 3
 
 app = typer.Typer(
     name="elbowroom",
-    help="Fit Pyro models by variational inference, compare guides, export posteriors to ArviZ.",
+    help="Fit Pyro models by variational inference, compare guides, and export posteriors to "
+    "ArviZ.",
     epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 finished but not trusted.",
     no_args_is_help=True,
     add_completion=False,
@@ -60,35 +61,48 @@ Engine = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Random seed. Default: a new one for each run.")]
 Draws = Annotated[
     int | None,
-    typer.Option(help="Number of posterior draws (default: 4000; with svi 2000; for a vae 200)."),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Folder to write (default: runs/MODEL-GUIDE-TIME)."),
+    typer.Option(
+        help="Number of posterior draws. Default: 4000 with fixed_draws, otherwise 2000; some "
+        "models set their own, such as 200 for vae."
+    ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", metavar="", help="Replace the output folder.")
+    bool, typer.Option("--overwrite", metavar="", help="Replace the output folder if it exists.")
 ]
 Function = Annotated[
-    str | None, typer.Option("--model", help="FILE.py:FUNCTION, if the run is of your own model.")
+    str | None,
+    typer.Option(
+        "--model", help="Your own model, as FILE.py:FUNCTION, if the run was fitted to one."
+    ),
 ]
 Trust = Annotated[
     bool,
     typer.Option(
-        "--trust", metavar="", help="Run the code in the run's formula. Only for runs of your own."
+        "--trust",
+        metavar="",
+        help="Allow the formula that is saved in the run to execute code. Use it only for runs "
+        "that you trust.",
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 RowsOrFitted = Annotated[
     str | None,
-    typer.Option("--data", help="Rows to use: as --data of 'fit' (default: the fitted rows)."),
+    typer.Option(
+        "--data",
+        help="Rows to use; a file or dataset, as for 'elbowroom fit' (default: the fitted rows).",
+    ),
 ]
-VerbSeed = Annotated[int, typer.Option("--seed", help="Random seed.")]
-VerbOutput = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Folder to write (default: RUN-VERB, next to RUN)."),
+RunSeed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+RowDraws = Annotated[int, typer.Option("--draws", help="Number of draws of each row's latents.")]
+Interval = Annotated[
+    float,
+    typer.Option(help="Probability of each interval; 0.9 gives the 5% and 95% quantiles."),
 ]
-Interval = Annotated[float, typer.Option(help="Probability inside each interval.")]
+
+
+def _output(default: str) -> Any:
+    """The option for the folder that a command writes."""
+    return typer.Option("--output", "-o", help=f"Folder to write (default: {default}).")
 
 
 def _model_options(arguments: list[str]) -> dict[str, Any]:
@@ -98,7 +112,7 @@ def _model_options(arguments: list[str]) -> dict[str, Any]:
     while queue:
         word = queue.pop(0)
         if not word.startswith("--"):
-            raise OptionError(f"'{word}' belongs to no option; write --OPTION VALUE.")
+            raise OptionError(f"unexpected '{word}'; write options as --OPTION VALUE.")
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not queue or queue[0].startswith("--"):
@@ -185,8 +199,8 @@ def _only_resume(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise OptionError(
-                f"--resume: --{name.replace('_', '-')} cannot be changed after the run has begun; "
-                "only --steps and --epochs can."
+                f"--{name.replace('_', '-')} cannot be changed with --resume; leave it out. Only "
+                "--steps and --epochs can be changed."
             )
 
 
@@ -210,33 +224,40 @@ def fit(
     keep_local: Annotated[
         bool,
         typer.Option(
-            "--keep-local", metavar="", help="Save the draws of each row's own latents, too."
+            "--keep-local",
+            metavar="",
+            help="Save the draws of each row's latents, too, even if they are many.",
         ),
     ] = False,
     reference: Annotated[
-        bool, typer.Option("--reference", metavar="", help="Also compare the posterior with NUTS.")
+        bool,
+        typer.Option(
+            "--reference",
+            metavar="",
+            help="Run NUTS after the fit, and compare the posterior with it.",
+        ),
     ] = False,
     fallback: Annotated[
         str | None,
-        typer.Option(help="nuts: if no guide is trusted, use draws of the sampler NUTS."),
+        typer.Option(help="Give nuts to use the draws of NUTS if no guide is trusted."),
     ] = None,
-    output: Output = None,
+    output: Annotated[Path | None, _output("runs/MODEL-GUIDE-TIME")] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN",
             help="Continue a run that was killed, was interrupted or used up its steps. Only "
-            "--steps and --epochs may be changed. Give MODEL, too, if it is your own.",
+            "--steps and --epochs can be changed. For a model of your own, give MODEL as well.",
         ),
     ] = None,
     trust: Trust = False,
 ) -> None:
     """Fit a guide to a model's posterior, and save the run in a folder.
 
-    Models have options of their own, such as --formula: 'elbowroom models MODEL' lists them.
+    Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
 
-    So have objectives, such as --alpha: 'elbowroom objectives' lists them.
+    Objectives have options, too, such as --alpha; 'elbowroom objectives' lists them.
     """
     from elbowroom.api import fit as run_fit
     from elbowroom.loading import resume as run_resume
@@ -285,8 +306,9 @@ def compare(
     guide: Annotated[
         list[str] | None,
         typer.Option(
-            help="A guide; GUIDE:OBJECTIVE, such as local:trace_graph; or nuts, the sampler. "
-            "Repeat it for each method. Default: every guide that fits the model."
+            help="A guide, a guide with an objective (GUIDE:OBJECTIVE, such as "
+            "local:trace_graph), or nuts for the sampler. Repeat --guide for each of them. "
+            "Default: every guide that fits the model."
         ),
     ] = None,
     engine: Engine = "auto",
@@ -295,13 +317,19 @@ def compare(
     test_size: Annotated[
         float | None,
         typer.Option(
-            help="Share or number of rows to hold out. Every method predicts them and is scored."
+            help="Rows to hold out: a share below 1, or a number. Each method predicts these "
+            "rows, and the predictions are scored."
         ),
     ] = None,
-    output: Output = None,
+    output: Annotated[Path | None, _output("runs/MODEL-comparison-TIME")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit several guides to the same data with the same seed, and print one table."""
+    """Fit several guides to the same data with the same seed, and print one table.
+
+    Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
+
+    Objectives have options, too, such as --alpha; 'elbowroom objectives' lists them.
+    """
     from elbowroom.comparison import compare as run_compare
     from elbowroom.report import outcomes, terminal
     from elbowroom.run.folder import check_target
@@ -336,7 +364,12 @@ def check(
     guide: GuideName = "auto",
     seed: Seed = None,
 ) -> None:
-    """Check a model, its data and a guide without fitting them."""
+    """Check a model, its data and a guide without fitting them.
+
+    Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
+
+    Objectives have options, too, such as --alpha; 'elbowroom objectives' lists them.
+    """
     from elbowroom.api import check as run_check
     from elbowroom.report import terminal
 
@@ -356,12 +389,21 @@ def estimators(
     guide: GuideName = "auto",
     seed: Seed = None,
     gradients: Annotated[
-        int, typer.Option(help="Number of gradients of each estimator at each stage.")
+        int,
+        typer.Option(
+            help="Number of gradients for each estimator and stage (start, middle, end); at "
+            "least 50."
+        ),
     ] = 300,
-    output: Output = None,
+    output: Annotated[Path | None, _output("runs/MODEL-estimators-TIME")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure bias, noise and cost of every gradient estimator of the ELBO."""
+    """Measure bias, noise and cost of every gradient estimator of the ELBO.
+
+    Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
+
+    Objectives have options, too, such as --alpha; 'elbowroom objectives' lists them.
+    """
     from elbowroom.api import estimators as run_estimators
     from elbowroom.report import pictures, terminal
     from elbowroom.run.folder import check_target, writing
@@ -387,7 +429,9 @@ def _loaded(run: Path, model: str | None, trust: bool) -> Any:
 @app.command()
 def reference(
     run: Run,
-    draws: Annotated[int, typer.Option(help="Draws of each of four chains.")] = 1000,
+    draws: Annotated[
+        int, typer.Option(help="Draws in each of the four chains, after tuning.")
+    ] = 1000,
     seed: Seed = None,
     model: Function = None,
     trust: Trust = False,
@@ -409,7 +453,7 @@ def reference(
 @app.command()
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="The model to describe.")
+        str | None, typer.Argument(metavar="MODEL", help="The model to describe.")
     ] = None,
 ) -> None:
     """List the models, or describe one: its priors, options and guides."""
@@ -424,7 +468,7 @@ def models(
 @app.command()
 def guides(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="List only guides that fit this model.")
+        str | None, typer.Argument(metavar="MODEL", help="List only guides that fit this model.")
     ] = None,
 ) -> None:
     """List all guides, or those that fit a model."""
@@ -461,9 +505,9 @@ def summary(run: Run, interval: Interval = 0.9) -> None:
 @app.command()
 def predict(
     run: Run,
-    data: Annotated[str, typer.Option(help="New rows: as --data of 'fit'.")],
+    data: Annotated[str, typer.Option(help="New rows; a file or dataset, as for 'elbowroom fit'.")],
     interval: Interval = 0.9,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: RunSeed = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="CSV file to write (default: print it).")
     ] = None,
@@ -483,12 +527,12 @@ def predict(
 
 
 def _written(
-    run: Path, verb: str, output: Path | None, overwrite: bool, tables: dict[str, Any], draw: Any
+    run: Path, done: str, output: Path | None, overwrite: bool, tables: dict[str, Any], draw: Any
 ) -> None:
-    """Writes the result of a verb to its folder, and prints where it is."""
+    """Writes the result of a command to its folder, RUN-DONE, and prints where it is."""
     from elbowroom.report import outcomes, terminal
 
-    folder = output or run.with_name(f"{run.name}-{verb}")
+    folder = output or run.with_name(f"{run.name}-{done}")
     terminal.show_saved(outcomes.write(folder, overwrite, tables, draw))
 
 
@@ -497,25 +541,36 @@ def generate(
     run: Run,
     count: Annotated[int, typer.Option("--count", "-n", help="Number of new rows.")] = 100,
     data: Annotated[
-        str | None, typer.Option(help="Make rows similar to these: as --data of 'fit'.")
+        str | None,
+        typer.Option(help="Make rows similar to these; a file or dataset, as for 'elbowroom fit'."),
     ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="COLUMN=VALUE", help="Known value of a column, such as a label, for all rows."
+            metavar="COLUMN=VALUE",
+            help="Value of a known column, such as a label, for all new rows. Repeat it for "
+            "several columns.",
         ),
     ] = None,
     expected: Annotated[
-        bool, typer.Option("--expected", metavar="", help="Give means of the cells, not draws.")
+        bool,
+        typer.Option(
+            "--expected", metavar="", help="Write the mean of each cell instead of a draw."
+        ),
     ] = False,
     prior: Annotated[
-        bool, typer.Option("--prior", metavar="", help="Draw the parameters from their prior, too.")
+        bool,
+        typer.Option(
+            "--prior",
+            metavar="",
+            help="Draw the parameters from their prior instead of the posterior.",
+        ),
     ] = False,
-    seed: VerbSeed = 0,
-    output: VerbOutput = None,
+    seed: RunSeed = 0,
+    output: Annotated[Path | None, _output("RUN-generated")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make new rows or images; with --data, ones similar to given rows."""
+    """Make new rows or images; with --data, rows similar to those in the file."""
     from elbowroom.report import outcomes
 
     known = {}
@@ -544,9 +599,9 @@ def _number(text: str) -> Any:
 def reconstruct(
     run: Run,
     data: RowsOrFitted = None,
-    draws: Annotated[int, typer.Option(help="Draws of each row's latents.")] = 100,
-    seed: VerbSeed = 0,
-    output: VerbOutput = None,
+    draws: RowDraws = 100,
+    seed: RunSeed = 0,
+    output: Annotated[Path | None, _output("RUN-reconstructed")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Encode rows as latents, and decode them again."""
@@ -562,11 +617,11 @@ def reconstruct(
 def interpolate(
     run: Run,
     begin: Annotated[int, typer.Option("--from", help="Number of the first row, from 1.")],
-    end: Annotated[int, typer.Option("--to", help="Number of the last row.")],
-    steps: Annotated[int, typer.Option(help="Number of rows, with these two.")] = 9,
+    end: Annotated[int, typer.Option("--to", help="Number of the last row, from 1.")],
+    steps: Annotated[int, typer.Option(help="Number of rows to make, including both ends.")] = 9,
     data: RowsOrFitted = None,
-    seed: VerbSeed = 0,
-    output: VerbOutput = None,
+    seed: RunSeed = 0,
+    output: Annotated[Path | None, _output("RUN-interpolated")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make rows along the line between the latents of two rows."""
@@ -582,7 +637,7 @@ def interpolate(
 def manifold(
     run: Run,
     size: Annotated[int, typer.Option(help="Number of images on each side of the grid.")] = 15,
-    output: VerbOutput = None,
+    output: Annotated[Path | None, _output("RUN-manifold")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw images on a grid of one or two latents."""
@@ -597,11 +652,14 @@ def manifold(
 @app.command()
 def impute(
     run: Run,
-    data: Annotated[str, typer.Option(help="Rows with missing cells: as --data of 'fit'.")],
-    draws: Annotated[int, typer.Option(help="Draws of each missing cell.")] = 400,
+    data: Annotated[
+        str,
+        typer.Option(help="Rows with missing cells; a file or dataset, as for 'elbowroom fit'."),
+    ],
+    draws: Annotated[int, typer.Option(help="Number of draws of each missing cell.")] = 400,
     interval: Interval = 0.9,
-    seed: VerbSeed = 0,
-    output: VerbOutput = None,
+    seed: RunSeed = 0,
+    output: Annotated[Path | None, _output("RUN-imputed")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fill missing cells with posterior draws, means and intervals."""
@@ -614,15 +672,15 @@ def impute(
 def score(
     run: Run,
     data: RowsOrFitted = None,
-    draws: Annotated[int, typer.Option(help="Draws of each row's latents.")] = 1000,
+    draws: RowDraws = 1000,
     quantile: Annotated[
         float | None,
-        typer.Option(help="Flag rows less likely than this share of the fitted rows."),
+        typer.Option(help="Flag rows whose log density is below this quantile of the fitted rows."),
     ] = None,
-    seed: VerbSeed = 0,
+    seed: RunSeed = 0,
     model: Function = None,
     trust: Trust = False,
-    output: VerbOutput = None,
+    output: Annotated[Path | None, _output("RUN-scored")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Estimate log p(x) of each row with its error, to find unusual rows."""
@@ -636,12 +694,12 @@ def score(
 def embed(
     run: Run,
     data: RowsOrFitted = None,
-    draws: Annotated[int, typer.Option(help="Draws of each row's latents.")] = 1000,
-    seed: VerbSeed = 0,
-    output: VerbOutput = None,
+    draws: RowDraws = 1000,
+    seed: RunSeed = 0,
+    output: Annotated[Path | None, _output("RUN-embedded")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Give each row's latents: means and sds; for a mixture, probabilities of components."""
+    """Write each row's latents, as means and sds; for a mixture, its components' probabilities."""
     from elbowroom.report import outcomes
 
     fit = _loaded(run, None, False)
@@ -651,8 +709,8 @@ def embed(
 
 
 @app.command()
-def demo(output: Output = None) -> None:
-    """Compare guides on bundled data: diabetes, iris and digits (about two minutes)."""
+def demo(output: Annotated[Path | None, _output("runs/demo")] = None) -> None:
+    """Compare guides on three bundled datasets: diabetes, iris and digits (about two minutes)."""
     from elbowroom.report import terminal
     from elbowroom.report.demo import run_demo
 

@@ -6,7 +6,7 @@ name, `--output` writes the table as JSON, and `--table` as Markdown (`methods.m
 A quarter of the rows is held out of all fits. `test` is the mean log density of these in nats,
 with its standard error: of the posterior predictive, or where rows have latents, by importance
 sampling; `unreliable` is the share of rows whose importance weights are poor. `coverage` is the
-share of them in their intervals of 90 %, `spread` the predictions' mean sd over that of what came,
+share of them in their intervals of 90%, `spread` the predictions' mean sd over that of what came,
 `calibration` the distance of probabilities from frequencies. `ELBO` and `log lik` are of all rows
 that were learned from. `shift` and `sd ratio` are to NUTS, where it can be had, else to the guide
 with the best ELBO.

@@ -10,7 +10,7 @@ draws or a quadrature, never Elbowroom's own.
 Each is fitted by `er.fit(model, data, seed=...)` with all defaults.
 
 The error is the worst over all scalars of |mean - truth| / sd and |log(sd / truth)|; of scalars
-whose sd 4,000 exact draws would not give to 10 %, of the 5, 50 and 95 % quantiles, in units of the
+whose sd 4,000 exact draws would not give to 10%, of the 5, 50 and 95% quantiles, in units of the
 distance between the outer ones. Two standard errors of 4,000 exact draws are taken off first, so
 that their chance alone decides nothing: 0.03 of a mean, 0.02 of a Normal's sd. A fit is `right`
 below 0.1 and `usable` below 0.3. The columns count posteriors:

@@ -73,7 +73,7 @@ class Truth:
         sd: Its standard deviation.
         sd_noise: The standard error of the log sd of `KEPT` exact draws; infinite where the fourth
             moment is.
-        quantiles: At 5, 50 and 95 %.
+        quantiles: At 5, 50 and 95%.
         quantile_noise: Their standard errors from `KEPT` exact draws.
     """
 
@@ -112,7 +112,7 @@ class Truth:
 
         Returns:
             Of |mean - truth| / sd and |log(sd / truth)|, or of the quantiles' errors in units of
-            the distance from 5 to 95 %; and what exact draws are allowed of it.
+            the distance from 5 to 95%; and what exact draws are allowed of it.
         """
         if self.resolved:
             figures = [

@@ -29,8 +29,8 @@ def check_names(names: Iterable[Hashable], source: str) -> None:
     if blank:
         raise DataError(
             f"{source} has columns without a name (counted from 1: {', '.join(blank)}): give each "
-            "a name in the header. (A table that pandas wrote with its index has such a first "
-            "column: write it with index=False.)"
+            "a name in the header. (If pandas wrote the table, the first column may be its index: "
+            "write it with index=False.)"
         )
     index = pandas.Index(texts)
     if repeated := list(index[index.duplicated()].unique()):
@@ -53,7 +53,7 @@ def as_numbers(column: pandas.Series, *, allow_constant: bool = False) -> numpy.
         array([1., 0.])
     """
     name = str(column.name)
-    leave_out = f"leave it out (`--exclude {shlex.quote(name)}`)"
+    leave_out = f"leave the column out (--exclude {shlex.quote(name)})"
     if instead := _in_place_of_time(column):
         first = int(column.notna().to_numpy().argmax())
         raise DataError(
@@ -109,8 +109,8 @@ def _parse(column: pandas.Series, leave_out: str) -> numpy.ndarray:
         cells = ", ".join(f"row {row + 1} is {_show(column, row)}" for row in rows[:_SHOWN])
         raise DataError(
             f"column '{name}' has numbers except in {_count(len(rows), 'cell')} ({cells}"
-            f"{', ...' if len(rows) > _SHOWN else ''}): write these as numbers, leave them empty "
-            f"and fill them, or drop their rows; or {leave_out}"
+            f"{', ...' if len(rows) > _SHOWN else ''}): write numbers there, drop these rows, or "
+            f"{leave_out}"
         )
     cell = column.iloc[rows[0]]
     comma = isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell)

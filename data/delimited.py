@@ -80,13 +80,13 @@ def _read_header(path: Path, delimiter: str) -> tuple[list[str], int]:
         raise DataError(
             f"the first line of '{path}' is all numbers ({', '.join(header[:3])}"
             f"{', ...' if len(header) > 3 else ''}), so the columns have no names: add a header "
-            f"line above it, such as {example}{delimiter + '...' if len(header) > 3 else ''}"
+            f"line above it, such as '{example}{delimiter + '...' if len(header) > 3 else ''}'."
         )
     other = next((mark for mark in ";\t|," if mark != delimiter and mark in header[0]), None)
     if len(header) == 1 and other:
         raise DataError(
             f"the columns of '{path}' seem to be separated by {other!r}, not by {delimiter!r}: "
-            f"save it with {delimiter!r}, or pass pandas.read_csv(path, sep={other!r})."
+            f"save it with {delimiter!r} or, in Python, pass pandas.read_csv(path, sep={other!r})."
         )
     check_names(header, f"'{path}'")
     if not has_rows:
@@ -124,9 +124,14 @@ def _ragged(path: Path, delimiter: str, width: int, cause: Exception) -> DataErr
         try:
             found = next((row for row in lines if row and len(row) != width), None)
         except csv.Error as error:
-            return DataError(f"line {lines.line_num} of '{path}' cannot be read: {error}.")
+            return DataError(
+                f"line {lines.line_num} of '{path}' cannot be read ({error}): check that "
+                "the file is whole."
+            )
         if found is None:
-            return DataError(f"'{path}' cannot be read as CSV: {cause}.")
+            return DataError(
+                f"'{path}' cannot be read as CSV ({cause}): check that the file is whole."
+            )
         cells = "1 cell" if len(found) == 1 else f"{len(found)} cells"
         return DataError(
             f"line {lines.line_num} of '{path}' has {cells} where the header has {width}: add or "

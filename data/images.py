@@ -58,8 +58,9 @@ def read_idx(path: Path) -> pandas.DataFrame:
     found = _read_array(labels)
     if found.shape != array.shape[:1]:
         raise DataError(
-            f"'{labels}' has {len(found)} labels, but '{path}' has {len(array)} images: they do "
-            "not belong together; restore their original names, or move one away."
+            f"'{labels}' has {len(found)} labels, but '{path}' has {len(array)} images, so "
+            "the two files do not belong together; restore their original names, or move one of "
+            "them away."
         )
     return images_to_table(array, found)
 
@@ -137,11 +138,11 @@ def _read_array(path: Path) -> numpy.ndarray:
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTES:
         raise DataError(
             f"'{path}' is not an IDX file of bytes: it should begin with the bytes 0, 0 and "
-            f"{_UNSIGNED_BYTES}."
+            f"{_UNSIGNED_BYTES}; give an IDX file of unsigned bytes."
         )
     dims, begin = content[3], 4 + 4 * content[3]
     if dims == 0 or len(content) < begin:
-        raise DataError(f"'{path}' ends before the sizes of its {dims} dims: download it again.")
+        raise DataError(f"'{path}' ends within its header: download it again.")
     shape = tuple(numpy.frombuffer(content[4:begin], ">u4").tolist())
     if len(content) - begin != math.prod(shape):
         raise DataError(

@@ -18,6 +18,7 @@ from elbowroom.data.columns import as_numbers, check_names
 from elbowroom.data.files import READERS, array_to_table, read_file
 from elbowroom.data.images import OPENML, fetch
 from elbowroom.errors import DataError, OptionError
+from elbowroom.options import flag
 
 _LISTED = 20  # column names in a message
 
@@ -91,7 +92,8 @@ def select_columns(
         names = named_columns(table, "columns", columns)
         if both := [name for name in names if name in left_out]:
             raise OptionError(
-                f"column '{both[0]}' is in both `columns` and `exclude`: name it in one of them."
+                f"column '{both[0]}' is in both --columns and --exclude: name it in only one of "
+                "them."
             )
     else:
         roles = table.attrs.get("roles")
@@ -225,11 +227,11 @@ def named_columns(table: pandas.DataFrame, option: str, names: Sequence[str]) ->
     for place, name in enumerate(given):
         if name not in present:
             raise DataError(
-                f"`{option}` names '{name}', which is not a column{_nearest(name, table)} "
-                f"The table has {_listed(table)}."
+                f"{flag(option)} {name}: the table has no column '{name}'{_nearest(name, table)} "
+                f"It has {_listed(table)}."
             )
         if name in given[:place]:
-            raise OptionError(f"`{option}` names '{name}' twice: name it once.")
+            raise OptionError(f"{flag(option)} names '{name}' twice: name it once.")
     return given
 
 

@@ -187,8 +187,8 @@ def resume(
     other = sorted(set(changes) - {"steps", "epochs"})
     if other:
         raise OptionError(
-            f"--resume: --{other[0].replace('_', '-')} cannot be changed after the run has begun; "
-            "only --steps and --epochs can."
+            f"--{other[0].replace('_', '-')} cannot be changed with --resume; leave it out. Only "
+            "--steps and --epochs can be changed."
         )
     if asked["registered_model"]:
         declaration = get_model(asked["model"])

@@ -125,7 +125,7 @@ def map_guide(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return site_guide(space, start, centred, sample)
 
 
-@register("mle", "maximum likelihood: a point, the priors left out", point=True, likelihood=True)
+@register("mle", "maximum likelihood: a point, without priors", point=True, likelihood=True)
 def mle(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """The maximum of the likelihood of the sites' values, discrete ones summed out.
 
@@ -331,7 +331,9 @@ def laplace(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return start_normal(space, start)
 
 
-@register("flow", "a neural spline flow", elbo=LANDING, dense=True)
+@register(
+    "flow", "a neural spline flow: a flexible density made by a network", elbo=LANDING, dense=True
+)
 def flow(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Durkan et al., 2019, "Neural spline flows", through zuko; affine in one dimension.
 

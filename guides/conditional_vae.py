@@ -12,7 +12,7 @@ register(
 )(encoder)
 register(
     "local",
-    "every row its own mean and scale, no network",
+    "each row has its own mean and scale; no network",
     model="conditional_vae",
     elbo="trace_mean_field",
     replaces="mean_field",

@@ -219,7 +219,7 @@ class FactorSteps:
         if float(values.variances[number]) > NARROWEST:
             return None
         what = "all columns" if self.shared else f"'{self.columns[number]}'"
-        return f"the noise of {what} goes to nothing."
+        return f"the noise of {what} goes to zero."
 
     def sites(self, values: Factors) -> dict[str, Tensor]:
         """The model's point parameters, the loadings in its rotation."""
@@ -233,8 +233,9 @@ class FactorSteps:
     def remarks(self, values: Factors, expected: tuple[Tensor, Tensor]) -> list[str]:
         """Columns that are nearly without noise (Heywood, 1931)."""
         return [
-            f"the noise of '{self.columns[number]}' is {variance**0.5:.1%} of its spread: the "
-            "maximum may lie at none (a Heywood case); give fewer --latent, or --noise shared."
+            f"the noise sd of '{self.columns[number]}' is {variance**0.5:.1%} of the column's sd: "
+            "the maximum may be at zero noise (a Heywood case); give a smaller --latent, or "
+            "--noise shared."
             for number, variance in enumerate(values.variances.tolist())
             if variance < HEYWOOD and not self.shared
         ]
@@ -242,7 +243,10 @@ class FactorSteps:
     @property
     def remedy(self) -> str:
         """What to do if a column's noise goes to zero."""
-        return "give fewer --latent, --noise shared, or --exclude a column that others determine."
+        return (
+            "give a smaller --latent, give --noise shared, or --exclude a column that the others "
+            "determine."
+        )
 
 
 def _triangular(loadings: Tensor) -> Tensor:

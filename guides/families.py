@@ -229,7 +229,7 @@ class Search:
         if self.best is None:
             raise NoModeError(
                 f"{self.guide} needs a mode with positive curvature, and none was found; "
-                "fit with --engine svi --guide mean_field instead."
+                "fit with --engine svi --guide mean_field."
             )
         return self.best
 

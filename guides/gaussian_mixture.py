@@ -41,7 +41,7 @@ def _weights(value: Tensor) -> None:
 
 @register(
     "collapsed",
-    "Normal over each component's parameters; assignments summed over",
+    "a Normal for each component's parameters; assignments are summed over",
     model="gaussian_mixture",
     elbo="trace_enum",
 )
@@ -272,7 +272,7 @@ class MixtureSteps:
         rows = (expected[:, number] > 0.5).nonzero()[:, 0].tolist()
         named = ", ".join(str(row + 1) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
         return (
-            f"{self._named(values, number)} closes in on {len(rows)} "
+            f"{self._named(values, number)} collapses onto {len(rows)} "
             f"row{'' if len(rows) == 1 else 's'} ({named})."
         )
 
@@ -305,11 +305,11 @@ class MixtureSteps:
         if not few:
             return []
         rows = float(expected[:, few[0]].sum())
-        named = f"{self._named(values, few[0])} rests on {rows:.1f} rows"
-        others = f", and {len(few) - 1} more on as few" if len(few) > 1 else ""
+        named = f"{self._named(values, few[0])} rests on only {rows:.1f} rows"
+        others = f"; so do {len(few) - 1} more" if len(few) > 1 else ""
         return [
-            f"{named}{others}: what likelihood that gains may be chance; give fewer --components, "
-            "or --guide map."
+            f"{named}{others}. The likelihood that is gained by so few rows may be chance: give "
+            "fewer --components, or --guide map."
         ]
 
     @property

@@ -17,7 +17,7 @@ from elbowroom.models.vae import seen
 
 @register(
     "recognition",
-    "amortised: the machine upside down, each layer's probabilities given the one below",
+    "amortised: a network from the data upwards gives each layer's probabilities",
     model="helmholtz_machine",
     elbo="vimco",
     amortised=True,

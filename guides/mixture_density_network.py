@@ -5,7 +5,7 @@ from elbowroom.guides.bayesian_neural_network import bayes_by_backprop
 
 register(
     "bayes_by_backprop",
-    "every weight its own mean and standard deviation",
+    "each weight has its own mean and standard deviation",
     model="mixture_density_network",
     elbo="local_reparameterisation",
 )(bayes_by_backprop)

@@ -13,7 +13,12 @@ class FixedDrawsOptions:
     readers: ClassVar[str] = "a guide whose ELBO is taken over fixed draws"
 
     fixed_draws: Annotated[
-        int | None, Field(ge=4, description="draws for the ELBO; by default as many as it needs")
+        int | None,
+        Field(
+            ge=4,
+            description="number of fixed draws for the ELBO; by default as many as its precision "
+            "needs",
+        ),
     ] = None
 
 
@@ -26,8 +31,8 @@ class CorrelatedOptions:
     correlated: Annotated[
         str | None,
         Field(
-            description="sites, separated by commas, whose covariance linear_response computes if "
-            "the model has over 2,000 latent numbers; by default those that all groups share"
+            description="for models with over 2,000 latent numbers: sites, separated by commas, "
+            "whose covariance linear_response computes (by default those that all groups share)"
         ),
     ] = None
 
@@ -43,7 +48,7 @@ class HeldOutOptions:
         Field(
             ge=0,
             lt=1,
-            description="share of rows that decide when an amortised guide stops",
+            description="share of rows to hold out; they decide when an amortised guide stops",
             json_schema_extra={"schedule": "plateau"},
         ),
     ] = 0.1
@@ -51,7 +56,8 @@ class HeldOutOptions:
         int,
         Field(
             ge=1,
-            description="checks of the held-out ELBO without a rise before a cut",
+            description="number of checks without a rise of the held-out ELBO before the learning "
+            "rate is cut",
             json_schema_extra={"schedule": "plateau"},
         ),
     ] = 10

@@ -85,7 +85,7 @@ def numerical_failures() -> Iterator[None]:
     except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise GuideError(
-            f"the posterior's curvature cannot be factorised ({reason}): it is flat, or far "
-            "narrower in some directions than in others; scale the sites alike, or fit with "
-            "--engine svi --guide mean_field."
+            f"the posterior's curvature cannot be factorised ({reason}): the posterior is flat, or "
+            "much narrower in some directions than in others. Bring the sites to similar scales, "
+            "or fit with --engine svi --guide mean_field."
         ) from error

@@ -64,14 +64,15 @@ def read_guide(
     missing = sorted(set(wanted) - names)
     if missing:
         raise GuideError(
-            f"the model's site '{missing[0]}' is missing in the guide; without it the site keeps "
-            f"its prior unnoticed. Add pyro.sample('{missing[0]}', ...) to the guide."
+            f"the guide does not sample the model's site '{missing[0]}', which would silently keep "
+            f"its prior. Add pyro.sample('{missing[0]}', ...) to the guide."
         )
     for name, shape in wanted.items():
         if nodes[name]["value"].shape != shape:
             raise GuideError(
-                f"site '{name}': the guide gives a value of shape "
-                f"{tuple(nodes[name]['value'].shape)}, the model one of {tuple(shape)}."
+                f"site '{name}': the guide's value has shape "
+                f"{tuple(nodes[name]['value'].shape)}, the model's {tuple(shape)}; give both the "
+                "same shape."
             )
     # An unmixed Delta has no support to speak of; its site is as continuous as the model's.
     discrete = names & set(space.discrete)

@@ -95,7 +95,7 @@ def _transform(name: str, support: Any, shape: Any) -> tuple[Transform, torch.Si
     except NotImplementedError as error:
         raise ModelError(
             f"site '{name}': there are no unconstrained coordinates for the support {support}; "
-            "write the site by others that have some."
+            "compute the site from other sites, with supports such as real or positive numbers."
         ) from error
     return transform, probe.shape
 
@@ -115,8 +115,8 @@ def trace_model(
         if "same dtype" in str(error):
             own = str(torch.get_default_dtype()).partition(".")[2]
             raise ModelError(
-                f"{error}; the fit's numbers are {own}: make those of networks so too, by "
-                f"network.to(torch.{own}), or choose the others with --dtype."
+                f"{error}; the fit uses {own}: convert networks with network.to(torch.{own}), or "
+                "give their type as --dtype."
             ) from error
         raise
 
@@ -402,8 +402,8 @@ def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
     probe = torch.linspace(-1.0, 1.5, prod(shape)).reshape(shape)
     if other is None or not torch.equal(transform(probe), bijection(other["fn"].support)(probe)):
         raise ModelError(
-            f"site '{name}': its support (or whether it is there) depends on another latent site; "
-            "write it with a fixed support, for example a fraction in (0, 1) times the bound."
+            f"site '{name}': its support, or whether it exists, depends on another latent site; "
+            "give it a fixed support, for example as a fraction in (0, 1) times the bound."
         )
     return Site(name, value.shape, distribution.event_dim, shape, transform, plates)
 

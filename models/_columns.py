@@ -73,8 +73,9 @@ def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:
         row = found.index(-1)
         listed = ", ".join(map(str, levels[:LISTED]))
         raise DataError(
-            f"column '{column.name}', row {row + 1}: the label '{column.iloc[row]}' is new; "
-            f"in training the labels were {listed}."
+            f"column '{column.name}', row {row + 1}: the label '{column.iloc[row]}' did not occur "
+            f"in the fitted rows; their labels are {listed}. Leave this row out, or fit again with "
+            "it."
         )
     return torch.eye(len(levels), dtype=torch.float64)[found]
 
@@ -98,5 +99,7 @@ def predictor_columns(
     chosen = select_columns(table, columns, exclude)
     names = [str(column) for column in chosen.columns if column != response]
     if not names:
-        raise DataError(f"the table has no column other than the response '{response}'.")
+        raise DataError(
+            f"the table has no column other than the response '{response}'; add a predictor."
+        )
     return names

@@ -96,7 +96,7 @@ def read_design(
         column = numeric_columns(response.to_frame(), allow_constant=training is not None)
         outcome = cells(column)[:, 0]  # (rows,)
     if training is None and outcome is None:
-        raise DataError("the table has no column for the response.")
+        raise DataError("the table has no response column; add it.")
     name = "" if response is None else str(response.name)
     return Design(cells(design), list(design.columns), outcome, name, has_intercept)
 
@@ -262,7 +262,7 @@ def _by_formula(
     has_intercept = "Intercept" in design
     design = design.drop(columns="Intercept", errors="ignore")
     if design.shape[1] == 0:
-        raise OptionError(f"--formula '{formula}' has no predictor.")
+        raise OptionError(f"--formula '{formula}' has no predictor; write 'response ~ predictors'.")
     if response is not None:
         response = response.rename(response_column)
     return design, response, has_intercept

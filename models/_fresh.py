@@ -10,7 +10,7 @@ from torch import Tensor
 
 @effectful(type="fresh")
 def binarised(x: Tensor, shares: Tensor, name: str = "x") -> Tensor:
-    """Binary data, drawn again from their shares of ink if the handler `Fresh` is active.
+    """Binary data, drawn again from their probabilities if the handler `Fresh` is active.
 
     Dynamic binarisation (Burda, Grosse and Salakhutdinov, 2016, "Importance weighted
     autoencoders"): the optimiser sees other draws at each step, which it cannot learn by heart;
@@ -18,7 +18,7 @@ def binarised(x: Tensor, shares: Tensor, name: str = "x") -> Tensor:
 
     Args:
         x: The draws that were made once, (rows, columns).
-        shares: Of ink, between zero and one, (rows, columns).
+        shares: The probability of each cell, (rows, columns).
         name: What both a model and a guide call it.
 
     Example:

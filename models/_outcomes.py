@@ -1,5 +1,6 @@
 """A table as predictors and a response, for networks."""
 
+import shlex
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -32,12 +33,13 @@ class NetworkOptions:
     exclude: Exclude = ()
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
-        Field(min_length=1, description="units of each hidden layer"),
+        Field(min_length=1, description="number of units in each hidden layer, such as 20,20"),
     ] = (20,)
     activation: Annotated[
         Literal["relu", "softplus", "tanh"],
         Field(
-            description="of the hidden units; with tanh the outputs are bounded far from the data"
+            description="activation of the hidden units: relu, softplus or tanh; with tanh the "
+            "outputs are bounded far from the data"
         ),
     ] = "relu"
     prior_scale: Annotated[
@@ -122,8 +124,8 @@ def _design(table: pd.DataFrame, source: pd.DataFrame, names: list[str], new: bo
             levels = sorted(source[name].dropna().unique(), key=str)
             if len(levels) < 2:
                 raise DataError(
-                    f"column '{name}' has the same label in every row: leave it out (`--exclude "
-                    f"{name}`)."
+                    f"column '{name}' has the same label in every row; leave it out (--exclude "
+                    f"{shlex.quote(name)})."
                 )
             found = indicators(columns[name], levels).numpy()
             labels = [f"{name}={level}" for level in levels]

@@ -48,8 +48,8 @@ def _columns_by_name(
         wanted = [name for name in wanted if name in table.columns]
     if not wanted:
         raise DataError(
-            "no argument of the model is a column of the table; name them alike, or give data as "
-            "a dict."
+            "no argument of the model has the name of a column; give arguments and columns the "
+            "same names, or give data as a dict."
         )
     chosen = numeric_columns(align_columns(table, wanted), allow_constant=True)
     # Whole numbers are kept whole: they are counts, or indices of groups.
@@ -81,10 +81,10 @@ def _argument(name: str, value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         bad = ~torch.isfinite(value)
         if bad.any():
-            where = tuple(int(i) for i in bad.nonzero()[0])
+            where = ", ".join(str(int(i) + 1) for i in bad.nonzero()[0])
             raise DataError(
-                f"data['{name}'] has {int(bad.sum())} cells that are NaN or infinite, the first at "
-                f"{where}; drop these rows, or fill the cells."
+                f"data['{name}'] has {int(bad.sum())} NaN or infinite cell(s), the first at "
+                f"{where} (counted from 1); drop these rows, or fill the cells."
             )
     return value
 
@@ -101,7 +101,7 @@ def load_function(path: str) -> Callable[..., Any]:
         raise OptionError(f"there is no file '{file}' for the model '{path}'.")
     specification = importlib.util.spec_from_file_location(Path(file).stem, file)
     if specification is None or specification.loader is None:
-        raise OptionError(f"'{file}' is not a Python file.")
+        raise OptionError(f"'{file}' is not a Python file; give FILE.py:FUNCTION.")
     module = importlib.util.module_from_spec(specification)
     sys.modules.setdefault(specification.name, module)
     try:

@@ -1,4 +1,4 @@
-"""Bayesian neural network: a perceptron with a prior on every weight, for numbers or classes.
+"""Bayesian neural network: a perceptron with a prior on every weight, for a number or a class.
 
 With z the predictors, each centred and divided by its standard deviation, f a perceptron whose
 weights w and biases b all have Normal priors, and m, s the response's mean and standard deviation,
@@ -8,11 +8,12 @@ weights w and biases b all have Normal priors, and m, s the response's mean and 
     y[i] ~ Categorical(softmax f(z[i]))                                   for classes
 
 (Neal, 1996, "Bayesian learning for neural networks"; Blundell, Cornebise, Kavukcuoglu and Wierstra,
-2015, "Weight uncertainty in neural networks"). Predictions are averages over the posterior, whose
-intervals widen away from the data; in a gap between data, independent Normals hardly widen (Foong,
-Burt, Li and Turner, 2020, "On the expressiveness of approximate inference in Bayesian neural
-networks"), where NUTS does. The hidden units can be exchanged and their signs flipped, so
-that the weights themselves have many equal modes: read the predictions, not the weights.
+2015, "Weight uncertainty in neural networks"). Predictions are averages over the posterior, and
+their intervals widen away from the data. In a gap between data the intervals of NUTS widen, but
+those of independent Normals hardly do (Foong, Burt, Li and Turner, 2020, "On the expressiveness of
+approximate inference in Bayesian neural networks"). The hidden units can be exchanged and their
+signs flipped, so the weights themselves have many equal modes: read the predictions, not the
+weights.
 Reported: `sigma`, in the response's unit.
 """
 
@@ -40,7 +41,10 @@ class Options(NetworkOptions):
 
     likelihood: Annotated[
         Literal["normal", "categorical"] | None,
-        Field(description="of the response; by default categorical if it is not a number"),
+        Field(
+            description="likelihood of the response: normal or categorical; by default categorical "
+            "if the response is not a number"
+        ),
     ] = None
 
 
@@ -134,7 +138,7 @@ def picture(fit: Callable[..., Any]) -> Any:
             draws=4000, prior_scale=2.0,
         )  # fmt: skip
         found = own.predict(pd.DataFrame({"x": x}))
-        band(left, x, found, colour, f"{guide}: 90 % interval of a new row")
+        band(left, x, found, colour, f"{guide}: 90% interval of a new row")
         left.plot(x, found["mean"], style, color=colour, lw=1.6, label=f"{guide}: mean")
         right.plot(x, found["sd"], style, color=colour, lw=2, label=guide)
     left.plot(x, np.sin(2 * x), color=GREY, lw=1.2, ls=":", label="the curve behind the rows")

@@ -97,18 +97,17 @@ def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
         low, high = (f"{float(value):g}" for value in different)
         return (
             f"The response '{name}' has only two values, {low} and {high}, so its noise is not "
-            "Normal: the fit is a linear probability model, whose predictions go beyond them; "
-            f"write a model of your own with pyro.sample('{name}', dist.Bernoulli(logits=...), "
-            "obs=y).",
+            "Normal. The fit is a linear probability model, whose predictions can be below "
+            f"{low} or above {high}. Write a model of your own with pyro.sample('{name}', "
+            "dist.Bernoulli(logits=...), obs=y).",
         )
     whole = bool((values == values.round()).all())
     near = 0 <= float(values.min()) <= 1 and float(values.mean()) < FAR * float(values.std())
     if whole and near and len(different) <= min(MOST_COUNTS, len(values) / 2):
         return (
-            f"The response '{name}' looks like counts: whole numbers from "
-            f"{float(values.min()):g} on. "
-            "Their noise is not Normal: its variance grows with the mean, and no count is "
-            "negative; use the model negative_binomial.",
+            f"The response '{name}' looks like counts: whole numbers, the smallest "
+            f"{float(values.min()):g}. The noise of counts is not Normal: its variance grows with "
+            "the mean, and counts are not negative. Use the model negative_binomial.",
         )
     return ()
 
@@ -168,9 +167,9 @@ def picture(fit: Callable[..., Any]) -> Any:
     x = np.linspace(table["bmi"].min(), table["bmi"].max(), 80)
     lines = draws_of(own, "intercept")[:, None] + draws_of(own, "coefficients") * x
     left.scatter(table["bmi"], table["progression"], s=9, color=GREY, alpha=0.5, lw=0, label="rows")
-    band(left, x, own.predict(pd.DataFrame({"bmi": x})), BLUE, "a new row, 90 %")
+    band(left, x, own.predict(pd.DataFrame({"bmi": x})), BLUE, "a new row, 90%")
     low, high = np.quantile(lines, [0.05, 0.95], axis=0)
-    left.fill_between(x, low, high, color=ORANGE, alpha=0.6, lw=0, label="the mean, 90 %")
+    left.fill_between(x, low, high, color=ORANGE, alpha=0.6, lw=0, label="the mean, 90%")
     left.plot(x, lines.mean(0), color="black", lw=1)
     left.set(xlabel="body mass index, bmi (kg/m²)", ylabel="disease progression after a year")
     left.legend(frameon=False, fontsize=9, loc="upper left")
@@ -180,7 +179,7 @@ def picture(fit: Callable[..., Any]) -> Any:
     low, middle, high = np.quantile(by_sd, [0.05, 0.5, 0.95], axis=0)
     places = np.arange(len(names))[::-1]
     right.axvline(0, color=GREY, lw=0.8, ls=":")
-    right.hlines(places, low, high, color=BLUE, lw=2.5, label="90 % interval")
+    right.hlines(places, low, high, color=BLUE, lw=2.5, label="90% interval")
     right.plot(middle, places, "o", color=BLUE, ms=5, label="median")
     right.set_yticks(places, names)
     right.set(xlabel="change of progression for one sd of the column", ylabel="predictor")

@@ -54,7 +54,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if names is None:
         label = column_of_role(source, "label")
         if label is None:
-            raise OptionError("no column is known: name the known columns with --condition.")
+            raise OptionError("name the known columns with --condition COLUMN.")
         names = (label,)
     both = [name for name in names if name in (options.columns or ())]
     if both:

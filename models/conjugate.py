@@ -36,10 +36,10 @@ from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import line
 
 PRIORS = {
-    "normal": "the mean's mean, and its standard deviation",
-    "bernoulli": "successes and failures of a Beta, both",
+    "normal": "the prior mean, and a prior sd",
+    "bernoulli": "the two parameters of a Beta, both",
     "poisson": "the shape and the rate of a Gamma, both",
-    "regression": "the shape and the scale of the variance's inverse Gamma, both",
+    "regression": "the shape and the scale of the inverse Gamma of the variance, both",
 }
 WIDE = 10.0
 """The default prior's standard deviation of a mean, in those of the data."""
@@ -51,22 +51,27 @@ class Options:
 
     likelihood: Annotated[
         Literal["normal", "bernoulli", "poisson", "regression"],
-        Field(description="what the rows are drawn from"),
+        Field(description="likelihood: normal, bernoulli, poisson or regression"),
     ] = "normal"
     response: Annotated[str | None, Field(description="column to model")] = None
     prior: Annotated[
         tuple[float, float] | None,
         Field(
-            description="the prior's two numbers ('elbowroom models conjugate'); weak by default"
+            description="two numbers of the prior, in the order shown above, such as 1,1; by "
+            "default a weak prior"
         ),
     ] = None
     sigma: Annotated[
         float | None,
-        Field(gt=0, description="the known sd of a normal likelihood; that of the data by default"),
+        Field(gt=0, description="known sd of --likelihood normal; by default the sd of the data"),
     ] = None
     prior_scale: Annotated[
         float,
-        Field(gt=0, description="prior sd of a regression's standardised coefficients, in sigmas"),
+        Field(
+            gt=0,
+            description="for --likelihood regression: prior sd of the standardised coefficients, "
+            "in units of sigma",
+        ),
     ] = 2.5
     columns: Columns = None
     exclude: Exclude = ()
@@ -208,8 +213,8 @@ def _check_cells(y: Tensor, name: str, likelihood: str) -> None:
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise DataError(
-            f"column '{name}', row {row + 1}: {float(y[row]):g} is not {whole}, as --likelihood "
-            f"{likelihood} needs."
+            f"column '{name}', row {row + 1}: {float(y[row]):g} is not {whole}; --likelihood "
+            f"{likelihood} needs such values. Correct the cell, or give another --likelihood."
         )
 
 
@@ -221,8 +226,8 @@ def _prior(y: Tensor, options: Options) -> tuple[float, float]:
         positive = options.prior[1:] if likelihood == "normal" else options.prior
         if min(positive) <= 0:
             raise OptionError(
-                f"--prior {options.prior[0]:g},{options.prior[1]:g}: for --likelihood {likelihood} "
-                f"it is {PRIORS[likelihood]} above 0."
+                f"--prior {options.prior[0]:g},{options.prior[1]:g}: for --likelihood "
+                f"{likelihood}, give {PRIORS[likelihood]} above 0."
             )
         return options.prior
     return {

@@ -7,11 +7,10 @@ with c and s the columns' means and standard deviations; mean, loadings and nois
 their maximum likelihood. With `--noise separate` each column has its own noise, which is factor
 analysis; with `--noise shared` all have the same, which is probabilistic PCA (Tipping and Bishop,
 1999, "Probabilistic principal component analysis"): its loadings span the first principal
-components. The data cannot tell rotations of the latents apart. The one is used in which
-the first column loads on the first latent only, the second on the first two,
-and so on (Geweke and Zhou, 1996, "Measuring the pricing error of the arbitrage pricing theory").
-`--scale none` divides all columns by
-one common factor, for columns in the same unit.
+components. The data cannot tell rotations of the latents apart. The rotation that is reported lets
+the first column load on the first latent only, the second column on the first two, and so on
+(Geweke and Zhou, 1996, "Measuring the pricing error of the arbitrage pricing theory").
+`--scale none` divides all columns by one common factor, for columns in the same unit.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,11 +42,17 @@ class Options:
     latent: Annotated[int, Field(ge=1, description="number of latent dimensions")] = 2
     noise: Annotated[
         Literal["shared", "separate"],
-        Field(description="of the columns: shared is probabilistic PCA, separate factor analysis"),
+        Field(
+            description="noise of the columns: shared (probabilistic PCA) or separate (factor "
+            "analysis)"
+        ),
     ] = "shared"
     scale: Annotated[
         Literal["columns", "none"],
-        Field(description="whether each column is divided by its standard deviation"),
+        Field(
+            description="columns divides each column by its standard deviation; none divides all "
+            "columns by one factor"
+        ),
     ] = "columns"
     columns: Columns = None
     exclude: Exclude = ()
@@ -145,7 +150,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if options.latent > most:
         raise OptionError(
             f"--latent {options.latent}: with --noise {options.noise}, {len(names)} columns can "
-            f"determine {most} latent dimensions at most; give fewer, or more columns."
+            f"determine at most {most} latent dimensions; give --latent {most} or less, or more "
+            "columns."
         )
     chosen = numeric_columns(align_columns(table, names), allow_constant=training is not None)
     x = cells(chosen)  # (rows, columns)
@@ -210,7 +216,7 @@ def picture(fit: Callable[..., Any]) -> Any:
     ax.add_patch(
         ellipse(
             at, np.linalg.inv(precision), 2.146, fill=False, ec="black", lw=1.2,
-            label="90 % region of row 1",
+            label="90% region of row 1",
         )
     )  # fmt: skip
     for name, (one, two) in zip(own.problem.prepared.coords["column"], loadings, strict=True):

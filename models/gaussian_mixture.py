@@ -48,7 +48,7 @@ class Options:
     components: Annotated[int, Field(ge=1, description="number of components, K")] = 3
     covariance_type: Annotated[
         Literal["full", "diagonal", "spherical"],
-        Field(description="shape of each component's covariance"),
+        Field(description="covariance of each component: full, diagonal or spherical"),
     ] = "full"
     columns: Columns = None
     exclude: Exclude = ()
@@ -121,8 +121,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         chosen = numeric_columns(select_columns(table, options.columns, options.exclude))
         if options.components > len(chosen):
             raise OptionError(
-                f"--components {options.components} is more than the table's {len(chosen)} rows; "
-                "give a smaller number."
+                f"--components {options.components} is more than the {len(chosen)} rows of the "
+                "table; give a smaller number."
             )
         x = cells(chosen)  # (rows, columns)
         centre, spread = x.mean(0), x.std(0)

@@ -1,4 +1,4 @@
-"""Helmholtz machine: binary latents in layers, each drawn given the one above; data come last.
+"""Helmholtz machine: layers of binary latents above the data, each drawn given the layer above.
 
 With L layers of binary units, from the top one h[L] down to the one next to the data, h[1], and σ
 the logistic function, for each row
@@ -9,10 +9,10 @@ the logistic function, for each row
 
 with weights and biases fitted as points (Dayan, Hinton, Neal and Zemel, 1995, "The Helmholtz
 machine"; as a network, the sigmoid belief network of Neal, 1992, "Connectionist learning of belief
-networks"). A draw of a binary unit has no derivative, so that gradients are score functions
-(`score_function`, `vimco`) or not those of the ELBO at all (`wake_sleep`,
-`reweighted_wake_sleep`). Each cell, divided by the top of its range, is a share of ink: cells
-are drawn as ink or paper, once or again at each step.
+networks"). A draw of a binary unit has no derivative. The gradient is therefore a score function
+(`score_function`, `vimco`) or not that of the ELBO (`wake_sleep`, `reweighted_wake_sleep`). Each
+cell, divided by the maximum of its range, is the probability that it is drawn as 1, once or again
+at each step.
 """
 
 from collections.abc import Callable
@@ -41,12 +41,14 @@ class Options:
     units: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...],
         Field(
-            min_length=1, description="binary latents of each layer, the one next to the data first"
+            min_length=1,
+            description="number of binary latents in each layer, beginning with the layer next to "
+            "the data",
         ),
     ] = (30, 10)
     binarise: Annotated[
         Literal["once", "dynamic"],
-        Field(description="draw cells as ink or paper: once, or dynamic (again at each step)"),
+        Field(description="draw each cell as 0 or 1: once, or dynamic (again at each step)"),
     ] = "once"
     image_shape: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None,
@@ -82,7 +84,7 @@ def helmholtz_machine(
         options: The layers.
         shape: Of the images, height first.
         limits: Of the cells, in the user's units.
-        shares: Of ink, from which x is drawn again at each step, (rows, columns).
+        shares: The probabilities from which x is drawn again at each step, (rows, columns).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     highest = len(options.units)
@@ -113,8 +115,9 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     columns = known["x"].shape[1]
     if max(options.units) > columns:
         raise OptionError(
-            f"--units {','.join(map(str, options.units))} is more than the {columns} columns, "
-            "so the latents would copy them; give fewer."
+            f"--units {','.join(map(str, options.units))}: a layer has more units than the "
+            f"{columns} columns, so the latents would copy the columns; give at most {columns} "
+            "units in a layer."
         )
     x, shares = known["x"], known["shares"]
     mean = (x if shares is None else shares).mean(0)

@@ -1,16 +1,17 @@
-"""Hierarchical normal model: groups whose effects come from one population, as eight schools.
+"""Hierarchical normal model: groups whose effects come from one population, such as eight schools.
 
     mean ~ Normal(m, s), sd ~ HalfCauchy(c)
     effects[j] ~ Normal(mean, sd)
     y[i] ~ Normal(effects[group[i]], standard_error[i])
 
-With one row a group and its known standard error this is a meta-analysis (Rubin, 1981, "Estimation
-in parallel randomized experiments"); with several rows a group and no standard error, whose place
-`sigma` ~ Exponential(1 / sd of y) takes, the one-way random-effects model. `--parameterisation
-non_centered`, the default, samples (effects - mean) / sd, which suits few rows a group;
-`centered` samples the effects themselves, which suits many rows a group (Betancourt and Girolami,
-2015, "Hamiltonian Monte Carlo for hierarchical models"). Where no prior is given it is scaled to
-the data: m and c the mean and standard deviation of y, s 2.5 of these.
+With one row for each group and its known standard error this is a meta-analysis (Rubin, 1981,
+"Estimation in parallel randomized experiments"). With several rows for each group and no standard
+errors it is the one-way random-effects model; `sigma` ~ Exponential(1 / sd of y) takes the place of
+the standard error. `--parameterisation non_centered`, the default, samples (effects - mean) / sd,
+which suits few rows in a group; `centered` samples the effects themselves, which suits many rows in
+a group (Betancourt and Girolami, 2015, "Hamiltonian Monte Carlo for hierarchical models"). By
+default the priors are scaled to the data: m is the mean of y, c its standard deviation, and s 2.5
+standard deviations.
 """
 
 from collections.abc import Callable
@@ -49,12 +50,24 @@ class Options:
         str | None, Field(description="column of known standard errors, if there is one")
     ] = None
     parameterisation: Annotated[
-        Literal["non_centered", "centered"], Field(description="how the effects are sampled")
+        Literal["non_centered", "centered"],
+        Field(
+            description="how the effects are sampled: non_centered (few rows in a group) or "
+            "centered (many rows in a group)"
+        ),
     ] = "non_centered"
-    prior_mean: Annotated[float | None, Field(description="prior mean of `mean`")] = None
-    prior_sd: Annotated[float | None, Field(gt=0, description="prior sd of `mean`")] = None
+    prior_mean: Annotated[
+        float | None, Field(description="prior mean of `mean`; by default scaled to the data")
+    ] = None
+    prior_sd: Annotated[
+        float | None, Field(gt=0, description="prior sd of `mean`; by default scaled to the data")
+    ] = None
     prior_scale: Annotated[
-        float | None, Field(gt=0, description="scale of the half-Cauchy prior of `sd`")
+        float | None,
+        Field(
+            gt=0,
+            description="scale of the half-Cauchy prior of `sd`; by default scaled to the data",
+        ),
     ] = None
 
 
@@ -192,7 +205,7 @@ def picture(fit: Callable[..., Any]) -> Any:
     low, middle, high = np.quantile(effects[:, order], [0.05, 0.5, 0.95], axis=0)
     ax.errorbar(
         places + 0.14, middle, [middle - low, high - middle], fmt="o", color=BLUE, ms=5, lw=1.5,
-        label="posterior median and 90 % interval",
+        label="posterior median and 90% interval",
     )  # fmt: skip
     ax.axhline(mean.mean(), color=GREEN, lw=1.2, ls="--", label="population mean (posterior)")
     ax.set_xticks(places, table["school"].to_numpy()[order])

@@ -36,7 +36,9 @@ from elbowroom.models._columns import cells
 from elbowroom.models._formula import RegressionOptions, code_in, read_design
 from elbowroom.models._recipes import line
 
-OFFSET = "Where it is the logarithm of a column, name that column by --exposure."
+OFFSET = (
+    "If the offset is the logarithm of a column, leave it out and give that column as --exposure."
+)
 """What to do instead of an offset."""
 LEAST = 1e-8
 """Added to the overdispersion: below it, the logarithm of the probability loses its digits."""
@@ -50,7 +52,7 @@ class Options(RegressionOptions):
 
     exposure: Annotated[
         str | None,
-        Field(description="column that the mean is in proportion to, such as hours of observation"),
+        Field(description="column that the mean is proportional to, such as hours of observation"),
     ] = None
 
 
@@ -69,7 +71,7 @@ def negative_binomial(
     Args:
         predictors: The design matrix without its intercept, in the user's units, (rows, columns).
         response: The counts, (rows,), or None to draw them.
-        exposure: What the mean is in proportion to, (rows,).
+        exposure: What the mean is proportional to, (rows,).
         centre: What is subtracted from each predictor, (columns,).
         spread: What each predictor is divided by, (columns,).
         level: The logarithm of the mean response for an exposure of one, ().
@@ -173,9 +175,9 @@ def picture(fit: Callable[..., Any]) -> Any:
     figure, (left, right) = panels(2, 9.6)
     x = np.linspace(table["waist"].min(), table["waist"].max(), 80)
     means = np.exp(draws_of(own, "intercept")[:, None] + draws_of(own, "coefficients") * x)
-    band(left, x, own.predict(pd.DataFrame({"waist": x})), BLUE, "a new man, 90 %")
+    band(left, x, own.predict(pd.DataFrame({"waist": x})), BLUE, "a new man, 90%")
     low, high = np.quantile(means, [0.05, 0.95], axis=0)
-    left.fill_between(x, low, high, color=ORANGE, alpha=0.6, lw=0, label="the mean, 90 %")
+    left.fill_between(x, low, high, color=ORANGE, alpha=0.6, lw=0, label="the mean, 90%")
     left.plot(x, np.median(means, 0), color="black", lw=1)
     left.scatter(table["waist"], table["chins"], s=16, color=GREY, lw=0, label="rows", zorder=3)
     left.set(xlabel="waist (inches)", ylabel="pull-ups", ylim=(0, None))

@@ -6,17 +6,17 @@
 with the decoder a network whose weights are fitted as points (Kingma and Welling, 2014,
 "Auto-encoding variational Bayes"). The likelihoods:
 
-    bernoulli             Bernoulli(logits = decoder(z)), of pixels as shares of their top
+    bernoulli             Bernoulli(logits = decoder(z)), of pixels divided by their maximum
     continuous_bernoulli  the same with the constant that makes it a density of shares (Loaiza-Ganem
                           and Cunningham, 2019, "The continuous Bernoulli")
     normal                Normal(c + s decoder(z), s τ)
     discretised_logistic  Logistic(c + s decoder(z), s τ), rounded to whole numbers (Kingma et al.,
                           2016, "Improved variational inference with inverse autoregressive flow")
 
-with one τ a column. c and s are the columns' means and standard deviations, or for whole numbers
-the middle and half the width of their range. `--binarise` draws pixels that are ink or paper, once
-or again at each step; `--dequantise` adds noise between zero and one to whole numbers under the
-normal likelihood, so that its bound is one of their log probability.
+with one τ for each column. c and s are the columns' means and standard deviations, or for whole
+numbers the middle and half the width of their range. `--binarise` draws each pixel as 0 or 1, once
+or again at each step. `--dequantise` adds noise between zero and one to whole numbers under the
+normal likelihood; the ELBO is then a bound on their log probability.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,27 +57,35 @@ class Options:
         tuple[Annotated[int, Field(ge=1)], ...],
         Field(
             min_length=1,
-            description="units of the decoder's hidden layers, or channels of its convolutions; "
-            "the encoder's are the reverse",
+            description="number of units in each hidden layer of the decoder, or channels of its "
+            "convolutions; the encoder has them in reverse order",
         ),
     ] = (200,)
     network: Annotated[
-        Literal["perceptron", "convolutional"], Field(description="convolutional for images")
+        Literal["perceptron", "convolutional"],
+        Field(description="perceptron, or convolutional for images"),
     ] = "perceptron"
     activation: Annotated[
-        Literal["softplus", "tanh", "relu"], Field(description="of the hidden units")
+        Literal["softplus", "tanh", "relu"],
+        Field(description="activation of the hidden units: softplus, tanh or relu"),
     ] = "softplus"
     likelihood: Annotated[
         Literal["bernoulli", "continuous_bernoulli", "normal", "discretised_logistic"],
-        Field(description="bernoulli for columns in one bounded range, such as pixels"),
+        Field(
+            description="bernoulli or continuous_bernoulli for columns in one bounded range, such "
+            "as pixels; normal; or discretised_logistic for whole numbers"
+        ),
     ] = "bernoulli"
     binarise: Annotated[
         Literal["none", "once", "dynamic"],
-        Field(description="draw pixels as ink or paper: once, or dynamic (again at each step)"),
+        Field(description="draw each pixel as 0 or 1: none, once, or dynamic (again at each step)"),
     ] = "none"
     dequantise: Annotated[
         Literal["none", "uniform", "learned"],
-        Field(description="noise added to whole numbers under the normal likelihood"),
+        Field(
+            description="noise added to whole numbers under --likelihood normal: none, uniform or "
+            "learned"
+        ),
     ] = "none"
     image_shape: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None,
@@ -89,13 +97,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.binarise != "none" and self.likelihood != "bernoulli":
             raise OptionError(
-                f"--binarise {self.binarise} goes with --likelihood bernoulli, not with "
-                f"{self.likelihood}."
+                f"--binarise {self.binarise} needs --likelihood bernoulli, and --likelihood is "
+                f"{self.likelihood}; change one of them."
             )
         if self.dequantise != "none" and self.likelihood != "normal":
             raise OptionError(
-                f"--dequantise {self.dequantise} goes with --likelihood normal, not with "
-                f"{self.likelihood}."
+                f"--dequantise {self.dequantise} needs --likelihood normal, and --likelihood is "
+                f"{self.likelihood}; change one of them."
             )
         if self.image_shape is not None and len(self.image_shape) not in (2, 3):
             raise OptionError(
@@ -127,7 +135,7 @@ def vae(
         options: The sizes of the networks, and the likelihood.
         shape: Of the images, height first.
         limits: The lowest and the highest of the whole numbers in x.
-        shares: Of ink, from which x is drawn again at each step, (rows, columns).
+        shares: The probabilities from which x is drawn again at each step, (rows, columns).
         condition: What is known of each row, (rows, conditions).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
@@ -157,7 +165,7 @@ def decode(z: Tensor, columns: int, options: Options, shape: tuple[int, ...]) ->
 
 
 def seen(x: Tensor, shares: Tensor | None) -> Tensor:
-    """The rows of a minibatch; drawn again from their shares of ink if they have some."""
+    """The rows of a minibatch; drawn again from their probabilities if they have some."""
     batch = pyro.subsample(x, event_dim=1)
     if shares is None:
         return batch
@@ -200,8 +208,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     shape = _image_shape(used, options)
     if options.latent > len(names):
         raise OptionError(
-            f"--latent {options.latent} is more than the {len(names)} columns, so the latents "
-            "would be copied; give fewer."
+            f"--latent {options.latent} is more than the {len(names)} columns, which the latents "
+            f"would copy; give at most {len(names)}."
         )
     # A pixel that never changes is common, and does no harm where the range is given.
     allow_constant = pixels or whole or training is not None
@@ -248,8 +256,9 @@ def _image_shape(used: pd.DataFrame, options: Options) -> tuple[int, ...]:
     shape = options.image_shape or tuple(used.attrs.get("image_shape", ()))
     if shape and prod(shape) != used.shape[1]:
         raise OptionError(
-            f"--image-shape {','.join(map(str, shape))} has {prod(shape)} pixels, and there are "
-            f"{used.shape[1]} columns."
+            f"--image-shape {','.join(map(str, shape))} has {prod(shape)} pixels, but there are "
+            f"{used.shape[1]} columns; give a shape with {used.shape[1]} pixels, or choose the "
+            "pixels with --columns."
         )
     if options.network == "convolutional" and not shape:
         raise OptionError("--network convolutional is for images; give their --image-shape.")
@@ -279,7 +288,8 @@ def _check_whole(x: Tensor, names: list[str], options: Options) -> None:
         )
         raise DataError(
             f"column '{names[column]}', row {row + 1}: {float(x[row, column]):g} is not a whole "
-            f"number, which {why} needs; give --likelihood normal without --dequantise."
+            f"number, but {why} needs whole numbers; give --likelihood normal without "
+            "--dequantise."
         )
 
 

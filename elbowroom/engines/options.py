@@ -12,15 +12,25 @@ from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions, HeldO
 class NumberOptions:
     """What every engine reads."""
 
-    device: Annotated[str, Field(description="auto, cpu, cuda or mps")] = "auto"
-    dtype: Annotated[Literal["float64", "float32"], Field(description="number type")] = "float64"
+    device: Annotated[str, Field(description="where to compute: auto, cpu, cuda or mps")] = "auto"
+    dtype: Annotated[
+        Literal["float64", "float32"],
+        Field(description="type of all numbers: float64 or float32"),
+    ] = "float64"
 
 
 @dataclass(frozen=True)
 class SearchOptions:
     """What the search for modes reads."""
 
-    restarts: Annotated[int, Field(ge=1, description="number of starts; the best is used")] = 8
+    restarts: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="number of starts of the search for modes; more are added where the "
+            "density suggests it",
+        ),
+    ] = 8
 
 
 @dataclass(frozen=True)
@@ -29,38 +39,55 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
 
     steps: Annotated[
         int | None,
-        Field(ge=1, description="maximum number of steps; by default until it converges, ≤ 50000"),
+        Field(
+            ge=1,
+            description="maximum number of steps; by default the fit ends when it converges, or "
+            "after 50,000 steps or 100 epochs, whichever is more",
+        ),
     ] = None
     epochs: Annotated[
-        int | None, Field(ge=1, description="maximum passes over the rows, instead of --steps")
+        int | None,
+        Field(
+            ge=1, description="maximum number of passes over the rows; give it instead of --steps"
+        ),
     ] = None
     batch_size: Annotated[
         int | None, Field(ge=1, description="rows in a minibatch; by default all rows")
     ] = None
     learning_rate: Annotated[
         float,
-        Field(gt=0, allow_inf_nan=False, description="first learning rate, in scaled coordinates"),
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="learning rate at the start, in scaled coordinates",
+        ),
     ] = 0.02
-    optimizer: Annotated[str, Field(description="name of a class in torch.optim")] = "Adam"
+    optimizer: Annotated[
+        str, Field(description="optimiser, as the name of a class in torch.optim")
+    ] = "Adam"
     schedule: Annotated[
         Literal["plateau", "constant", "cosine"],
         Field(
-            description="of the learning rate: plateau (cut to a quarter when progress stops), "
-            "constant or cosine"
+            description="schedule of the learning rate: plateau (cut to a quarter when progress "
+            "stops), constant or cosine"
         ),
     ] = "plateau"
     tolerance: Annotated[
         float,
         Field(
             gt=0,
-            description="largest distance from the optimum, in posterior sds",
+            description="largest distance from the optimum that counts as converged, in "
+            "posterior sds",
             json_schema_extra={"schedule": "plateau"},
         ),
     ] = 0.1
     clip_norm: Annotated[
-        float | None, Field(gt=0, description="largest norm of the gradient; no limit by default")
+        float | None,
+        Field(gt=0, description="clip the gradient to this norm; by default it is not clipped"),
     ] = None
-    particles: Annotated[int, Field(ge=1, description="draws in each estimate of the ELBO")] = 1
+    particles: Annotated[
+        int, Field(ge=1, description="number of draws in each estimate of the ELBO")
+    ] = 1
     elbo: Annotated[
         str | None,
         Field(
@@ -69,13 +96,16 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
         ),
     ] = None
     kl_warm_up: Annotated[
-        int | None, Field(ge=1, description="steps in which the weight of the KL term rises to one")
+        int | None,
+        Field(
+            ge=1, description="number of steps over which the weight of the KL term rises to one"
+        ),
     ] = None
     compile: Annotated[
         bool,
         Field(
-            description="use torch.compile; for long runs: it needs half a minute to start, and a "
-            "C++ compiler"
+            description="use torch.compile, for long runs: compiling takes half a minute, and "
+            "needs a C++ compiler"
         ),
     ] = False
     autocast: Annotated[bool, Field(description="compute the layers of networks in bfloat16")] = (

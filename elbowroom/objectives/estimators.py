@@ -160,7 +160,7 @@ class Detached(SeenRows):
 
 @register("trace")
 class Sampled(Objective):
-    """Every term is taken at the draws: `trace`.
+    """The ELBO, with every term evaluated at the draws: `trace`.
 
     Sites that are reparameterised give pathwise gradients (Kingma and Welling, 2014,
     "Auto-encoding variational Bayes"), the others score-function gradients with the terms of the
@@ -210,14 +210,15 @@ class FreeBitsOptions:
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="nats of each latent that cost nothing, against collapse",
+            description="nats of KL divergence of each latent that are not penalised, against "
+            "posterior collapse",
         ),
     ] = 0.0
 
 
 @register("trace_mean_field")
 class Analytic(Objective):
-    """Divergences of sites in closed form, where there is one: `trace_mean_field`."""
+    """The ELBO, with KL terms in closed form where there is one: `trace_mean_field`."""
 
     closed = True
     pathwise = True
@@ -265,11 +266,11 @@ class Analytic(Objective):
 
 @register("sticking_the_landing")
 class Landing(Objective):
-    """The gradient along the draws' paths alone: `sticking_the_landing`.
+    """The ELBO, with the gradient through the draws alone: `sticking_the_landing`.
 
-    The score of the guide, whose mean is nothing, is left out of the gradient: its variance falls
-    to nothing as the guide comes to be the posterior (Roeder, Wu and Duvenaud, 2017, "Sticking the
-    landing: simple, lower-variance gradient estimators for variational inference").
+    The guide's score, whose mean is zero, is left out of the gradient. The variance of the gradient
+    then falls to zero as the guide approaches the posterior (Roeder, Wu and Duvenaud, 2017,
+    "Sticking the landing: simple, lower-variance gradient estimators for variational inference").
     """
 
     pathwise = True
@@ -301,7 +302,7 @@ def still(trace: poutine.Trace) -> poutine.Trace:
 
 @register("trace_enum")
 class Summed(Objective):
-    """Discrete sites that are marked for it are summed over: `trace_enum`, Pyro's."""
+    """The ELBO, summed over the discrete sites that are marked for it: `trace_enum`, Pyro's."""
 
     enumerates = True
 
@@ -318,8 +319,9 @@ class Summed(Objective):
 
 @register("trace_graph")
 class Graph(Objective):
-    """Score functions with the terms downstream of a site, and its baselines: `trace_graph`.
+    """Score-function gradients: each site with its downstream terms and baseline: `trace_graph`.
 
+    The score of each site is weighted by the terms downstream of it, less the site's own baseline.
     Pyro's (Schulman et al., 2015, "Gradient estimation using stochastic computation graphs").
     """
 
@@ -449,9 +451,9 @@ class ImportanceWeighted(Weighted):
 
 @register("vimco")
 class LeaveOneOut(ImportanceWeighted):
-    """The bound of `iwae` by score functions, each draw with the others as its baseline: `vimco`.
+    """The bound of `iwae` by score functions; the other draws are each draw's baseline: `vimco`.
 
-    The score of a draw is weighed by what the draw adds to the bound: the bound less what it would
+    The score of a draw is weighted by what the draw adds to the bound: the bound less what it would
     be if the draw's log weight were the mean of the others' (Mnih and Rezende, 2016, "Variational
     inference for Monte Carlo objectives"). Takes any site, discrete ones too.
     """
@@ -478,7 +480,7 @@ class LeaveOneOut(ImportanceWeighted):
 
 @register("dreg")
 class DoublyReparameterised(ImportanceWeighted):
-    """The bound of `iwae`, whose gradient's noise does not drown it with many draws: `dreg`.
+    """The bound of `iwae`, with a gradient that stays precise for many draws: `dreg`.
 
     Tucker, Lawson, Gu and Maddison, 2019, "Doubly reparameterized gradient estimators for Monte
     Carlo objectives".
@@ -521,7 +523,7 @@ class RenyiOptions:
 
     alpha: Annotated[
         float,
-        Field(ge=0, allow_inf_nan=False, description="order of the divergence"),
+        Field(ge=0, allow_inf_nan=False, description="order of the Renyi divergence"),
         AfterValidator(_not_the_elbo),
     ] = 0.5
 

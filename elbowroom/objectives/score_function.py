@@ -39,18 +39,20 @@ class ScoreFunctionOptions:
     """What `score_function` reads."""
 
     baseline: Annotated[
-        str, Field(description="none, running, decaying or neural"), AfterValidator(_known)
+        str,
+        Field(description="baseline of the score: none, running, decaying or neural"),
+        AfterValidator(_known),
     ] = "decaying"
 
 
 @register("score_function")
 class ScoreFunction(Objective):
-    """Every draw is taken as it is, and its score weighs the ELBO: `score_function`.
+    """Score-function gradients, which need no derivative of a draw: `score_function`.
 
-    Needs no derivative of the model by its latents, and so takes any site. The score of a site is
-    weighed by the terms of the ELBO that lie in its plates (Ranganath, Gerrish and Blei, 2014,
-    "Black box variational inference"), less a baseline, which changes no mean: nothing; the mean of
-    all that was seen before; one in which the past decays; or that and a network of the rows, which
+    No derivative of the model by its latents is needed, so any site can be used. The score of a
+    site is weighted by the terms of the ELBO that lie in its plates (Ranganath, Gerrish and Blei,
+    2014, "Black box variational inference"), less a baseline, which changes no mean: zero; the mean
+    of all earlier values; a mean in which the past decays; or that and a network of the rows, which
     is fitted to what it leaves (Mnih and Gregor, 2014, "Neural variational inference and learning
     in belief networks").
     """

@@ -101,7 +101,7 @@ def _check_arguments(
 
 @register("wake_sleep")
 class WakeSleep(Objective):
-    """Data teach the model, dreams the guide: `wake_sleep`.
+    """The model learns from data, the guide from rows that the model draws: `wake_sleep`.
 
     In the wake phase the latents of rows are drawn by the guide, and the model's parameters follow
     the gradient of the log joint density of both, which is that of the ELBO. In the sleep phase
@@ -141,14 +141,15 @@ class ReweightedWakeSleepOptions:
         Field(
             ge=0,
             le=1,
-            description="share of the guide's gradient that comes from data, not from dreams",
+            description="share of the guide's gradient that comes from the data; the rest comes "
+            "from rows that the model draws (dreams)",
         ),
     ] = 1.0
 
 
 @register("reweighted_wake_sleep")
 class ReweightedWakeSleep(ImportanceWeighted):
-    """Several draws of the guide teach both, weighed by importance: `reweighted_wake_sleep`.
+    """Model and guide learn from weighted draws of the guide: `reweighted_wake_sleep`.
 
     The model's parameters follow the gradient of the bound of `iwae`, and the guide's lower
     KL(p || q) at each row, both by self-normalised importance sampling from the guide: their bias

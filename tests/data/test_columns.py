@@ -53,10 +53,10 @@ def test_a_label_can_be_asked_for() -> None:
 def test_names_are_checked(option: str) -> None:
     iris = read_table("iris")
     message = refusal(select_columns, iris, **{option: ["Sepal_Length"]})
-    assert f"`{option}` names 'Sepal_Length'" in message
+    assert f"--{option} Sepal_Length: the table has no column 'Sepal_Length'" in message
     assert "did you mean 'sepal_length'?" in message
     assert "petal_width, species" in refusal(select_columns, iris, **{option: ["zzz"]})
-    with pytest.raises(OptionError, match=f"`{option}` names 'species' twice"):
+    with pytest.raises(OptionError, match=f"--{option} names 'species' twice"):
         select_columns(iris, **{option: ["species", "species"]})
 
 
@@ -66,7 +66,7 @@ def test_a_long_list_of_columns_is_cut_short() -> None:
 
 
 def test_a_column_both_named_and_left_out() -> None:
-    with pytest.raises(OptionError, match="'sepal_width' is in both `columns` and `exclude`"):
+    with pytest.raises(OptionError, match="'sepal_width' is in both --columns and --exclude"):
         select_columns(read_table("iris"), ["sepal_width"], exclude=["sepal_width"])
 
 

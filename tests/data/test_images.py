@@ -43,7 +43,7 @@ def test_images_are_read_with_the_labels_beside_them(tmp_path: Path, packed: boo
     [
         (b"\x89PNG", "is not an IDX file of bytes"),
         (idx(IMAGES)[:-1], "should have 4 x 3 x 2 cells and has 23"),
-        (idx(IMAGES)[:9], "ends before the sizes of its 3 dims"),
+        (idx(IMAGES)[:9], "ends within its header"),
         (bytes([0, 0, 13, 1, 0, 0, 0, 1]), "is not an IDX file of bytes"),
     ],
 )

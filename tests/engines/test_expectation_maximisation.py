@@ -227,7 +227,7 @@ def test_a_component_that_closes_in_is_named(tmp_path: Path) -> None:
     fit = er.fit("gaussian_mixture", doubled(), "em", components=2, restarts=3, seed=1, draws=100)
     assert fit.trained.status == "diverged"
     said = " ".join(fit.verdict.reasons)
-    assert "component 2 of 2, at a 20, closes in on 3 rows (41, 42, 43)." in said
+    assert "component 2 of 2, at a 20, collapses onto 3 rows (41, 42, 43)." in said
     assert "fewer --components, --covariance-type diagonal, or --guide map" in said
     assert not fit.verdict.trusted
     assert np.isfinite(fit.elbo_history).all()
@@ -251,7 +251,7 @@ def test_columns_that_determine_each_other_have_no_likelihood() -> None:
     assert not factors.verdict.trusted
     assert not factors.converged
     assert any("the noise of 'c'" in said for said in [*factors.notes, factors.trained.reason])
-    assert factors.verdict.advice.startswith("give fewer --latent, --noise shared")
+    assert factors.verdict.advice.startswith("give a smaller --latent, give --noise shared")
 
 
 @pytest.mark.parametrize("model", ["factor_analysis", "gaussian_mixture"])

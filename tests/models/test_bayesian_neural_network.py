@@ -113,7 +113,7 @@ def test_the_prior_of_the_output_does_not_grow_with_the_width() -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "kind", "message"),
     [
-        ({"y": [1.0, 2.0]}, {"response": "y"}, DataError, "no column other than the response"),
+        ({"y": [1.0, 2.0]}, {"response": "y"}, DataError, "; add a predictor"),
         ({"x": [1.0, 2.0], "y": [1.0, 2.0]}, {}, OptionError, "give --response COLUMN"),
         (
             {"x": [1.0, 2.0], "y": ["a", "a"]},

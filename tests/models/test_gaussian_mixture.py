@@ -150,5 +150,5 @@ def test_one_component_is_a_mixture_too() -> None:
 
 
 def test_more_components_than_rows_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"--components 91 is more than the table's 90 rows"):
+    with pytest.raises(OptionError, match=r"--components 91 is more than the 90 rows of the table"):
         problem(components=91)

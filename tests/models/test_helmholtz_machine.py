@@ -153,7 +153,7 @@ def test_latents_that_carry_something_are_counted() -> None:
         ({"units": ()}, OptionError, "--units"),
         ({"elbo": "iwae"}, OptionError, "is discrete; give --elbo trace_graph"),
         ({"particles": 1}, OptionError, "takes several draws; give --particles 2"),
-        ({"image_shape": (3, 3)}, OptionError, "has 9 pixels, and there are 4 columns"),
+        ({"image_shape": (3, 3)}, OptionError, "give a shape with 4 pixels"),
         ({"elbo": "trace_enum"}, OptionError, "no discrete site to enumerate"),
     ],
 )

@@ -201,7 +201,7 @@ def test_there_must_be_something_to_continue(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nothing to continue"):
         er.resume(tmp_path / "none")
     left_behind(tmp_path / "run")
-    with pytest.raises(OptionError, match="--seed cannot be changed after the run has begun"):
+    with pytest.raises(OptionError, match="--seed cannot be changed with --resume"):
         er.resume(tmp_path / "run", seed=3)
     content = (tmp_path / "run" / UNFINISHED / REQUEST).read_text()
     (tmp_path / "run" / UNFINISHED / REQUEST).write_text(
@@ -301,4 +301,4 @@ def test_sigterm_writes_a_checkpoint_and_ends_the_process(tmp_path: Path, childr
     process = spawned(children, "fit", "--resume", "run", "--seed", "3", folder=tmp_path)
     out, _ = children.finish(process)
     assert process.returncode == 2
-    assert b"--seed cannot be changed after the run has begun" in out
+    assert b"--seed cannot be changed with --resume" in out
