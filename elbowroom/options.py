@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from elbowroom.errors import OptionError, unknown
+from elbowroom.errors import OptionError, unknown_option
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[st
     known = [option_names(kind) for kind in kinds]
     for name in given:
         if not any(name in names for names in known):
-            raise unknown("option", name, [each for names in known for each in names])
+            raise unknown_option(flag(name), [flag(each) for names in known for each in names])
     return [{k: v for k, v in given.items() if k in names} for names in known]
 
 

@@ -6,12 +6,13 @@ import numpy as np
 
 TAIL = 0.005
 """The share of replicated data sets beyond the observed statistic at which it is called missed."""
-STATISTICS: Mapping[str, Callable[..., np.ndarray]] = {
-    "mean": np.mean,
-    "sd": np.std,
-    "smallest": np.min,
-    "largest": np.max,
+STATISTICS: Mapping[str, tuple[str, Callable[..., np.ndarray]]] = {
+    "mean": ("mean", np.mean),
+    "sd": ("sd", np.std),
+    "smallest": ("smallest value", np.min),
+    "largest": ("largest value", np.max),
 }
+"""For each statistic, its name in a sentence, and how it is computed."""
 
 
 def predictive_checks(
@@ -44,13 +45,16 @@ def predictive_checks(
             continue
         flat = np.asarray(draws, dtype=float).reshape(-1, target.size)
         missed = []
-        for statistic, function in STATISTICS.items():
+        for statistic, (words, function) in STATISTICS.items():
             values, seen = function(flat, axis=1), function(target)
             share = float(np.mean(values > seen) + 0.5 * np.mean(values == seen))
             shares[f"{name}.{statistic}"] = share
             if min(share, 1 - share) < TAIL:
-                missed.append(statistic)
+                missed.append(words)
         if missed:
-            what = ", ".join(missed)
-            sentences.append(f"The model does not reproduce the {what} of '{name}': look at it.")
+            what = " and ".join([*[", ".join(missed[:-1])][: len(missed) - 1], missed[-1]])
+            sentences.append(
+                f"The model does not reproduce the {what} of '{name}': compare "
+                "posterior_predictive with the data."
+            )
     return shares, sentences

@@ -53,7 +53,7 @@ def show_model(name: str) -> None:
     out.print(options)
     out.print()
     out.print(_guide_table(fitting_guides(name)))
-    out.print(Text(f"\nverbs: {', '.join(('predict', *model.verbs))}"))
+    out.print(Text(f"\ncommands: {', '.join(('predict', *model.verbs))}"))
     out.print(Text(f"dataset: {model.dataset}"))
 
 
