@@ -41,27 +41,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> OptionError:
         "there is no guide 'mean_feild'; did you mean 'mean_field'? Known: full_rank, mean_field."
     """
     names = sorted(set(known))
-    return OptionError(
-        f"there is no {kind} '{name}'{_hint(name, names)} Known: {', '.join(names)}."
-    )
-
-
-def unknown_option(name: str, known: Iterable[str]) -> OptionError:
-    """The same for an option, of which there are too many to list.
-
-    Example:
-        >>> print(unknown_option("--batchsize", ["--batch-size", "--steps"]))
-        there is no option '--batchsize'; did you mean '--batch-size'? The options are listed by ...
-    """
-    return OptionError(
-        f"there is no option '{name}'{_hint(name, known)} The options are listed by 'elbowroom fit "
-        "--help', 'elbowroom models MODEL' and 'elbowroom objectives'."
-    )
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, sorted(set(known)), n=1)
-    return f"; did you mean '{near[0]}'?" if near else "."
+    near = get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return OptionError(f"there is no {kind} '{name}'{hint} Known: {', '.join(names)}.")
 
 
 @contextmanager

@@ -442,7 +442,7 @@ def _cells(row: Mapping[Any, Any], differences: pd.DataFrame | None, wide: bool)
     shift, ratio = math.nan, "-"
     if differences is not None:
         shift, ratios = differences["mean_shift"].abs().max(), differences["sd_ratio"]
-        if not math.isnan(ratios.min()):
+        if ratios.max() > POINT:  # not of a point, nor where nothing is known
             ratio = f"{ratios.min():.2f}…{ratios.max():.2f}"
     return [
         f"{row['guide']}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}",

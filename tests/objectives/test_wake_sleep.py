@@ -259,7 +259,10 @@ DATA = {"data": torch.linspace(-2, 2, 30).double()}
 @pytest.mark.parametrize(
     ("guide", "options", "error", "said"),
     [
-        (amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError), "rows of 'y' that the model draws: the"),
+        (
+            amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError),
+            "rows of 'y' that the model draws: the",
+        ),
         (by_row, {"elbo": "wake_sleep"}, OptionError, "'by_row' is not declared to be amortised"),
         (amortised, {"elbo": "vimco"}, OptionError, "needs several draws"),
         (
