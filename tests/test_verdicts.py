@@ -246,7 +246,7 @@ def two_normals(share: float, first: float = -2.0, second: float = 3.0) -> Model
 def test_by_default_both_modes_are_found_with_their_masses(seed: int) -> None:
     fit = er.fit(two_normals(0.3), data=NOTHING, seed=seed)
     assert fit.verdict.trusted
-    assert "2 modes have 70%, 30% of the mass." in " ".join(fit.verdict.reasons)
+    assert "2 modes have these shares of the mass: 70%, 30%." in " ".join(fit.verdict.reasons)
     below = float((values(fit, "x") < 0.5).mean())
     assert abs(below - 0.3) < ERRORS * (0.3 * 0.7 / draws_worth(fit)) ** 0.5
     # Mean 0.3 · -2 + 0.7 · 3, variance 0.3² + 0.3 · 0.7 · 5²; flatter than a Normal.

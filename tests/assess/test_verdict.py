@@ -52,7 +52,10 @@ def test_good_evidence_is_trusted_and_nothing_is_advised() -> None:
     assert found.trusted
     assert found
     assert found.advice == ""
-    assert found.reasons == ("k-hat 0.10 (-0.03 to 0.23, limit 0.70), 3,500 effective draws.",)
+    assert found.reasons == (
+        "k-hat of the corrected draws 0.10 (90% interval -0.03 to 0.23, limit 0.70), 3,500 "
+        "effective draws.",
+    )
     assert str(found) == f"trusted: {found.reasons[0]}"
 
 
@@ -119,7 +122,7 @@ def test_each_piece_of_evidence_alone_is_enough_to_refuse(
         {"shift": LIMITS.shift, "ratio": LIMITS.shift},
         {"shares": (1.0,)},
         {"reference": ("NUTS agrees.", True)},
-        {"predictive": ("The model does not reproduce the sd of 'y': look at it.",)},
+        {"predictive": ("The model does not reproduce the sd of 'y': compare them.",)},
         {"relabelled": True},
         {"usable": False},
     ],
@@ -155,14 +158,14 @@ def test_starts_and_modes_are_told_as_they_are() -> None:
     found = verdict(starts=(5, 8), shares=(0.7, 0.3))
     assert "5 of 8 starts reached the best mode." in found.reasons
     assert "1 of 2 starts reached the best mode." in verdict(starts=(1, 2)).reasons
-    assert "2 modes have 70%, 30% of the mass." in found.reasons
+    assert "2 modes have these shares of the mass: 70%, 30%." in found.reasons
     assert not any("starts" in reason for reason in verdict(starts=None).reasons)
     assert not any("starts" in reason for reason in verdict(starts=(1, 1)).reasons)
 
 
 @pytest.mark.parametrize("refused", [{}, {"k_hat": 0.9}])
 def test_remarks_change_no_level_and_come_last(refused: dict[str, float]) -> None:
-    sentence = "The model does not reproduce the sd of 'y': look at it."
+    sentence = "The model does not reproduce the sd of 'y': compare them."
     plain = verdict(**refused)
     found = verdict(predictive=(sentence,), relabelled=True, **refused)
     assert found.level == plain.level
@@ -214,9 +217,11 @@ def test_of_several_reasons_the_first_decides_what_to_do() -> None:
 
 
 def test_of_many_unresolved_quantities_the_first_are_named_and_the_rest_counted() -> None:
-    names = tuple(f"The sd of x[{i}] is not resolved." for i in range(LIMITS.named + 4))
+    names = tuple(f"The sd of x[{i}] cannot be estimated well." for i in range(LIMITS.named + 4))
     found = verdict(unresolved=names)
-    assert found.reasons == (" ".join([*names[: LIMITS.named], "So are 4 more."]),)
+    assert found.reasons == (
+        " ".join([*names[: LIMITS.named], "The same holds for 4 more quantities."]),
+    )
     assert verdict(unresolved=names[: LIMITS.named]).reasons == (" ".join(names[: LIMITS.named]),)
 
 
@@ -254,7 +259,7 @@ def test_heavy_tails_are_named_and_light_ones_are_not() -> None:
         "constant": np.full((DRAWS, 2), 3.0),
     }
     shapes, sentences = unresolved_quantities(values, EQUAL)
-    assert [sentence.split(" is not")[0] for sentence in sentences] == [
+    assert [sentence.split(" cannot")[0] for sentence in sentences] == [
         "The sd of pair[1]",
         "The sd of negative",
     ]
@@ -287,7 +292,7 @@ def test_a_sd_that_hangs_on_a_few_draws_is_named() -> None:
     rare[:3] = 1.0
     _, sentences = unresolved_quantities({"rare": rare}, EQUAL)
     # Three of 4000: the relative error of the sd is 1 / (2 √3).
-    assert "standard error 29%" in sentences[0]
+    assert "standard error of the sd 29%" in sentences[0]
 
 
 def test_weights_count() -> None:
@@ -324,21 +329,27 @@ def test_shares_are_those_of_the_statistics_known_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "statistics"),
+    ("spoil", "statistics", "words"),
     [
-        (lambda y: y + 3, "mean, smallest, largest"),
-        (lambda y: 4 * y, "sd, smallest, largest"),
-        (lambda y: np.where(y == y.max(), 9.0, y), "sd, largest"),
-        (lambda y: 0.01 * y, "sd, smallest, largest"),
+        (lambda y: y + 3, "mean smallest largest", "mean, smallest value and largest value"),
+        (lambda y: 4 * y, "sd smallest largest", "sd, smallest value and largest value"),
+        (lambda y: np.where(y == y.max(), 9.0, y), "sd largest", "sd and largest value"),
+        (lambda y: 0.01 * y, "sd smallest largest", "sd, smallest value and largest value"),
+        (lambda y: np.where(y == y.max(), 4.0, y), "largest", "largest value"),
     ],
 )
-def test_statistics_that_the_model_misses_are_named(spoil: Any, statistics: str) -> None:
+def test_statistics_that_the_model_misses_are_named(
+    spoil: Any, statistics: str, words: str
+) -> None:
     random = generator()
     observed = spoil(random.normal(size=40))
     shares, sentences = predictive_checks({"y": observed}, {"y": random.normal(size=(1000, 40))})
-    assert sentences == [f"The model does not reproduce the {statistics} of 'y': look at it."]
+    assert sentences == [
+        f"The model does not reproduce the {words} of 'y': compare posterior_predictive with the "
+        "data."
+    ]
     missed = [name for name, share in shares.items() if min(share, 1 - share) < TAIL]
-    assert missed == [f"y.{name}" for name in statistics.split(", ")]
+    assert missed == [f"y.{name}" for name in statistics.split()]
 
 
 def test_one_number_and_constant_data_are_not_missed() -> None:
