@@ -147,7 +147,8 @@ def compare(
     problem, settings, suggested_draws = bind_model(model, data, options)
     if test is not None and not problem.new_arguments(test)[1]:
         raise DataError(
-            "the table has no column for the observed values, which would be predicted."
+            "--test-size: the table has no column with the observed values, so there is nothing "
+            "to predict."
         )
     methods = _methods(guides, problem, settings, engine)
     count = suggested_draws if draws is None else draws
@@ -233,12 +234,13 @@ def _check_objective(guide: Any, objective: str | None, declared: Guide) -> None
         return
     if "svi" not in declared.engines:
         raise OptionError(
-            f"--guide {guide}:{objective}: the guide '{guide}' is not fitted by stochastic "
-            f"gradients, whose objective that is; give --guide {guide}."
+            f"--guide {guide}:{objective}: objectives are for stochastic gradients, which do not "
+            f"fit the guide '{guide}'; give --guide {guide}."
         )
     if objective not in objectives():
         raise OptionError(
-            f"--guide {guide}:{objective}: the objective is one of {', '.join(objectives())}."
+            f"--guide {guide}:{objective}: there is no objective '{objective}'; give one of "
+            f"{', '.join(objectives())}."
         )
 
 
@@ -314,7 +316,8 @@ def _split(model: Any, data: Any, size: float, seed: int) -> tuple[pd.DataFrame,
     source = resolve_model(model).dataset if data is None else data
     if source is None or isinstance(source, Mapping):
         raise OptionError(
-            "--test-size holds out rows of a table, but the data are not a table; give one."
+            "--test-size holds out rows of a table, but the data are not a table; give a table, "
+            "or leave --test-size out."
         )
     return split_rows(read_table(source), size, seed)
 

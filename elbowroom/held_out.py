@@ -52,8 +52,8 @@ def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFram
     count = round(size * rows) if 0 < size < 1 else round(size)
     if not SCORING.fewest_rows <= count <= rows - SCORING.fewest_rows:
         raise OptionError(
-            f"--test-size {size:g} of {rows} rows holds {count} out; hold out at least "
-            f"{SCORING.fewest_rows} rows, and leave as many."
+            f"--test-size {size:g} holds out {count} of {rows} rows; hold out at least "
+            f"{SCORING.fewest_rows} rows, and leave at least {SCORING.fewest_rows}."
         )
     test = np.zeros(rows, bool)
     test[np.random.default_rng(seed).permutation(rows)[:count]] = True
@@ -74,7 +74,7 @@ def held_out_scores(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
         `test_log_density_se`, its standard error over the rows; `test_unreliable`, the share of
         rows whose importance weights are not good enough for their density, which is then rather a
         lower bound. Where a number is predicted,
-        `test_coverage`, the share of the rows inside their intervals of 90 %, and `test_spread`,
+        `test_coverage`, the share of the rows inside their 90% intervals, and `test_spread`,
         the mean sd of the predictions over the sd of the observed values. Where classes are,
         `test_calibration_error`, the mean distance of their probabilities from their frequencies
         (Guo, Pleiss, Sun and Weinberger, 2017, "On calibration of modern neural networks"). Scores

@@ -57,8 +57,8 @@ def load(
         declaration = get_model(config["model"])
     elif model is None:
         raise ModelError(
-            f"'{path}' is a run of your own model '{config['model']}', whose code is not in "
-            "the run folder; give it as er.load(path, model=...) or --model FILE.py:FUNCTION."
+            f"'{path}' is a run of your own model '{config['model']}', and a run folder contains "
+            "no code; give the model by --model FILE.py:FUNCTION, or er.load(path, model=...)."
         )
     else:
         declaration = resolve_model(model)
@@ -145,8 +145,8 @@ def trusted_options(
     code = declaration.code_in(options) if declaration.code_in is not None else None
     if code is not None and not trust:
         raise RunFolderError(
-            f"'{path}' contains code, '{code}', which loading would run; if the run is your own, "
-            "give er.load(path, trust=True) or --trust."
+            f"loading '{path}' would run code, '{code}'; if you trust the run, give --trust, or "
+            "er.load(path, trust=True)."
         )
     return options
 
@@ -195,9 +195,9 @@ def resume(
         trusted_options(path, declaration, asked["options"], trust)
     elif model is None:
         raise ModelError(
-            f"'{path}' is a run of your own model '{asked['model']}', whose code is not in the "
-            f"run folder; give it as er.resume(path, model=...) or elbowroom fit FILE.py:FUNCTION "
-            f"--resume {path}."
+            f"'{path}' is a run of your own model '{asked['model']}', and a run folder contains "
+            f"no code; run 'elbowroom fit FILE.py:FUNCTION --resume {path}', or er.resume(path, "
+            "model=...)."
         )
     else:
         declaration = resolve_model(model)
@@ -246,6 +246,7 @@ def _restored(
         missing = sorted(set(store) - set(values))
         if missing:
             raise RunFolderError(
-                f"the guide's parameter '{missing[0]}' is missing in the run folder."
+                f"the guide's parameter '{missing[0]}' is missing in the run folder; give the "
+                "guide that was fitted, or fit again."
             )
     return Parameters(state, {name: values[name] for name in store}), called, sites

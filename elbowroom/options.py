@@ -6,12 +6,13 @@ not read all follow from the declarations.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from elbowroom.errors import OptionError, unknown
+from elbowroom.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,17 @@ def split_options(given: Mapping[str, Any], *kinds: type | None) -> list[dict[st
     known = [option_names(kind) for kind in kinds]
     for name in given:
         if not any(name in names for names in known):
-            raise unknown("option", name, [each for names in known for each in names])
+            raise _unknown(name, [each for names in known for each in names])
     return [{k: v for k, v in given.items() if k in names} for names in known]
+
+
+def _unknown(name: str, known: list[str]) -> OptionError:
+    near = get_close_matches(name, sorted(set(known)), n=1)
+    hint = f"; did you mean '{flag(near[0])}'?" if near else "."
+    return OptionError(
+        f"there is no option '{flag(name)}'{hint} 'elbowroom fit --help', 'elbowroom models MODEL' "
+        "and 'elbowroom objectives' list the options."
+    )
 
 
 def refuse_unread(

@@ -228,8 +228,8 @@ class Fit:
             names = " or ".join(guide.name for guide in fitting if guide.amortised)
             other = f"--guide {names}" if names else "an amortised guide"
             raise GuideError(
-                f"the guide '{self.guide.name}' knows only the fitted rows; for new rows, fit with "
-                f"{other} (one of your own says so by guide.amortised = True)."
+                f"the guide '{self.guide.name}' knows only the fitted rows; for new rows, fit "
+                f"with {other} (for a guide of your own, set guide.amortised = True)."
             )
 
     def sample(self, n: int = 1000, seed: int = 0) -> Any:
@@ -334,7 +334,9 @@ class Fit:
             self._check_amortised()
         arguments, observed = self.problem.new_arguments(data)
         if not observed:
-            raise DataError("the new rows have no observed values, whose density is asked for.")
+            raise DataError(
+                "the new rows lack the observed column, whose density is to be computed; add it."
+            )
         with self.problem.session(0, self.parameters):
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
@@ -532,7 +534,9 @@ class Fit:
             self._check_amortised()
         arguments, observed = self.problem.new_arguments(data)
         if not observed:
-            raise DataError("the rows have no observed values, on which their latents depend.")
+            raise DataError(
+                "the rows lack the observed columns, and their latents depend on these; add them."
+            )
         return arguments
 
     def weigh_rows(
@@ -547,8 +551,9 @@ class Fit:
                 )
         if self.row_latents:
             raise GuideError(
-                f"rows have no importance weights here: the guide '{self.guide.name}' is a "
-                "point, or the model has both latents of rows and others."
+                "this run has no importance weights for single rows: the guide "
+                f"'{self.guide.name}' is a point, or the model also has latents that rows share. "
+                "Fit with a guide that is not a point, if the model has one."
             )
         with self.problem.session(0, self.parameters):
             values = row_log_likelihood(problem, arguments, self.global_sites())

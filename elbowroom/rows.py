@@ -72,7 +72,7 @@ class Imputed:
 
     Attributes:
         completed: The rows as they were given, with the means in the missing cells.
-        cells: A line for each missing cell: row (from 1), column, mean, sd, lower, upper.
+        cells: A line for each missing cell: row (counted from 1), column, mean, sd, lower, upper.
         draws: A line for each draw, and a column `ROW.COLUMN` for each missing cell.
         acceptance: The share of a chain's proposals that were taken; None where draws are exact.
     """
@@ -92,8 +92,8 @@ def check_verb(fit: FittedModel, verb: str) -> None:
     if verb not in fit.problem.model.verbs:
         having = [name for name in model_summaries() if verb in get_model(name).verbs]
         raise ModelError(
-            f"'{verb}' is not for the model '{fit.problem.model.name}'; it is for "
-            f"{', '.join(having)}."
+            f"the model '{fit.problem.model.name}' has no command '{verb}'; these models have "
+            f"it: {', '.join(having)}."
         )
 
 
@@ -188,8 +188,12 @@ def _new_rows(
     problem, columns = fit.problem, _known_columns(fit)
     for name in given or ():
         if name not in columns:
-            has = f"they are {', '.join(columns)}" if columns else "this model has none"
-            raise OptionError(f"--given {name}: this is not one of the known columns; {has}.")
+            has = (
+                f"the known columns are {', '.join(columns)}"
+                if columns
+                else "this model has no known columns"
+            )
+            raise OptionError(f"--given {name}: '{name}' is not a known column; {has}.")
     table = problem.data.iloc[index.tolist()].assign(**(given or {}))
     table.attrs = problem.data.attrs
     made = dict(problem.new_arguments(table)[0] if given else problem.arguments)
@@ -216,7 +220,7 @@ def generate(
     """See `elbowroom.result.Fit.generate`."""
     check_verb(fit, "generate")
     if not 1 <= count <= MOST_ROWS:
-        raise OptionError(f"-n {count}: give a number from 1 to {MOST_ROWS:,}.")
+        raise OptionError(f"--count {count}: give a number from 1 to {MOST_ROWS:,}.")
     if data is not None and (prior or given):
         raise OptionError("--data makes rows similar to given ones; leave --prior and --given out.")
     problem, seed = fit.problem, checked_seed(seed)
@@ -273,7 +277,7 @@ def interpolate(
     """See `elbowroom.result.Fit.interpolate`."""
     check_verb(fit, "interpolate")
     if steps < 2:
-        raise OptionError(f"--steps {steps}: give two or more.")
+        raise OptionError(f"--steps {steps}: give at least 2.")
     arguments = fit.row_arguments(data)
     rows = len(arguments[fit.problem.observed])
     for option, row in (("--from", begin), ("--to", end)):
@@ -332,10 +336,15 @@ def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) 
     try:
         cells = given.astype("float64").to_numpy()
     except (TypeError, ValueError) as error:
-        raise DataError(f"a column is not numeric: {error}; encode it as numbers.") from error
+        raise DataError(
+            f"a column of the rows is not numeric ({error}); encode it as numbers."
+        ) from error
     missing = np.isnan(cells)
     if not missing.any():
-        raise DataError("no cell of these rows is missing: there is nothing to impute.")
+        raise DataError(
+            "no cell of these rows is missing, so there is nothing to impute; leave cells empty "
+            "to have them filled."
+        )
     if problem.model.normals is not None:
         sites, points = fit.global_sites(), fit.point_parameters
         known = len(next(iter(sites.values()))) if sites else 1

@@ -115,8 +115,8 @@ def test_probabilities_are_compared_with_frequencies() -> None:
     ("data", "options", "error", "said"),
     [
         ({"y": torch.zeros(9)}, {"test_size": 0.2}, OptionError, "the data are not a table"),
-        (None, {"test_size": 0.001}, OptionError, "holds 0 out; at least 2 rows must be held out"),
-        (None, {"test_size": 149}, OptionError, "and as many left"),
+        (None, {"test_size": 0.001}, OptionError, "holds out 0 of "),
+        (None, {"test_size": 149}, OptionError, "and leave at least 2"),
         (None, {"test_size": -1.0}, OptionError, "--test-size -1"),
         (None, {"test_size": float("nan")}, OptionError, "--test-size"),
         (None, {"test_size": float("inf")}, OptionError, "--test-size"),
@@ -134,7 +134,7 @@ def test_a_split_that_cannot_be_is_said(
 
 
 def test_rows_that_cannot_be_predicted_are_named_before_anything_is_fitted() -> None:
-    """A label that lies among the rows held out alone."""
+    """A label that lies among the held-out rows alone."""
     rows = er.load_dataset("iris").copy()
     held = split_rows(rows, 0.2, 1)[1].index[0]
     rows.loc[held, "species"] = "reticulata"

@@ -561,7 +561,8 @@ def guide_below_zero(x: Tensor, y: Tensor) -> None:
 
 COLUMN = X[:, None]
 GAP = torch.where(torch.arange(N) == 16, 2.0, ANSWER)
-Y_COLUMN, X_COLUMN = (r"'y' is a column, \[40, 1\]", r"'x' is a column, \[40, 1\]: write x\[:, 0\]")
+Y_COLUMN = r"'y' has shape \[40, 1\], a single column"
+X_COLUMN = r"'x' has shape \[40, 1\], a single column: write x\[:, 0\]"
 BREAKS = [
     # shapes
     Break("a column of x", "line", {"x": COLUMN}, ("site 'y'", "40 times", X_COLUMN)),

@@ -195,7 +195,7 @@ def test_an_objective_is_listed_fitted_and_refused_from_its_declaration_alone(
             {"temper": 0.5, "elbo": "trace"},
             "--temper would have no effect.*it is for --elbo tempered",
         ),
-        ({"tempre": 0.5}, "did you mean 'temper'"),
+        ({"tempre": 0.5}, "did you mean '--temper'"),
         ({"elbo": "tempred"}, "did you mean 'tempered'"),
     ]
     for wrong, said in wrongs:

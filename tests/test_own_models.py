@@ -159,7 +159,7 @@ def test_masking_an_enumerated_site_is_refused() -> None:
             with pyro.poutine.mask(mask=KEEP):
                 pyro.sample("y", dist.Normal(z, scale), obs=y)
 
-    with pytest.raises(ModelError, match="'z' is summed over and masked"):
+    with pytest.raises(ModelError, match="'z' is summed over and has a mask"):
         er.fit(model, {"y": Y, "whole": True}, "laplace", seed=1, draws=200)
 
 

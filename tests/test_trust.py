@@ -1,5 +1,6 @@
 """Posteriors that were trusted and wrong, against truths by quadrature or in closed form."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -211,7 +212,7 @@ def test_half_a_posterior_by_stochastic_gradients_is_not_trusted(options: dict[s
     assert min((found > 0).mean(), (found < 0).mean()) < 0.01
     assert fit.verdict.level == NOT_TRUSTED
     # log 2, from a closed form, lacks in the guide's evidence.
-    assert "0.69 nats more evidence" in str(fit.verdict) or "0.7 nats more" in str(fit.verdict)
+    assert re.search(r"a log evidence that is 0\.(69|7) nats higher", str(fit.verdict))
 
 
 # The evidence of all labellings.

@@ -233,7 +233,7 @@ def test_every_model_says_which_verbs_it_has(model: str) -> None:
 
 def test_a_run_of_another_model_is_refused_with_those_that_have_the_verb(mixture: Fit) -> None:
     with pytest.raises(
-        ModelError, match=r"'reconstruct' is not for the model 'gaussian_mixture'; "
+        ModelError, match=r"the model 'gaussian_mixture' has no command 'reconstruct'; "
     ):
         mixture.reconstruct()
     regression = er.fit(

@@ -44,7 +44,7 @@ def comparison_table(rows: list[Row]) -> pd.DataFrame:
     Columns: the objective that was maximised, elbo and elbo_se in nats, log_likelihood where the
     priors are left out, k_hat, elpd_loo and its se, seconds, parameters, converged, verdict, best
     (whether no other bound is higher), error; where a method has them, its amortisation_gap in nats
-    a row, and what `elbowroom.held_out` tells of rows held out.
+    a row, and what `elbowroom.held_out` tells of held-out rows.
     """
     known = [name for name in WHERE_KNOWN if any(name in row.measures for row in rows)]
     lines = []

@@ -56,8 +56,8 @@ def of_all_labellings(
     if all(orders is not None for orders in apart):
         more = sum(orders for orders in apart if orders is not None)
         note = (
-            f"log p(data) counts all labellings of the {counts} exchangeable parts, the log of "
-            f"whose number is {more:.4g}; the draws have one of them."
+            f"log p(data) counts all labellings of the {counts} exchangeable parts: {more:.4g} "
+            "nats, the log of their number, were added. The draws have one labelling."
         )
         return (log_evidence[0] + more, log_evidence[1]), note
     whole = len(groups) == 1 and groups[0].count <= WHOLE and points is not None
@@ -65,12 +65,13 @@ def of_all_labellings(
         picked = np.random.default_rng(0).permutation(len(points))[:DRAWS]
         mean = log_mean_proposal(groups[0], points[picked], log_proposal)
         note = (
-            f"log p(data) counts all labellings of the {counts} exchangeable parts, which the data "
-            "hardly tell apart; the draws are about one of them."
+            f"log p(data) counts all labellings of the {counts} exchangeable parts, which the "
+            "data hardly tell apart. The draws are around one labelling."
         )
         return log_mean_exp(log_p[picked] - mean), note
     more = sum(labels.log_orders for labels in groups)
     return log_evidence, (
-        f"log p(data) is that of some labellings of the {counts} exchangeable parts, which the "
-        f"data hardly tell apart: with all of them it would be larger, by {more:.4g} at most."
+        f"log p(data) counts only some labellings of the {counts} exchangeable parts, which the "
+        f"data hardly tell apart. With all labellings it would be larger, by at most {more:.4g} "
+        "nats."
     )

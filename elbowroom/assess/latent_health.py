@@ -146,10 +146,10 @@ def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
     limit = measures["mutual_information_limit"]
     telling = f"between {lower:.3g} and {upper:.3g}"
     if lower > limit - LATENTS.near_limit:
-        telling += f" (the rows compared show {limit:.3g} at most)"
+        telling += f" (the number of rows compared cannot show more than {limit:.3g})"
     sentences = [
-        f"{active.sum()} of {len(active)} latents are active: {measures['kl_per_row']:.3g} nats a "
-        f"row, {telling} of which tell rows apart."
+        f"{active.sum()} of {len(active)} latents are active. Their KL divergence is "
+        f"{measures['kl_per_row']:.3g} nats per row; {telling} nats of it tell rows apart."
     ]
     silent = np.flatnonzero(~active)
     if len(silent):
@@ -157,17 +157,15 @@ def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
             len(silent) > LATENTS.named
         )
         sentences.append(
-            f"Posterior collapse: {len(silent)} of {len(active)} latents ({listed}) carry nothing; "
-            "fit with --kl-warm-up 1000, --free-bits 0.1, or a smaller --latent."
+            f"Posterior collapse: {len(silent)} of {len(active)} latents ({listed}) carry no "
+            "information; fit with --kl-warm-up 1000, --free-bits 0.1, or a smaller --latent."
         )
     if "amortisation_gap" in measures and measures["inference_gap"] > LATENTS.noticed_gap:
+        shared, form = measures["amortisation_gap"], measures["approximation_gap"]
         sentences.append(
-            "The ELBO is {:.2g} nats a row below the log density: {:.2g} for one encoder serving "
-            "all rows, {:.2g} for posteriors that are not of its form.".format(
-                measures["amortisation_gap"] + measures["approximation_gap"],
-                measures["amortisation_gap"],
-                measures["approximation_gap"],
-            )
+            f"The ELBO is {shared + form:.2g} nats per row below the log density: {shared:.2g} "
+            f"because one encoder serves all rows, and {form:.2g} because the posteriors do not "
+            "have the guide's form."
         )
     return sentences
 
@@ -195,7 +193,7 @@ def _binary_health(names: list[str], weighed: WeightedDraws) -> tuple[dict[str, 
         "inference_gap": gap,
     }
     if gap > LATENTS.noticed_gap:
-        sentences.append(f"The ELBO is {gap:.2g} nats a row below the log density.")
+        sentences.append(f"The ELBO is {gap:.2g} nats per row below the log density.")
     return measures, sentences
 
 

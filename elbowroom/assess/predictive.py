@@ -6,12 +6,13 @@ import numpy as np
 
 TAIL = 0.005
 """The share of replicated data sets beyond the observed statistic at which it is called missed."""
-STATISTICS: Mapping[str, Callable[..., np.ndarray]] = {
-    "mean": np.mean,
-    "sd": np.std,
-    "smallest": np.min,
-    "largest": np.max,
+STATISTICS: Mapping[str, tuple[str, Callable[..., np.ndarray]]] = {
+    "mean": ("mean", np.mean),
+    "sd": ("sd", np.std),
+    "smallest": ("smallest value", np.min),
+    "largest": ("largest value", np.max),
 }
+"""For each statistic, its name in a sentence, and how it is computed."""
 
 
 def predictive_checks(
@@ -34,8 +35,8 @@ def predictive_checks(
         >>> _, sentences = predictive_checks(
         ...     {"y": np.array([0.1, 9.0, 0.2])}, {"y": random.normal(size=(500, 3))}
         ... )
-        >>> sentences
-        ["The model does not reproduce the mean, sd, largest of 'y': look at it."]
+        >>> sentences[0].partition(":")[0]
+        "The model does not reproduce the mean, sd and largest value of 'y'"
     """
     shares, sentences = {}, []
     for name, draws in replicated.items():
@@ -44,13 +45,16 @@ def predictive_checks(
             continue
         flat = np.asarray(draws, dtype=float).reshape(-1, target.size)
         missed = []
-        for statistic, function in STATISTICS.items():
+        for statistic, (words, function) in STATISTICS.items():
             values, seen = function(flat, axis=1), function(target)
             share = float(np.mean(values > seen) + 0.5 * np.mean(values == seen))
             shares[f"{name}.{statistic}"] = share
             if min(share, 1 - share) < TAIL:
-                missed.append(statistic)
+                missed.append(words)
         if missed:
-            what = ", ".join(missed)
-            sentences.append(f"The model does not reproduce the {what} of '{name}': look at it.")
+            what = ", ".join(missed[:-1]) + " and " * (len(missed) > 1) + missed[-1]
+            sentences.append(
+                f"The model does not reproduce the {what} of '{name}': compare "
+                "posterior_predictive with the data."
+            )
     return shares, sentences

@@ -54,7 +54,7 @@ def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset)
         - sd_ratio: the posterior's sd over the reference's, and log_ratio_error, the standard
           error of its logarithm;
         - coverage: the share of the reference's draws within the posterior's equal-tailed
-          90 % interval: 0.9 if they agree;
+          90% interval: 0.9 if they agree;
         - wasserstein: the distance of the two distributions, in the reference's sds;
         - r_hat, effective: the reference's rank-normalised split R-hat and bulk effective sample
           size.
@@ -118,7 +118,11 @@ def _error(draws: np.ndarray, of: str) -> float:
 def how_well(r_hat: float, effective: float, divergences: int) -> str:
     """How well chains have mixed, in words."""
     words = f"R-hat {r_hat:.3f}, {effective:,.0f} effective draws"
-    return f"{words}, {divergences:,} divergences" if divergences else words
+    return (
+        f"{words}, {divergences:,} divergence{'' if divergences == 1 else 's'}"
+        if divergences
+        else words
+    )
 
 
 def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool] | None:
@@ -136,7 +140,7 @@ def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool]
 
     Returns:
         None where it says nothing: a quantity has R-hat above 1.01 or fewer than 400 effective
-        draws, or more than 1 % of the draws diverged.
+        draws, or more than 1% of the draws diverged.
 
     Example:
         >>> table = pd.DataFrame([dict.fromkeys(COLUMNS, 0.0)]).assign(
@@ -164,7 +168,7 @@ def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool]
     if far is None and wide is None:
         return (
             f"The posterior agrees with {which}: means within {shifts.max():.2g} sd, sds within "
-            f"a factor {np.exp(ratios.max()):.3g}."
+            f"a factor of {np.exp(ratios.max()):.3g}."
         ), True
     parts = []
     if far is not None:

@@ -46,8 +46,8 @@ def unresolved_quantities(
         >>> random = np.random.default_rng(0)
         >>> weights = np.full(4000, 1 / 4000)
         >>> _, sentences = unresolved_quantities({"x": random.standard_cauchy(4000)}, weights)
-        >>> sentences[0][:29]
-        'The sd of x is not resolved: '
+        >>> sentences[0][:38]
+        'The sd of x cannot be estimated well: '
     """
     shapes, sentences = {}, []
     for name, each in values.items():
@@ -70,8 +70,9 @@ def unresolved_quantities(
             )
             if heavy or not errors[j] <= RESOLUTION.error:
                 sentences.append(
-                    f"The sd of {label} is not resolved: its tail is heavy (Pareto k "
-                    f"{shapes[label]:.2f}, standard error {errors[j]:.0%})."
+                    f"The sd of {label} cannot be estimated well: {label} has a heavy tail "
+                    f"(Pareto k {shapes[label]:.2f}; relative standard error of the sd "
+                    f"{errors[j]:.0%})."
                 )
     return shapes, sentences
 

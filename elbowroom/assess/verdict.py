@@ -26,7 +26,7 @@ class Limits:
     missing_evidence: float = 5.0
     """Nats by which the evidence of the draws may be below Laplace's estimate at the best mode."""
     all_modes: float = 0.1
-    """Nats of evidence by which draws about all modes may exceed the guide's."""
+    """Nats of evidence by which draws around all modes may exceed the guide's."""
     other_guide: float = 0.02
     """Nats by which the evidence of another guide may exceed that of the draws, where that is more
     than chance."""
@@ -49,7 +49,7 @@ LIMITS = Limits()
 
 TRUSTED, CORRECTED, NOT_TRUSTED = "trusted", "trusted after correction", "not trusted"
 
-NUTS = "compare with NUTS, elbowroom reference RUN, or fit with --fallback nuts."
+NUTS = "compare with NUTS ('elbowroom reference RUN'), or fit with --fallback nuts."
 AUTO = "fit with --guide auto."
 
 
@@ -63,12 +63,12 @@ class Verdict:
         advice: What to do next; empty where there is nothing to do.
 
     Example:
-        >>> verdict = Verdict("not trusted", ("k-hat is 0.9.",), "elbowroom reference RUN")
+        >>> verdict = Verdict("not trusted", ("k-hat is 0.9.",), "give more --draws.")
         >>> verdict.trusted
         False
         >>> print(verdict)
         not trusted: k-hat is 0.9.
-        next: elbowroom reference RUN
+        next: give more --draws.
     """
 
     level: str
@@ -177,13 +177,13 @@ def _for_trust(evidence: Evidence, same: bool) -> list[str]:
         reasons.append("{} of {} starts reached the best mode.".format(*modes.starts))
     if len(modes.shares) > 1:
         shares = ", ".join(f"{share:.0%}" for share in modes.shares)
-        reasons.append(f"{len(modes.shares)} modes have {shares} of the mass.")
+        reasons.append(f"{len(modes.shares)} modes have these shares of the mass: {shares}.")
     if weights.usable and not same:
         factor = np.exp(min(weights.ratio, 99.0))
-        by = f"a factor {factor:.2g}" if factor < 1e3 else "a factor over 1,000"
+        by = f"a factor of {factor:.2g}" if factor < 1e3 else "a factor of more than 1,000"
         reasons.append(
-            "The posterior consists of the corrected draws: the guide's own are off by up to "
-            f"{weights.shift:.2g} sd in a mean and {by} in an sd."
+            "The posterior consists of the corrected draws: the guide's own draws are off by up "
+            f"to {weights.shift:.2g} sd in a mean and {by} in an sd."
         )
     return reasons
 
@@ -198,8 +198,8 @@ def _of_weights(evidence: Evidence) -> str:
         return f"All importance weights are equal: {weights.effective:,.0f} effective draws."
     lower, upper = k_hat_interval(weights.k_hat, weights.draws)
     return (
-        f"k-hat {weights.k_hat:.2f} ({lower:.2f} to {upper:.2f}, limit {limit:.2f}), "
-        f"{weights.effective:,.0f} effective draws."
+        f"k-hat of the corrected draws {weights.k_hat:.2f} (90% interval {lower:.2f} to "
+        f"{upper:.2f}, limit {limit:.2f}), {weights.effective:,.0f} effective draws."
     )
 
 
@@ -207,17 +207,21 @@ def _of_row_weights(evidence: Evidence, count: int, unreliable: float, limit: fl
     weights = evidence.weights
     if np.isneginf(weights.k_hat):
         if weights.effective > 0.999 * weights.draws:
-            return f"All importance weights of each of the {count:,} rows are equal."
+            return f"In each of the {count:,} rows all importance weights are equal."
         return (
-            f"In 95 % of the {count:,} rows nearly all weight is on values that were drawn more "
-            f"than once: {weights.effective:,.0f} effective draws of {weights.draws:,} or more."
+            f"In 95% of the {count:,} rows, nearly all weight is on values that were drawn more "
+            f"than once. At least {weights.effective:,.0f} of {weights.draws:,} draws are "
+            "effective."
         )
     few = round(unreliable * count)
-    left = f" {few:,} of the {count:,} rows have unreliable weights, and the guide's own draws."
+    left = (
+        f" In {few:,} rows the weights are unreliable; there the posterior has the guide's own "
+        "draws."
+    )
     return (
-        f"The weights of 95 % of the {count:,} rows have a k-hat up to {weights.k_hat:.2f} "
-        f"(limit {limit:.2f}), and {weights.effective:,.0f} effective draws of "
-        f"{weights.draws:,} or more.{left if few else ''}"
+        f"In 95% of the {count:,} rows, k-hat is at most {weights.k_hat:.2f} (limit "
+        f"{limit:.2f}), and at least {weights.effective:,.0f} of {weights.draws:,} draws are "
+        f"effective.{left if few else ''}"
     )
 
 
@@ -226,20 +230,25 @@ def _remarks(evidence: Evidence) -> list[str]:
     optimum, modes = evidence.optimum, evidence.modes
     remarks = []
     if not optimum.converged and not optimum.stochastic and _draws_stand_alone(evidence):
-        remarks.append(_sentence(optimum.status))
+        remarks.append(sentence(optimum.status))
     if modes.starts is not None and modes.starts[1] == 1:
-        remarks.append("One start was made: other modes were not looked for.")
+        remarks.append("There was only one start: no other modes were searched for.")
     if modes.own_starts and modes.starts is not None:
-        remarks.append("The starts are the model's own: modes elsewhere were not looked for.")
+        remarks.append(
+            "The search for modes used the model's own starts only; modes elsewhere would be "
+            "missed."
+        )
     if modes.relabelled:
         remarks.append(
-            "Modes that differ only in labels are one: the labels are those of one mode."
+            "Modes that differ only in the order of their labels count as one. The draws have "
+            "the labels of one of them."
         )
     said = evidence.remarks
     return [*remarks, *said.doubts, *said.health, *said.predictive]
 
 
-def _sentence(status: str) -> str:
+def sentence(status: str) -> str:
+    """With a capital."""
     return status[:1].upper() + status[1:]
 
 
@@ -265,7 +274,8 @@ def _draws_stand_alone(evidence: Evidence) -> bool:
 
 
 @_check(
-    Severity.NO_POSTERIOR, "fit with --guide map, whose priors give it one, or a smaller model."
+    Severity.NO_POSTERIOR,
+    "fit with --guide map, whose priors give the density a maximum, or fit a smaller model.",
 )
 def no_maximum(evidence: Evidence) -> str | None:
     """The likelihood has no maximum."""
@@ -280,8 +290,8 @@ def one_point(evidence: Evidence) -> str | None:
 
 @_check(
     Severity.NO_POSTERIOR,
-    "write the model so that it is valid at every value of its latents; elbowroom check runs it at "
-    "random ones.",
+    "write the model so that it is valid at every value of its latents; 'elbowroom check' tries "
+    "random values.",
 )
 def invalid_model(evidence: Evidence) -> str | None:
     """The model is not valid at some of the draws."""
@@ -310,12 +320,15 @@ def wrong_gradient(evidence: Evidence) -> str | None:
     if evidence.target.slope <= LIMITS.slope_error:
         return None
     return (
-        "The gradient of the model's log density is not that of its values: off by "
-        f"{evidence.target.slope:.2g} of its size."
+        "The gradient of the model's log density differs from finite differences of the log "
+        f"density, by {evidence.target.slope:.2g} of its size."
     )
 
 
-@_check(Severity.CONTRADICTED, "take the reference's draws.")
+@_check(
+    Severity.CONTRADICTED,
+    "use the draws of NUTS: they are the group reference_posterior of posterior.nc.",
+)
 def reference_differs(evidence: Evidence) -> str | None:
     """A long run of NUTS differs."""
     if evidence.reference is None or evidence.reference[1]:
@@ -325,7 +338,10 @@ def reference_differs(evidence: Evidence) -> str | None:
 
 def _usual_remedy(evidence: Evidence) -> str:
     if evidence.optimum.stochastic:
-        return "give more --steps, or a smaller --learning-rate; of minibatches, larger ones."
+        return (
+            "give more --steps, a smaller --learning-rate or, with minibatches, a larger "
+            "--batch-size."
+        )
     return "fit with --guide auto, or write the model with a non-centred parameterisation."
 
 
@@ -336,13 +352,13 @@ def optimum_not_reached(evidence: Evidence) -> str | None:
     if optimum.converged or _agrees(evidence):
         return None
     rests_on_it = optimum.stochastic or not _draws_stand_alone(evidence)
-    return _sentence(optimum.status) if rests_on_it else None
+    return sentence(optimum.status) if rests_on_it else None
 
 
 @_check(
     Severity.WEIGHTS,
-    "fit with --guide local, which has no network to generalise, or with --elbo iwae "
-    "--particles 10; 'elbowroom score RUN' tells of each row.",
+    "fit with --guide local, which fits each row by itself, or with --elbo iwae --particles 10. "
+    "'elbowroom score RUN' shows the k-hat of each row.",
 )
 def weights_of_rows(evidence: Evidence) -> str | None:
     """Too many rows have poor weights."""
@@ -350,8 +366,8 @@ def weights_of_rows(evidence: Evidence) -> str | None:
     if weights.rows is None or evidence.optimum.point or weights.usable:
         return None
     return (
-        f"The guide misses the posterior of {weights.rows[1]:.0%} of the {weights.rows[0]:,} rows, "
-        "whose importance weights cannot correct it (k-hat above "
+        f"For {weights.rows[1]:.0%} of the {weights.rows[0]:,} rows the guide misses the "
+        "posterior, and importance weights cannot correct it (k-hat above "
         f"{k_hat_threshold(weights.draws):.2f}, or too few effective draws)."
     )
 
@@ -364,7 +380,10 @@ def _heavy_weights(evidence: Evidence) -> bool:
 
 def _remedy_of_weights(evidence: Evidence) -> str:
     if not evidence.ladder:  # of a network's weights, that have more modes than are found
-        return "judge its predictions of rows held out: elbowroom compare --test-size 0.25."
+        return (
+            "judge the predictions of held-out rows instead: 'elbowroom compare MODEL "
+            "--test-size 0.25'."
+        )
     return AUTO if evidence.optimum.stochastic else NUTS
 
 
@@ -376,8 +395,8 @@ def heavy_weights(evidence: Evidence) -> str | None:
         return None
     surely = weights.k_hat > k_hat_threshold(weights.draws)
     return (
-        f"The importance weights {'cannot' if surely else 'may not'} correct the guide: "
-        f"{_of_weights(evidence)}"
+        f"The importance weights {'cannot' if surely else 'might be unable to'} correct the "
+        f"guide: {_of_weights(evidence)}"
     )
 
 
@@ -389,7 +408,7 @@ def few_effective_draws(evidence: Evidence) -> str | None:
         return None
     if weights.effective >= WEIGHING.resolved:
         return None
-    return f"Too few effective draws: {_of_weights(evidence)}"
+    return f"Fewer than {WEIGHING.resolved:.0f} effective draws: {_of_weights(evidence)}"
 
 
 def _more_restarts(evidence: Evidence) -> str:
@@ -408,7 +427,10 @@ def one_start_alone(evidence: Evidence) -> str | None:
         or starts[1] <= LIMITS.few_starts
     ):
         return None
-    return f"Only 1 of {starts[1]} starts reached the best mode: a better one may be missed."
+    return (
+        f"Only 1 of {starts[1]} starts reached the best mode: there may be a better mode that "
+        "none reached."
+    )
 
 
 @_check(Severity.PART_MISSING, NUTS)
@@ -416,32 +438,32 @@ def search_unfinished(evidence: Evidence) -> str | None:
     """The last starts still found modes."""
     if not evidence.modes.unfinished or evidence.chains.covered:
         return None
-    return "The last starts still found new modes: others may be missed."
+    return "The last starts still found new modes: there may be more."
 
 
 @_check(
     Severity.PART_MISSING,
-    "fit with another --seed, or compare with NUTS: elbowroom reference RUN.",
+    "fit with another --seed, or compare with NUTS ('elbowroom reference RUN').",
 )
 def higher_place_missed(evidence: Evidence) -> str | None:
     """A place climbed to has more Laplace evidence than the draws."""
     if not evidence.modes.missing > LIMITS.missing_evidence or evidence.chains.covered:
         return None
     return (
-        f"The draws have {evidence.modes.missing:.0f} nats less evidence than the best place "
-        "climbed to should: they may have missed it."
+        f"The log evidence of the draws is {evidence.modes.missing:.0f} nats below Laplace's "
+        "estimate at the best point that a start reached: the draws may have missed that point."
     )
 
 
 @_check(
     Severity.PART_MISSING,
-    "compare with NUTS, elbowroom reference RUN, or fit with another --seed.",
+    "compare with NUTS ('elbowroom reference RUN'), or fit with another --seed.",
 )
 def mode_left_out(evidence: Evidence) -> str | None:
     """Next to no draws come from a known mode."""
     if not evidence.modes.left_out:
         return None
-    return f"A mode that has {evidence.modes.left_out:.0%} of the posterior has next to no draws."
+    return f"A mode with {evidence.modes.left_out:.0%} of the posterior's mass has almost no draws."
 
 
 def found_more(evidence: Evidence) -> bool:
@@ -456,27 +478,27 @@ def other_guide_found_more(evidence: Evidence) -> str | None:
     if not found_more(evidence):
         return None
     return (
-        f"Another guide found {evidence.gaps.other_guide[0]:.2g} nats more evidence: a part of the "
-        "posterior is missing from these draws."
+        f"Another guide found a log evidence that is {evidence.gaps.other_guide[0]:.2g} nats "
+        "higher: a part of the posterior is missing from these draws."
     )
 
 
 @_check(
     Severity.PART_MISSING,
     lambda evidence: (
-        "fit with --guide auto, which draws about all modes."
+        "fit with --guide auto, which draws around all modes."
         if evidence.ladder
-        else "compare with NUTS, elbowroom reference RUN."
+        else "compare with NUTS ('elbowroom reference RUN')."
     ),
 )
 def other_modes_have_more(evidence: Evidence) -> str | None:
-    """Draws about all known modes have more evidence than the guide's."""
+    """Draws around all known modes have more evidence than the guide's."""
     nats, error = evidence.gaps.all_modes
     if _agrees(evidence) or not nats > max(LIMITS.all_modes, ERRORS * error):
         return None
     return (
-        f"Draws about all modes that the starts reached have {nats:.2g} nats more evidence: the "
-        "guide has left a part of the posterior out."
+        f"Draws around all modes that the starts reached have a log evidence that is {nats:.2g} "
+        "nats higher: the guide has left out a part of the posterior."
     )
 
 
@@ -489,7 +511,7 @@ def chains_leave_the_draws(evidence: Evidence) -> str | None:
     if not much or not _rests_on_weights(evidence):
         return None
     return (
-        "Markov chains that began at the draws came to where no draw is: at least "
+        "Markov chains that began at the draws reached regions without draws: at least "
         f"{chains.outside:.1%} of the posterior is missing."
     )
 
@@ -500,5 +522,5 @@ def unresolved(evidence: Evidence) -> str | None:
     if not evidence.unresolved:
         return None
     more = len(evidence.unresolved) - LIMITS.named
-    rest = [f"So are {more} more."] if more > 0 else []
+    rest = [f"The same holds for {more} more quantities."] if more > 0 else []
     return " ".join([*evidence.unresolved[: LIMITS.named], *rest])

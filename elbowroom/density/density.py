@@ -46,8 +46,8 @@ class Batching:
 BATCHING = Batching()
 
 IN_FLOAT64 = (
-    "the model's log density cannot be evaluated in float64; make the numbers of its networks so, "
-    "by network.double(), and fit with --dtype float64"
+    "the model's log density cannot be evaluated in float64; convert its networks with "
+    "network.double(), and fit with --dtype float64"
 )
 
 
@@ -183,8 +183,8 @@ class Density:
             self._check_held(probes[0])
         if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected]):
             raise ModelError(
-                "the model's log density is random: two runs at one point differ; draw random "
-                "numbers by pyro.sample alone."
+                "the model's log density is random: two runs at the same point differ; draw "
+                "random numbers only with pyro.sample."
             )
         # Recording and batching fail in as many ways as there are models, which then are run.
         batched = (self._batched, self._filled)
@@ -210,9 +210,10 @@ class Density:
             for leaf in leaves(self(point)):
                 if self._holds and isinstance(leaf, nn.Parameter):
                     raise ModelError(
-                        f"a parameter of shape {tuple(leaf.shape)} is used before it is registered "
-                        "with pyro.param or pyro.module, or where torch does not show it, as in "
-                        "torch.jit: register it first in the model, or fit with --engine svi."
+                        f"a parameter of shape {tuple(leaf.shape)} is used before it is "
+                        "registered with pyro.param or pyro.module, or inside torch.jit, which "
+                        "hides it. Register it at the beginning of the model, or fit with "
+                        "--engine svi."
                     )
 
     def _slope_error(self) -> float:
@@ -238,13 +239,13 @@ class Density:
         """What a user should know of how the density is evaluated."""
         if self.how == "recorded" and self.unsteady:
             return (
-                f"at {self.unsteady} of the draws the model's log density had lost its digits, as "
-                "a difference of huge numbers; they were left out."
+                f"at {self.unsteady} draws the model's log density was a difference of huge "
+                "numbers, and had lost its precision; these draws were left out."
             )
         if self.how == "recorded":
             return None
         reason = "its operations depend on the values of its sites or cannot be batched"
-        return f"the model is run as it stands, slower, since {reason} ({self.how})."
+        return f"the model could not be recorded, so the fit was slower: {reason} ({self.how})."
 
     def affordable(self, wanted: int, least: int) -> int:
         """As many points of those wanted as can be evaluated in a few seconds, but some."""

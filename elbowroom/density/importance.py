@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 ERRORS = 3.0
 """Standard errors by which one sample's evidence lies below another's that is no chance."""
 INTERVAL = 1.645
-"""Standard errors either side of k-hat: a 90 % interval."""
+"""Standard errors either side of k-hat: a 90% interval."""
 
 
 def pareto_k_hat(log_weights: np.ndarray) -> float:
@@ -64,7 +64,7 @@ def k_hat_threshold(draws: int) -> float:
 
 
 def k_hat_interval(k_hat: float, draws: int) -> tuple[float, float]:
-    """A 90 % interval of the shape that k̂ estimates.
+    """A 90% interval of the shape that k̂ estimates.
 
     The standard error of the shape of M exceedances is (1 + k) / √M (Smith, 1987, "Estimating tails
     of probability distributions"), M being the tail that Pareto smoothing takes.

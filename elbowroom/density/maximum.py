@@ -33,8 +33,8 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
     """Why a point is no maximum of a likelihood that tells it from far ones; None if it is one.
 
     The likelihood is looked at along its flattest way through the point, and along a Newton step.
-    It does not fall there where it has no maximum, as at a component of a mixture that closes in on
-    a row or at classes that a plane separates, and where sites can make up for each other.
+    It does not fall there where it has no maximum, as at a component of a mixture that collapses
+    onto a row or at classes that a plane separates, and where sites can make up for each other.
 
     Args:
         problem: Without priors.

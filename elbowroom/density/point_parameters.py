@@ -81,8 +81,8 @@ class MaximumLikelihood:
             more = ", …" if value.numel() > 4 else ""
             shown.append(f"{name} = {f'[{numbers}{more}]' if value.dim() else numbers}")
         return (
-            "the point parameters are at their maximum marginal likelihood, and the posterior is "
-            f"that given them: {', '.join(shown)}."
+            "the point parameters are at the maximum of their marginal likelihood, and the "
+            f"posterior is conditional on these values: {', '.join(shown)}."
         )
 
 
@@ -127,8 +127,9 @@ def maximise(joint: Density, sample: Callable[[dict[str, Tensor]], Sample]) -> M
         before = evidence(flat)[0]
         if not np.isfinite(before):
             raise GuideError(
-                "the marginal likelihood of the point parameters (pyro.param) is not finite where "
-                "they begin; begin at likelier values, or fit with --engine svi."
+                "the marginal likelihood is not finite at the initial values of the point "
+                "parameters (pyro.param); choose better initial values, or fit with --engine "
+                "svi."
             )
         climbs += 1
         moved, whole = evidence.climb(flat)

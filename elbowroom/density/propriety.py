@@ -73,7 +73,7 @@ def endless(
         for direction in _flattest(curvature, end.location)[:1]:
             for signed in (direction, -direction):
                 if end.reached and _along_a_ridge(density, curvature, end.location, signed):
-                    return f"a curve that begins as {_in_words(density, signed)}"
+                    return f"a curve that begins in the direction of {_in_words(density, signed)}"
     return None
 
 

@@ -78,18 +78,22 @@ def posterior_tree(
         number = len(range(0, count, step))
         if data and space.shared_discrete:
             notes.append(
-                f"posterior_predictive is left out: '{space.shared_discrete[0]}' is discrete and "
-                "shared by several observations."
+                f"the group posterior_predictive is left out: '{space.shared_discrete[0]}' is "
+                "discrete and shared by several observations."
             )
         elif data:
             drawn_data = _predicted(problem, few, number)
             groups["posterior_predictive"] = drawn_data
             if not drawn_data:
-                notes.append("posterior_predictive is left out: the model's data cannot be drawn.")
+                notes.append(
+                    "the group posterior_predictive is left out: the observed sites cannot be "
+                    "sampled."
+                )
         if data:
             if number < count:
                 notes.append(
-                    "log_likelihood and posterior_predictive are of fewer draws, for size."
+                    "the groups log_likelihood and posterior_predictive have fewer draws than "
+                    "the posterior, to save space."
                 )
             scored = evaluate(problem.function, arguments, few, space, count=number)
             pointwise = scored.log_likelihood
@@ -217,13 +221,13 @@ def _log_likelihood(
     for name, values in found.items():
         if values.dim() > 1 + len(problem.space.observed_plates[name]):
             notes.append(
-                f"log_likelihood of '{name}' is left out: a dim of it belongs to no plate, so that "
-                "its rows cannot be told to be independent."
+                f"the log_likelihood of '{name}' is left out: one of its dims is in no plate, so "
+                "its rows may not be independent."
             )
         else:
             if values.dim() < 1 + len(problem.space.observed_plates[name]):
                 notes.append(
-                    f"log_likelihood of '{name}' has one value for each group that shares a "
+                    f"the log_likelihood of '{name}' has one value for each group that shares a "
                     "discrete site: elpd leaves out whole groups."
                 )
             pointwise[name] = values
@@ -234,7 +238,7 @@ def _prior(
     problem: Problem, data: Mapping[str, Tensor], notes: list[str]
 ) -> dict[str, dict[str, Tensor]]:
     if problem.posterior is not None:
-        notes.append("prior and prior_predictive are left out: the fit has no priors.")
+        notes.append("the groups prior and prior_predictive are left out: the fit has no priors.")
         return {}
     numbers = sum(value.numel() for value in data.values())
     count = max(1, min(GROUP_SIZES.prior_draws, LARGEST_GROUP // max(1, numbers)))
@@ -243,7 +247,9 @@ def _prior(
             warnings.simplefilter("ignore", UserWarning)  # of unlikely draws of a wide prior
             drawn = prior_sites(problem.function, problem.arguments, problem.space, count)
     except (NotImplementedError, ModelError, ValueError, RuntimeError):
-        notes.append("prior and prior_predictive are left out: a prior cannot be sampled.")
+        notes.append(
+            "the groups prior and prior_predictive are left out: a prior cannot be sampled."
+        )
         return {}
     local = set(problem.space.local) | problem.hidden
     prior = {k: v for k, v in drawn.items() if k not in data and k not in local}

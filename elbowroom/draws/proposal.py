@@ -56,6 +56,6 @@ class Proposal:
         if self.blocks is None or self.mean is None:
             return None
         return (
-            f"{self.blocks.size} of the {len(self.mean)} coordinates were drawn given the others, "
-            "from their conditional distributions."
+            f"{self.blocks.size} of the {len(self.mean)} coordinates were drawn from their "
+            "conditional distributions, given the others."
         )

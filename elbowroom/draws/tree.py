@@ -93,7 +93,7 @@ def build_tree(
             size = sum(values.size for values in variables.values())
             step = max(1, -(-size // LARGEST_GROUP))
             if step > 1:
-                notes.append(f"{group}: every {step}th draw is kept, for its size.")
+                notes.append(f"the group {group} has one draw in {step}, to save space.")
             variables = {name: values[None, ::step] for name, values in variables.items()}
         # A slash would be a group to NetCDF.
         arrays = {k.replace("/", "."): names.array(k, v, leading) for k, v in variables.items()}

@@ -47,17 +47,21 @@ class Settings(StochasticOptions, DeterministicOptions, ExpectationOptions, Numb
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
-            raise OptionError("--steps and --epochs both set the length of the run; give one.")
+            raise OptionError(
+                "--steps and --epochs both set the length of the run; give only one of them."
+            )
         optimizer_class(self.optimizer)
         if self.elbo is None:
             return
         objective = get_objective(self.elbo)
         if objective.several and self.particles < 2:
-            raise OptionError(f"--elbo {self.elbo} takes several draws together; give --particles.")
+            raise OptionError(
+                f"--elbo {self.elbo} needs several draws; give --particles 2 or more."
+            )
         if self.kl_warm_up and not objective.of_its_loss:
             raise OptionError(
-                f"--kl-warm-up weighs a divergence of the ELBO, which --elbo {self.elbo} has not; "
-                "leave it out."
+                f"--kl-warm-up changes the weight of the KL term, and --elbo {self.elbo} has no "
+                "KL term; leave --kl-warm-up out."
             )
 
     def of_objective(self, name: str) -> Any:

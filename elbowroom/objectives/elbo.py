@@ -29,7 +29,7 @@ def _enumeration(kind: Kind, space: LatentSpace, sites: GuideSites) -> str | Non
             f"{Summed.name}, which sums over it, or a guide that samples it."
         )
     if kind.enumerates and not (left or sites.enumerable):
-        return ": there is no discrete site to enumerate; leave it out."
+        return ": there is no discrete site to sum over; leave --elbo out."
     return None
 
 
@@ -38,13 +38,13 @@ def _paths(kind: Kind, space: LatentSpace, sites: GuideSites) -> str | None:
         return None
     if sites.discrete:
         return (
-            f" needs reparameterised sites, and '{min(sites.discrete)}' is discrete; give --elbo "
-            f"{Graph.name}, or of several draws vimco."
+            f" needs reparameterised sites, but '{min(sites.discrete)}' is discrete; give --elbo "
+            f"{Graph.name} or, for several draws, --elbo vimco."
         )
     if sites.rough:
         return (
-            f" needs reparameterised sites, and '{min(sites.rough)}' has a distribution that "
-            f"cannot be; give --elbo {Graph.name}, or another distribution."
+            f" needs reparameterised sites, but the distribution of '{min(sites.rough)}' cannot "
+            f"be reparameterised; give --elbo {Graph.name}, or change the distribution."
         )
     return None
 
@@ -53,14 +53,14 @@ def _densities(kind: Kind, space: LatentSpace, sites: GuideSites) -> str | None:
     if not (kind.as_drawn or kind.scoreless):
         return None
     if sites.point:
-        reason = ": the guide is a point, which has no score; leave it out."
+        reason = ": the guide is a point, which has no score; leave --elbo out."
         return reason if kind.as_drawn else None
     still = sites.moved | sites.weighed if kind.as_drawn else sites.weighed
     if not still:
         return None
     return (
-        f" takes the guide's densities apart, and '{min(still)}' is a Delta that depends on a "
-        f"parameter; give --elbo {Sampled.name}."
+        " cannot use a Delta that depends on a parameter, and the guide has one at "
+        f"'{min(still)}'; give --elbo {Sampled.name}."
     )
 
 
@@ -69,13 +69,13 @@ def _rows(kind: Kind, space: LatentSpace, sites: GuideSites) -> str | None:
         return None
     if not space.rows_only:
         return (
-            " is for models whose latents all belong to rows, of which a guide can be shown others "
-            f"than the data; give --elbo {Graph.name}."
+            " is for models whose latents all belong to rows, since it trains the guide on rows "
+            f"drawn from the model; give --elbo {Graph.name}."
         )
     if sites.auxiliary:
         return (
-            f": the guide draws '{min(sites.auxiliary)}', which is no site of the model, and no "
-            f"dream tells of it; give --elbo {Sampled.name}."
+            f": the guide draws '{min(sites.auxiliary)}', which is not a site of the model, so "
+            f"rows drawn from the model have no value of it; give --elbo {Sampled.name}."
         )
     return None
 
@@ -88,8 +88,8 @@ def _divergences(kind: Kind, space: LatentSpace, sites: GuideSites) -> str | Non
     if not (kind.closed and sites.auxiliary):
         return None
     return (
-        f" takes divergences site by site, and the guide draws '{min(sites.auxiliary)}', which is "
-        f"no site of the model; give --elbo {Sampled.name}."
+        f" takes KL divergences site by site, but the guide draws '{min(sites.auxiliary)}', "
+        f"which is not a site of the model; give --elbo {Sampled.name}."
     )
 
 
@@ -136,8 +136,12 @@ def choose_objective(
     rules = (
         (left, Summed.name, f"it sums over '{left}', which the guide leaves out"),
         (summed, Summed.name, f"the guide's '{summed}' can be summed over"),
-        (scored, Graph.name, f"the guide's '{discrete}' is discrete: score function"),
-        (suited is not None, suited or "", "it suits the guide"),
+        (
+            scored,
+            Graph.name,
+            f"the guide's '{discrete}' is discrete, so its gradient is a score function",
+        ),
+        (suited is not None, suited or "", "the guide's own objective"),
         (True, Sampled.name, "every site is reparameterised"),
     )
     return next((name, why) for applies, name, why in rules if applies)
@@ -193,6 +197,6 @@ def check_enumerable(
     for name in left:
         if not nodes[name]["fn"].has_enumerate_support:
             raise ModelError(
-                f"site '{name}' is discrete with infinitely many values, so that it cannot be "
-                "summed over; sample it in a hand-written guide."
+                f"site '{name}' is discrete and has infinitely many values, so it cannot be "
+                "summed over; sample it in a guide of your own."
             )

@@ -59,13 +59,13 @@ class LocalReparameterisation(Analytic):
         """Needs layers whose weights are latent, and in independent Normals."""
         weights = [f"{layer}.{part}" for layer in space.layers for part in ("weight", "bias")]
         if not weights:
-            return ": the model has no layer whose weights are latent; leave it out."
+            return ": the model has no layer whose weights are latent; leave --elbo out."
         other = next((name for name in weights if name not in sites.normal), None)
         if other is None:
             return None
         return (
-            f" needs weights in independent Normals, and the guide's '{other}' is not; leave it "
-            "out, or fit with another guide."
+            " needs independent Normals for the weights, and the guide has another distribution "
+            f"for '{other}'; leave --elbo out, or fit with another guide."
         )
 
     def traces(

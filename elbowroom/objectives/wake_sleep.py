@@ -94,8 +94,8 @@ def _check_arguments(
             whole = whole.index_select(_axis_of_rows(nodes[name], plate), rows[plate.name])
         if not torch.equal(value, whole):
             raise ModelError(
-                f"the guide cannot be shown a dream of '{name}': what the site observes is to be "
-                "the model's argument of the same name, as it is."
+                f"the guide cannot be trained on rows of '{name}' that the model draws: the site "
+                f"must observe the model's argument of the same name, unchanged (obs={name})."
             )
 
 

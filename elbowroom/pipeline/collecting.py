@@ -40,8 +40,8 @@ from elbowroom.problem.validation import invalid_draws
 from elbowroom.sizes import SIZES
 
 PRIORS = (
-    "read the point parameters as the maximum of their likelihood, or give them priors: "
-    "pyro.sample in the place of pyro.param."
+    "read the point parameters as the maximum of their likelihood, or give them priors, with "
+    "pyro.sample instead of pyro.param."
 )
 """What to do where a model has points alone."""
 SPIKE = 5.0
@@ -193,8 +193,8 @@ def _maximum(fitted: Fitted, drawn: Drawn) -> tuple[str, list[str]]:
     # Engines with steps of their own see to it themselves.
     if problem.space.dimension > SIZES.products and fitted.guide.steps is None:
         remarks.append(
-            f"whether the likelihood has a maximum there, in {problem.space.dimension} dimensions, "
-            "was not looked at."
+            f"it was not checked whether the likelihood has a maximum: {problem.space.dimension} "
+            "dimensions are too many for the check."
         )
     if not fitted.seeks_maximum:
         return "", remarks

@@ -257,7 +257,7 @@ def fit_task(
                 raise
             why = str(error).partition(";")[0]
             found = fit_guide(task, guide, "svi", None)
-            return found.with_remarks(f"By stochastic gradients: {why}.")
+            return found.with_remarks(f"Fitted by stochastic gradients instead: {why}.")
 
 
 def fit_guide(task: Task, guide: Guide, engine: str, landscape: Landscape | None) -> Fit:

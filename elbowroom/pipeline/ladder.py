@@ -67,7 +67,7 @@ class Ladder:
         # What was given for one rung is not read by all.
         suggested, way = task.problem.model.suggested, Way(engine, guide=guide)
         task = replace(task, settings=only_read(task.settings, suggested, way))
-        label = f"{name} of the standardised sites" if task.problem.reparameterised else name
+        label = f"{name}, with standardised sites" if task.problem.reparameterised else name
         try:
             with numerical_failures():
                 fit = self.fit_one(task, guide, engine, landscape)
@@ -76,7 +76,7 @@ class Ladder:
         else:
             self.fits.append(_compared(fit, self.fits))
             verdict = self.fits[-1].verdict
-            why = "" if verdict.trusted else f", {verdict.reasons[0]}"
+            why = "" if verdict.trusted else f". {verdict.reasons[0]}"
             self.say(f"{label}: {verdict.level}{why}")
         return bool(self.fits) and (self.fits[-1].verdict.trusted or _best_of(self.fits[-1]))
 
@@ -133,7 +133,7 @@ def _climb(ladder: Ladder, task: Task) -> None:
             with numerical_failures():
                 landscape = _start(each)
         except GuideError as error:
-            ladder.lines.append(f"before any guide: {error}")
+            ladder.lines.append(f"search for modes: {error}")
             break
         if landscape.endless:
             raise GuideError(

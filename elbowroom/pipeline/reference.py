@@ -104,7 +104,8 @@ def add_reference(
     evidence = replace(fit.evidence, reference=sentence)
     if sentence is None:
         notes.append(
-            f"NUTS has not converged ({mixed}), and says nothing of the fit; give more --draws."
+            f"NUTS has not converged ({mixed}), so it says nothing about the fit; run 'elbowroom "
+            "reference RUN' with more --draws."
         )
     measures: dict[str, Any] = {
         **fit.diagnostics,

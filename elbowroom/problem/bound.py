@@ -143,13 +143,15 @@ class Problem:
         space, sites = self.space, [site.name for site in self.space.sites]
         if not sites:
             raise OptionError(
-                "--guide mle: the model has no continuous latent to estimate; its point parameters "
-                "are at the maximum of their likelihood under any guide."
+                "--guide mle: the model has no continuous latent to estimate; its point "
+                "parameters are at the maximum of their likelihood under any guide; fit with "
+                "--guide auto."
             )
         if space.per_observation:
             raise OptionError(
-                f"--guide mle: site '{space.per_observation[0]}' has a value for each observation, "
-                "which is to be summed over, and not estimated; fit with another guide."
+                f"--guide mle: site '{space.per_observation[0]}' has a value for each "
+                "observation; maximum likelihood must sum over such values, not estimate them. "
+                "Fit with another guide."
             )
         dependent: Sequence[str] | None = self.model.population
         if dependent is None:
@@ -159,8 +161,8 @@ class Problem:
             if name in sites:
                 raise OptionError(
                     f"--guide mle: the density of site '{name}' depends on other latent sites or "
-                    "point parameters, so that it is no prior but a part of the likelihood, which "
-                    "would tell nothing of those without it; fit with --guide map or auto."
+                    "on point parameters. It is therefore a part of the likelihood, not a "
+                    "prior, and cannot be left out; fit with --guide map or auto."
                 )
         free = _LeftOut(sites)(self.model.function)
         function = _named_as(self.model.function, free)
@@ -212,7 +214,7 @@ class Problem:
             ModelError: If the model has none, but a `pyro.factor`.
         """
         if not self.space.observed:
-            raise ModelError("the model has no observed site, so that there is none to predict.")
+            raise ModelError("the model has no observed site to predict; give a site obs=.")
         return self.model.observed or self.space.observed[0]
 
     @property

@@ -66,7 +66,7 @@ def resolve_device(name: str) -> torch.device:
     if kind not in available or (index and not index.isdigit()):
         raise unknown("device", name, ["auto", *available])
     if not available[name.partition(":")[0]]:
-        raise OptionError(f"--device {name}: this machine has none; give --device cpu.")
+        raise OptionError(f"--device {name}: this machine has no such device; give --device cpu.")
     return torch.device(name)
 
 

@@ -92,10 +92,10 @@ def check_parameters(model: Callable[..., Any], arguments: Mapping[str, Any]) ->
         return
     names = [name for name, value in cut.items() if _depends(density, first, [value])]
     raise ModelError(
-        f"the model's density depends on the parameter '{(names or list(cut))[0]}', but has no "
-        "gradient by it, so that nothing would fit it: leave out the detach() or torch.no_grad() "
-        "that cuts it off, or hold it as data: a plain tensor, or requires_grad_(False) of a "
-        "module's."
+        f"the model's density depends on the parameter '{(names or list(cut))[0]}' but has no "
+        "gradient with respect to it, so it would not be fitted. Remove the detach() or "
+        "torch.no_grad() that cuts it off. To keep it fixed, use a plain tensor, or "
+        "requires_grad_(False) for a parameter of a module."
     )
 
 
@@ -123,21 +123,25 @@ def _refusal(tensors: list[Tensor], whose: Mapping[str, Callable[..., Any]]) -> 
         for tensor in tensors:
             for owner, path, name in _places(tensor, function):
                 shown, shape = f"{path}.{name}" if name else path, tuple(tensor.shape)
-                beside = f", beside {len(tensors) - 1} more" if len(tensors) > 1 else ""
+                beside = (
+                    f", and {len(tensors) - 1} more tensor{'s' if len(tensors) > 2 else ''}"
+                    if len(tensors) > 1
+                    else ""
+                )
                 register = (
                     f"pyro.module('{path}', {path})" if owner else f"pyro.param('{path}', {path})"
                 )
                 return (
-                    f"{called} uses '{shown}' of shape {shape}{beside}, which requires a gradient "
-                    f"and is not among its parameters, so that nothing would fit it: register it "
-                    f"with {register} there, or hold it as data with "
+                    f"{called} uses '{shown}' of shape {shape}{beside}, which requires a "
+                    "gradient but is not one of its parameters, so it would not be fitted. "
+                    f"Register it in {called} with {register}, or keep it fixed with "
                     f"{path}.requires_grad_(False)."
                 )
     return (
         f"{' and '.join(whose)} {'use' if len(whose) > 1 else 'uses'} a tensor of shape "
-        f"{tuple(tensors[0].shape)} that requires a gradient and is not among the parameters, so "
-        "that nothing would fit it: register it with pyro.param or its network with pyro.module, "
-        "or hold it as data with requires_grad_(False)."
+        f"{tuple(tensors[0].shape)} that requires a gradient but is not a parameter, so it would "
+        "not be fitted. Register it with pyro.param, or its network with pyro.module; or keep "
+        "it fixed with requires_grad_(False)."
     )
 
 

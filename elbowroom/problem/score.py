@@ -228,12 +228,15 @@ def score(
 def _check_enumerated(scored: list[tuple[str, Any]], ids: Mapping[str, Any]) -> None:
     """Sees that no enumerated site, nor what depends on it, is scaled or masked."""
     if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
-        raise ModelError("poutine.scale around enumerated sites is not supported.")
+        raise ModelError(
+            "poutine.scale around sites that are summed over or depend on these is not "
+            "supported; remove it."
+        )
     for name, node in scored:
         if name in ids and node["mask"] is not None and node["mask"] is not True:
             raise ModelError(
-                f"site '{name}' is summed over and masked, which would count its values for the "
-                "masked rows; mask the observed site alone."
+                f"site '{name}' is summed over and has a mask, so its values would count in "
+                "masked rows, too; put the mask on the observed site only."
             )
 
 

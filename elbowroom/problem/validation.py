@@ -110,7 +110,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         ...     print(str(error).replace(": ", ":\n"))
         site 'y':
         1 of 2 values is not in the support of its Bernoulli, 0 or 1:
-        row 2 has 2 (from 1). Its values begin at 1:
+        row 2 has 2 (counted from 1). Its values begin at 1:
         code them from 0, obs=y - 1.
     """
     numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
@@ -130,8 +130,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         raise fault.kind(fault.text)
     found = {fault.place: fault for run in reversed(valid) for fault in run.faults if fault.warns}
     somewhere = (
-        " This happened in some runs at random values of the latents, where the density is not "
-        "defined."
+        " This happened at some random values of the latents; there the density is not defined."
     )
     return tuple(fault.text + (somewhere if fault.kind else "") for fault in found.values())
 
@@ -221,7 +220,10 @@ def _run(
         except ElbowroomError as failure:
             return _Run(failure=_plainer(failure, arguments))
         text = str(refused).split(", but found invalid values")[0]
-        edit = "fix the value that is named; if it is right, give validate_args=False."
+        edit = (
+            "correct the value named above; if it is right, give the distribution "
+            "validate_args=False."
+        )
         return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
     _shapes(trace, arguments)
     with pyro.validation_enabled(True):
@@ -258,7 +260,10 @@ def _plainer(failure: ElbowroomError, arguments: Mapping[str, Any]) -> Elbowroom
     if "Shape mismatch inside plate" in text:
         text = f"{text}. {_shape_edit(arguments)}"
     elif whole and any(word in text for word in ("dtype", "can't be cast", "two bool tensors")):
-        text = f"{text} Of the arguments {', '.join(whole)}: make it real, as in y.double()."
+        text = (
+            f"{text} Among the arguments, {', '.join(whole)}: convert whole numbers where real "
+            "ones are needed, as in y.double()."
+        )
     return failure if text == str(failure) else ModelError(text)
 
 
@@ -273,9 +278,9 @@ def _minibatch(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
             _shapes(_trace(model, {**arguments, "batch_size": 1}, WIDTHS[0]), arguments)
     except ElbowroomError as error:
         raise ModelError(
-            f"in a minibatch of one row: {str(error).split(' Give the value')[0]} Take the rows "
-            "of the plate: y[rows] in `with pyro.plate(..., subsample_size=batch_size) as rows`, "
-            "or pyro.subsample(y, event_dim=0)."
+            f"In a minibatch of one row: {str(error).split(' Give the value')[0]} Use the rows "
+            "of the plate, as y[rows] in `with pyro.plate(..., subsample_size=batch_size) as "
+            "rows`, or pyro.subsample(y, event_dim=0)."
         ) from error
 
 
@@ -314,8 +319,8 @@ def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
             inside = ", ".join(f"'{p.name}' ({p.size}, dim {p.dim})" for p in plates.values())
             first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
             raise ModelError(
-                f"site '{name}': the shape of its log probability, {list(shape)}, is not that of "
-                f"its plates, {inside or 'of which it has none'}. {first}. {edit}"
+                f"site '{name}': its log probability has shape {list(shape)}, which does not "
+                f"match its plates: {inside or 'it has none'}. {first}. {edit}"
             ) from error
 
 
@@ -334,7 +339,7 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
     if isinstance(fn, dist.Unit):
         edit = "Give the factor one number for each row, or move it out of the plate."
     elif node["is_observed"]:
-        edit += f" If this is intended, write it out: obs={name}.expand(...)."
+        edit += f" If you intend this, write obs={name}.expand(...)."
     try:
         scored = torch.broadcast_shapes(batch, fn.batch_shape)
     except RuntimeError as error:
@@ -344,14 +349,15 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
         ) from error
     if events < 0 or value.shape[events:] != fn.event_shape:
         raise ModelError(
-            f"site '{name}': the value of shape {list(value.shape)} is repeated for an event of "
-            f"shape {list(fn.event_shape)}, so that it would count more than once. {edit}"
+            f"site '{name}': the value has shape {list(value.shape)}, but an event of its "
+            f"distribution has shape {list(fn.event_shape)}; the value would be repeated, and "
+            f"count more than once. {edit}"
         )
     if math.prod(scored) != math.prod(batch):
         raise ModelError(
             f"site '{name}': the value has batch shape {list(batch)} and its distribution "
-            f"{list(fn.batch_shape)}, so that each value would count {_times(scored, batch)} "
-            f"times. {edit}"
+            f"{list(fn.batch_shape)}, so each value would count {_times(scored, batch)} times. "
+            f"{edit}"
         )
     return _widened(name, node, scored)
 
@@ -371,8 +377,8 @@ def _widened(name: str, node: Any, scored: torch.Size) -> torch.Size:
             if math.prod(widened) != math.prod(scored):
                 raise ModelError(
                     f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
-                    f"{list(scored)}, so that each value would count {_times(widened, scored)} "
-                    f"times; give the {what} the shape of the batch."
+                    f"{list(scored)}, so each value would count {_times(widened, scored)} times; "
+                    f"give the {what} the shape of the batch."
                 )
             scored = widened
     return scored
@@ -384,8 +390,8 @@ def _no_pairs(name: str, node: Any, shape: torch.Size, arguments: Mapping[str, A
     for plate in plates_of(node):
         if plate.size > 1 and plate.size in outside:
             raise ModelError(
-                f"site '{name}': the factor has shape {list(shape)}, a number for each pair of the "
-                f"rows in the plate '{plate.name}'. {_shape_edit(arguments)} If this is intended, "
+                f"site '{name}': the factor has shape {list(shape)}, one number for each pair of "
+                f"rows of the plate '{plate.name}'. {_shape_edit(arguments)} If you intend this, "
                 "sum it over the other dim."
             )
 
@@ -401,14 +407,14 @@ def _shape_edit(arguments: Mapping[str, Any]) -> str:
     if columns:
         name = columns[0]
         return (
-            f"'{name}' is a column, {list(tensors[name].shape)}: write {name}[:, 0], or "
-            f"{name}.squeeze(-1), where it meets vectors."
+            f"'{name}' has shape {list(tensors[name].shape)}, a single column: write {name}[:, "
+            f"0], or {name}.squeeze(-1), where it is combined with vectors."
         )
     shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in tensors.items())
     return (
-        f"Give the value, the arguments of its distribution and its plates the same batch shape "
-        f"(of the arguments: {shapes}), each plate the dim, counted from the right, that it has "
-        "there."
+        "Give the value, the arguments of its distribution and its plates the same batch shape; "
+        f"the arguments have {shapes}. Give each plate its dim in this shape, counted from the "
+        "right (-1 is the last)."
     )
 
 
@@ -450,7 +456,7 @@ def _argument(
     wanted, edit = described(constraint)
     numbers = value[bad].detach()
     if not _is_zero(getattr(constraint, "lower_bound", getattr(constraint, "upper_bound", 0))):
-        edit = "make sure that it is, at all values of the latents."
+        edit = "make sure that this holds at all values of the latents."
     # Where exp or a sigmoid is rounded to its limit, or a matrix cannot be factorised, the draw
     # was far; the model is right.
     far = bool((numbers.isinf() | (numbers == 0) | (numbers == 1)).all())
@@ -516,8 +522,8 @@ def _values(name: str, node: Any) -> Iterator[Fault]:
             return
         raise ModelError(
             f"site '{name}': the log_prob of its {type(fn).__name__} has shape "
-            f"{list(log_prob.shape)}, and the batch shape is {list(rows.shape)}; make it sum over "
-            "the events alone."
+            f"{list(log_prob.shape)}, and the batch shape is {list(rows.shape)}; make log_prob "
+            "sum over the event dims only."
         )
     fractions = _fractions(fn, value)
     if fractions.any():
@@ -624,7 +630,7 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
     first = not bad.any()
     if first:  # within a part of it, such as what a transform is made of
         bad = _first_refused(fn, value)
-        wanted = "and first"
+        wanted = "the first of them"
         edit = "give values inside its support, or another distribution."
     total, count, numbers = bad.numel(), int(bad.sum()), value[bad]
     if not count:  # for another reason

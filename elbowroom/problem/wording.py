@@ -19,7 +19,7 @@ SUPPORTS: dict[str, tuple[str, str]] = {
     ),
     "Multinomial": (
         "counts that sum to its total_count",
-        "give it each row's sum as total_count (one for all rows, if they have the same).",
+        "give the sum of each row as total_count (one number, if all rows have the same sum).",
     ),
     "IntegerInterval": (
         "whole numbers from {lower_bound} to {upper_bound}",
@@ -33,8 +33,8 @@ SUPPORTS: dict[str, tuple[str, str]] = {
     ),
     "GreaterThan": (
         "above {lower_bound}",
-        "make it positive by .exp() or softplus; if these are data, leave such rows out, or give "
-        "the site a distribution whose support includes them.",
+        "make the values positive with .exp() or softplus; if they are data, leave these rows "
+        "out, or give the site a distribution whose support includes them.",
     ),
     "Interval": (
         "from {lower_bound} to {upper_bound}",
@@ -45,8 +45,8 @@ SUPPORTS: dict[str, tuple[str, str]] = {
         "shares that sum to one",
         "divide them by their sum; for arguments, use torch.softmax.",
     ),
-    "Real": ("real numbers", "remove NaN from it."),
-    "IndependentConstraint": ("real numbers", "remove NaN from it."),
+    "Real": ("real numbers", "remove the NaN values."),
+    "IndependentConstraint": ("real numbers", "remove the NaN values."),
     "PositiveDefinite": (
         "a positive definite matrix",
         "add a small number to its diagonal: K + 1e-6 * torch.eye(n).",
@@ -107,5 +107,5 @@ def rows_of(bad: Tensor, numbers: Tensor | None = None) -> str:
         said.append(where if number is None else f"{where} has {shown(number)}")
     if len(places) > LISTED:
         said.append("...")
-    from_one = " (from 1)" if bad.dim() == 1 else ""
+    from_one = " (counted from 1)" if bad.dim() == 1 else ""
     return f" {'in ' if numbers is None else ''}{', '.join(said)}{from_one}"

@@ -137,7 +137,7 @@ def picture_of_predictions(
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     figure.supxlabel(f"{column} (grey: where the rows lie)", fontsize=10)
-    figure.supylabel(f"{response}: mean and interval of 90 %", fontsize=10)
+    figure.supylabel(f"{response}: mean and 90% interval", fontsize=10)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
 

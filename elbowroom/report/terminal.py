@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict
+from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict, sentence
 from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.draws.tree import check_interval, labelled_points, summarise
@@ -27,6 +27,8 @@ from elbowroom.run.folder import Run
 
 LONGEST = 24
 """Rows of a table that are printed; the files have all of them."""
+POINT = 1e-12
+"""The sd relative to the mean up to which it is rounding: all draws are one point."""
 WIDE = 120
 """Characters in a line that has room for every column of a comparison."""
 
@@ -45,10 +47,10 @@ EXPLAINED = {
     "amortisation_gap": "amortised: nats per row lost by sharing one network between the rows",
     "test_log_density": "test: mean log density of a held-out row (≥: its importance weights are "
     "poor)",
-    "test_coverage": "coverage: share of held-out rows inside their 90 % intervals",
-    "test_spread": "spread: mean sd of the predictions over the sd of the held-out values",
-    "test_calibration_error": "calibration: mean distance of predicted probabilities from "
-    "frequencies",
+    "test_coverage": "coverage: share of held-out rows inside their 90% intervals",
+    "test_spread": "spread: mean sd of the predictions, divided by the sd of the held-out values",
+    "test_calibration_error": "calibration: mean distance between predicted probabilities and "
+    "observed frequencies",
 }
 
 Report = Callable[[int, int, float, float], None]
@@ -61,6 +63,11 @@ def _number(value: Any, digits: int = 4) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}g}" if math.isfinite(value) else str(value).replace("inf", "∞")
     return str(value)
+
+
+def _fixed(value: float) -> str:
+    """A number with two decimals; a dash where it has no meaning."""
+    return f"{value:.2f}" if math.isfinite(value) else _number(value)
 
 
 @contextmanager
@@ -120,7 +127,7 @@ def show_plan(plan: Plan) -> None:
     shown = {k: v for k, v in options.items() if v not in (None, ())}
     add(rows, "model", f"{problem.model.name} {_pairs(shown)}".strip())
     if isinstance(problem.data, pd.DataFrame):
-        add(rows, "data", f"{len(problem.data)} rows, {problem.data.shape[1]} columns")
+        add(rows, "data", f"{len(problem.data):,} rows, {problem.data.shape[1]:,} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
     numbers = f"{settings.dtype} on {problem.device.type}"
     if plan.engine in ("fixed_draws", "em"):
@@ -129,8 +136,8 @@ def show_plan(plan: Plan) -> None:
     elif not plan.guide.exact or problem.space.parameters.size:
         plate = problem.space.subsampled
         budget, fixed = length(settings, None if plate is None else plate.size)
-        until = f"{budget} steps" if fixed else f"until it converges, at most {budget} steps"
-        batch = f", batches of {settings.batch_size}" if settings.batch_size else ""
+        until = f"{budget:,} steps" if fixed else f"until it converges, at most {budget:,} steps"
+        batch = f", minibatches of {settings.batch_size:,}" if settings.batch_size else ""
         compiled = ", compiled first" if settings.compile else ""
         add(rows, "engine", "svi: stochastic gradients")
         add(rows, "objective", f"{plan.objective[0]}: {plan.objective[1]}")
@@ -172,7 +179,10 @@ def show_estimators(measured: pd.DataFrame) -> None:
         signal = _number(float(rows["signal"].max()), 3)
         out.print()
         out.print(
-            Text(f"{stage}, step {rows['step'].iloc[0]:,}: a gradient of {signal}", style="bold")
+            Text(
+                f"{stage}, step {rows['step'].iloc[0]:,}: the gradient has norm {signal}",
+                style="bold",
+            )
         )
         made = table("estimator", "noise", "bias", "ms", "cost", right=right)
         for row in rows.sort_values("cost").to_dict("records"):
@@ -189,8 +199,8 @@ def show_estimators(measured: pd.DataFrame) -> None:
     out.print(
         "noise: square root of the gradients' total variance. bias: distance of their mean from "
         "the exact gradient of the ELBO, in standard errors (about 1 by chance; !: more than "
-        "chance; -: the estimator has another objective). ms: time of a step (e: eager, not "
-        "recorded). cost: time to reach the same precision; the best has 1.",
+        "chance; -: the estimator has another objective). ms: milliseconds per step (e: without "
+        "a recording). cost: time to the same precision, relative to the best estimator.",
         style="dim",
     )
 
@@ -241,9 +251,9 @@ def _show(
 ) -> None:
     out = console()
     out.print()
-    out.print(Text(f"{reason[:1].upper()}{reason[1:]}"))
+    out.print(Text(sentence(reason)))
     for note in notes:
-        out.print(Text(note))
+        out.print(Text(sentence(note)))
     out.print()
     lines = table("", "")
     lines.show_header = False
@@ -258,7 +268,10 @@ def _show(
         text = f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap:.2f} (KL divergence of the guide)"
         if not _weights_tell(measures):
             effective = measures["corrected_effective_sample_size"]
-            text = f"unknown: {evidence:.2f} nats, but from {effective:,.0f} effective draws only"
+            text = (
+                f"unknown: the estimate {evidence:.2f} nats rests on only {effective:,.0f} "
+                "effective draws"
+            )
         add(lines, "log p(data)", text)
     if not math.isnan(measures["elpd_loo"]):
         high = measures["high_k_rows"]
@@ -268,7 +281,7 @@ def _show(
             "elpd (LOO)",
             f"{measures['elpd_loo']:.1f} ± {measures['elpd_loo_se']:.1f} nats{caveat}",
         )
-    add(lines, "time", f"{measures['seconds']:.1f} s, {measures['parameters']} parameters")
+    add(lines, "time", f"{measures['seconds']:.1f} s, {measures['parameters']:,} fitted parameters")
     out.print(lines)
     out.print()
     _show_points(points)
@@ -277,8 +290,11 @@ def _show(
 
 def _k_hat(measures: dict[str, Any]) -> str:
     k_hat, limit = measures["k_hat"], measures["k_hat_threshold"]
-    verdict = "reweighting works" if k_hat <= limit else "the guide misses part of the posterior"
-    return f"{_number(k_hat, 2)} (limit {limit:.2f}: {verdict})"
+    if math.isinf(k_hat) and k_hat < 0:
+        return "all importance weights are equal"
+    missed = "the guide misses a part of the posterior"
+    verdict = "importance sampling can correct it" if k_hat <= limit else missed
+    return f"{_fixed(k_hat)} (limit {limit:.2f}: {verdict})"
 
 
 @contextmanager
@@ -314,9 +330,9 @@ def show_reference(fit: Fit) -> None:
         )  # fmt: skip
     console().print(made)
     console().print(
-        "shift: difference of the means, in sds of NUTS. sd ratio: sd over the sd of NUTS. "
-        "90% covers: share of the draws of NUTS in the fit's 90 % interval. "
-        "Wasserstein: distance, in sds of NUTS.",
+        "shift: difference of the means, in sds of NUTS. sd ratio: sd over the sd of NUTS. 90% "
+        "covers: share of the draws of NUTS in the fit's 90% interval. Wasserstein: distance, "
+        "in sds of NUTS.",
         style="dim",
     )
 
@@ -330,23 +346,38 @@ def _show_points(points: pd.Series) -> None:
         add(made, label, _number(float(value)))
     console().print(made)
     if len(points) > LONGEST:
-        console().print(f"… and {len(points) - LONGEST} more: see fit.point_parameters.")
+        console().print(
+            f"… and {len(points) - LONGEST:,} more: posterior.nc has all (in Python: "
+            "er.load(RUN).point_parameters)."
+        )
     console().print()
 
 
 def show_summary(summary: pd.DataFrame) -> None:
     """Mean, sd and interval of each quantity."""
     if summary.empty:
-        console().print("the posterior has only latents of single rows; posterior.nc has them.")
+        console().print(
+            "The model has no quantities that all rows share. Give --keep-local to save the "
+            "latents of the rows."
+        )
         return
     names = [_interval_name(name) for name in summary.columns]
     made = table("quantity", *names, right=tuple(names))
     for label, row in summary.head(LONGEST).iterrows():
-        add(made, label, *(_number(float(value)) for value in row))
+        add(made, label, *_cells_of_quantity(row))
     console().print(made)
     if len(summary) > LONGEST:
         more = len(summary) - LONGEST
-        console().print(f"… and {more} more: see fit.summary(), or az.summary of posterior.nc.")
+        console().print(
+            f"… and {more:,} more: posterior.nc has all (in Python: er.load(RUN).summary())."
+        )
+
+
+def _cells_of_quantity(row: pd.Series) -> Iterator[str]:
+    """Its mean, sd and interval; a point estimate has no sd."""
+    point = row["sd"] <= POINT * max(1.0, abs(row["mean"]))
+    for name, value in row.items():
+        yield "-" if point and name == "sd" else _number(float(value))
 
 
 def _interval_name(column: str) -> str:
@@ -370,7 +401,8 @@ def show_comparison(comparison: Comparison) -> None:
     if problem is not None:
         baseline = "that of NUTS" if comparison.baseline == "nuts" else "the best guide's"
         out.print(
-            "★ best ELBO, ! not converged. ELBO and elpd are in nats. shift: largest difference "
+            "★ best ELBO, ! not converged, corrected: trusted after correction, no: not trusted. "
+            "ELBO and elpd are in nats. k-hat: of the guide's draws. shift: largest difference "
             f"of a posterior mean from {baseline}, in posterior sds. sd ratio: smallest and "
             f"largest ratio of a posterior sd to {baseline}.",
             style="dim",
@@ -389,7 +421,7 @@ def _comparison_table(comparison: Comparison, extra: Mapping[str, str], wide: bo
     if likelihoods:
         names.insert(2, "log likelihood")
     if wide:
-        names += ["parameters", "objective"]
+        names += ["parameters", "engine or objective"]
     made = table("guide", *names, right=tuple(names))
     differences = dict(list(comparison.differences.groupby("guide")))
     for row in comparison.table.to_dict("records"):
@@ -410,13 +442,13 @@ def _cells(row: Mapping[Any, Any], differences: pd.DataFrame | None, wide: bool)
     shift, ratio = math.nan, "-"
     if differences is not None:
         shift, ratios = differences["mean_shift"].abs().max(), differences["sd_ratio"]
-        if not math.isnan(ratios.min()):
+        if ratios.max() > POINT:  # not of a point, nor where nothing is known
             ratio = f"{ratios.min():.2f}…{ratios.max():.2f}"
     return [
         f"{row['guide']}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}",
         VERDICTS[row["verdict"]],
         _with_error(row["elbo"], row["elbo_se"], 2),
-        _number(row["k_hat"], 2),
+        _fixed(row["k_hat"]),
         _with_error(row["elpd_loo"], row["elpd_loo_se"] if wide else math.nan, 1),
         _number(shift, 2),
         ratio,

@@ -96,8 +96,8 @@ def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> No
     ours = (path / marker).exists() or (path / UNFINISHED / LOCK).exists() or begun
     if path.exists() and not ours:
         raise RunFolderError(
-            f"'{path}' is not a folder that Elbowroom wrote, and is left alone; "
-            "choose another --output."
+            f"'{path}' was not written by Elbowroom, so it is not replaced; choose another "
+            "--output."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,8 +235,8 @@ def load(path: str | Path) -> Run:
     folder = Path(path)
     if holds_unfinished(folder) and not (folder / "config.json").is_file():
         raise RunFolderError(
-            f"'{folder}' contains a run that has not ended; continue it with elbowroom fit "
-            f"--resume {folder}."
+            f"'{folder}' contains a run that has not ended; continue it with 'elbowroom fit "
+            f"--resume {folder}'."
         )
     if not (folder / "config.json").is_file():
         raise RunFolderError(f"'{folder}' is not a run folder: it has no config.json.")
@@ -244,17 +244,21 @@ def load(path: str | Path) -> Run:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("format", FORMAT) > FORMAT:
             raise RunFolderError(
-                f"'{folder}' was written by a newer Elbowroom: pip install --upgrade elbowroom."
+                f"'{folder}' was written by a newer version of Elbowroom; upgrade with 'pip "
+                "install --upgrade elbowroom'."
             )
         if config.get("format", FORMAT) < FORMAT:
             raise RunFolderError(
-                f"'{folder}' was written by an older Elbowroom, and this one cannot read it: fit "
-                "again, or load its posterior.nc by arviz.from_netcdf."
+                f"'{folder}' was written by an older version of Elbowroom, which this version "
+                "cannot read. Fit again, or load posterior.nc with arviz.from_netcdf."
             )
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         for name, digest in run["sha256"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise RunFolderError(f"'{folder / name}' was changed or damaged since the run.")
+                raise RunFolderError(
+                    f"'{folder / name}' was changed or damaged after the run; restore it, or fit "
+                    "again."
+                )
         data = read_data(folder, config["scalars"])
         with xarray.open_datatree(folder / "posterior.nc", engine="h5netcdf") as tree:
             posterior = tree.load()
@@ -268,4 +272,6 @@ def load(path: str | Path) -> Run:
             data=data,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RunFolderError(f"'{folder}' cannot be read: {error}") from error
+        raise RunFolderError(
+            f"'{folder}' cannot be read ({error}); check that the folder is whole, or fit again."
+        ) from error

@@ -96,7 +96,8 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunFolderError(
-            f"another run is writing into '{path}'; choose another --output, or wait for its end."
+            f"another run is writing to '{path}'; choose another --output, or wait until that "
+            "run ends."
         ) from error
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
@@ -140,18 +141,23 @@ def read_request(path: Path) -> Request:
     """
     if not holds_unfinished(path):
         ended = (path / "config.json").is_file()
-        why = "the run has ended; see elbowroom summary" if ended else "no run lies there"
-        raise RunFolderError(f"--resume {path}: {why}. There is nothing to continue.")
+        why = "this folder has no unfinished run; check the path"
+        if ended:
+            why = f"the run has ended; 'elbowroom summary {path}' shows it"
+        raise RunFolderError(f"--resume {path}: {why}.")
     try:
         asked = json.loads((path / UNFINISHED / REQUEST).read_text(encoding="utf-8"))
         if asked.pop("format") > FORMAT:
             raise RunFolderError(
-                f"'{path}' was written by a newer Elbowroom: pip install --upgrade elbowroom."
+                f"'{path}' was written by a newer version of Elbowroom; upgrade with 'pip "
+                "install --upgrade elbowroom'."
             )
         data = read_data(path / UNFINISHED, asked.pop("scalars"))
         attributes = asked.pop("attributes")
     except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(f"'{path}' cannot be read: {error}") from error
+        raise RunFolderError(
+            f"'{path}' cannot be read ({error}); check that the folder is whole, or fit again."
+        ) from error
     if isinstance(data, pd.DataFrame):
         data.attrs.update(attributes)
     return Request(asked, data)

@@ -52,7 +52,10 @@ def test_good_evidence_is_trusted_and_nothing_is_advised() -> None:
     assert found.trusted
     assert found
     assert found.advice == ""
-    assert found.reasons == ("k-hat 0.10 (-0.03 to 0.23, limit 0.70), 3,500 effective draws.",)
+    assert found.reasons == (
+        "k-hat of the corrected draws 0.10 (90% interval -0.03 to 0.23, limit 0.70), 3,500 "
+        "effective draws.",
+    )
     assert str(found) == f"trusted: {found.reasons[0]}"
 
 
@@ -64,20 +67,28 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "Ran out.",
         "more --steps",
     ),
-    ({"k_hat": 0.9}, "cannot correct the guide: k-hat 0.90", "NUTS"),
-    ({"k_hat": 0.9, "stochastic": True}, "cannot correct the guide: k-hat 0.90", "--guide auto"),
-    ({"k_hat": 0.65}, "may not correct the guide: k-hat 0.65", "NUTS"),
-    ({"k_hat": np.inf}, "cannot correct the guide: k-hat inf", "NUTS"),
-    ({"k_hat": np.nan}, "k-hat nan", "NUTS"),
-    ({"effective": WEIGHING.resolved - 1}, "Too few effective draws", "more --draws"),
-    ({"effective": np.nan}, "Too few effective draws", "more --draws"),
+    ({"k_hat": 0.9}, "cannot correct the guide: k-hat of the corrected draws 0.90", "NUTS"),
+    (
+        {"k_hat": 0.9, "stochastic": True},
+        "cannot correct the guide: k-hat of the corrected draws 0.90",
+        "--guide auto",
+    ),
+    (
+        {"k_hat": 0.65},
+        "might be unable to correct the guide: k-hat of the corrected draws 0.65",
+        "NUTS",
+    ),
+    ({"k_hat": np.inf}, "cannot correct the guide: k-hat of the corrected draws inf", "NUTS"),
+    ({"k_hat": np.nan}, "k-hat of the corrected draws nan", "NUTS"),
+    ({"effective": WEIGHING.resolved - 1}, "Fewer than 400 effective draws", "more --draws"),
+    ({"effective": np.nan}, "Fewer than 400 effective draws", "more --draws"),
     ({"starts": (1, 8)}, "Only 1 of 8 starts reached the best mode", "--restarts 32"),
     ({"slope": 0.5}, "gradient of the model's log density", "fix the operation"),
-    ({"other_guide": (0.1, 0.02)}, "Another guide found 0.1 nats more", "NUTS"),
-    ({"missing": LIMITS.missing_evidence + 1}, "6 nats less evidence", "another --seed"),
-    ({"missing": np.inf}, "inf nats less evidence", "another --seed"),
-    ({"unresolved": ("The sd of x is not resolved.",)}, "The sd of x", "quantiles"),
-    ({"reference": ("NUTS differs in x.", False)}, "NUTS differs in x.", "reference's draws"),
+    ({"other_guide": (0.1, 0.02)}, "a log evidence that is 0.1 nats higher", "NUTS"),
+    ({"missing": LIMITS.missing_evidence + 1}, "is 6 nats below", "another --seed"),
+    ({"missing": np.inf}, "is inf nats below", "another --seed"),
+    ({"unresolved": ("The sd of x cannot be estimated well.",)}, "The sd of x", "quantiles"),
+    ({"reference": ("NUTS differs in x.", False)}, "NUTS differs in x.", "draws of NUTS"),
 ]
 
 
@@ -111,7 +122,7 @@ def test_each_piece_of_evidence_alone_is_enough_to_refuse(
         {"shift": LIMITS.shift, "ratio": LIMITS.shift},
         {"shares": (1.0,)},
         {"reference": ("NUTS agrees.", True)},
-        {"predictive": ("The model does not reproduce the sd of 'y': look at it.",)},
+        {"predictive": ("The model does not reproduce the sd of 'y': compare them.",)},
         {"relabelled": True},
         {"usable": False},
     ],
@@ -140,21 +151,21 @@ def test_a_guide_that_the_weights_mended_is_trusted_after_correction(
     assert found.trusted
     assert "The posterior consists of the corrected draws" in found.reasons[-1]
     assert f"up to {changed.get('shift', 0.0):.2g} sd in a mean" in found.reasons[-1]
-    assert f"a factor {np.exp(changed.get('ratio', 0.0)):.2g} in an sd" in found.reasons[-1]
+    assert f"a factor of {np.exp(changed.get('ratio', 0.0)):.2g} in an sd" in found.reasons[-1]
 
 
 def test_starts_and_modes_are_told_as_they_are() -> None:
     found = verdict(starts=(5, 8), shares=(0.7, 0.3))
     assert "5 of 8 starts reached the best mode." in found.reasons
     assert "1 of 2 starts reached the best mode." in verdict(starts=(1, 2)).reasons
-    assert "2 modes have 70%, 30% of the mass." in found.reasons
+    assert "2 modes have these shares of the mass: 70%, 30%." in found.reasons
     assert not any("starts" in reason for reason in verdict(starts=None).reasons)
     assert not any("starts" in reason for reason in verdict(starts=(1, 1)).reasons)
 
 
 @pytest.mark.parametrize("refused", [{}, {"k_hat": 0.9}])
 def test_remarks_change_no_level_and_come_last(refused: dict[str, float]) -> None:
-    sentence = "The model does not reproduce the sd of 'y': look at it."
+    sentence = "The model does not reproduce the sd of 'y': compare them."
     plain = verdict(**refused)
     found = verdict(predictive=(sentence,), relabelled=True, **refused)
     assert found.level == plain.level
@@ -180,7 +191,7 @@ def test_a_reference_that_agrees_speaks_for_the_optimum_and_the_draws() -> None:
         {"other_guide": (0.1, 0.02)},
         {"direction": "x +1.00"},
         {"slope": 0.1},
-        {"unresolved": ("The sd of x is not resolved.",)},
+        {"unresolved": ("The sd of x cannot be estimated well.",)},
     ],
 )
 def test_it_does_not_for_what_its_chains_may_have_missed_as_well(changed: dict[str, Any]) -> None:
@@ -194,10 +205,10 @@ def test_of_several_reasons_the_first_decides_what_to_do() -> None:
         k_hat=0.9,
         starts=(1, 8),
         missing=9.0,
-        unresolved=("The sd of x is not resolved.",),
+        unresolved=("The sd of x cannot be estimated well.",),
         reference=("NUTS differs.", False),
     )
-    assert found.advice == "take the reference's draws."
+    assert "draws of NUTS" in found.advice
     assert [reason.split()[0] for reason in found.reasons] == [
         "NUTS", "Stopped.", "The", "Only", "The",
     ]  # fmt: skip
@@ -206,9 +217,11 @@ def test_of_several_reasons_the_first_decides_what_to_do() -> None:
 
 
 def test_of_many_unresolved_quantities_the_first_are_named_and_the_rest_counted() -> None:
-    names = tuple(f"The sd of x[{i}] is not resolved." for i in range(LIMITS.named + 4))
+    names = tuple(f"The sd of x[{i}] cannot be estimated well." for i in range(LIMITS.named + 4))
     found = verdict(unresolved=names)
-    assert found.reasons == (" ".join([*names[: LIMITS.named], "So are 4 more."]),)
+    assert found.reasons == (
+        " ".join([*names[: LIMITS.named], "The same holds for 4 more quantities."]),
+    )
     assert verdict(unresolved=names[: LIMITS.named]).reasons == (" ".join(names[: LIMITS.named]),)
 
 
@@ -246,7 +259,7 @@ def test_heavy_tails_are_named_and_light_ones_are_not() -> None:
         "constant": np.full((DRAWS, 2), 3.0),
     }
     shapes, sentences = unresolved_quantities(values, EQUAL)
-    assert [sentence.split(" is not")[0] for sentence in sentences] == [
+    assert [sentence.split(" cannot")[0] for sentence in sentences] == [
         "The sd of pair[1]",
         "The sd of negative",
     ]
@@ -279,7 +292,7 @@ def test_a_sd_that_hangs_on_a_few_draws_is_named() -> None:
     rare[:3] = 1.0
     _, sentences = unresolved_quantities({"rare": rare}, EQUAL)
     # Three of 4000: the relative error of the sd is 1 / (2 √3).
-    assert "standard error 29%" in sentences[0]
+    assert "standard error of the sd 29%" in sentences[0]
 
 
 def test_weights_count() -> None:
@@ -316,21 +329,27 @@ def test_shares_are_those_of_the_statistics_known_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "statistics"),
+    ("spoil", "statistics", "words"),
     [
-        (lambda y: y + 3, "mean, smallest, largest"),
-        (lambda y: 4 * y, "sd, smallest, largest"),
-        (lambda y: np.where(y == y.max(), 9.0, y), "sd, largest"),
-        (lambda y: 0.01 * y, "sd, smallest, largest"),
+        (lambda y: y + 3, "mean smallest largest", "mean, smallest value and largest value"),
+        (lambda y: 4 * y, "sd smallest largest", "sd, smallest value and largest value"),
+        (lambda y: np.where(y == y.max(), 9.0, y), "sd largest", "sd and largest value"),
+        (lambda y: 0.01 * y, "sd smallest largest", "sd, smallest value and largest value"),
+        (lambda y: np.where(y == y.max(), 4.0, y), "largest", "largest value"),
     ],
 )
-def test_statistics_that_the_model_misses_are_named(spoil: Any, statistics: str) -> None:
+def test_statistics_that_the_model_misses_are_named(
+    spoil: Any, statistics: str, words: str
+) -> None:
     random = generator()
     observed = spoil(random.normal(size=40))
     shares, sentences = predictive_checks({"y": observed}, {"y": random.normal(size=(1000, 40))})
-    assert sentences == [f"The model does not reproduce the {statistics} of 'y': look at it."]
+    assert sentences == [
+        f"The model does not reproduce the {words} of 'y': compare posterior_predictive with the "
+        "data."
+    ]
     missed = [name for name, share in shares.items() if min(share, 1 - share) < TAIL]
-    assert missed == [f"y.{name}" for name in statistics.split(", ")]
+    assert missed == [f"y.{name}" for name in statistics.split()]
 
 
 def test_one_number_and_constant_data_are_not_missed() -> None:
@@ -380,7 +399,7 @@ CASES: list[tuple[str, str, dict[str, Any], Any, Any]] = [
     ("improper_posterior", "direction", {}, None, "b +1.00"),
     ("invalid_model", "invalid", {}, "", "the scale of 'y' is negative at 3 draws."),
     ("no_maximum", "no_maximum", {}, "", "The likelihood grows without end."),
-    ("unresolved", "unresolved", {}, (), ("The sd of x is not resolved.",)),
+    ("unresolved", "unresolved", {}, (), ("The sd of x cannot be estimated well.",)),
 ]  # fmt: skip
 
 
@@ -428,10 +447,11 @@ def test_reasons_come_by_severity_and_the_least_only_where_nothing_else_is_wrong
 @pytest.mark.parametrize(
     ("changed", "remark"),
     [
-        ({"starts": (1, 1)}, "One start was made: other modes were not looked for."),
+        ({"starts": (1, 1)}, "There was only one start: no other modes were searched for."),
         (
             {"own_starts": True, "starts": (3, 8)},
-            "The starts are the model's own: modes elsewhere were not looked for.",
+            "The search for modes used the model's own starts only; modes elsewhere would be "
+            "missed.",
         ),
         ({"converged": False, "covered": True}, "The gradient vanishes."),
         ({"doubts": ("A column is constant.",)}, "A column is constant."),
@@ -465,23 +485,23 @@ ROWS = (200, 0.03)
     [
         (
             {"k_hat": 0.31, "effective": 812.0},
-            "The weights of 95 % of the 200 rows have a k-hat up to 0.31 (limit 0.70), and 812 "
-            "effective draws of 4,000 or more. 6 of the 200 rows have unreliable weights, and the "
-            "guide's own draws.",
+            "In 95% of the 200 rows, k-hat is at most 0.31 (limit 0.70), and at least 812 of 4,000 "
+            "draws are effective. In 6 rows the weights are unreliable; there the posterior has "
+            "the guide's own draws.",
         ),
         (
             {"k_hat": 0.31, "effective": 812.0, "rows": (200, 0.0)},
-            "The weights of 95 % of the 200 rows have a k-hat up to 0.31 (limit 0.70), and 812 "
-            "effective draws of 4,000 or more.",
+            "In 95% of the 200 rows, k-hat is at most 0.31 (limit 0.70), and at least 812 of 4,000 "
+            "draws are effective.",
         ),
         (
             {"k_hat": -np.inf, "effective": 4000.0},
-            "All importance weights of each of the 200 rows are equal.",
+            "In each of the 200 rows all importance weights are equal.",
         ),
         (
             {"k_hat": -np.inf, "effective": 3995.0},
-            "In 95 % of the 200 rows nearly all weight is on values that were drawn more than "
-            "once: 3,995 effective draws of 4,000 or more.",
+            "In 95% of the 200 rows, nearly all weight is on values that were drawn more than "
+            "once. At least 3,995 of 4,000 draws are effective.",
         ),
     ],
 )
@@ -495,7 +515,8 @@ def test_equal_weights_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "said"), [(np.log(2.0), "a factor 2"), (7.0, "a factor over 1,000"), (6.8, "9e+02")]
+    ("ratio", "said"),
+    [(np.log(2.0), "a factor of 2 "), (7.0, "a factor of more than 1,000"), (6.8, "9e+02")],
 )
 def test_how_far_the_guide_s_own_draws_are_off(ratio: float, said: str) -> None:
     assert said in verdict(ratio=ratio).reasons[-1]
@@ -508,8 +529,8 @@ def test_what_to_do_about_weights_depends_on_what_there_is_to_try() -> None:
     assert verdict(**bad, stochastic=True).advice == "fit with --guide auto."
     assert "--test-size" in verdict(**bad, stochastic=True, ladder=False).advice
     more = {"all_modes": (1.0, 0.0)}
-    assert "which draws about all modes" in verdict(**more).advice
-    assert verdict(**more, ladder=False).advice == "compare with NUTS, elbowroom reference RUN."
+    assert "which draws around all modes" in verdict(**more).advice
+    assert verdict(**more, ladder=False).advice == "compare with NUTS ('elbowroom reference RUN')."
     assert verdict(**more, reference=("NUTS agrees.", True)).trusted
     assert verdict(starts=(1, 8)).advice == "give --restarts 32."
 

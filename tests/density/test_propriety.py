@@ -57,7 +57,7 @@ def scale_of_one_value(y: Tensor) -> None:
 
 IMPROPER = {
     sum_of_two: {"a", "b"},
-    product_of_two: {"a curve that begins as"},
+    product_of_two: {"a curve that begins in the direction of"},
     of_no_use: {"c"},
     dummies_and_an_intercept: {"a", "b", "c"},
     scale_of_one_value: {"s"},

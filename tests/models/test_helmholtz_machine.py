@@ -152,9 +152,9 @@ def test_latents_that_carry_something_are_counted() -> None:
         ({"units": (5,)}, OptionError, "--units 5 is more than the 4 columns"),
         ({"units": ()}, OptionError, "--units"),
         ({"elbo": "iwae"}, OptionError, "is discrete; give --elbo trace_graph"),
-        ({"particles": 1}, OptionError, "takes several draws; give --particles 2"),
+        ({"particles": 1}, OptionError, "needs several draws; give --particles 2"),
         ({"image_shape": (3, 3)}, OptionError, "give a shape with 4 pixels"),
-        ({"elbo": "trace_enum"}, OptionError, "no discrete site to enumerate"),
+        ({"elbo": "trace_enum"}, OptionError, "no discrete site to sum over"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_mend(

@@ -154,7 +154,9 @@ def test_a_condition_is_what_tells_rows_apart() -> None:
     new = table.head(3).assign(kind=["low", "middle", "high"])
     with pytest.raises(DataError, match=r"'kind', row 2: the label 'middle' is new"):
         found.score(new)
-    with pytest.raises(OptionError, match="not one of the known columns; they are kind"):
+    with pytest.raises(
+        OptionError, match="'colour' is not a known column; the known columns are kind"
+    ):
         found.generate(2, given={"colour": "red"})
 
 

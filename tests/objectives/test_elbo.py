@@ -147,8 +147,8 @@ def test_the_right_objective_is_chosen(
     [
         (mixed, guide_of("mean"), "trace_graph", r"'kind' is not; give --elbo trace_enum"),
         (mixed, guide_of("mean"), "trace", r"'kind' is not"),
-        (plain, guide_of("mean", "scale"), "trace_enum", "no discrete site to enumerate"),
-        (mixed, guide_of("mean", "kind"), "trace_enum", "no discrete site to enumerate"),
+        (plain, guide_of("mean", "scale"), "trace_enum", "no discrete site to sum over"),
+        (mixed, guide_of("mean", "kind"), "trace_enum", "no discrete site to sum over"),
         (mixed, guide_of("mean", "kind"), "trace_mean_field", r"'kind' is discrete"),
     ],
 )

@@ -259,12 +259,15 @@ DATA = {"data": torch.linspace(-2, 2, 30).double()}
 @pytest.mark.parametrize(
     ("guide", "options", "error", "said"),
     [
-        (amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError), "a dream of 'y': what"),
+        (
+            amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError),
+            "rows of 'y' that the model draws: the",
+        ),
         (by_row, {"elbo": "wake_sleep"}, OptionError, "'by_row' is not declared to be amortised"),
-        (amortised, {"elbo": "vimco"}, OptionError, "takes several draws together"),
+        (amortised, {"elbo": "vimco"}, OptionError, "needs several draws"),
         (
             amortised, {"elbo": "wake_sleep", "kl_warm_up": 10}, OptionError,
-            "--kl-warm-up weighs a divergence",
+            "--kl-warm-up changes the weight of the KL term",
         ),
     ],
 )  # fmt: skip
@@ -289,7 +292,9 @@ def test_a_dream_is_shown_as_it_would_be_observed_or_not_at_all(batch_size: int 
         amortised(y, batch_size)
 
     guide.amortised = True  # type: ignore[attr-defined]
-    with pytest.raises(ModelError, match="is to be the model's argument of the same name, as it"):
+    with pytest.raises(
+        ModelError, match="must observe the model's argument of the same name, unchanged"
+    ):
         er.fit(scaled, {"y": DATA["data"]}, guide, elbo="wake_sleep", seed=1, steps=20,
                batch_size=batch_size)  # fmt: skip
 

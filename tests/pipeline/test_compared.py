@@ -89,7 +89,7 @@ def test_a_place_where_a_climb_was_stopped_speaks_against_draws_that_hold_less(
     fit = er.fit(one_mean, {"y": y}, "full_rank", engine="svi", seed=1)
     assert fit.evidence.modes.missing == pytest.approx(nats, abs=0.05)
     assert fit.verdict.trusted is trusted
-    said = f"have {nats:.0f} nats less evidence than the best place climbed to"
+    said = f"of the draws is {nats:.0f} nats below Laplace's estimate at the best point"
     assert (said in str(fit.verdict)) is not trusted
 
 

@@ -102,7 +102,9 @@ def test_a_gradient_that_is_cut_off_is_refused() -> None:
     def model(x: Tensor, y: Tensor) -> None:
         likelihood(pyro.param("slope", tensor(0.96)).detach() * x, y)
 
-    with pytest.raises(ModelError, match="the parameter 'slope', but has no gradient by it"):
+    with pytest.raises(
+        ModelError, match="the parameter 'slope' but has no gradient with respect to it"
+    ):
         bind_model(model, DATA, {})
 
 

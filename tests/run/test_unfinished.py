@@ -67,7 +67,7 @@ def test_two_runs_cannot_write_into_one_folder(tmp_path: Path) -> None:
     with unfinished(path, request):
         for again, overwrite in ((None, False), (request, False), (request, True)):
             with (
-                pytest.raises(RunFolderError, match=r"another run is writing into"),
+                pytest.raises(RunFolderError, match=r"another run is writing to"),
                 unfinished(path, again, overwrite),
             ):
                 pass
@@ -112,11 +112,11 @@ def test_a_folder_that_is_there_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"has not ended; continue it with --resume"):
         er.fit("bayesian_regression", seed=1, checkpoints=tmp_path / "run")
     with pytest.raises(
-        RunFolderError, match=r"has not ended; continue it with elbowroom fit --resume"
+        RunFolderError, match=r"has not ended; continue it with 'elbowroom fit --resume"
     ):
         er.load(tmp_path / "run")
     (tmp_path / "other").mkdir()
-    with pytest.raises(RunFolderError, match="is not a folder that Elbowroom wrote"):
+    with pytest.raises(RunFolderError, match="was not written by Elbowroom"):
         er.fit("bayesian_regression", checkpoints=tmp_path / "other", overwrite=True)
 
 
@@ -198,7 +198,7 @@ def test_a_run_at_its_budget_can_be_given_more_steps(tmp_path: Path) -> None:
 
 
 def test_there_must_be_something_to_continue(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="nothing to continue"):
+    with pytest.raises(RunFolderError, match="has no unfinished run"):
         er.resume(tmp_path / "none")
     left_behind(tmp_path / "run")
     with pytest.raises(OptionError, match="--seed cannot be changed with --resume"):

@@ -15,7 +15,7 @@ from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
 from elbowroom.problem.isolation import Parameters, isolated, placed_values
 
-OBJECTIVE = ("em", "the log likelihood, by expectation and maximisation in turn")
+OBJECTIVE = ("em", "the log likelihood, by expectation-maximisation")
 
 
 class ExpectationMaximisation:
@@ -74,7 +74,7 @@ class ExpectationMaximisation:
             parameters=parameters,
             trained=Trained(
                 found.status,
-                _reason(found, steps),
+                _reason(found),
                 history,
                 np.full(len(history), np.nan),
                 0,
@@ -96,24 +96,23 @@ def _of_starts(found: Found, guide: Guide) -> list[str]:
     said = []
     if found.dropped:
         said.append(
-            f"{found.dropped} of {found.tried} starts were dropped: a part of the model closed in "
-            "on few rows, where the likelihood grows without end."
+            f"{found.dropped} of {found.tried} starts were dropped: a part of the model "
+            "collapsed onto a few rows, where the likelihood grows without limit."
         )
     if guide.point:
         said.append(f"{found.reached} of {found.tried} starts reached the best maximum.")
     return said
 
 
-def _reason(found: Found, steps: Steps) -> str:
+def _reason(found: Found) -> str:
     count = len(found.elbo)
     if found.status == "diverged":
         return (
-            f"the likelihood has no maximum: from each of {found.tried} starts a part closed in; "
-            f"from the first, {found.cause} {steps.remedy[:1].upper()}{steps.remedy[1:]}"
+            "the likelihood has no maximum: a part of the model collapsed from each of "
+            f"{found.tried} starts. In the first, {found.cause}"
         )
     return {
-        "converged": f"the log likelihood no longer rose after {count} steps.",
-        "budget": f"stopped at the budget of {count} steps: the log likelihood still rose; give "
-        "more with --steps.",
-        "interrupted": f"interrupted after {count} steps; what was fitted so far is kept.",
+        "converged": f"the log likelihood no longer rose after {count:,} steps.",
+        "budget": f"stopped at the budget of {count:,} steps: the log likelihood still rose.",
+        "interrupted": f"interrupted after {count:,} steps; what was fitted so far is kept.",
     }[found.status]

@@ -65,9 +65,9 @@ class Steps(Protocol):
         """Log p(x) at some values, in nats and the user's units, without the latents."""
 
     def closing_in(self, values: Any, expected: Any) -> str | None:
-        """What closes in on few rows, so that the likelihood grows without end; None if nothing.
+        """What collapses onto few rows, where the likelihood grows without limit; None if nothing.
 
-        The sentence goes on after "The likelihood has no maximum: ".
+        The sentence goes on after "In the first, ".
         """
 
     def sites(self, values: Any) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class Steps(Protocol):
 
     @property
     def remedy(self) -> str:
-        """What to do where something closes in."""
+        """What to do where something collapses."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ class Climb:
     """Where the climb from one start ended.
 
     Attributes:
-        values: Where it ended; where something closed in, before that.
+        values: Where it ended; where something collapsed, before that.
         expected: The posterior of the latents there.
         elbo: After each E-step.
         status: "converged", "budget", "interrupted" or "diverged".
-        cause: Of what closed in, if something did.
+        cause: What collapsed, if something did.
     """
 
     values: Any = field(repr=False)
@@ -107,7 +107,7 @@ class Found(Climb):
     Attributes:
         reached: How many starts ended there.
         tried: How many there were.
-        dropped: In how many of them something closed in.
+        dropped: In how many of them something collapsed.
     """
 
     reached: int = 1
@@ -163,7 +163,7 @@ def climb(
                 next_expected = steps.expect(moved)
                 elbo = steps.elbo(moved, next_expected)
                 if not math.isfinite(elbo):
-                    cause = "it is not finite any more."
+                    cause = "the ELBO is no longer finite."
             if cause is not None:
                 return Climb(values, expected, history, "diverged", cause)
             values, expected = moved, next_expected
@@ -190,7 +190,7 @@ def best_of(
     budget: int = ASCENT.budget,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Found:
-    """The best of several climbs; those in which something closed in are dropped.
+    """The best of several climbs; those in which something collapsed are dropped.
 
     Args:
         steps: Of the model.
@@ -200,7 +200,7 @@ def best_of(
         progress: As for `climb`.
 
     Returns:
-        The best one; the first, if something closed in in all of them.
+        The best one; the first, if something collapsed in all of them.
     """
     climbs: list[Climb] = []
     for start in steps.starts(count, seed):

@@ -97,10 +97,13 @@ def _of_optimum(optimum: Optimum | None, name: str) -> Approximation:
 
 def _how_it_ended(optimum: Optimum | Response) -> str:
     if not optimum.reached:
-        return f"the optimiser stopped before the ELBO over {optimum.draws} fixed draws was flat."
+        return (
+            f"the optimiser stopped before the gradient of the ELBO over {optimum.draws} fixed "
+            "draws was zero."
+        )
     return (
-        f"the gradient of the ELBO over {optimum.draws} fixed draws vanishes; their choice moves "
-        f"{optimum.errors}."
+        f"converged: the gradient of the ELBO over {optimum.draws} fixed draws is zero. Other "
+        f"draws would move {optimum.errors}."
     )
 
 

@@ -46,7 +46,10 @@ def why_not(problem: Problem, guide: Guide | None = None) -> str | None:
         return "the model has no continuous latent"
     if space.parameters.size:
         if space.dimension > SIZES.dense:
-            return f"it has point parameters beside {space.dimension} latent dimensions"
+            return (
+                f"the model has point parameters and {space.dimension} latent dimensions, more "
+                f"than {SIZES.dense}"
+            )
         if space.parameters.why_not is not None:
             return space.parameters.why_not
     declared = None if guide is None else guide.fixed_draws
@@ -92,7 +95,10 @@ class FixedDraws:
                 found, proposal = approximate(start, guide, choice, random)
                 gaussian = Gaussian(found.distribution, proposal)
         if start.likelihood is not None and not start.likelihood.converged:
-            reason = f"{start.likelihood.climbs} climbs of the marginal likelihood were not enough."
+            reason = (
+                "the marginal likelihood of the point parameters had not converged after "
+                f"{start.likelihood.climbs} climbs."
+            )
             found = replace(found, status="budget", reason=reason)
         seconds = start.seconds + time.perf_counter() - began
         fitted = _as_pyro(problem, guide, found, start, seconds, seed)
@@ -101,7 +107,7 @@ class FixedDraws:
             return replace(fitted, gaussian=gaussian)
         rough = errors.too_rough(choice)
         remarks = (
-            (f"the fixed draws tell {' and '.join(rough)}: give more with --fixed-draws.",)
+            (f"the fixed draws are too few: {' and '.join(rough)}. Give more --fixed-draws.",)
             if rough
             else ()
         )
@@ -161,8 +167,8 @@ def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
         centres = _centres(responses(found, random, PROPOSAL))
         if not centres or found.density is None or found.curvature is None:
             raise GuideError(
-                "the latents have no mode given the point parameters (pyro.param); begin these at "
-                "likelier values, or fit with --engine svi."
+                "given the initial values of the point parameters (pyro.param), the latents "
+                "have no mode; choose better initial values, or fit with --engine svi."
             )
         importance = sampled(found.density, found.curvature, _proposal(centres), random)
         return Sample(importance.points, importance.log_q)
@@ -171,8 +177,8 @@ def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
         joint = density_of(problem, with_parameters=True)
         if joint.how == "one by one":
             raise GuideError(
-                "the model cannot be run for many draws at once, so that its marginal likelihood "
-                "would take too long to maximise; fit with --engine svi."
+                "the model cannot be run for many draws at once, so maximising its marginal "
+                "likelihood would take too long; fit with --engine svi."
             )
         likelihood = maximise(joint, sample)
     landscape = explore(problem, restarts, seed, likelihood.values)

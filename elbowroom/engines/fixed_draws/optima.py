@@ -92,6 +92,10 @@ PROPOSAL = Draws(32, 256, 0.1, means_alone=True)
 """Enough to begin importance sampling."""
 
 
+SMALLEST = 1e-4
+"""The smallest error that is shown."""
+
+
 @dataclass(frozen=True)
 class Errors:
     """What comes from the fixed draws being these, as the largest standard error of its kind.
@@ -126,19 +130,22 @@ class Errors:
         limit = choice.tolerance
         most = max(choice.loss, self.dimension * limit**2 / 2)
         by_mean = (self.mean / limit) ** 2 if np.isfinite(self.mean) else np.inf
-        found = [(f"the means to {self.mean:.2g} posterior sd", by_mean)]
+        found = [(f"the means have an error of {self.mean:.2g} posterior sd", by_mean)]
         if not choice.means_alone:
             found += [
-                (f"the sds to {self.log_sd:.2g} of them", (self.log_sd / limit) ** 2),
-                (f"the correlations to {self.correlation:.2g}", (self.correlation / limit) ** 2),
-                (f"the best ELBO to {self.loss:.2g} nats", self.loss / most),
+                (f"the sds have an error of {_percent(self.log_sd)}", (self.log_sd / limit) ** 2),
+                (
+                    f"the correlations have an error of {self.correlation:.2g}",
+                    (self.correlation / limit) ** 2,
+                ),
+                (f"the best ELBO has an error of {self.loss:.2g} nats", self.loss / most),
             ]
         return [(what, times) for what, times in found if not np.isnan(times)]
 
     def __str__(self) -> str:
         said = [f"no mean by more than {_shown(self.mean)} posterior sd"]
         if self.log_sd >= 0:
-            said.append(f"no sd by more than {_shown(self.log_sd)} of it")
+            said.append(f"no sd by more than {_percent(max(self.log_sd, SMALLEST))}")
         if self.correlation >= 0 and self.dimension > 1:
             said.append(f"no correlation by more than {_shown(self.correlation)}")
         if self.loss > 0:
@@ -147,7 +154,11 @@ class Errors:
 
 
 def _shown(error: float) -> str:
-    return f"{max(error, 1e-4):.2g}"
+    return f"{max(error, SMALLEST):.2g}"
+
+
+def _percent(error: float) -> str:
+    return f"{float(f'{100 * error:.2g}'):g}%"
 
 
 @dataclass(frozen=True)
@@ -363,9 +374,10 @@ def best_of_family(
     begin = flat.normal(flat.start)
     if choice.most < 2 * (begin.correlated + 1):
         raise GuideError(
-            f"{name} with {choice.most} fixed draws has no optimum: it has correlations in "
-            f"{begin.correlated} dimensions; give --fixed-draws "
-            f"{OPTIMISING.draws_per_dimension * begin.correlated} or fit with --guide mean_field."
+            f"{name} has correlations in {begin.correlated} dimensions, for which {choice.most} "
+            "fixed draws are too few; give --fixed-draws "
+            f"{OPTIMISING.draws_per_dimension * begin.correlated}, or fit with --guide "
+            "mean_field."
         )
     per_dimension = OPTIMISING.draws_per_dimension if choice.most > choice.first else 0
     first = max(choice.first, per_dimension * begin.correlated)

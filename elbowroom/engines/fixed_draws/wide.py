@@ -143,8 +143,8 @@ def respond(
     ]
     if not ends:
         raise GuideError(
-            "there is no finite ELBO at any start; look at the model at its prior draws, or fit "
-            "with --engine svi."
+            "the ELBO is not finite at any start; check the model's log density at draws of its "
+            "prior, or fit with --engine svi."
         )
     best = max(ends, key=lambda end: end[1])
     agreeing = sum(_divergence(best[0], end[0]) < WIDE_RESPONSE.same for end in ends)
@@ -274,8 +274,8 @@ def _columns(
         )
         if failed or not np.isfinite(solved).all():
             raise GuideError(
-                "conjugate gradients do not converge to the covariance of linear response; name "
-                "fewer sites in --correlated, or fit with --guide mean_field."
+                "conjugate gradients did not converge to the covariance of linear response; "
+                "name fewer sites in --correlated, or fit with --guide mean_field."
             )
         columns[:, c] = solved
     if len(chosen) and not positive_definite(_symmetric(columns[chosen])):

@@ -218,8 +218,9 @@ def _check_starts(density: Density, starts: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(np.column_stack([values, gradients])).all(1))
     if len(bad):
         raise ModelError(
-            f"NUTS cannot begin at start {bad[0] + 1} of {len(starts)}: the log density or its "
-            "gradient is not finite there; begin where the model has a density."
+            f"NUTS cannot begin at start {bad[0] + 1} of {len(starts)}, a draw of the fit: the "
+            "log density or its gradient is not finite there; check the model at the draws of "
+            "the posterior."
         )
 
 
@@ -338,8 +339,8 @@ def _wait(
             except RuntimeError as error:
                 if gathered.failure is None:
                     raise ModelError(
-                        "NUTS cannot begin: the log density does not change with a coordinate "
-                        f"around start {chain + 1}; give every site a prior."
+                        f"NUTS cannot begin: around start {chain + 1}, the log density is "
+                        "constant along one coordinate; give every site a prior."
                     ) from error
             else:
                 chains[chain] = _read(trace, tune, dimension)

@@ -93,20 +93,20 @@ def _validity(subject: Subject) -> list[str]:
 
 
 def _sites(subject: Subject) -> list[str]:
-    """The guide's sites are the model's, and an objective takes them."""
+    """The guide has the model's sites, and an objective that suits them."""
     problem = subject.problem
     sites = read_guide(subject.called, problem.arguments, problem.space)
     subject.choose(sites)
     check_enumerable(problem.function, problem.arguments, problem.space, sites)
     return [
-        f"site '{name}': its distribution in the guide cannot be reparameterised, so that its "
-        "gradients are score functions, and noisy; give it one that can."
+        f"site '{name}': the guide's distribution cannot be reparameterised, so its gradient is "
+        "a noisy score function; give the site a distribution that can be reparameterised."
         for name in sorted(sites.rough)
     ]
 
 
 def _supports(subject: Subject) -> list[str]:
-    """The guide draws where the model has a density, and everywhere there."""
+    """The guide draws values inside the model's support, and can reach all of it."""
     problem = subject.problem
     prior = dict(sample_sites(trace_model(problem.function, problem.arguments)))
     warnings: dict[str, str] = {}
@@ -124,15 +124,17 @@ def _supports(subject: Subject) -> list[str]:
             support = fn.support
             if not _inside(support, node["value"]):
                 raise GuideError(
-                    f"site '{name}': the guide's {type(node['fn']).__name__} draws values outside "
-                    f"the model's support, {support}; give it a distribution on that support, such "
-                    "as a LogNormal for what is positive or a TransformedDistribution."
+                    f"site '{name}': the guide's {type(node['fn']).__name__} draws values "
+                    f"outside the model's support, {support}; give it a distribution on that "
+                    "support, such as a LogNormal for positive values, or a "
+                    "TransformedDistribution."
                 )
             own = node["fn"]
             if not is_delta(own) and not _inside(own.support, prior[name]["value"]):
                 warnings[name] = (
                     f"site '{name}': the guide's {type(own).__name__} cannot reach all of the "
-                    f"model's support, {support}; what it cannot reach is never found."
+                    f"model's support, {support}, so a part of the posterior may be missed; give "
+                    "it a distribution on the whole support."
                 )
     return list(warnings.values())
 
@@ -145,7 +147,7 @@ def _inside(support: Any, value: Tensor) -> bool:
 
 
 def _start(subject: Subject) -> list[str]:
-    """The ELBO is finite where the fit begins, and in reach."""
+    """The ELBO is finite at the start of the fit, and not extremely low."""
     problem = subject.problem
     name, _ = subject.objective
     pair = marked(name, problem.function, subject.called)
@@ -161,20 +163,20 @@ def _start(subject: Subject) -> list[str]:
     rows = max([1, *(plate.size for plate in plates)])
     if abs(loss) / rows > CHECKING.far:
         return [
-            f"the ELBO begins at {-loss:.2g} nats, {-loss / rows:.2g} for each row: bring the data "
-            "to a scale near one, or begin the guide nearer to them."
+            f"the ELBO begins at {-loss:.2g} nats, {-loss / rows:.2g} nats per row: scale the "
+            "data to sds near one, or begin the guide at parameters that fit the data better."
         ]
     return []
 
 
 def _minibatches(subject: Subject) -> list[str]:
-    """The mean of minibatch ELBOs is the full ELBO, site by site."""
+    """The ELBO of minibatches is on average that of all rows, at each site."""
     problem, space = subject.problem, subject.problem.space
     if space.subsampled is None:
         if takes_batches(problem.function):
             return [
-                "the model takes batch_size, and no plate becomes smaller by it: pass it to the "
-                "rows' plate as subsample_size."
+                "the model takes batch_size, but no plate uses it: pass it to the plate of the "
+                "rows as subsample_size."
             ]
         return []
     plate, asked = space.subsampled, subject.settings.batch_size
@@ -199,10 +201,11 @@ def _minibatches(subject: Subject) -> list[str]:
         ratio = some[0][name].scale / (first.scale * plate.size / size)
         if first.of_rows and abs(ratio - 1) > 1e-6:
             raise ModelError(
-                f"{name}: a row of a minibatch of {size} weighs {some[0][name].scale:.4g} times "
-                f"one of all {plate.size}, which weigh {first.scale:.4g}: it must be "
-                f"{first.scale * plate.size / size:.4g} times. The plate '{plate.name}' with "
-                "subsample_size=batch_size sees to that; take any other scale of the rows away."
+                f"{name}: with minibatches of {size} rows, a row has the weight "
+                f"{some[0][name].scale:.4g}; it must have {first.scale * plate.size / size:.4g}, "
+                f"since with all {plate.size} rows it has {first.scale:.4g}. The plate "
+                f"'{plate.name}' with subsample_size=batch_size sets this weight; remove any other "
+                "scale of the rows."
             )
         if not _differs(some, every, name, CHECKING.errors):
             continue
@@ -214,10 +217,10 @@ def _minibatches(subject: Subject) -> list[str]:
         )
         if not first.of_rows:
             raise ModelError(
-                f"{text}. What is a sum over rows belongs into the plate '{plate.name}' with "
+                f"{text}. Put each sum over rows into the plate '{plate.name}' with "
                 "subsample_size=batch_size, which scales it."
             )
-        warnings.append(f"{text}: a few rows weigh more than all others together.")
+        warnings.append(f"{text}: a few rows dominate the sum; give a larger --batch-size.")
     return warnings
 
 
@@ -266,7 +269,7 @@ def _terms(subject: Subject, seed: int, rows: Tensor, size: int | None) -> dict[
 
 
 def _columns(subject: Subject) -> list[str]:
-    """Columns have scales of about one size, and more than one value.
+    """The columns have similar scales, and no column is constant.
 
     The models of the registry scale their columns themselves.
     """
@@ -275,14 +278,17 @@ def _columns(subject: Subject) -> list[str]:
         return []
     spreads = column_spreads(problem.arguments, problem.data)
     constant = [name for name, spread in spreads.items() if spread == 0]
-    warnings = [f"{name} is constant: it tells nothing; leave it out." for name in constant]
+    warnings = [
+        f"{name} is constant and carries no information; leave it out." for name in constant
+    ]
     moving = {name: spread for name, spread in spreads.items() if spread > 0}
     if moving:
         low, high = min(moving, key=lambda n: moving[n]), max(moving, key=lambda n: moving[n])
         if moving[high] > CHECKING.scales * moving[low]:
             warnings.append(
                 f"{low} has a standard deviation of {moving[low]:.2g} and {high} one of "
-                f"{moving[high]:.2g}: standardise them, or stochastic gradients go a long way."
+                f"{moving[high]:.2g}: standardise the columns, or stochastic gradients need very "
+                "many steps."
             )
     return warnings
 

@@ -130,7 +130,7 @@ class Given:
         standard = (0, 1) if name.endswith("_.default") else ()
         if name not in NORMAL + UNIFORM or tuple(numbers) not in ((), standard):
             raise NotCompilableError(
-                f"{name.partition('.')[0]} draws random numbers of its own kind"
+                f"{name.partition('.')[0]} draws random numbers in a way that cannot be compiled"
             )
         return name in NORMAL
 
@@ -168,7 +168,7 @@ def compile_steps(
         clip_norm: The largest norm of a gradient.
     """
     if replay is None:
-        return None, "they could not be recorded"
+        return None, "the steps could not be recorded"
     tensors = [value for group in parameters.groups for value in group]
     try:
         with _silent():
@@ -382,7 +382,7 @@ class Compiled:
         values = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         same, _ = self.given(values, self.given.example, noise)
         if not all(map(alike, same, wanted)):
-            raise NotCompilableError("they give other numbers from the same random ones")
+            raise NotCompilableError("a recording gives other results from the same random numbers")
         inputs = self._inputs([list(self.given.example)] * 3, [1e-3] * 3, 0)
         found = []
         for steps in (self._steps, partial(self.steps, repeat=_repeat)):
@@ -393,7 +393,7 @@ class Compiled:
                 losses, _ = self.make(steps, inputs, whole, lambda: None)
             found.append([torch.tensor(losses), *whole])
         if not all(alike(one, two) for one, two in zip(*found, strict=True)):
-            raise NotCompilableError("compiled, they give other numbers")
+            raise NotCompilableError("the compiled steps give other numbers")
 
     def _noise(self, normals: Tensor, uniforms: Tensor) -> list[Tensor]:
         """The random numbers of a step out of those of its kind in a row."""

@@ -29,8 +29,8 @@ from elbowroom.problem.isolation import (
 )
 
 UNDECLARED = (
-    "the guide '{}' has no parameter for each row: if it is amortised, say so by "
-    "guide.amortised = True, and rows held out tell when to stop, and new rows have latents."
+    "the guide '{}' has no parameters of single rows. If it is amortised, set guide.amortised = "
+    "True: held-out rows then decide when to stop, and the guide gives latents for new rows."
 )
 
 
@@ -51,7 +51,7 @@ class Stochastic:
             )
             if get_objective(name).several and settings.particles < 2:
                 raise OptionError(
-                    f"--elbo {name} ({why}) takes several draws; give --particles 2 or more."
+                    f"--elbo {name} ({why}) needs several draws; give --particles 2 or more."
                 )
             check_read(settings, [Way(self.name, name, guide)])
             check_enumerable(problem.function, problem.arguments, problem.space, sites)
@@ -74,9 +74,10 @@ class Stochastic:
             name, why = choose_objective(settings.elbo, guide.elbo, space, sites, settings.given)
             if get_objective(name).of_rows and not guide.amortised:
                 raise OptionError(
-                    f"--elbo {name} shows the guide rows that the model made, and '{guide.name}' "
-                    "is not declared to be amortised; give an amortised guide (one of your own "
-                    "says so by guide.amortised = True), or --elbo trace_graph."
+                    f"--elbo {name} trains the guide on rows drawn from the model, which needs "
+                    f"an amortised guide, and '{guide.name}' is not declared to be one. Give an "
+                    "amortised guide (for your own, set guide.amortised = True), or --elbo "
+                    "trace_graph."
                 )
             warnings = before_run(Subject(problem, guide, called, settings))
             trace_model(problem.function, arguments)  # makes the model's own parameters
@@ -102,7 +103,9 @@ class Stochastic:
                 set_parameter_values(dict(pyro.get_param_store().named_parameters()), initial)
         notes = list(warnings)
         if trained.eager is not None:
-            notes.append(f"the steps were not recorded, which is slower: {trained.eager}.")
+            notes.append(
+                f"the steps ran without a recording, so the fit was slower: {trained.eager}."
+            )
         if trained.uncompiled is not None:
             notes.append(f"the steps were not compiled: {trained.uncompiled}.")
         if start.agreement is not None:

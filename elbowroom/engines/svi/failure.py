@@ -47,10 +47,10 @@ def culprit(
         for name, gradient in _gradients(model, guide, arguments, objective):
             if not torch.isfinite(gradient).all():
                 return (
-                    f"The ELBO is finite, and its gradient by the parameter '{name}' is not: look "
-                    "for a square root, a norm or a power at zero."
+                    "The ELBO is finite, but its gradient with respect to the parameter "
+                    f"'{name}' is not: look for a square root, a norm or a power at zero."
                 )
-    return f"It was finite again in {TRIES} further runs."
+    return f"In {TRIES} further runs it was finite."
 
 
 def _at_site(whose: str, name: str, node: Any) -> str | None:
@@ -66,9 +66,9 @@ def _at_site(whose: str, name: str, node: Any) -> str | None:
     where = torch.nonzero(bad)
     at = ""
     if bad.dim():
-        rows = where[:, -1].unique().tolist()
+        rows = (where[:, -1].unique() + 1).tolist()
         shown = ", ".join(map(str, rows[:MOST_ROWS])) + (", …" if len(rows) > MOST_ROWS else "")
-        at = f" at {'rows' if len(rows) > 1 else 'row'} {shown} (from 0)"
+        at = f" at {'rows' if len(rows) > 1 else 'row'} {shown} (counted from 1)"
     support = _outside(fn, value)
     return f"The {whose} log density of site '{name}' is not finite{at}{_described(fn)}{support}."
 

@@ -152,7 +152,7 @@ class Iterates:
     def window(self) -> int | None:
         """The blocks, from the last one back, that are stationary; None if they are not.
 
-        Of windows from the shortest to 95 % of all, the one whose R-hat is the lowest. It is that
+        Of windows from the shortest to 95% of all, the one whose R-hat is the lowest. It is that
         of the mean of the parameters' ratios, not the largest, which grows by chance with their
         number; that one has a limit of its own.
         """

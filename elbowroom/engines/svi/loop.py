@@ -61,7 +61,7 @@ RUN_LIMITS = RunLimits()
 
 COUNTS = ("step", "held_at", "looked_at", "skipped", "in_a_row", "returns", "unmade")
 HELD_OUT_SEED = 0x4E1D_0007
-"""Of the noise at which rows held out are looked at."""
+"""Of the noise at which held-out rows are looked at."""
 
 
 def unconstrained_parameters() -> dict[str, Tensor]:
@@ -152,11 +152,14 @@ class Optimisation:
         size = settings.batch_size
         if size is not None and plate is None:
             raise OptionError(
-                "--batch-size: the model takes no minibatches; give its function an argument "
-                "batch_size and pass it to its plate as subsample_size."
+                "--batch-size: the model takes no minibatches; leave it out. (In a model of "
+                "your own, give the function an argument batch_size, and pass it to the plate "
+                "of the rows as subsample_size.)"
             )
         if size is not None and plate is not None and size > plate.size:
-            raise OptionError(f"--batch-size {size} is more than the {plate.size} rows.")
+            raise OptionError(
+                f"--batch-size {size}: there are only {plate.size} rows; give at most {plate.size}."
+            )
         self._evaluate_first(size)
         self.parameters = FlatParameters(unconstrained_parameters())
         self.budget, self.fixed = length(settings, plate.size if plate else None)
@@ -250,7 +253,9 @@ class Optimisation:
                 if self.settings.compile:
                     self._compile()
             elif self.settings.compile:
-                self.uncompiled = f"fewer than {RUN_LIMITS.recorded_from} steps are not worth it"
+                self.uncompiled = (
+                    f"compiling does not pay for fewer than {RUN_LIMITS.recorded_from:,} steps"
+                )
             if saved is not None:
                 self.restore(saved)
                 status = self.rule.end(self.elbo) if self.step >= self.budget else ""
@@ -282,7 +287,7 @@ class Optimisation:
         from elbowroom.engines.svi.compiled import compile_steps
 
         if self.evaluate.memory:
-            self.uncompiled = "baselines keep numbers from step to step"
+            self.uncompiled = "the baselines keep numbers from step to step"
             return
         rows = self._draw_rows()
         with torch.random.fork_rng(devices=self.parameters.cuda):
@@ -323,7 +328,7 @@ class Optimisation:
             self.batches.give_back([each for each in rows[done + 1 :] if each is not None])
         self.unmade += 1
         if self.unmade >= RUN_LIMITS.unmade:
-            self._uncompile("too many of them took another branch, or were not finite")
+            self._uncompile("too many steps took another branch, or were not finite")
         return self._advance(progress, rows[done], made.stopped)
 
     def _uncompile(self, reason: str) -> None:
@@ -428,7 +433,7 @@ class Optimisation:
             self.held_rule = self._rule_state()
             return True
         if self.compiled is not None:
-            self._uncompile("they could not be recorded")
+            self._uncompile("the steps could not be recorded")
         self.rule.restore(self.held_rule)
         self._put_back(self.held)
         self.good = self.held
@@ -497,20 +502,20 @@ class Optimisation:
 
     def _reason(self, status: str) -> str:
         steps = len(self.elbo)
-        more = "give more with --steps"
         text = {
-            "converged": f"{self.rule.found} after {steps} steps.",
-            "budget": f"stopped at the budget of {steps} steps: {self.rule.unmet}; {more}."
+            "converged": f"{self.rule.found} after {steps:,} steps.",
+            "budget": f"stopped at the budget of {steps:,} steps: {self.rule.unmet}."
             if self.settings.schedule != "cosine"
-            else f"ran the {steps} steps of a cosine schedule, which ends flat whatever is left to "
-            "gain; compare its ELBO with a longer run's.",
-            "interrupted": f"interrupted after {steps} steps; what was fitted so far is kept.",
+            else f"ran all {steps:,} steps of the cosine schedule. Such a run always ends flat, "
+            "converged or not: compare its ELBO with that of a longer run.",
+            "interrupted": f"interrupted after {steps:,} steps; what was fitted so far is kept.",
             "diverged": "the ELBO or its gradient was not finite "
-            f"{RUN_LIMITS.unusable_steps} times in a row up to step {steps}, even after a return "
-            "to good parameters at half the rate. Those are kept. Try a smaller --learning-rate.",
+            f"{RUN_LIMITS.unusable_steps} times in a row up to step {steps:,}, also after a return "
+            "to the last good parameters at half the rate. Those parameters are kept. Give a "
+            "smaller --learning-rate.",
         }[status]
         if self.skipped and status != "diverged":
-            text += f" {self.skipped} steps with a non-finite ELBO or gradient were left out."
+            text += f" {self.skipped:,} steps with a non-finite ELBO or gradient were left out."
         return text
 
 

@@ -35,7 +35,7 @@ ELEMENTWISE = (
 """Optimisers for which one flat vector is the same as its parts."""
 
 
-KEEPS = "the model or the guide keeps numbers between its runs outside of tensors"
+KEEPS = "the model or the guide keeps numbers outside of tensors between runs"
 LARGE = 10_000
 """Numbers of a parameter from which its gradient is computed in its place."""
 TRIES = 20
@@ -214,7 +214,7 @@ class Step:
         with ExitStack() as around:
             if self.autocast:
                 around.enter_context(BFloat16Layers())
-            if torch.is_grad_enabled():  # else nothing is learned, as of rows held out
+            if torch.is_grad_enabled():  # else nothing is learned, as of held-out rows
                 around.enter_context(Fresh())
                 if self.warm_up is not None:
                     around.enter_context(warming.Weighed(warming.next_weight(self.warm_up)))
@@ -289,10 +289,10 @@ class Step:
                     if self._agrees(replay, inputs[2]):
                         self.replay = replay
                     else:
-                        self.reason = "a recording of them gives other numbers"
+                        self.reason = "a recording of the steps gives other numbers"
             # A step fails to be recorded in as many ways as there are models, which then are run.
             except Exception as error:
-                self.reason = f"they cannot be recorded ({type(error).__name__})"
+                self.reason = f"the steps cannot be recorded ({type(error).__name__})"
             finally:
                 self.parameters.assign(values)
                 baselines.keep(memory)

@@ -175,7 +175,7 @@ class Stationary:
         """What was not seen in its budget."""
         if self.before is None:
             return "the parameters still moved"
-        return "the learning rate was still cut"
+        return "the cuts of the learning rate still moved the guide"
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""
@@ -286,14 +286,14 @@ class Stationary:
 
 
 class HeldOut:
-    """The rate is cut when the ELBO of rows held out no longer rises, until a cut is of no use.
+    """The rate is cut when the ELBO of held-out rows no longer rises, until a cut is of no use.
 
     The best parameters are kept, and gone on from after a cut (early stopping; Prechelt, 1998,
     "Early stopping - but when?").
 
     Args:
         parameters: That are optimised.
-        evaluate: The ELBO of the rows held out, in nats a row, always at the same noise.
+        evaluate: The ELBO of the held-out rows, in nats per row, always at the same noise.
         patience: Looks without a rise after which the rate is cut.
     """
 
@@ -312,12 +312,12 @@ class HeldOut:
     @property
     def found(self) -> str:
         """What was seen when the run converged."""
-        return "the ELBO of the rows held out no longer rose"
+        return "the ELBO of the held-out rows no longer rose"
 
     @property
     def unmet(self) -> str:
         """What was not seen in its budget."""
-        return "the ELBO of the rows held out may still rise"
+        return "the ELBO of the held-out rows may still rise"
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""

@@ -515,7 +515,7 @@ def test_a_guide_by_name_is_the_best_of_its_family(name: str, guide: str) -> Non
         # The draws' own errors, and the tolerance.
         assert abs(own.mean() - mean) / sd < 4 / 4000**0.5 + Draws.tolerance
         assert abs(np.log(own.std() / sd)) < 4 / 8000**0.5 + Draws.tolerance
-        assert not any("the fixed draws tell" in note for note in fit.notes)
+        assert not any("the fixed draws are too few" in note for note in fit.notes)
 
 
 def test_draws_are_doubled_for_scales_too() -> None:
@@ -536,7 +536,9 @@ def test_what_is_not_known_well_is_said() -> None:
     for seed in range(4):
         fit = er.fit(heavy, {"y": tensor(0.0)}, guide="mean_field", seed=seed, fixed_draws=16)
         assert abs(fit.measures["elbo"] - elbo) < 3.5 * fit.measures["elbo_se"]
-        assert any("the fixed draws tell the sds to" in note for note in fit.notes)
+        assert any(
+            "the fixed draws are too few: the sds have an error of" in note for note in fit.notes
+        )
         assert "no sd by more than" in fit.trained.reason
 
 

@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any], s
     "compiled": (
         regression, branching_guide, ROWS, "trace", {"steps": 3000, "compile": True},
     ),
-    "rows held out": (
+    "held-out rows": (
         factor, factor_guide, {"x": ROWS["x"]}, "trace", {"steps": 900, "batch_size": 6},
     ),
 }  # fmt: skip

@@ -93,7 +93,7 @@ def test_a_site_that_cannot_be_reparameterised_is_named() -> None:
         has_rsample = False
 
     found = text(good, guide_with("mean", Rough(torch.zeros(()), 1.0)), "sites")
-    assert re.match(r"warning: site 'mean': its distribution in the guide cannot be", found)
+    assert re.match(r"warning: site 'mean': the guide's distribution cannot be", found)
 
 
 def test_draws_outside_the_models_support_are_an_error() -> None:
@@ -197,7 +197,7 @@ def test_minibatches_that_no_plate_takes_are_seen() -> None:
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     found = text(model, "mean_field", "minibatches")
-    assert re.match(r"warning: the model takes batch_size, and no plate", found)
+    assert re.match(r"warning: the model takes batch_size, but no plate", found)
 
 
 def test_columns_of_other_scales_and_constant_ones_are_named() -> None:

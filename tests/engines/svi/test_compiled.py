@@ -289,7 +289,7 @@ def test_a_run_that_cannot_be_compiled_says_why(
 
 
 def test_a_short_run_is_not_compiled() -> None:
-    assert run(steps=50).uncompiled == "fewer than 100 steps are not worth it"
+    assert run(steps=50).uncompiled == "compiling does not pay for fewer than 100 steps"
 
 
 @uncompiled
@@ -341,4 +341,4 @@ def test_compiled_steps_that_differ_are_not_used(monkeypatch: pytest.MonkeyPatch
 
     right = RULES["Adam"].__call__
     monkeypatch.setattr(RULES["Adam"], "__call__", wrong)
-    assert run(steps=150).uncompiled == "compiled, they give other numbers"
+    assert run(steps=150).uncompiled == "the compiled steps give other numbers"

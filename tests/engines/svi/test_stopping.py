@@ -428,7 +428,7 @@ def overfitting(rows: int) -> tuple[Callable[..., Any], Callable[..., Any], dict
 def test_rows_held_out_stop_an_amortised_guide_and_the_best_parameters_are_kept() -> None:
     found, run = fitted(*overfitting(200), batch_size=20, learning_rate=0.01)
     assert found.status == "converged"
-    assert "the ELBO of the rows held out no longer rose" in found.reason
+    assert "the ELBO of the held-out rows no longer rose" in found.reason
     plate = run.evaluate.plate
     assert isinstance(plate, Plate)
     assert run.batches is not None

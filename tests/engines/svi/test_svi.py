@@ -345,7 +345,7 @@ def test_minibatches_that_cannot_be_are_refused() -> None:
     with pytest.raises(OptionError, match=r"--batch-size: the model takes no minibatches"):
         run(batch_size=2)
     table = regression_table(50)
-    with pytest.raises(OptionError, match=r"--batch-size 51 is more than the 50 rows"):
+    with pytest.raises(OptionError, match=r"--batch-size 51: there are only 50 rows"):
         er.fit("bayesian_regression", table, response="y", batch_size=51, guide="map", seed=0)
 
 
