@@ -268,10 +268,12 @@ def test_what_lies_at_the_ends_of_its_interval_is_inside() -> None:
 def test_each_column_of_a_row_has_its_own_spread() -> None:
     """The mean over columns of ratios, each of the mean sd of a column to that of its values."""
     values = np.array([[0.0, 10.0], [2.0, 30.0], [0.0, 10.0], [2.0, 30.0]])
+    numbers = {"a": (-1, 1, 1), "b": (0, 20, 5)}
     predicted = {
-        **{f"a.{part}": np.full(4, value) for part, value in (("lower", -1), ("upper", 1), ("sd", 1))},
-        **{f"b.{part}": np.full(4, value) for part, value in (("lower", 0), ("upper", 20), ("sd", 5))},
-    }  # fmt: skip
+        f"{column}.{part}": np.full(4, value)
+        for column, each in numbers.items()
+        for part, value in zip(("lower", "upper", "sd"), each, strict=True)
+    }
     found = held_out_scores(of_observed(values, predicted), ROWS)
     assert found["test_coverage"] == 0.5
     deviations = np.array([1.0, 10.0]) * (4 / 3) ** 0.5

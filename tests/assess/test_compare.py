@@ -82,9 +82,12 @@ def test_without_a_best_posterior_there_are_no_differences(best: str) -> None:
 def test_scalars_have_the_labels_of_all_their_dims_wherever_the_draws_are() -> None:
     values = np.arange(2 * 3 * 2 * 5).reshape(2, 3, 2, 5)
     whole = xarray.Dataset(
-        {"w": (("row", "draw", "chain", "column"), values), "s": (("draw", "chain"), values[0, ..., 0])},
+        {
+            "w": (("row", "draw", "chain", "column"), values),
+            "s": (("draw", "chain"), values[0, ..., 0]),
+        },
         {"row": ["u", "v"], "column": [10, 20, 30, 40, 50]},
-    )  # fmt: skip
+    )
     found = labelled_scalars(whole)
     assert list(found)[:6] == [
         "w[u, 10]",
