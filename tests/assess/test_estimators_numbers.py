@@ -215,9 +215,11 @@ def test_rounding_of_a_gradient_without_noise_is_no_bias(
 
 
 def kinds(problem: Problem, settings: Settings, **changed: set[str]) -> dict[str, Estimator]:
-    sites = {name: set() for name in ("auxiliary", "discrete", "enumerable", "rough")}
-    whole = {"names": {"z"}, **sites, **changed}
-    guided = GuideSites(**{name: frozenset(each) for name, each in whole.items()})
+    none: dict[str, set[str]] = {
+        name: set() for name in ("auxiliary", "discrete", "enumerable", "rough")
+    }
+    whole = {"names": {"z"}, **none, **changed}
+    guided: Any = GuideSites(**{name: frozenset(each) for name, each in whole.items()})  # type: ignore[arg-type]
     return {each.name: each for each in applicable(problem, guided, settings)}
 
 

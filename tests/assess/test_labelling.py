@@ -51,7 +51,7 @@ def without(found: Any, **missing: None) -> Any:
     return SimpleNamespace(**{**vars(found), **missing})
 
 
-@pytest.mark.parametrize(("apart", "width"), [(0.5, 1.0), (0.05, 0.1), (0.005, 0.1), (0.5, 10.0)])
+@pytest.mark.parametrize(("apart", "width"), [(0.11, 1.0), (0.09, 1.0), (0.011, 0.1), (0.009, 0.1)])
 def test_parts_have_labels_where_they_differ_by_a_tenth_of_an_sd(
     apart: float, width: float
 ) -> None:
@@ -62,6 +62,7 @@ def test_parts_have_labels_where_they_differ_by_a_tenth_of_an_sd(
 def test_where_there_are_no_labels_the_evidence_is_that_of_the_draws() -> None:
     known = landscape(NEAR)
     no_curvature = SimpleNamespace(location=NEAR, precision=None)
+    found: Any
     for found in (
         landscape(np.zeros(2)),
         without(known, density=None),

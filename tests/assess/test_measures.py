@@ -65,7 +65,7 @@ Y = np.array([-1.0, -0.4, 0.1, 0.3, 1.1, 1.9])
 
 def tree(log_likelihood: dict[str, np.ndarray], means: np.ndarray) -> xarray.DataTree:
     dims = ("chain", "draw", "row")
-    groups = {
+    groups: dict[str, Any] = {
         "posterior": {"mean": (dims[:2], means[None])},
         "log_likelihood": {
             name: (dims[: each.ndim + 1], each[None]) for name, each in log_likelihood.items()

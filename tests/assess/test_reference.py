@@ -198,8 +198,8 @@ def said_of(*lines: dict[str, Any], divergences: int = 0) -> tuple[str, bool] | 
 def test_each_quantity_of_the_reference_has_to_be_reliable(
     changed: dict[str, Any], reliable: bool
 ) -> None:
-    for lines in (({}, changed), (changed, {})):
-        assert (said_of(*lines) is not None) == reliable
+    assert (said_of({}, changed) is not None) == reliable
+    assert (said_of(changed, {}) is not None) == reliable
 
 
 def test_one_divergence_of_a_hundred_draws_is_the_most() -> None:
