@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from elbowroom.assess.resolution import HEAVY, _from_the_farthest, _tail, unresolved_quantities
+from elbowroom.density.importance import pareto_k_hat
 
 DRAWS = 4000
 EQUAL = np.full(DRAWS, 1 / DRAWS)
@@ -105,9 +106,9 @@ def test_a_constant_has_no_sd_to_resolve_and_the_least_variation_has_one() -> No
     lone = np.zeros(DRAWS)
     lone[0] = DRAWS**0.5  # one draw of sd one, whose relative standard error is a half
     for size in (0.01, 1.0, 1e6):
-        still = size + 0.3 * 1e-12 * max(size, 1.0) * lone
+        still = size + 0.8e-12 * max(size, 1.0) * lone
         assert unresolved_quantities({"x": still}, EQUAL) == ({}, [])
-    for small in (1e-11, 1e-6):
+    for small in (1.5e-12, 1e-6):
         assert len(unresolved_quantities({"x": small * lone}, EQUAL)[1]) == 1
 
 
@@ -144,3 +145,9 @@ def test_the_tail_s_shape_is_that_of_a_pareto_whatever_its_side_and_weights(shap
     assert _tail(-even[order], EQUAL) == pytest.approx(expected, abs=1e-9)
     found = _tail(pareto(shape, uneven)[order], uneven[order])
     assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_draws_count_as_independent_ones_of_the_tail_that_smoothing_takes() -> None:
+    """Draws in order are no chain: their shape is that of weights of the same sizes."""
+    exponential = -np.log1p(-(np.arange(DRAWS) + 0.5) / DRAWS)
+    assert _tail(exponential, EQUAL) == pytest.approx(pareto_k_hat(np.log(exponential)), abs=1e-6)
