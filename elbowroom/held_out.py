@@ -10,7 +10,6 @@ from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError, ModelError, OptionError
 from elbowroom.pipeline.fitting import fit_task
-from elbowroom.problem.isolation import constrained_values
 from elbowroom.result import Fit
 
 
@@ -123,13 +122,12 @@ def _weighed(fit: Fit, table: pd.DataFrame) -> WeightedDraws:
     """Draws of the rows' latents, from a guide that is fitted to them if necessary."""
     if fit.amortised:
         return fit.weigh_rows(table, SCORING.draws, fit.seed)
-    points = constrained_values(fit.parameters)
-    fixed = {name: points[name] for name in fit.problem.space.parameters.initial}
     size = fit.settings.batch_size
     settings = replace(
         fit.settings, batch_size=None if size is None or size >= len(table) else size
     )
-    task = Task(fit.problem.with_rows(table, fixed), settings, fit.seed, draws=100)
+    problem = fit.problem.with_rows(table, fit.model_parameters)
+    task = Task(problem, settings, fit.seed, draws=100)
     again = fit_task(task, fit.guide, fit.engine)
     return again.weigh_rows(None, SCORING.draws, fit.seed)
 

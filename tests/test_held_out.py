@@ -1,6 +1,7 @@
 """Rows held out of a comparison: their scores beside closed forms."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import elbowroom as er
-from elbowroom.errors import DataError, OptionError
-from elbowroom.held_out import calibration_error, split_rows
+from elbowroom import held_out
+from elbowroom.draws.weighted import WeightedDraws
+from elbowroom.engines.settings import Settings
+from elbowroom.errors import DataError, GuideError, OptionError
+from elbowroom.held_out import calibration_error, held_out_scores, split_rows
 from elbowroom.report import outcomes
 
 
@@ -197,3 +201,179 @@ def test_predictions_beyond_the_data_are_pictured(tmp_path: Path) -> None:
     )
     outcomes.draw_predictions(found, tmp_path)
     assert (tmp_path / "predictions.png").stat().st_size > 10_000
+
+
+# Scores of made fits.
+
+ROWS = pd.DataFrame({"row": range(4)})
+DENSITY = np.array([-1.0, -2.0, -4.0, -1.0])
+
+
+def of_observed(values: Any, predicted: dict[str, Any] | None = None, **changed: Any) -> Any:
+    """A fit that has seen some values, and predicts what is given, by its interval if it asks."""
+    tensor = torch.tensor(values)
+
+    def predict(table: pd.DataFrame, interval: float) -> pd.DataFrame:
+        assert table is ROWS
+        found = {} if predicted is None else predicted
+        return pd.DataFrame({k: v(interval) if callable(v) else v for k, v in found.items()})
+
+    problem = SimpleNamespace(
+        model=SimpleNamespace(predicts="y", in_units=None),
+        space=SimpleNamespace(discrete=()),
+        prepared=SimpleNamespace(coords={}, arguments={"unit": 10.0}),
+        observed="y",
+        new_arguments=lambda table: ({"x": torch.zeros(4), "y": tensor}, {}),
+    )
+    usual = {
+        "problem": problem, "row_latents": False, "log_density": lambda _: DENSITY, "seed": 5,
+        "predict": predict, "amortised": False,
+    }  # fmt: skip
+    return SimpleNamespace(**{**usual, **changed})
+
+
+DENSITIES = {
+    "test_log_density": pytest.approx(-2.0),
+    "test_log_density_se": pytest.approx((6 / 3) ** 0.5 / 2),
+}
+"""Of -1, -2, -4 and -1: their mean, and the root of their variance over four."""
+
+
+def edge(sign: float) -> Any:
+    """An end of a standard Normal's interval at each row."""
+    return lambda interval: np.full(4, sign * stats.norm.ppf((1 + interval) / 2))
+
+
+NORMAL = {"median": np.zeros(4), "upper": edge(1), "lower": edge(-1), "sd": np.ones(4)}
+
+
+def test_rows_inside_their_intervals_of_ninety_percent_are_counted() -> None:
+    """A Normal's reaches to 1.645; the sd of the rows is (5.38 / 3) ** 0.5."""
+    found = held_out_scores(of_observed([1.6, -1.6, 0.4, -1.7], NORMAL), ROWS)
+    values = np.array([1.6, -1.6, 0.4, -1.7])
+    assert found == {
+        **DENSITIES,
+        "test_coverage": 0.75,
+        "test_spread": pytest.approx(1 / values.std(ddof=1)),
+    }
+
+
+def test_what_lies_at_the_ends_of_its_interval_is_inside() -> None:
+    ends = {"lower": [1.0] * 4, "upper": [3.0] * 4, "sd": [1.0, 2.0, 3.0, 6.0]}
+    found = held_out_scores(of_observed([1.0, 3.0, 0.5, 3.5], ends), ROWS)
+    assert found["test_coverage"] == 0.5
+    assert found["test_spread"] == pytest.approx(3.0 / np.std([1.0, 3.0, 0.5, 3.5], ddof=1))
+
+
+def test_each_column_of_a_row_has_its_own_spread() -> None:
+    """The mean over columns of ratios, each of the mean sd of a column to that of its values."""
+    values = np.array([[0.0, 10.0], [2.0, 30.0], [0.0, 10.0], [2.0, 30.0]])
+    numbers = {"a": (-1, 1, 1), "b": (0, 20, 5)}
+    predicted = {
+        f"{column}.{part}": np.full(4, value)
+        for column, each in numbers.items()
+        for part, value in zip(("lower", "upper", "sd"), each, strict=True)
+    }
+    found = held_out_scores(of_observed(values, predicted), ROWS)
+    assert found["test_coverage"] == 0.5
+    deviations = np.array([1.0, 10.0]) * (4 / 3) ** 0.5
+    assert found["test_spread"] == pytest.approx((1 / deviations[0] + 5 / deviations[1]) / 2)
+
+
+def test_numbers_are_compared_in_the_user_s_units() -> None:
+    fit = of_observed([0.16, -0.16, 0.04, -0.17], NORMAL)
+    fit.problem.model.in_units = lambda values, arguments: values * arguments["unit"]
+    assert held_out_scores(fit, ROWS)["test_coverage"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "changed", [{"values": [0.0, 1.0, 1.0, 0.0]}, {"values": [1.0] * 4}, {"discrete": ("y",)}]
+)
+def test_an_interval_of_noughts_and_ones_or_of_labels_says_nothing(changed: Any) -> None:
+    fit = of_observed(changed.get("values", [0.0, 1.0, 2.0, 3.0]), NORMAL)
+    fit.problem.space.discrete = changed.get("discrete", ("another",))
+    assert held_out_scores(fit, ROWS) == DENSITIES
+
+
+def test_the_probabilities_of_classes_are_taken_in_their_order() -> None:
+    """The likeliest: a, a, c and b, of which the first three are right."""
+    shares = np.array([[0.62, 0.3, 0.08], [0.68, 0.2, 0.12], [0.1, 0.3, 0.6], [0.1, 0.9, 0.0]])
+    named = {f"probability[{name}]": shares[:, i] for i, name in enumerate("abc")}
+    fit = of_observed([0, 0, 2, 0], {"c": ["a"] * 4, **dict(sorted(named.items(), reverse=True))})
+    fit.problem.prepared.coords["class"] = list("abc")
+    error = abs(0.62 + 0.68 + 0.6 - 3) + 0.9
+    assert held_out_scores(fit, ROWS) == {
+        **DENSITIES, "test_calibration_error": pytest.approx(error / 4)
+    }  # fmt: skip
+
+
+def test_probabilities_are_put_in_ten_bins_of_which_the_last_holds_one() -> None:
+    """0.52 and 0.58 lie together, and 1 with 0.95; in a bin, what is too sure makes up for less."""
+    sure = np.array([0.52, 0.58, 1.0, 0.95, 0.61])
+    right = np.array([True, False, True, False, False])
+    found = calibration_error(np.stack([1 - sure, sure], 1), np.where(right, 1, 0))
+    assert found == pytest.approx((abs(1.10 - 1) + abs(1.95 - 1) + 0.61) / 5)
+
+
+def row_draws() -> WeightedDraws:
+    """Four rows' draws: weights of one and three, but the last row's, which hang on one draw."""
+    log_p = np.repeat(np.log(np.resize([1.0, 3.0], 1000))[:, None], 4, 1)
+    log_p += 1e-3 * np.random.default_rng(0).normal(size=log_p.shape)
+    log_p[0, 3] = 20.0
+    return WeightedDraws({}, log_p, np.zeros_like(log_p))
+
+
+def test_rows_with_latents_have_their_density_by_importance_sampling_alone() -> None:
+    asked: list[Any] = []
+
+    def weigh_rows(*given: Any) -> WeightedDraws:
+        asked.extend(given)
+        return row_draws()
+
+    fit = of_observed([1.0] * 4, amortised=True, row_latents=True, weigh_rows=weigh_rows)
+    found = held_out_scores(fit, ROWS)
+    assert asked[0] is ROWS
+    assert asked[2] == 5
+    density = np.append(np.full(3, np.log(2.0)), 20 - np.log(1000))
+    assert found == {
+        "test_log_density": pytest.approx(density.mean(), abs=1e-3),
+        "test_log_density_se": pytest.approx(density.std(ddof=1) / 2, abs=1e-3),
+        "test_unreliable": 0.25,
+    }
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, None), (2, 2), (3, 3), (4, None), (5, None)])
+def test_a_guide_of_the_fitted_rows_is_fitted_to_others_with_the_points_fixed(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, taken: int | None
+) -> None:
+    """In minibatches where there are more rows than these."""
+    asked: list[Any] = []
+    bound: list[Any] = []
+
+    def fit_task(task: Any, guide: Any, engine: Any) -> Any:
+        asked.extend((task, guide, engine))
+        return SimpleNamespace(weigh_rows=lambda *_: row_draws())
+
+    points = {"loading": torch.tensor(2.0)}
+    monkeypatch.setattr(held_out, "fit_task", fit_task)
+    fit = of_observed(
+        [1.0] * 4, row_latents=True, settings=Settings(batch_size=given, steps=7), guide="local",
+        engine="svi", model_parameters=points,
+    )  # fmt: skip
+    fit.problem.with_rows = lambda *rows: bound.extend(rows)
+    found = held_out_scores(fit, ROWS)
+    assert found["test_unreliable"] == 0.25
+    assert bound[0] is ROWS
+    assert bound[1] is points
+    assert asked[1:] == ["local", "svi"]
+    assert (asked[0].settings.batch_size, asked[0].settings.steps) == (taken, 7)
+    assert asked[0].seed == 5
+
+
+def test_where_a_row_has_no_density_the_other_scores_stand() -> None:
+    def none(_: pd.DataFrame) -> Any:
+        raise GuideError("a point.")
+
+    found = held_out_scores(of_observed([1.0, 3.0, 0.0, 9.0], NORMAL, log_density=none), ROWS)
+    assert np.isnan([found["test_log_density"], found["test_log_density_se"]]).all()
+    assert found["test_coverage"] == 0.5

@@ -54,9 +54,7 @@ def comparison_table(rows: list[Row]) -> pd.DataFrame:
     table = pd.DataFrame(lines)
     failed = table["error"] != ""
     table["elbo"] = pd.to_numeric(table["elbo"])
-    order = table.assign(failed=failed).sort_values(
-        ["failed", "elbo"], ascending=[True, False], na_position="last", kind="stable"
-    )
+    order = table.assign(failed=failed).sort_values(["failed", "elbo"], ascending=[True, False])
     table = table.loc[order.index].reset_index(drop=True)
     finite = table["elbo"].notna().any()
     table.insert(1, "best", (table.index == table["elbo"].idxmax()) if finite else False)

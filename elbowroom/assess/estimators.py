@@ -211,7 +211,7 @@ def _gradients(
     batches = None if plate is None or size is None else Minibatches(plate.size, size)
 
     def draw() -> torch.Tensor | None:
-        return None if batches is None else batches.draw()
+        return None if batches is None else next(batches)  # as a fit takes them
 
     torch.manual_seed(seed)
     batch = {} if size is None else {"batch_size": size}

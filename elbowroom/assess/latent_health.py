@@ -121,7 +121,8 @@ def latent_health(
     }
     name, plain = names[0], isinstance(_single(own_form[names[0]]["fn"]), dist.Normal)
     if amortised and space.local == (name,) and plain:
-        picked = torch.randperm(rows)[: LATENTS.refitted_rows]
+        # In order: Pyro leaves the rows of data as they are where a minibatch has all of them.
+        picked = torch.randperm(rows)[: LATENTS.refitted_rows].sort().values
         best = own_bound(model, arguments, plate, name, means[picked], sds[picked], picked)
         gained = best - weighed.row_elbo[picked.numpy()]
         measures["amortisation_gap"] = float(gained.mean())
@@ -288,7 +289,7 @@ def mutual_information(log_q: np.ndarray, owners: np.ndarray) -> tuple[float, fl
 
     Args:
         log_q: The log density of each draw given each row, (draws, rows).
-        owners: The row of each draw, (draws,).
+        owners: The row of each draw, from 0 on without a gap, (draws,).
 
     Returns:
         The lower bound, the standard error of both, and the upper one.
@@ -304,8 +305,7 @@ def mutual_information(log_q: np.ndarray, owners: np.ndarray) -> tuple[float, fl
     others[each, owners] = -np.inf
     lower = own - logsumexp(log_q, axis=1) + np.log(rows)
     upper = own - logsumexp(others, axis=1) + np.log(rows - 1)
-    counts = np.maximum(np.bincount(owners), 1)
-    by_row = np.bincount(owners, lower) / counts
+    by_row = np.bincount(owners, lower) / np.bincount(owners)
     error = float(by_row.std(ddof=1) / len(by_row) ** 0.5)
     return float(lower.mean()), error, float(upper.mean())
 

@@ -112,7 +112,7 @@ def _error(draws: np.ndarray, of: str) -> float:
     """The Monte Carlo standard error of a mean or sd; 0 where it cannot be told."""
     if draws.shape[1] < 4 or not np.ptp(draws) > 0:
         return 0.0
-    return float(array_stats.mcse(draws, chain_axis=0, draw_axis=1, method=of))
+    return float(array_stats.mcse(draws, method=of))
 
 
 def how_well(r_hat: float, effective: float, divergences: int) -> str:

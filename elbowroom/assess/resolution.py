@@ -35,7 +35,7 @@ def unresolved_quantities(
     """Quantities whose mean or sd weighted draws do not resolve.
 
     Args:
-        values: For each quantity, its value at each draw, (draws, ...).
+        values: For each quantity, its value at each draw, float64, (draws, ...).
         weights: Of the draws, summing to one, (draws,).
 
     Returns:
@@ -51,7 +51,7 @@ def unresolved_quantities(
     """
     shapes, sentences = {}, []
     for name, each in values.items():
-        flat = np.asarray(each, dtype=float).reshape(len(weights), -1)
+        flat = each.reshape(len(weights), -1)
         with np.errstate(invalid="ignore", over="ignore"):
             _, errors = standard_errors(weights, flat)
             mean = weights @ flat
@@ -82,11 +82,11 @@ def _from_the_farthest(column: np.ndarray, weights: np.ndarray) -> float:
 
     A tail of many modes has the shape of a power law too, and gives as little as a Normal one.
     """
-    with np.errstate(invalid="ignore"):  # an infinite draw has an error that is not resolved
+    with np.errstate(invalid="ignore", over="ignore"):  # of a square that is no number any more
         square = np.square(column - weights @ column)
-    order = np.argsort(-square)
-    far = order[np.cumsum(weights[order]) <= RESOLUTION.farthest_mass]
-    return float(weights[far] @ square[far] / (weights @ square))
+        order = np.argsort(-square)
+        far = order[np.cumsum(weights[order]) <= RESOLUTION.farthest_mass]
+        return float(weights[far] @ square[far] / (weights @ square))
 
 
 def _tail(column: np.ndarray, weights: np.ndarray) -> float:

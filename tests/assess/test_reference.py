@@ -1,5 +1,6 @@
 """A posterior beside a reference: the numbers against closed forms, and what is said of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,12 @@ import pytest
 import xarray
 from scipy.stats import norm
 
-from elbowroom.assess.reference import AGREEMENT, compare_with_reference, reference_sentence
+from elbowroom.assess.reference import (
+    AGREEMENT,
+    COLUMNS,
+    compare_with_reference,
+    reference_sentence,
+)
 from elbowroom.engines.nuts.sampler import NutsDraws
 from elbowroom.errors import DataError
 
@@ -139,3 +145,114 @@ def test_a_reference_that_has_not_converged_says_nothing() -> None:
     few = reference_sentence(table, nuts(divergences=3))
     assert few is not None
     assert "3 divergences" in few[0]
+
+
+def test_without_a_quantity_in_common_both_are_listed() -> None:
+    one = np.ones((4, 10))
+    with pytest.raises(DataError, match=r"posterior \(a, c\) and the reference \(b, d\)"):
+        compare_with_reference(posterior(a=one, c=one), posterior(b=one, d=one))
+    with pytest.raises(DataError, match=r"posterior \(empty\) and the reference \(b\)"):
+        compare_with_reference(posterior(), posterior(b=one))
+    with pytest.raises(DataError, match=r"posterior \(a\) and the reference \(empty\)"):
+        compare_with_reference(posterior(a=one), posterior())
+
+
+@pytest.mark.parametrize(("draws", "known"), [(3, False), (4, True)])
+def test_what_has_no_error_to_be_told_adds_none(draws: int, known: bool) -> None:
+    """A point, and a few draws: the error is the reference's alone."""
+    reference = posterior(b=quantities(0.0, 1.0))
+    alone = line(compare_with_reference(posterior(b=np.zeros((1, 100))), reference))
+    assert alone["mean_shift_error"] == pytest.approx(DRAWS**-0.5, rel=0.2)
+    few = np.resize([-1.0, 1.0, 0.5, 2.0], (1, draws))
+    found = line(compare_with_reference(posterior(b=few), reference))
+    assert (found["mean_shift_error"] > 1.5 * alone["mean_shift_error"]) == known
+    assert (found["log_ratio_error"] > 1.5 * DRAWS**-0.5) == known
+
+
+AGREES: dict[str, Any] = {
+    "quantity": "b", "mean_shift": 0.1, "mean_shift_error": 0.0, "sd_ratio": 1.0,
+    "log_ratio_error": 0.0, "coverage": 0.9, "wasserstein": 0.0, "r_hat": 1.0,
+    "effective": 1000.0,
+}  # fmt: skip
+
+
+def said_of(*lines: dict[str, Any], divergences: int = 0) -> tuple[str, bool] | None:
+    """What is said of quantities in the lines, with 400 draws of three coordinates."""
+    table = pd.DataFrame([{**AGREES, **line} for line in lines], columns=COLUMNS)
+    run = replace(nuts(divergences), points=np.zeros((4, 100, 3)))
+    return reference_sentence(table, run)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reliable"),
+    [
+        ({}, True),
+        ({"r_hat": 1.01}, True),
+        ({"r_hat": 1.011}, False),
+        ({"r_hat": np.nan}, False),
+        ({"effective": 400.0}, True),
+        ({"effective": 399.0}, False),
+        ({"effective": np.nan}, False),
+    ],
+)
+def test_each_quantity_of_the_reference_has_to_be_reliable(
+    changed: dict[str, Any], reliable: bool
+) -> None:
+    assert (said_of({}, changed) is not None) == reliable
+    assert (said_of(changed, {}) is not None) == reliable
+
+
+def test_one_divergence_of_a_hundred_draws_is_the_most() -> None:
+    said = said_of({}, divergences=4)
+    assert said is not None
+    assert "(R-hat 1.000, 1,000 effective draws, 4 divergences)" in said[0]
+    assert said_of({}, divergences=5) is None
+
+
+def test_constants_are_not_asked_for_convergence_unless_they_have_moved() -> None:
+    fixed = {"quantity": "c", "mean_shift": 0.0, "sd_ratio": 1.0, "r_hat": np.nan,
+             "effective": np.nan}  # fmt: skip
+    assert said_of(fixed) is None  # nothing varies
+    said = said_of(fixed, {"mean_shift": -0.25, "sd_ratio": 0.8})
+    assert said is not None
+    assert said[1]
+    assert "means within 0.25 sd, sds within a factor 1.25." in said[0]
+    for moved in ({"mean_shift": np.inf}, {"sd_ratio": np.inf}):
+        assert said_of({}, {**fixed, **moved}) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "agrees"),
+    [
+        ({"mean_shift": 0.3}, True),
+        ({"mean_shift": -0.31}, False),
+        ({"mean_shift": 0.69, "mean_shift_error": 0.2}, True),
+        ({"mean_shift": 0.71, "mean_shift_error": 0.2}, False),
+        ({"sd_ratio": 1.349}, True),
+        ({"sd_ratio": 1.351}, False),
+        ({"sd_ratio": 0.742}, True),
+        ({"sd_ratio": 0.740}, False),
+        ({"sd_ratio": np.exp(0.69), "log_ratio_error": 0.2}, True),
+        ({"sd_ratio": np.exp(-0.71), "log_ratio_error": 0.2}, False),
+        ({"mean_shift": np.nan}, False),
+    ],
+)
+def test_what_is_beyond_three_tenths_and_two_errors_differs(
+    changed: dict[str, Any], agrees: bool
+) -> None:
+    said = said_of({"quantity": "a"}, changed)
+    assert said is not None
+    assert said[1] is agrees
+    assert agrees or " of b is " in said[0]
+
+
+def test_the_one_that_is_most_beyond_its_error_is_named() -> None:
+    said = said_of(
+        {"quantity": "unsure", "mean_shift": 2.0, "mean_shift_error": 0.8},
+        {"quantity": "sure", "mean_shift": -0.9, "mean_shift_error": 0.1, "sd_ratio": 0.25},
+        {"quantity": "wide", "sd_ratio": 3.0},
+    )
+    assert said is not None
+    assert said[0].partition("): ")[2] == (
+        "the mean of sure is 0.9 sd off and the sd of sure is 0.25 times that of NUTS."
+    )

@@ -1,4 +1,4 @@
-"""The verdict over each piece of its evidence, and what finds quantities that are not resolved."""
+"""The verdict over each piece of its evidence."""
 
 import json
 from dataclasses import fields, replace
@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from elbowroom.assess.evidence import Evidence, Optimum, Weights
-from elbowroom.assess.predictive import TAIL, predictive_checks
-from elbowroom.assess.resolution import RESOLUTION, unresolved_quantities
 from elbowroom.assess.verdict import (
     CHECKS,
     CORRECTED,
@@ -236,127 +234,6 @@ def test_a_verdict_is_read_as_it_was_written(changed: dict[str, float]) -> None:
     plain = found.plain()
     assert plain["trusted"] is found.trusted
     assert Verdict.read(plain) == found
-
-
-# Quantities that are not resolved.
-
-DRAWS = 4000
-EQUAL = np.full(DRAWS, 1 / DRAWS)
-
-
-def generator(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def test_heavy_tails_are_named_and_light_ones_are_not() -> None:
-    random = generator()
-    values = {
-        "normal": random.normal(size=DRAWS),
-        "uniform": random.uniform(size=DRAWS),
-        "exponential": random.exponential(size=DRAWS),
-        "pair": np.stack([random.normal(size=DRAWS), random.standard_cauchy(DRAWS)], axis=1),
-        "negative": -random.pareto(1.0, size=DRAWS),
-        "constant": np.full((DRAWS, 2), 3.0),
-    }
-    shapes, sentences = unresolved_quantities(values, EQUAL)
-    assert [sentence.split(" cannot")[0] for sentence in sentences] == [
-        "The sd of pair[1]",
-        "The sd of negative",
-    ]
-    assert min(shapes["pair[1]"], shapes["negative"]) > RESOLUTION.tail_shape
-    assert "uniform" not in shapes
-    assert shapes.get("exponential", 0.0) < RESOLUTION.tail_shape
-
-
-@pytest.mark.parametrize("freedom", [1.0, 1.5])
-def test_a_t_without_a_variance_is_named_by_nearly_every_seed(freedom: float) -> None:
-    """Its tails have shape 1 / freedom, above one half."""
-    named = [
-        len(unresolved_quantities({"x": generator(s).standard_t(freedom, DRAWS)}, EQUAL)[1])
-        for s in range(20)
-    ]
-    assert sum(named) >= 18
-
-
-@pytest.mark.parametrize("freedom", [5.0, 30.0])
-def test_a_t_with_a_variance_is_not(freedom: float) -> None:
-    named = [
-        len(unresolved_quantities({"x": generator(s).standard_t(freedom, DRAWS)}, EQUAL)[1])
-        for s in range(20)
-    ]
-    assert sum(named) <= 2
-
-
-def test_a_sd_that_hangs_on_a_few_draws_is_named() -> None:
-    rare = np.zeros(DRAWS)
-    rare[:3] = 1.0
-    _, sentences = unresolved_quantities({"rare": rare}, EQUAL)
-    # Three of 4000: the relative error of the sd is 1 / (2 √3).
-    assert "standard error of the sd 29%" in sentences[0]
-
-
-def test_weights_count() -> None:
-    """A Cauchy's draws weighted as a Normal's have a sd; a Normal's far overweighted have none."""
-    random = generator()
-    x = random.standard_cauchy(DRAWS)
-    weights = np.exp(-0.5 * x**2) * (1 + x**2)
-    assert unresolved_quantities({"x": x}, weights / weights.sum())[1] == []
-    y = 0.5 + 5 * random.standard_normal(DRAWS)
-    weights = np.exp(0.5 * ((y - 0.5) / 5) ** 2 + 0.2 * np.abs(y))
-    _, sentences = unresolved_quantities({"y": y}, weights / weights.sum())
-    assert len(sentences) == 1
-
-
-def test_infinite_values_are_named() -> None:
-    values = generator().normal(size=DRAWS)
-    values[3] = np.inf
-    _, sentences = unresolved_quantities({"x": values}, EQUAL)
-    assert len(sentences) == 1
-
-
-# Predictive checks.
-
-
-def test_shares_are_those_of_the_statistics_known_distribution() -> None:
-    """Of ten standard Normals: the mean is Normal(0, 1/10); the largest has distribution Φ^10."""
-    observed = np.linspace(-1.0, 1.0, 10) + 0.2
-    replicated = generator().normal(size=(4000, 10))
-    shares, sentences = predictive_checks({"y": observed}, {"y": replicated})
-    error = 4 * (0.25 / 4000) ** 0.5
-    assert sentences == []
-    assert shares["y.mean"] == pytest.approx(0.2635, abs=error)  # 1 - Φ(0.2 √10)
-    assert shares["y.largest"] == pytest.approx(0.7055, abs=error)  # 1 - Φ(1.2)^10
-
-
-@pytest.mark.parametrize(
-    ("spoil", "statistics", "words"),
-    [
-        (lambda y: y + 3, "mean smallest largest", "mean, smallest value and largest value"),
-        (lambda y: 4 * y, "sd smallest largest", "sd, smallest value and largest value"),
-        (lambda y: np.where(y == y.max(), 9.0, y), "sd largest", "sd and largest value"),
-        (lambda y: 0.01 * y, "sd smallest largest", "sd, smallest value and largest value"),
-        (lambda y: np.where(y == y.max(), 4.0, y), "largest", "largest value"),
-    ],
-)
-def test_statistics_that_the_model_misses_are_named(
-    spoil: Any, statistics: str, words: str
-) -> None:
-    random = generator()
-    observed = spoil(random.normal(size=40))
-    shares, sentences = predictive_checks({"y": observed}, {"y": random.normal(size=(1000, 40))})
-    assert sentences == [
-        f"The model does not reproduce the {words} of 'y': compare posterior_predictive with the "
-        "data."
-    ]
-    missed = [name for name, share in shares.items() if min(share, 1 - share) < TAIL]
-    assert missed == [f"y.{name}" for name in statistics.split()]
-
-
-def test_one_number_and_constant_data_are_not_missed() -> None:
-    assert predictive_checks({"y": np.array(3.0)}, {"y": np.zeros(100)}) == ({}, [])
-    shares, sentences = predictive_checks({"y": np.ones(5)}, {"y": np.ones((100, 5))})
-    assert set(shares.values()) == {0.5}
-    assert sentences == []
 
 
 # Every check at its limit: the last value that passes and the first that does not.

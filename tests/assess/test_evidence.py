@@ -1,0 +1,34 @@
+"""Evidence and the other values of an assessment: what they are made of, and that they stay so."""
+
+from dataclasses import is_dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+
+import pytest
+
+from elbowroom import assess
+from elbowroom.assess.evidence import Evidence, Optimum, Weights
+
+VALUES = {
+    value
+    for module in iter_modules(assess.__path__)
+    for value in vars(import_module(f"{assess.__name__}.{module.name}")).values()
+    if isinstance(value, type) and is_dataclass(value)
+    if value.__module__.startswith(assess.__name__)
+}
+
+
+def test_what_is_found_is_not_changed_afterwards() -> None:
+    """A fit shares its evidence with the fits that are made of it by a reference or a ladder."""
+    assert {Evidence, Optimum, Weights} < VALUES
+    for value in VALUES:
+        with pytest.raises(AttributeError, match="cannot assign to field"):
+            value.__setattr__(value.__new__(value), next(iter(value.__dataclass_fields__)), None)
+
+
+def test_evidence_of_another_version_is_not_read() -> None:
+    plain = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, True)).plain()
+    with pytest.raises(KeyError, match="chains"):
+        Evidence.read({name: value for name, value in plain.items() if name != "chains"})
+    with pytest.raises(TypeError, match="another"):
+        Evidence.read({**plain, "chains": {"another": 1}})

@@ -1,0 +1,69 @@
+"""Posterior predictive checks: shares in closed form, and statistics that are missed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from elbowroom.assess.predictive import TAIL, predictive_checks
+
+
+def generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_shares_are_those_of_the_statistics_known_distribution() -> None:
+    """Of ten standard Normals: the mean is Normal(0, 1/10); the largest has distribution Φ^10."""
+    observed = np.linspace(-1.0, 1.0, 10) + 0.2
+    replicated = generator().normal(size=(4000, 10))
+    shares, sentences = predictive_checks({"y": observed}, {"y": replicated})
+    error = 4 * (0.25 / 4000) ** 0.5
+    assert sentences == []
+    assert shares["y.mean"] == pytest.approx(0.2635, abs=error)  # 1 - Φ(0.2 √10)
+    assert shares["y.largest"] == pytest.approx(0.7055, abs=error)  # 1 - Φ(1.2)^10
+
+
+@pytest.mark.parametrize(
+    ("spoil", "statistics"),
+    [
+        (lambda y: y + 3, "mean, smallest, largest"),
+        (lambda y: 4 * y, "sd, smallest, largest"),
+        (lambda y: np.where(y == y.max(), 9.0, y), "sd, largest"),
+        (lambda y: 0.01 * y, "sd, smallest, largest"),
+    ],
+)
+def test_statistics_that_the_model_misses_are_named(spoil: Any, statistics: str) -> None:
+    random = generator()
+    observed = spoil(random.normal(size=40))
+    shares, sentences = predictive_checks({"y": observed}, {"y": random.normal(size=(1000, 40))})
+    assert sentences == [f"The model does not reproduce the {statistics} of 'y': look at it."]
+    missed = [name for name, share in shares.items() if min(share, 1 - share) < TAIL]
+    assert missed == [f"y.{name}" for name in statistics.split(", ")]
+
+
+def test_one_number_and_constant_data_are_not_missed() -> None:
+    assert predictive_checks({"y": np.array(3.0)}, {"y": np.zeros(100)}) == ({}, [])
+    shares, sentences = predictive_checks({"y": np.ones(5)}, {"y": np.ones((100, 5))})
+    assert set(shares.values()) == {0.5}
+    assert sentences == []
+
+
+def test_half_of_the_ties_lie_above_and_a_two_hundredth_is_the_limit() -> None:
+    """Of 1,000 data sets whose mean is 1, four or five above the observed one, and two ties."""
+    for above, missed in ((3, True), (4, False)):
+        means = np.ones(1000)
+        means[:above], means[-2:] = 3.0, 2.0
+        replicated = means[:, None] + np.array([-1.0, 1.0])
+        observed = {"y": np.array([[1.0], [3.0]])}
+        shares, sentences = predictive_checks(observed, {"y": replicated.reshape(1000, 2, 1)})
+        assert shares["y.mean"] == pytest.approx((above + 1) / 1000)
+        assert shares["y.sd"] == 0.5
+        assert any("mean" in sentence for sentence in sentences) == missed
+
+
+def test_two_numbers_are_looked_at_and_one_is_not() -> None:
+    observed = {"y": np.array([1, 2]), "one": np.array([3])}
+    replicated = {"y": np.array([[0, 1], [5, 6]]), "one": np.zeros((2, 1))}
+    shares, _ = predictive_checks(observed, replicated)
+    assert set(shares) == {"y.mean", "y.sd", "y.smallest", "y.largest"}
+    assert shares["y.mean"] == 0.5
