@@ -216,7 +216,7 @@ def test_a_run_goes_on_as_it_was_asked_for(kept: list[Any], tmp_path: Path) -> N
         pass
 
     found = er.resume(str(path), announce=ignored, progress=other, report=third)
-    assert found == "a fit"  # type: ignore[comparison-overlap]
+    assert found == "a fit"
     ((work, task, where, request, named),) = kept
     assert work == Work("mean_field", "svi", True, "nuts", third)
     assert (where, request, named) == (path, None, {"changes": {}})

@@ -1,5 +1,6 @@
 """A fit's part in what it is asked: which draws, whose rows, which seed, and what is refused."""
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import xarray
@@ -163,7 +163,11 @@ def fresh(fit: Fit, count: int = 60, seed: int = 3) -> torch.Tensor:
 def test_fresh_draws_are_corrected_where_the_posterior_is(monkeypatch: pytest.MonkeyPatch) -> None:
     log_p = np.log(np.array([1.0, 3.0] * 120))
     values = torch.tensor([5.0, 6.0] * 120)
-    drawn = Asked(lambda self, count, seed: WeightedDraws({"x": values[:count]}, log_p[:count], 0 * log_p[:count]))  # fmt: skip # noqa: E501
+
+    def some(fit: Fit, count: int, seed: int) -> WeightedDraws:
+        return WeightedDraws({"x": values[:count]}, log_p[:count], np.zeros(count))
+
+    drawn = Asked(some)
     monkeypatch.setattr(Fit, "draw", lambda *given: drawn(*given))
     assert fresh(made()).tolist() == [5.0, 6.0] * 30  # the guide's own
     assert drawn.calls[-1][1:] == (60, 3)
@@ -216,7 +220,7 @@ def test_rows_are_described_at_the_posterior_or_at_their_own_latents(
     drawn = Asked(lambda self, count, seed, data: SimpleNamespace(sites="the rows' own"))
     monkeypatch.setattr(Fit, "draw", lambda *given: drawn(*given))
     fit = made()
-    assert fit.predict() == "a table"  # type: ignore[comparison-overlap]
+    assert fit.predict() == "a table"
     fit.predict("rows", 0.5, 3)
     problem = fit.problem
     assert described.calls == [
@@ -248,7 +252,7 @@ def test_the_density_of_a_row_is_exact_where_it_has_no_latents(
     monkeypatch.setattr(result, "log_density_of_rows", densities)
     monkeypatch.setattr(Fit, "global_sites", lambda self: "the posterior's")
     fit = made()
-    assert fit.log_density("rows") == "densities"  # type: ignore[comparison-overlap]
+    assert fit.log_density("rows") == "densities"
     assert densities.calls == [(fit.problem, {"new": "rows"}, "the posterior's")]
     assert fit.problem.sessions == [(0, "the parameters")]  # type: ignore[attr-defined]
     with pytest.raises(GuideError, match=r"use its bound, Fit\.elbo"):
@@ -310,7 +314,7 @@ def test_rows_are_weighed_by_the_guide_or_at_the_posterior(monkeypatch: pytest.M
     monkeypatch.setattr(result, "row_log_likelihood", likelihood)
     monkeypatch.setattr(Fit, "global_sites", lambda self: "the posterior's")
     fit = made(rows=(9, 0.0))
-    assert fit.weigh_rows(None, 50, 3) == "weighed"  # type: ignore[comparison-overlap]
+    assert fit.weigh_rows(None, 50, 3) == "weighed"
     fit.weigh_rows(None, 50, 3, ["z"])
     space = fit.problem.space
     call = ("the model", "the guide", {"own": True}, space, 50)
@@ -347,9 +351,8 @@ def test_a_fit_takes_the_place_of_its_own_checkpoints(
 
 def test_verbs_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the draws, steps and sizes that the command line has by default."""
-    import inspect
-
-    commands = {each.callback.__name__: each.callback for each in app.registered_commands}  # type: ignore[union-attr]
+    called: list[Any] = [each.callback for each in app.registered_commands]
+    commands = {each.__name__: each for each in called}
     for verb in ("embed", "reconstruct", "interpolate", "manifold", "impute"):
         asked = Asked("an answer")
         monkeypatch.setattr(result.verbs, verb, asked)
@@ -359,7 +362,7 @@ def test_verbs_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         required = {k: v for k, v in given.items() if k in own}
         fit = made()
         assert getattr(fit, verb)(**required) == "an answer"
-        expected = [fit]
+        expected: list[Any] = [fit]
         for name in list(own)[1:]:
             expected.append(required.get(name, same[name].default))
         assert asked.calls == [tuple(expected)]
@@ -379,11 +382,12 @@ def test_verbs_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_summary_has_an_interval_of_nine_tenths() -> None:
     draws = np.linspace(0.0, 1.0, 101)[None]
-    tree = xarray.DataTree.from_dict({"posterior": xarray.Dataset({"x": (("chain", "draw"), draws)})})  # fmt: skip # noqa: E501
+    group = xarray.Dataset({"x": (("chain", "draw"), draws)})
+    tree = xarray.DataTree.from_dict({"posterior": group})
     fit = made(complete=lambda: (tree, []))
     summary: Any = fit.summary()
     assert summary.loc["x"].tolist() == pytest.approx([0.5, 12**-0.5, 0.05, 0.95], rel=0.02)
-    assert fit.summary(0.5).loc["x"].tolist()[2:] == pytest.approx([0.25, 0.75])
+    summary = fit.summary(0.5)
+    assert summary.loc["x"].tolist()[2:] == pytest.approx([0.25, 0.75])
     with pytest.raises(OptionError, match="--interval 0"):
         fit.summary(0)
-    assert isinstance(summary, pd.DataFrame)

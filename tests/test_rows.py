@@ -150,7 +150,7 @@ def test_latents_of_rows_are_described_by_their_draws() -> None:
     verbs.embed(fit, None, 5, 7)
     assert fit.asked == [(None, 5, 7, ["z"])]  # what the user does not see is not kept
     fit = Made(predicts="kind", discrete=("kind",))
-    assert verbs.embed(fit, "rows", 5, 7) == ("described", "rows")  # type: ignore[comparison-overlap]
+    assert verbs.embed(fit, "rows", 5, 7) == ("described", "rows")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_reconstruction_is_the_mean_over_the_draws_in_units() -> None:
 
 
 def test_a_draw_stands_for_a_mean_that_is_unknown_and_one_cell_is_a_column() -> None:
-    class Odd(dist.Normal):  # type: ignore[misc]
+    class Odd(dist.Normal):
         @property
         def mean(self) -> Tensor:
             raise NotImplementedError

@@ -130,6 +130,7 @@ def test_latents_have_the_label_among_the_columns(drawn: list[Any]) -> None:
     assert table is LATENTS
     assert (path, title) == (Path("p.png"), "latents of m")
     assert classes.to_dict() == {0: "a", 1: "b"}  # in the order of the rows, whatever their index
+    attrs: Any
     for attrs in ({"roles": {"kind": "id"}}, {"roles": {"gone": "label"}}, {}):
         plain = rows[["x", "kind"]]
         plain.attrs = attrs

@@ -157,7 +157,8 @@ def test_pixels_are_square_and_nothing_is_cut_off(
     pictures.picture_of_images(np.ones((10, 8, 8)) * np.eye(8), Path("i.png"), 5, labels, title)
     figure = only(figures, Path("i.png"))
     (ax,) = figure.axes
-    box, rows, columns = ax.get_window_extent(), *ax.images[0].get_array().shape
+    box = ax.get_window_extent()
+    rows, columns = ax.images[0].get_array().shape
     assert box.width / columns == pytest.approx(box.height / rows)
     inch = figure.dpi
     assert box.width == pytest.approx(5 * 0.62 * inch)

@@ -385,7 +385,7 @@ def plan_of(
 def plan_shown(capsys: pytest.CaptureFixture[str], **given: Any) -> dict[str, str]:
     terminal.show_plan(plan_of(**given))
     lines = printed(capsys)
-    found: dict[str, str] = dict(line.split(maxsplit=1) for line in lines if line)  # type: ignore[misc]
+    found: dict[str, str] = dict(line.split(maxsplit=1) for line in lines if line)
     assert len(found) == len([line for line in lines if line])
     return found
 
@@ -489,10 +489,45 @@ def test_a_bar_of_the_sampler_shows_divergences(bars: list[Any]) -> None:
     with terminal.sampling() as report:
         assert report is not None
         assert "0 divergences" in " ".join(line_of(bars[0]))
+        assert bars[0].tasks[0].total is None  # not known yet
         report(30, 120, 4)
         shown = " ".join(line_of(bars[0]))
         assert "draw 30 of 120" in shown
         assert "4 divergences" in shown
+
+
+def test_what_matters_stands_out_and_explanations_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = io.StringIO()
+    colours = terminal.Console(
+        file=out, force_terminal=True, color_system="standard", width=200, highlight=False
+    )
+    monkeypatch.setattr(terminal, "console", lambda: colours)
+    bold, dim, green, yellow, red = "1", "2", "32", "33", "31"
+    table = pd.DataFrame({"stage": ["s"], "step": 1, "estimator": "e", "signal": 1.0, "cost": 1.0,
+                          "noise": 1.0, "bias": 1.0, "biased": False, "ms": 1.0,
+                          "recorded": True})  # fmt: skip
+    reference = {"quantity": ["x"], "mean_shift": [1.0], "sd_ratio": [1.0], "coverage": [1.0],
+                 "wasserstein": [1.0]}  # fmt: skip
+    terminal.show_verdict(Verdict(TRUSTED, ("Fine.",), "Go."))
+    terminal.show_verdict(Verdict(NOT_TRUSTED, ("Odd.",)))
+    terminal.show_findings([Finding(level, level, "t") for level in ("ok", "warning", "error")])
+    terminal.show_rung("a rung")
+    terminal.show_estimators(table)
+    terminal.show_reference(SimpleNamespace(diagnostics={"reference": reference}))  # type: ignore[arg-type]
+    failed = {**OTHER, "guide": "flow", "error": "no"}
+    terminal.show_comparison(comparison({**ROW, "amortisation_gap": 1.0}, OTHER, failed))
+    shown = out.getvalue()
+    for style, text in (
+        (f"{bold};{green}", "trusted"), (bold, "next"), (f"{bold};{yellow}", "not trusted"),
+        (green, "ok"), (yellow, "warning"), (f"{bold};{red}", "error"), (dim, "a rung"),
+        (bold, "s, step 1"), (dim, "noise: square"), (dim, "shift: difference"),
+        (bold, "m, seed 5"), (dim, "★ best"), (bold, "laplace ★"), (dim, "amortised: nats"),
+        (yellow, "flow failed"),
+    ):  # fmt: skip
+        assert f"\x1b[{style}m{text}" in shown, text
+    assert "\nmap !" in shown  # only the best is bold
 
 
 def test_where_results_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def begun(path: Path, request: str | None = "{}", lock: bool = True) -> Path:
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     run = made(where=Path("a/b"))
     save(run, tmp_path / "run")
-    found = load(str(tmp_path / "run"))
+    found: Any = load(str(tmp_path / "run"))
     assert found.config == {**run.config, "where": "a/b", "format": FORMAT, "scalars": {}}
     assert {k: v for k, v in found.run.items() if k != "sha256"} == run.run
     assert found.diagnostics == run.diagnostics
@@ -78,7 +78,12 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 
 
 def test_scalars_and_arrays_come_back_as_what_they_were(tmp_path: Path) -> None:
-    data = {"x": torch.arange(3), "y": np.array([[0.5], [1.5]]), "z": [1.0, 2.0], **SCALARS}
+    data: dict[str, Any] = {
+        "x": torch.arange(3),
+        "y": np.array([[0.5], [1.5]]),
+        "z": [1.0, 2.0],
+        **SCALARS,
+    }
     save(made(data), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["scalars"] == SCALARS
     found: Any = load(tmp_path / "run").data
