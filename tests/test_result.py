@@ -347,6 +347,8 @@ def test_a_fit_takes_the_place_of_its_own_checkpoints(
     monkeypatch.setattr(Fit, "_run", lambda self: "the run")
     assert made(folder=folder).save("a/run", overwrite) == Path("a/run")
     assert saved.calls == [("the run", Path("a/run"), replaced, ("keep", kept))]
+    made(folder=Path("another")).save(Path("a/run"))
+    assert saved.calls[1][2] is False  # unless it is asked for
 
 
 def test_verbs_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,7 @@ def test_what_predicts_no_number_from_columns_has_no_picture(drawn: list[Any]) -
         ([1.0, 2.0, 9.0, 10.0], 2.0),  # the median, 5.5, is no value: the first nearest
         ([3, None, 5, 4], 4.0),
         (["b", "a", "b", None], "b"),
+        (["b", "a", "b", "a"], "a"),  # of several that are most common, the first in order
         ([True, False, True], True),
         ([None, None], None),
     ],
