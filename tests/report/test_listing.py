@@ -101,7 +101,8 @@ def test_guides_of_a_model_and_of_all(capsys: pytest.CaptureFixture[str]) -> Non
     models = [model for _, model in every]
     assert len({(name, model) for name, model in every}) == len(every)
     # Those of one model first, the models in order; those for any model last.
-    assert models == sorted(models, key=lambda model: (model == "any model", model))
+    order = [*model_summaries(), "any model"]
+    assert models == sorted(models, key=order.index)
     assert {"gaussian_mixture", "vae", "any model"} < set(models)
 
 
