@@ -8,13 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray
+from torch import Tensor
 
+import elbowroom as er
 from elbowroom import result
 from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.cli import app
+from elbowroom.density.mixtures import Mixture
+from elbowroom.draws.proposal import Proposal
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.settings import Settings
 from elbowroom.errors import DataError, GuideError, OptionError
@@ -154,6 +160,8 @@ def test_draws_are_of_its_own_rows_or_of_new_ones(monkeypatch: pytest.MonkeyPatc
     # The mean of the log weights, and the sd of two over the square root of 2.
     assert fit.elbo(draws=2) == pytest.approx((2.0, 1.0))
     assert drawn.calls[-1][-1] == 2
+    fit.elbo()
+    assert drawn.calls[-1][-1] == 1000
 
 
 def fresh(fit: Fit, count: int = 60, seed: int = 3) -> torch.Tensor:
@@ -181,6 +189,60 @@ def test_fresh_draws_are_corrected_where_the_posterior_is(monkeypatch: pytest.Mo
     found = fresh(made(origin="corrected", rows=(9, 0.0)))
     assert weighed.calls[-1][1:] == (None, 240, 3, ("z",))
     assert len(found) == len(set(found.tolist())) == 60
+
+
+def normal(y: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=y.dtype), 2.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_fresh_draws_of_a_proposal_have_the_posterior_s_moments() -> None:
+    """Of a proposal that is off by two sds: mean and sd of the Normal that the posterior is."""
+    y = torch.tensor([0.5, 1.5, 2.5, 1.0], dtype=torch.float64)
+    precision = 1 / 4 + len(y)
+    mean, sd = float(y.sum()) / precision, precision**-0.5
+    off = Mixture(np.ones(1), np.array([[mean + 2 * sd]]), np.array([[[2 * sd]]]), 5.0)
+    fit = er.fit(normal, {"y": y}, "laplace", seed=1, draws=100, dtype="float32")
+    fit = replace(fit, origin="corrected", proposal=Proposal(off))
+    found = fit.sample(4000, seed=3)["mean"]
+    assert found.shape == (1, 4000)
+    assert found.dtype == np.float32
+    values = found.to_numpy().ravel()
+    assert abs(values.mean() - mean) < 5 * sd / np.sqrt(4000)
+    assert values.std() == pytest.approx(sd, rel=5 / np.sqrt(2 * 4000))
+
+
+def test_a_sample_has_every_site_by_the_labels_of_the_posterior(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    canonical = Asked(lambda problem, drawn, reference: f"{drawn} like {reference}")
+    tree = xarray.DataTree.from_dict({"posterior": xarray.Dataset({"x": 1.0})})
+    made_tree = Asked((tree, ["a note"]))
+    fresh_draws = Asked(lambda self, count, seed: "fresh")
+    monkeypatch.setattr(result, "canonical_sites", canonical)
+    monkeypatch.setattr(result, "posterior_tree", made_tree)
+    monkeypatch.setattr(Fit, "global_sites", lambda self: "the posterior's")
+    monkeypatch.setattr(Fit, "_fresh", lambda *given: fresh_draws(*given))
+    fit = made()
+    assert fit.sample(7, 3).identical(xarray.Dataset({"x": 1.0}))
+    fit.sample()
+    assert [call[1:] for call in fresh_draws.calls] == [(7, 3), (1000, 0)]
+    group = {"posterior": "fresh like the posterior's"}
+    # Latents of rows are kept, however large.
+    assert made_tree.calls[0] == (fit.problem, group, {}, ("keep_local", True))
+    assert fit.problem.sessions == [(3, "the parameters"), (0, "the parameters")]  # type: ignore[attr-defined]
+
+
+def test_points_of_the_model_are_copies_of_what_was_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = torch.tensor([1.0, 2.0], requires_grad=True)
+    trace = SimpleNamespace(nodes={"p": {"value": value}, "held": {"value": value}})
+    monkeypatch.setattr(result, "trace_model", lambda *given: trace)
+    monkeypatch.setattr(result, "fitted_names", lambda trace: ["p"])
+    found = made().point_parameters
+    assert list(found) == ["p"]
+    found["p"][0] = 9.0
+    assert value.tolist() == [1.0, 2.0]
 
 
 def test_fresh_draws_of_a_sampler_are_among_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

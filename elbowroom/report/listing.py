@@ -15,7 +15,7 @@ from elbowroom.options import declared
 
 def console() -> Console:
     """Standard output. Wide in a pipe, where lines should not be wrapped."""
-    out = Console(highlight=False, soft_wrap=False)
+    out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=200)
 
 
