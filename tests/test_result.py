@@ -2,7 +2,7 @@
 
 import inspect
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +15,21 @@ import torch
 import xarray
 from torch import Tensor
 
-import elbowroom as er
 from elbowroom import result
 from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.cli import app
 from elbowroom.density.mixtures import Mixture
+from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.proposal import Proposal
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.settings import Settings
 from elbowroom.errors import DataError, GuideError, OptionError
+from elbowroom.problem.bound import bind, resolve_model
 from elbowroom.problem.isolation import Parameters
 from elbowroom.result import Fit
+from elbowroom.rows import Imputed
+from elbowroom.run.folder import Run
+from elbowroom.run.unfinished import Request
 
 GOOD = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, True))
 
@@ -197,20 +201,31 @@ def normal(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 
-def test_fresh_draws_of_a_proposal_have_the_posterior_s_moments() -> None:
+def test_fresh_draws_of_a_proposal_have_the_posterior_s_moments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of a proposal that is off by two sds: mean and sd of the Normal that the posterior is."""
-    y = torch.tensor([0.5, 1.5, 2.5, 1.0], dtype=torch.float64)
+    y = torch.tensor([0.5, 1.5, 2.5, 1.0])
     precision = 1 / 4 + len(y)
     mean, sd = float(y.sum()) / precision, precision**-0.5
     off = Mixture(np.ones(1), np.array([[mean + 2 * sd]]), np.array([[[2 * sd]]]), 5.0)
-    fit = er.fit(normal, {"y": y}, "laplace", seed=1, draws=100, dtype="float32")
-    fit = replace(fit, origin="corrected", proposal=Proposal(off))
-    found = fit.sample(4000, seed=3)["mean"]
-    assert found.shape == (1, 4000)
-    assert found.dtype == np.float32
-    values = found.to_numpy().ravel()
-    assert abs(values.mean() - mean) < 5 * sd / np.sqrt(4000)
-    assert values.std() == pytest.approx(sd, rel=5 / np.sqrt(2 * 4000))
+    problem = bind(resolve_model(normal), {"y": y}, None, torch.float32, torch.device("cpu"))
+    fit = made(origin="corrected", proposal=Proposal(off))
+    fit.fitted.problem = problem  # type: ignore[misc]
+    fit.fitted.parameters = Parameters({"constraints": {}}, {})  # type: ignore[misc]
+    counts: list[int] = []
+    whole = AdaptiveImportance.round
+
+    def counted(self: Any, count: int) -> Any:
+        counts.append(count)
+        return whole(self, count)
+
+    monkeypatch.setattr(AdaptiveImportance, "round", counted)
+    found = fit._fresh(4000, 3)["mean"]
+    assert (len(found), found.dtype) == (4000, torch.float32)
+    assert counts == [16_000]  # of four times as many, too
+    assert abs(float(found.mean()) - mean) < 5 * sd / np.sqrt(4000)
+    assert float(found.std()) == pytest.approx(sd, rel=5 / np.sqrt(2 * 4000))
 
 
 def test_a_sample_has_every_site_by_the_labels_of_the_posterior(
@@ -442,6 +457,13 @@ def test_verbs_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made_rows.calls == [
         (fit, 1, None, None, False, False, 0), (fit, 7, "rows", {"a": 1}, True, True, 3),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Fit, Imputed, Run, Request])
+def test_what_was_found_is_a_value(kind: Any) -> None:
+    found = object.__new__(kind)
+    with pytest.raises(FrozenInstanceError):
+        found.anything = 1
 
 
 def test_a_summary_has_an_interval_of_nine_tenths() -> None:
