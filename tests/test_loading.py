@@ -154,7 +154,7 @@ def test_a_parameter_that_is_missing_is_named(own: Fit, tmp_path: Path) -> None:
     run = own._run()
     del run.parameters["parameter.location"]
     run_folder.save(run, tmp_path / "run")
-    with pytest.raises(RunFolderError, match="'location' is missing"):
+    with pytest.raises(RunFolderError, match="parameter 'location' is missing"):
         er.load(tmp_path / "run", normal, guide)
     run.parameters["parameter.location"] = torch.tensor(0.5)
     run.parameters["parameter.another"] = torch.tensor(0.5)  # which nothing asks for

@@ -476,6 +476,7 @@ def test_a_bar_shows_step_elbo_rate_and_speed(bars: list[Any]) -> None:
         assert report is not None
         (task,) = bars[0].tasks
         assert (task.total, task.completed) == (None, 0)
+        assert " 0 steps/s" in " ".join(line_of(bars[0]))
         report(250, 1000, -12.345, 0.0126)
         assert (task.total, task.completed) == (1000, 250)
         shown = " ".join(line_of(bars[0]))
