@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 import elbowroom as er
 from elbowroom import loading
@@ -34,7 +35,8 @@ def normal(y: Tensor) -> None:
 
 def guide(y: Tensor) -> None:
     location = pyro.param("location", torch.zeros(()))
-    pyro.sample("mean", dist.Normal(location, 0.5))
+    spread = pyro.param("spread", torch.tensor(0.5), constraint=constraints.positive)
+    pyro.sample("mean", dist.Normal(location, spread))
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +154,14 @@ def test_a_fit_of_float32_is_read_as_such(own: Fit, tmp_path: Path) -> None:
 
 def test_a_parameter_that_is_missing_is_named(own: Fit, tmp_path: Path) -> None:
     run = own._run()
-    del run.parameters["parameter.location"]
+    values = {name: run.parameters.pop(f"parameter.{name}") for name in ("location", "spread")}
     run_folder.save(run, tmp_path / "run")
     with pytest.raises(RunFolderError, match="parameter 'location' is missing"):
         er.load(tmp_path / "run", normal, guide)
-    run.parameters["parameter.location"] = torch.tensor(0.5)
+    run.parameters.update({f"parameter.{name}": value for name, value in values.items()})
     run.parameters["parameter.another"] = torch.tensor(0.5)  # which nothing asks for
     run_folder.save(run, tmp_path / "run", overwrite=True)
-    assert set(er.load(tmp_path / "run", normal, guide).parameters.values) == {"location"}
+    assert set(er.load(tmp_path / "run", normal, guide).parameters.values) == set(values)
 
 
 def test_options_that_contain_code_are_read_if_they_are_trusted() -> None:
