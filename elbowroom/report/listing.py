@@ -15,7 +15,7 @@ from elbowroom.options import declared
 
 def console() -> Console:
     """Standard output. Wide in a pipe, where lines should not be wrapped."""
-    out = Console(highlight=False, soft_wrap=False)
+    out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=200)
 
 
@@ -80,7 +80,7 @@ def show_guides(model: str | None) -> None:
     found = {}
     for name in model_summaries():
         found.update({(guide.model, guide.name): guide for guide in guides_for(name).values()})
-    order = sorted(found.items(), key=lambda item: (item[0][0] is None, item[0][0] or ""))
+    order = sorted(found.items(), key=lambda item: item[0][0] is None)  # those of a model first
     console().print(_guide_table(dict(order)))
 
 
