@@ -255,7 +255,7 @@ def test_rows_are_held_out_of_a_table(fits: Fits) -> None:
 def test_what_is_predicted_must_be_in_the_table(
     fits: Fits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Problem, "new_arguments", lambda *_: ({}, False))
+    monkeypatch.setattr(Problem, "new_arguments", lambda *_: ({"y": Y}, False))
     with pytest.raises(DataError, match="no column for the observed values"):
         compare(means, TABLE, ["laplace"], seed=1, test_size=0.3)
     compare(means, TABLE, ["laplace"], seed=1)

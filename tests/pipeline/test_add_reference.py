@@ -25,11 +25,12 @@ LENGTH = 150
 
 
 def spread(y: Tensor) -> None:
-    """A scale whose logarithm is what NUTS draws; and a name that a tree writes with a point."""
+    """A scale whose logarithm is what NUTS draws, by a name that a tree writes with a point."""
     scale = pyro.sample("part/scale", dist.LogNormal(torch.zeros(()), 1.0))
+    level = pyro.sample("level", dist.Normal(torch.zeros(()), 1.0))
     pyro.deterministic("variance", scale**2)
     with pyro.plate("rows", len(y)):
-        pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        pyro.sample("y", dist.Normal(level, scale), obs=y)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,11 @@ def fit() -> Fit:
 
 
 def points(shift: float = 0.0) -> np.ndarray:
-    """Log scales of four chains, (4, draws, 1), each with its own order of the same values."""
+    """Log scales and levels of four chains, (4, draws, 2), without autocorrelation."""
     values = np.linspace(-0.3, 0.7, 4 * LENGTH)
-    return np.random.default_rng(0).permutation(values).reshape(4, LENGTH, 1) + shift
+    random = np.random.default_rng(0)
+    both = [random.permutation(values).reshape(4, LENGTH) for _ in range(2)]
+    return np.stack(both, axis=-1) + np.array([shift, 0.0])
 
 
 class Nuts:
@@ -58,9 +61,14 @@ class Nuts:
         assert torch.get_num_threads() == 1
         self.starts, self.asked = starts, asked
         return NutsDraws(
-            points(self.shift), self.divergences, np.array([self.r_hat]), np.array([580.0]), 2.5,
-            "nutpie", "complete",
-        )  # fmt: skip
+            points(self.shift),
+            self.divergences,
+            np.array([self.r_hat, 1.0]),
+            np.array([580.0, 600.0]),
+            2.5,
+            "nutpie",
+            "complete",
+        )
 
 
 @pytest.fixture
@@ -89,13 +97,14 @@ def run(monkeypatch: pytest.MonkeyPatch, threads: None) -> Any:
 
 def test_four_chains_begin_at_different_draws_of_the_fit(fit: Fit, run: Any) -> None:
     _, nuts = run(fit)
-    drawn = fit.posterior["unconstrained_posterior"]["part.scale"].to_numpy()[0]
-    assert (nuts.starts.shape, nuts.starts.dtype) == ((4, 1), np.dtype("float64"))
-    assert len(set(nuts.starts.ravel()) & set(drawn.astype(float))) == 4
+    group = fit.posterior["unconstrained_posterior"]
+    drawn = np.stack([group[name].to_numpy()[0] for name in ("part.scale", "level")], axis=1)
+    assert (nuts.starts.shape, nuts.starts.dtype) == ((4, 2), np.dtype("float64"))
+    assert len({tuple(start) for start in nuts.starts} & {tuple(d) for d in drawn.tolist()}) == 4
     assert nuts.asked == {"draws": 1000, "seed": 1, "progress": None, "threads": 1}
     _, other = run(fit, draws=7, seed=5, progress=print)
     assert other.asked == {"draws": 7, "seed": 5, "progress": print, "threads": 1}
-    assert set(other.starts.ravel()) != set(nuts.starts.ravel())
+    assert set(other.starts[:, 0]) != set(nuts.starts[:, 0])
     np.testing.assert_array_equal(run(fit)[1].starts, nuts.starts)
     with pytest.raises(OptionError, match="--seed -1"):
         run(fit, seed=-1)
@@ -106,13 +115,14 @@ def test_two_chains_of_few_draws_would_begin_alike_and_do_not(fit: Fit, run: Any
     few = fit.posterior.copy()
     few["unconstrained_posterior"] = group.isel(draw=slice(4))
     _, nuts = run(replace(fit, complete=lambda: (few, [])))
-    assert sorted(nuts.starts.ravel()) == sorted(group["part.scale"].to_numpy()[0, :4])
+    assert sorted(nuts.starts[:, 0]) == sorted(group["part.scale"].to_numpy()[0, :4])
 
 
 def test_the_reference_is_in_the_user_s_quantities_chain_by_chain(fit: Fit, run: Any) -> None:
     found, _ = run(fit)
     group = found.posterior["reference_posterior"]
-    assert set(group.data_vars) == {"part.scale", "variance"}
+    assert set(group.data_vars) == {"part.scale", "level", "variance"}
+    np.testing.assert_allclose(group["level"], points()[..., 1], rtol=1e-5)
     np.testing.assert_allclose(group["part.scale"], np.exp(points()[..., 0]), rtol=1e-6)
     np.testing.assert_allclose(group["variance"], np.exp(2 * points()[..., 0]), rtol=1e-5)
     assert group["part.scale"].dtype == np.dtype("float32")
@@ -128,9 +138,9 @@ def test_the_numbers_of_the_comparison_are_kept(fit: Fit, run: Any) -> None:
     found, _ = run(fit)
     measures = found.diagnostics
     lines = {line["quantity"]: line for line in measures["reference"]}
-    assert set(lines) == {"part.scale", "variance"}
+    assert set(lines) == {"part.scale", "level", "variance"}
     own = fit.posterior["posterior"]["variance"].to_numpy()
-    wanted = np.exp(2 * points())
+    wanted = np.exp(2 * points()[..., 0])
     shift = (own.mean() - wanted.mean()) / wanted.std()
     assert lines["variance"]["mean_shift"] == pytest.approx(shift, abs=1e-4)
     assert (measures["reference_seconds"], measures["reference_r_hat"]) == (2.5, 1.001)

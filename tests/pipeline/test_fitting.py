@@ -298,6 +298,8 @@ def test_a_guide_that_was_asked_for_is_fitted_alone(monkeypatch: pytest.MonkeyPa
         fitting.fit_task(task(fixed_draws=64), "laplace")
     with pytest.raises(OptionError, match="the guide 'flow' needs --engine svi"):
         fitting.fit_task(task(), "flow", "fixed_draws")
+    with pytest.raises(OptionError, match="the guide 'mean_field' needs --engine fixed_draws"):
+        fitting.fit_task(task(), "mean_field", "em")  # or svi, which `auto` takes second
     with pytest.raises(OptionError, match="--draws 99"):
         fitting.fit_task(task(draws=99), "mean_field")
     assert len(fits.made) == 2

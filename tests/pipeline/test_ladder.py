@@ -146,7 +146,8 @@ def test_a_trusted_first_rung_ends_the_climb(climbed: Any) -> None:
 
 def test_all_rungs_of_a_small_model_are_climbed_until_one_is_trusted(climbed: Any) -> None:
     hierarchy = Problem(location_scale=("effect",))
-    found = climbed(hierarchy, BAD, BAD, BAD, rung(remarks=("its own.",)))
+    two_reasons = rung(0.9, missing=99.0)
+    found = climbed(hierarchy, two_reasons, BAD, BAD, rung(remarks=("its own.",)))
     assert found.rungs == [
         "linear_response fixed_draws", "full_rank fixed_draws",
         "linear_response fixed_draws standardised", "full_rank fixed_draws standardised",
