@@ -62,7 +62,7 @@ class Collected:
 
     evidence: Evidence
     measures: dict[str, Any]
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str]
 
 
 @dataclass(frozen=True)

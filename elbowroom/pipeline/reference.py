@@ -44,8 +44,8 @@ def add_reference(
         progress: As `elbowroom.engines.nuts.sampler.sample_nuts` takes it.
 
     Returns:
-        The fit with the group `reference_posterior` (chain, draw) in its tree; a table `reference`
-        in its diagnostics, one line a quantity (see
+        The fit with the group `reference_posterior` (chain, draw) in its tree, unless these draws
+        are its posterior now; a table `reference` in its diagnostics, one line a quantity (see
         `elbowroom.assess.reference.compare_with_reference`); and its verdict.
 
     Raises:
@@ -95,9 +95,9 @@ def add_reference(
     tree["reference_posterior"] = reference
     sentence = reference_sentence(table, nuts)
     mixed = how_well(nuts.worst_r_hat, nuts.fewest_effective, nuts.divergences)
-    origin, notes = fit.origin, list(fit.notes)
+    origin, notes, count = fit.origin, list(fit.notes), fit.diagnostics["draws"]
     if take and nuts.converged:
-        origin = "nuts"
+        origin, count = "nuts", nuts.points.shape[0] * nuts.points.shape[1]
         sentence = f"The posterior consists of the draws of NUTS ({mixed}).", True
         tree, more = _taken(fit, sites, tree, nuts)
         notes += more
@@ -109,6 +109,7 @@ def add_reference(
         )
     measures: dict[str, Any] = {
         **fit.diagnostics,
+        "draws": count,
         "reference": table.to_dict("records"),
         "reference_seconds": nuts.seconds,
         "reference_r_hat": nuts.worst_r_hat,
@@ -116,8 +117,6 @@ def add_reference(
         "reference_divergences": nuts.divergences,
         "reference_sampler": nuts.sampler,
     }
-    if origin == "nuts":
-        measures["draws"] = nuts.points.shape[0] * nuts.points.shape[1]
     return replace(
         fit,
         complete=lambda: (tree, []),

@@ -1,0 +1,320 @@
+"""The ladder of `auto`: which rungs are climbed, where it ends, and what it returns."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from elbowroom.assess.evidence import Evidence, Modes, Optimum, Weights
+from elbowroom.assess.verdict import Verdict, judge
+from elbowroom.engines.settings import Settings, make_settings
+from elbowroom.engines.task import Task
+from elbowroom.errors import GuideError
+from elbowroom.pipeline import ladder
+from elbowroom.pipeline.ladder import Ladder, climb_ladder
+
+
+@dataclass(frozen=True)
+class Rung:
+    """As much of a fit as a ladder looks at."""
+
+    evidence: Evidence
+    measures: dict[str, Any]
+    remarks: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return judge(self.evidence)
+
+    @property
+    def converged(self) -> bool:
+        return self.evidence.optimum.converged
+
+
+def rung(
+    k_hat: float = 0.1,
+    log_evidence: float = -10.0,
+    converged: bool = True,
+    draws: int | None = 4000,
+    remarks: tuple[str, ...] = (),
+    missing: float = 0.0,
+) -> Rung:
+    """A fit by stochastic gradients, whose k-hat is that of 4,000 draws: the limit is 0.7.
+
+    Args:
+        k_hat: Of its weights.
+        log_evidence: Of the draws, with a standard error of 0.01.
+        converged: Whether the optimum was reached.
+        draws: As far as they are known.
+        remarks: Of the fit.
+        missing: Nats by which a place climbed to exceeds the draws, which is not trusted from 5 on.
+    """
+    evidence = Evidence(
+        Optimum(converged, "stopped early.", stochastic=True),
+        Weights(k_hat, 4000, 3000.0, True),
+        Modes(missing=missing),
+    )
+    measures: dict[str, Any] = {"log_evidence": log_evidence, "log_evidence_se": 0.01}
+    measures.update(corrected_k_hat=k_hat, weighted_draws=draws)
+    return Rung(evidence, measures, remarks)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """As much of a problem as a ladder looks at."""
+
+    dimension: int = 3
+    points: int = 0
+    location_scale: tuple[str, ...] = ()
+    model_name: str | None = None
+    reparameterised: tuple[str, ...] = ()
+
+    @property
+    def space(self) -> Any:
+        return SimpleNamespace(
+            dimension=self.dimension, location_scale=self.location_scale,
+            parameters=SimpleNamespace(size=self.points),
+        )  # fmt: skip
+
+    @property
+    def model(self) -> Any:
+        return SimpleNamespace(suggested={})
+
+    def reparameterise(self, sites: tuple[str, ...]) -> "Problem":
+        return replace(self, reparameterised=sites)
+
+
+BAD = rung(k_hat=0.9)
+NO_MODE: Any = GuideError("there is no mode.")
+
+
+class Climbed:
+    """What a ladder did, given what each rung and each start gives."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, problem: Problem, *given: Any,
+        best: bool = True, start: Any = None, endless: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:  # fmt: skip
+        self.tasks: list[tuple[str, str, Any, Task]] = []
+        self.said: list[str] = []
+        left = list(given)
+        self.landscape = SimpleNamespace(best="mode" if best else None, endless=endless)
+
+        def begin(task: Task, guide: Any) -> Any:
+            assert guide.name == "linear_response"
+            if start is not None:
+                raise start
+            return self.landscape
+
+        def fit_one(task: Task, guide: Any, engine: str, landscape: Any) -> Any:
+            self.tasks.append((guide.name, engine, landscape, task))
+            found = left.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
+        whole: Any = problem
+        task = Task(whole, settings or make_settings({}), 1, announce=lambda _: None)
+        self.fit: Any = climb_ladder(task, fit_one, self.said.append)
+
+    @property
+    def rungs(self) -> list[str]:
+        return [
+            f"{name} {engine}{' standardised' if task.problem.reparameterised else ''}"
+            for name, engine, _, task in self.tasks
+        ]
+
+
+@pytest.fixture
+def climbed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda *given, **more: Climbed(monkeypatch, *given, **more)
+
+
+def test_a_trusted_first_rung_ends_the_climb(climbed: Any) -> None:
+    found = climbed(Problem(), rung())
+    ((name, engine, landscape, task),) = found.tasks
+    assert (name, engine, landscape) == ("linear_response", "fixed_draws", found.landscape)
+    assert task.begins
+    assert task.announce is not None
+    assert found.said == ["linear_response: trusted"]
+    assert found.fit.remarks == ()  # one rung alone needs no list
+
+
+def test_all_rungs_of_a_small_model_are_climbed_until_one_is_trusted(climbed: Any) -> None:
+    hierarchy = Problem(location_scale=("effect",))
+    two_reasons = rung(0.9, missing=99.0)
+    found = climbed(hierarchy, two_reasons, BAD, BAD, rung(remarks=("its own.",)))
+    assert found.rungs == [
+        "linear_response fixed_draws", "full_rank fixed_draws",
+        "linear_response fixed_draws standardised", "full_rank fixed_draws standardised",
+    ]  # fmt: skip
+    assert [task.announce is not None for *_, task in found.tasks] == [True, False, False, False]
+    assert all(task.begins for *_, task in found.tasks)
+    assert [line.partition(":")[0] for line in found.said] == [
+        "linear_response", "full_rank", "linear_response of the standardised sites",
+        "full_rank of the standardised sites",
+    ]  # fmt: skip
+    first = "linear_response: not trusted, The importance weights cannot correct the guide: k-hat"
+    assert found.said[0].startswith(f"{first} 0.90")
+    assert found.fit.verdict.trusted
+    assert found.fit.remarks == (*(f"auto: {line}" for line in found.said), "its own.")
+
+
+def test_a_named_model_and_one_without_such_sites_are_not_standardised(climbed: Any) -> None:
+    named = Problem(location_scale=("effect",), model_name="hierarchy")
+    for problem in (named, Problem()):
+        found = climbed(problem, BAD, BAD)
+        assert found.rungs == ["linear_response fixed_draws", "full_rank fixed_draws"]
+        assert not found.fit.verdict.trusted
+
+
+@pytest.mark.parametrize(("dimension", "second"), [(60, True), (61, False)])
+def test_full_rank_is_for_some_ten_dimensions(climbed: Any, dimension: int, second: bool) -> None:
+    assert len(climbed(Problem(dimension), BAD, BAD).rungs) == 1 + second
+
+
+def test_full_rank_needs_a_mode_to_begin_at(climbed: Any) -> None:
+    assert climbed(Problem(), BAD, best=False).rungs == ["linear_response fixed_draws"]
+
+
+@pytest.mark.parametrize(
+    ("second", "ends"),
+    [
+        ({"k_hat": 0.49}, True),
+        ({"k_hat": 0.51}, False),
+        ({"k_hat": 0.49, "converged": False}, False),
+        ({"k_hat": 0.49, "draws": None}, False),
+        ({"k_hat": np.nan}, False),
+        ({"k_hat": 0.49, "log_evidence": -11.0}, False),  # the first has a nat more
+    ],
+)
+def test_good_weights_end_the_climb_whatever_else_is_wrong(
+    climbed: Any, second: dict[str, Any], ends: bool
+) -> None:
+    """Clearly below the limit of 0.7, that is by 0.2; another guide would not change the rest."""
+    hierarchy = Problem(location_scale=("effect",))
+    found = climbed(hierarchy, BAD, rung(**second, missing=99.0), BAD, BAD)
+    assert not found.fit.verdict.trusted
+    assert len(found.rungs) == (2 if ends else 4)
+
+
+def test_of_rungs_without_trust_the_one_with_the_best_weights_is_returned(climbed: Any) -> None:
+    for k_hats in ((0.95, 0.9), (0.9, 0.95)):
+        found = climbed(Problem(), *(rung(k_hat) for k_hat in k_hats))
+        assert found.fit.measures["corrected_k_hat"] == 0.9
+
+
+@pytest.mark.parametrize("first", [rung(0.8, -12.0), rung(0.1, -12.0, converged=False)])
+def test_a_rung_that_missed_a_part_is_not_the_best_whatever_its_weights(
+    climbed: Any, first: Rung
+) -> None:
+    """It is told so by a rung that came after it."""
+    assert climbed(Problem(), first, BAD).fit.measures["log_evidence"] == -10.0
+    found = climbed(Problem(), first, rung(0.95, -12.5))
+    assert found.fit.measures["log_evidence"] == -12.0
+
+
+def test_a_rung_that_fails_is_a_line(climbed: Any) -> None:
+    found = climbed(Problem(), NO_MODE, rung())
+    assert found.said == ["linear_response: there is no mode.", "full_rank: trusted"]
+    assert found.fit.remarks == tuple(f"auto: {line}" for line in found.said)
+    # A library's error from numbers that it cannot use is one too.
+    singular = np.linalg.LinAlgError("Singular matrix")
+    found = climbed(Problem(), singular, rung())
+    assert found.said[0].startswith("linear_response: ")
+    assert found.said[1] == "full_rank: trusted"
+
+
+def test_where_no_rung_gives_a_fit_all_reasons_are_told(climbed: Any) -> None:
+    with pytest.raises(
+        GuideError, match=r"^linear_response: there is no mode\. full_rank: .* flow: there is no"
+    ):
+        climbed(Problem(), NO_MODE, NO_MODE, NO_MODE)
+
+
+def test_a_density_that_does_not_fall_is_refused_before_any_rung(climbed: Any) -> None:
+    with pytest.raises(GuideError, match=r"not fall along b \+1\.00\. Give each of these sites a"):
+        climbed(Problem(), endless="b +1.00")
+
+
+def test_a_flow_is_the_last_resort_of_few_dimensions(climbed: Any) -> None:
+    found = climbed(Problem(20), NO_MODE, NO_MODE, rung())
+    assert found.rungs[-1] == "flow svi"
+    _, _, landscape, task = found.tasks[-1]
+    assert landscape is None
+    assert not task.begins
+    assert task.announce is None
+    assert task.settings.steps == 5000
+    with pytest.raises(GuideError):
+        climbed(Problem(21), NO_MODE, NO_MODE)
+    standardised = climbed(
+        Problem(location_scale=("effect",)), NO_MODE, NO_MODE, NO_MODE, NO_MODE, rung()
+    )
+    assert standardised.rungs[-1] == "flow svi standardised"
+    assert climbed(Problem(), BAD, BAD).rungs == [
+        "linear_response fixed_draws", "full_rank fixed_draws",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [{"steps": 7}, {"epochs": 7}])
+def test_a_flow_gets_the_steps_that_were_asked_for(climbed: Any, given: dict[str, int]) -> None:
+    found = climbed(Problem(), NO_MODE, NO_MODE, rung(), settings=make_settings(given))
+    settings = found.tasks[-1][3].settings
+    assert (settings.steps, settings.epochs) == (given.get("steps"), given.get("epochs"))
+
+
+def test_no_start_leaves_the_rungs_that_find_their_own(climbed: Any) -> None:
+    found = climbed(Problem(points=2), rung(), start=GuideError("no maximum."))
+    assert found.rungs == ["mean_field svi"]
+    assert found.fit.remarks[:2] == (
+        "auto: before any guide: no maximum.", "auto: mean_field: trusted",
+    )  # fmt: skip
+    # Without a start the standardised sites have none either.
+    hierarchy = Problem(points=2, location_scale=("effect",))
+    assert climbed(hierarchy, rung(), start=NO_MODE).rungs == ["mean_field svi"]
+    assert climbed(Problem(points=2), BAD, BAD).rungs[-1] == "full_rank fixed_draws"
+    assert climbed(Problem(), rung(), start=NO_MODE).rungs == ["flow svi"]
+
+
+def test_where_covariances_are_too_large_there_are_independent_normals(climbed: Any) -> None:
+    found = climbed(Problem(2001), NO_MODE, rung())
+    assert found.rungs == ["linear_response fixed_draws", "mean_field fixed_draws"]
+    _, _, landscape, task = found.tasks[-1]
+    assert landscape is found.landscape
+    assert task.begins
+    with pytest.raises(GuideError):
+        climbed(Problem(2000), NO_MODE)
+    assert climbed(Problem(2001), BAD).rungs == ["linear_response fixed_draws"]
+
+
+def test_options_that_a_rung_does_not_read_are_its_defaults(climbed: Any) -> None:
+    settings = make_settings({"steps": 7, "fixed_draws": 64, "restarts": 2})
+    found = climbed(Problem(), NO_MODE, NO_MODE, rung(), settings=settings)
+    read = [(task.settings.steps, task.settings.fixed_draws) for *_, task in found.tasks]
+    assert read[0] == (None, 64)
+    assert read[-1] == (7, None)
+    assert {task.settings.restarts for *_, task in found.tasks} == {2}
+
+
+def test_what_failed_before_says_nothing_of_another_rung() -> None:
+    def fails(*_: Any) -> Any:
+        raise NO_MODE
+
+    problem: Any = Problem()
+    tried = Ladder(fails, None)  # nobody listens
+    task = Task(problem, make_settings({}), 1)
+    assert tried.rung("linear_response", task, "fixed_draws", None) is False
+    assert tried.lines == ["linear_response: there is no mode."]
+    assert tried.fits == []
+
+
+def test_evidence_that_is_not_known_is_no_gap() -> None:
+    fits: Any = [rung(), rung(log_evidence=np.nan), rung(log_evidence=np.inf)]
+    for fit in fits:
+        assert ladder._compared(fit, fits).evidence.gaps.other_guide == (0.0, 0.0)
+    unmeasured: Any = Rung(BAD.evidence, {}, ())
+    assert ladder._compared(unmeasured, fits).evidence.gaps.other_guide == (0.0, 0.0)
