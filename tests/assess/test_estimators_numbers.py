@@ -1,8 +1,8 @@
 """Each number of the table of estimators, from gradients whose moments are known."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np

@@ -73,7 +73,9 @@ def test_the_gap_of_an_encoder_is_that_of_its_means_and_that_of_its_form(
 
     All rows are given a posterior of their own, which each must find with its own data.
     """
-    monkeypatch.setattr(health, "LATENTS", replace(health.LATENTS, steps=100))  # the shifts are small
+    monkeypatch.setattr(
+        health, "LATENTS", replace(health.LATENTS, steps=100)
+    )  # the shifts are small
     random = np.random.default_rng(0)
     shift = 0.35 * random.standard_normal((ROWS, 2))
     x = random.standard_normal((ROWS, 2)) @ LOADINGS.T + random.standard_normal((ROWS, 3))
