@@ -148,10 +148,11 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     names = list(select_columns(source, options.columns, options.exclude).columns)
     most = _most_latents(len(names), options.noise == "shared")
     if options.latent > most:
+        fewer = f"--latent {most} or less, or " if most else ""
         raise OptionError(
             f"--latent {options.latent}: with --noise {options.noise}, {len(names)} columns can "
-            f"determine at most {most} latent dimensions; give --latent {most} or less, or more "
-            "columns."
+            f"determine at most {most} latent dimension{'' if most == 1 else 's'}; give {fewer}"
+            "more columns."
         )
     chosen = numeric_columns(align_columns(table, names), allow_constant=training is not None)
     x = cells(chosen)  # (rows, columns)

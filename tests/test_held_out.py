@@ -142,7 +142,7 @@ def test_rows_that_cannot_be_predicted_are_named_before_anything_is_fitted() -> 
     rows = er.load_dataset("iris").copy()
     held = split_rows(rows, 0.2, 1)[1].index[0]
     rows.loc[held, "species"] = "reticulata"
-    with pytest.raises(DataError, match="'reticulata' is new"):
+    with pytest.raises(DataError, match="'reticulata' did not occur"):
         er.compare(
             "bayesian_neural_network", rows, ["map"], response="species", seed=1, test_size=0.2
         )

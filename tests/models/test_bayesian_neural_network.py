@@ -79,7 +79,7 @@ def test_classes_have_probabilities(classes: er.Fit) -> None:
 def test_a_label_that_was_not_there_is_named(classes: er.Fit) -> None:
     new = er.load_dataset("iris").head(2).copy()
     new.loc[1, "species"] = "reticulata"
-    with pytest.raises(DataError, match=r"'species', row 2: the label 'reticulata' is new"):
+    with pytest.raises(DataError, match=r"'species', row 2: the label 'reticulata' did not occur"):
         classes.log_density(new)
 
 

@@ -118,8 +118,16 @@ def test_a_prediction_is_the_posterior_predictive() -> None:
         ("poisson", {"response": "d"}, "column 'd', row 1: -1 is not a count"),
         ("normal", {"response": None}, "give --response COLUMN"),
         ("normal", {"response": "e"}, "'e'"),
-        ("normal", {"response": "c", "prior": (0.0, 0.0)}, "its standard deviation above 0"),
-        ("regression", {"response": "d", "prior": (0.0, 1.0)}, "inverse Gamma, both above 0"),
+        (
+            "normal",
+            {"response": "c", "prior": (0.0, 0.0)},
+            "the prior mean, and a prior sd above 0",
+        ),
+        (
+            "regression",
+            {"response": "d", "prior": (0.0, 1.0)},
+            "inverse Gamma of the variance, both above 0",
+        ),
         ("regression", {"response": "c", "columns": ("c",)}, "leave it out of --columns"),
     ],
 )

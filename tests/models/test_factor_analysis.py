@@ -104,9 +104,12 @@ def test_new_rows_are_described_by_what_was_fitted() -> None:
 
 
 def test_what_cannot_be_is_named() -> None:
-    with pytest.raises(OptionError, match="4 columns can determine 3 latent dimensions at most"):
+    with pytest.raises(OptionError, match="4 columns can determine at most 3 latent dimensions"):
         er.fit("factor_analysis", "iris", latent=4)
-    with pytest.raises(OptionError, match="4 columns can determine 1 latent dimensions at most"):
+    with pytest.raises(OptionError, match="1 latent dimension; give --latent 1 or less, or more"):
         er.fit("factor_analysis", "iris", latent=2, noise="separate")
+    two = ["sepal_length", "sepal_width"]
+    with pytest.raises(OptionError, match="at most 0 latent dimensions; give more columns"):
+        er.fit("factor_analysis", "iris", latent=1, noise="separate", columns=two)
     with pytest.raises(DataError, match="'b'"):
         er.fit("factor_analysis", pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 1.0]}), latent=1)

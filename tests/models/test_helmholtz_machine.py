@@ -149,7 +149,7 @@ def test_latents_that_carry_something_are_counted() -> None:
     [
         ({"guide": "mean_field"}, OptionError, "'mean_field' is for continuous latents"),
         ({"engine": "fixed_draws"}, OptionError, "no continuous latent; fit with --engine svi"),
-        ({"units": (5,)}, OptionError, "--units 5 is more than the 4 columns"),
+        ({"units": (5,)}, OptionError, "--units 5: a layer has more units than the 4 columns"),
         ({"units": ()}, OptionError, "--units"),
         ({"elbo": "iwae"}, OptionError, "is discrete; give --elbo trace_graph"),
         ({"particles": 1}, OptionError, "needs several draws; give --particles 2"),

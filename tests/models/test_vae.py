@@ -152,7 +152,7 @@ def test_a_condition_is_what_tells_rows_apart() -> None:
         assert (made["kind"] == kind).all()
         assert abs(made["a"].mean() - mean) < 0.2
     new = table.head(3).assign(kind=["low", "middle", "high"])
-    with pytest.raises(DataError, match=r"'kind', row 2: the label 'middle' is new"):
+    with pytest.raises(DataError, match=r"'kind', row 2: the label 'middle' did not occur"):
         found.score(new)
     with pytest.raises(
         OptionError, match="'colour' is not a known column; the known columns are kind"

@@ -111,7 +111,7 @@ def test_a_site_of_another_shape_is_refused_by_name_with_both_shapes() -> None:
         pyro.sample("mean", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         pyro.sample("scale", dist.LogNormal(torch.zeros(()), 1.0))
 
-    with pytest.raises(GuideError, match=r"'mean'.*\(3,\), the model one of \(\)"):
+    with pytest.raises(GuideError, match=r"'mean'.*\(3,\), the model's \(\); give both"):
         read(plain, guide)
 
 
