@@ -18,9 +18,11 @@ import pytest
 
 import elbowroom as er
 from elbowroom import cli
+from elbowroom.report import terminal
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 
+ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--formula", "progression ~ bmi", "--guide", "laplace", "--seed", "1", "--draws", "200"]
 
 
@@ -112,9 +114,10 @@ def test_a_model_without_global_quantities_is_compared_too(
     [
         (["fit", "gausian_mixture"], 2, ["gausian_mixture", "did you mean 'gaussian_mixture'"]),
         (["fit", "vae", "--guide", "encodr"], 2, ["did you mean 'encoder'"]),
+        (["fit", "vae", "--batchsize", "9"], 2, ["'--batchsize'; did you mean '--batch-size'?"]),
         (["fit", "vae", "--guide", "collapsed"], 2, ["gaussian_mixture", "encoder, local, map"]),
         (["fit", "vae", "--guide", "full_rank"], 2, ["latents for each row", "encoder"]),
-        (["fit", "gaussian_mixture", "--component", "2"], 2, ["component", "'components'"]),
+        (["fit", "gaussian_mixture", "--component", "2"], 2, ["'--component'", "'--components'"]),
         (["fit", "gaussian_mixture", "--components", "0"], 2, ["--components"]),
         (["fit", "gaussian_mixture", "--components", "x"], 2, ["--components"]),
         (["fit", "gaussian_mixture", "--components", "151"], 2, ["--components 151", "150 rows"]),
@@ -128,7 +131,7 @@ def test_a_model_without_global_quantities_is_compared_too(
         (["fit", "vae", "--learning-rate", "nan"], 2, ["--learning-rate"]),
         (["fit", "vae", "--steps", "0"], 2, ["--steps"]),
         (["fit", "vae", "--steps", "5", "--epochs", "5"], 2, ["--steps", "--epochs"]),
-        (["fit", "vae", "--batch-size", "5000"], 2, ["--batch-size 5000", "1797 rows"]),
+        (["fit", "vae", "--batch-size", "5000"], 2, ["--batch-size 5000", "1,797 rows"]),
         (["fit", "vae", "--optimizer", "Adm"], 2, ["'Adam'"]),
         (["fit", "vae", "--device", "cuda:9"], 2, ["--device"]),
         (["fit", "vae", "--hidden", "0"], 2, ["--hidden"]),
@@ -283,7 +286,7 @@ def test_check_says_what_is_wrong_before_anything_is_fitted(
     code, out, err = call("check", model, "--data", str(tmp_path / "t.csv"), capsys=capsys)
     assert code == 0  # warnings
     assert "warning" in out
-    assert "standardise them" in " ".join(out.split())
+    assert "standardise the columns" in " ".join(out.split())
     assert not list(tmp_path.glob("run*"))
 
 
@@ -344,6 +347,35 @@ def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(
     run = er.load(tmp_path / "run")
     assert run.trained.status == "interrupted"
     assert len(run.elbo_history) >= 1
+
+
+def test_the_package_is_run_as_the_command_is(children: Any) -> None:
+    found = children.run([sys.executable, "-m", "elbowroom", "datasets"], cwd=ROOT)
+    assert found.returncode == 0
+
+
+def test_a_point_has_no_sd(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = pd.DataFrame(
+        {"mean": [-300.0, 2.0], "sd": [2e-10, 1e-10], "eti90_lb": [-300.0, 1.0]}, index=["a", "b"]
+    )
+    terminal.show_summary(summary)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["quantity", "mean", "sd", "5%"], ["a", "-300", "-", "-300"], ["b", "2", "1e-10", "1"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("k_hat", "shown"),
+    [
+        (-np.inf, "all importance weights are equal"),
+        (0.7, "0.70 (limit 0.70: importance sampling can correct it)"),
+        (0.71, "0.71 (limit 0.70: the guide misses a part of the posterior)"),
+        (np.inf, "∞ (limit 0.70: the guide misses a part of the posterior)"),
+    ],
+)
+def test_k_hat_is_shown_with_what_it_says(k_hat: float, shown: str) -> None:
+    assert terminal.k_hat_in_words({"k_hat": k_hat, "k_hat_threshold": 0.7}) == shown
 
 
 def test_nothing_of_the_progress_is_in_a_pipe(tmp_path: Path, children: Any) -> None:

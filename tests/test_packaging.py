@@ -38,6 +38,7 @@ FLOORS = [
     ["api", "loading", "held_out", "comparison"],
     ["report"],
     ["cli"],
+    ["__main__"],
 ]
 """Imports run from a later floor to an earlier one, or within one."""
 

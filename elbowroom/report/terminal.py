@@ -259,7 +259,7 @@ def _show(
     lines.show_header = False
     if not math.isnan(measures["elbo"]):
         add(lines, "ELBO", f"{measures['elbo']:.2f} ± {measures['elbo_se']:.2f} nats")
-        add(lines, "k-hat of the guide", _k_hat(measures))
+        add(lines, "k-hat of the guide", k_hat_in_words(measures))
     if "log_likelihood" in measures:
         add(lines, "log likelihood", f"{measures['log_likelihood']:.2f} nats")
     if "log_evidence" in measures:
@@ -288,7 +288,8 @@ def _show(
     show_summary(summary)
 
 
-def _k_hat(measures: dict[str, Any]) -> str:
+def k_hat_in_words(measures: Mapping[str, Any]) -> str:
+    """The k-hat of the guide, and what it says."""
     k_hat, limit = measures["k_hat"], measures["k_hat_threshold"]
     if math.isinf(k_hat) and k_hat < 0:
         return "all importance weights are equal"

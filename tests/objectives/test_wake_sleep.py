@@ -263,7 +263,7 @@ DATA = {"data": torch.linspace(-2, 2, 30).double()}
             amortised, {"elbo": "wake_sleep"}, (ModelError, GuideError),
             "rows of 'y' that the model draws: the",
         ),
-        (by_row, {"elbo": "wake_sleep"}, OptionError, "'by_row' is not declared to be amortised"),
+        (by_row, {"elbo": "wake_sleep"}, OptionError, "'by_row' is not declared to be one"),
         (amortised, {"elbo": "vimco"}, OptionError, "needs several draws"),
         (
             amortised, {"elbo": "wake_sleep", "kl_warm_up": 10}, OptionError,

@@ -67,7 +67,11 @@ def in_closure() -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("model", "shown", "edit"),
     [
-        (by_global, "'outside.weight' of shape (1, 1), beside 1 more", "pyro.module('outside'"),
+        (
+            by_global,
+            "'outside.weight' of shape (1, 1), and 1 more tensor, which",
+            "pyro.module('outside'",
+        ),
         (by_number, "'number' of shape ()", "pyro.param('number', number)"),
         (partial(by_argument, network=nn.Linear(1, 1).double()), "'network.weight'", "pyro.module"),
         (Unregistered(), "'self.layers[0].weight'", "pyro.module"),

@@ -80,7 +80,7 @@ def test_an_existing_folder_is_refused_and_a_strangers_is_left_alone(
     regression.save(tmp_path / "run", overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(RunFolderError, match="left alone"):
+    with pytest.raises(RunFolderError, match="is not replaced"):
         regression.save(tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 

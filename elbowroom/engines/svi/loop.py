@@ -158,7 +158,8 @@ class Optimisation:
             )
         if size is not None and plate is not None and size > plate.size:
             raise OptionError(
-                f"--batch-size {size}: there are only {plate.size} rows; give at most {plate.size}."
+                f"--batch-size {size}: there are only {plate.size:,} rows; give at most "
+                f"{plate.size}."
             )
         self._evaluate_first(size)
         self.parameters = FlatParameters(unconstrained_parameters())

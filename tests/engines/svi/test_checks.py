@@ -133,7 +133,7 @@ def test_an_elbo_that_is_not_finite_or_far_away_is_seen_at_the_start() -> None:
     def guide(y: Tensor) -> None:
         pyro.sample("mean", dist.Normal(pyro.param("m", torch.zeros(())), 0.1))
 
-    assert re.match(r"warning: the ELBO begins at -.*for each row", text(far, guide, "start"))
+    assert re.match(r"warning: the ELBO begins at -.*nats per row", text(far, guide, "start"))
     found = er.check(never, DATA, guide, seed=1)
     assert "error" in {each.level for each in found}
     assert any("'bad'" in each.text for each in found)
