@@ -309,10 +309,10 @@ def test_the_probabilities_of_classes_are_taken_in_their_order() -> None:
 
 def test_probabilities_are_put_in_ten_bins_of_which_the_last_holds_one() -> None:
     """0.52 and 0.58 lie together, and 1 with 0.95; in a bin, what is too sure makes up for less."""
-    sure = np.array([0.52, 0.58, 1.0, 0.95, 0.61])
-    right = np.array([True, False, True, False, False])
+    sure = np.array([0.52, 0.58, 1.0, 0.95, 0.61, 0.85])
+    right = np.array([True, False, True, False, False, True])
     found = calibration_error(np.stack([1 - sure, sure], 1), np.where(right, 1, 0))
-    assert found == pytest.approx((abs(1.10 - 1) + abs(1.95 - 1) + 0.61) / 5)
+    assert found == pytest.approx((abs(1.10 - 1) + abs(1.95 - 1) + 0.61 + 0.15) / 6)
 
 
 def row_draws() -> WeightedDraws:
