@@ -27,14 +27,16 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def only(figures: list[Any], path: Path) -> Any:
-    """The figure that was saved at a path, all of whose texts lie within it and apart."""
+    """The figure that was saved at a path; its texts can be read, and lie within it and apart."""
     ((figure, where),) = figures
     assert where == path
     whole = figure.bbox
     texts = [*figure.texts, *(text for each in figure.legends for text in each.get_texts())]
     for ax in figure.axes:
         texts += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
-    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    texts = [text for text in texts if text.get_text()]
+    assert all(8 <= text.get_fontsize() <= 12 for text in texts)  # points, to be read in a page
+    boxes = [text.get_window_extent() for text in texts]
     for box in boxes:
         assert whole.x0 <= box.x0 < box.x1 <= whole.x1
         assert whole.y0 <= box.y0 < box.y1 <= whole.y1
@@ -95,6 +97,8 @@ def test_the_gradient_itself_is_a_line_where_it_can_be_seen(figures: list[Any]) 
     start, end = figures[0][0].axes
     (line,) = start.lines
     assert set(line.get_ydata()) == {0.5}
+    grid = start.get_xgridlines()[0].get_zorder()
+    assert grid < line.get_zorder() < min(each.get_zorder() for each in start.collections)
     (text,) = start.texts
     assert (text.get_text(), text.xy) == ("the gradient itself", (0.98, 0.5))
     box = text.get_window_extent()
