@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from elbowroom.errors import DataError, ElbowroomError, GuideError, OptionError
 from elbowroom.guides import Guide, guides_for
 from elbowroom.held_out import held_out_scores, split_rows
 from elbowroom.objectives import objectives
+from elbowroom.options import make_options
 from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_task, resolve_guide
 from elbowroom.pipeline.reference import add_reference
 from elbowroom.problem.bound import Problem, resolve_model
@@ -217,16 +218,28 @@ def _methods(
             continue
         declared = resolve_guide(guide, problem)
         _check_objective(guide, objective, declared)
-        own = settings if objective is None else replace(settings, elbo=objective)
+        own = settings if objective is None else _asking_for(objective, settings)
         chosen = chosen_engine(engine, declared, problem, own)
         way = Way(chosen, own.elbo, declared)
+        if objective is not None:  # no other line of the comparison reads it
+            check_read(replace(own, given=frozenset({"elbo"})), [way])
         ways.append(way)
-        read = only_read(settings, suggested, way)
-        read = read if objective is None else replace(read, elbo=objective)
-        methods.append(_Method(name, guide, engine, chosen, read))
+        methods.append(_Method(name, guide, engine, chosen, only_read(own, suggested, way)))
     if ways:
         check_read(settings, ways)
     return methods
+
+
+def _asking_for(objective: str, settings: Settings) -> Settings:
+    """Settings that ask for an objective, as the option `elbo` does.
+
+    Raises:
+        OptionError: If it cannot be had with the others.
+    """
+    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    given = settings.given | {"elbo"}
+    found: Settings = make_options(Settings, {**values, "elbo": objective, "given": given})
+    return found
 
 
 def _check_objective(guide: Any, objective: str | None, declared: Guide) -> None:

@@ -299,6 +299,18 @@ def test_an_objective_takes_the_options_that_are_its_own() -> None:
     assert [each.chosen for each in methods("nuts", steps=9)] == ["nuts"]
 
 
+def test_an_objective_is_that_of_stochastic_gradients_whatever_else_is_given() -> None:
+    """Over fixed draws it would not be read."""
+    free, asked = methods("mean_field", "mean_field:trace_mean_field", restarts=3)
+    assert (free.chosen, asked.chosen) == ("fixed_draws", "svi")
+    assert (asked.settings.elbo, asked.settings.restarts) == ("trace_mean_field", 3)
+    assert "elbo" in asked.settings.given  # a fit by these settings takes it so too
+    with pytest.raises(OptionError, match="--elbo would have no effect"):
+        methods("mean_field:trace", "flow", engine="fixed_draws")
+    with pytest.raises(OptionError, match=r"renyi takes several draws together; give --particles"):
+        methods("mean_field:renyi")
+
+
 def test_a_method_that_makes_no_sense_is_refused() -> None:
     wrongs = {
         ("linear_response:trace",): "'linear_response' is not fitted by stochastic gradients",

@@ -269,6 +269,16 @@ def test_a_normal_is_corrected_by_adaptive_draws(
     np.testing.assert_array_equal(again.raw.log_p, found.raw.log_p)
 
 
+def test_every_seed_has_its_own_draws() -> None:
+    density: Any = Density(2, 1)
+    firsts = set()
+    with isolated(0, threads=1), np.errstate(all="ignore"):
+        for seed in range(40):
+            found = drawing._raw(density, normal(1.0), 1, np.random.default_rng(seed))
+            firsts.add(found.sites["x"][0, 0].item())
+    assert len(firsts) == 40
+
+
 WIDE: Any = "low rank"
 
 

@@ -164,6 +164,10 @@ def test_all_rungs_of_a_small_model_are_climbed_until_one_is_trusted(climbed: An
     assert found.fit.remarks == (*(f"auto: {line}" for line in found.said), "its own.")
 
 
+def test_a_trusted_rung_ends_the_climb_whatever_came_before(climbed: Any) -> None:
+    assert len(climbed(Problem(location_scale=("effect",)), BAD, rung()).rungs) == 2
+
+
 def test_a_named_model_and_one_without_such_sites_are_not_standardised(climbed: Any) -> None:
     named = Problem(location_scale=("effect",), model_name="hierarchy")
     for problem in (named, Problem()):
