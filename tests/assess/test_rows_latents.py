@@ -296,7 +296,7 @@ def on_and_off(draws: int, spread: float, *shares: list[float]) -> tuple[Any, li
     for i, share in enumerate(shares):
         on = torch.arange(draws)[:, None] < torch.tensor(share) * draws
         values[f"on{i}"] = on.double()
-    weighed = WeightedDraws(values, log_p - 3.0, np.zeros_like(log_p) - 3.0)
+    weighed = WeightedDraws(values, log_p - 3.0, np.zeros_like(log_p))
     return health._binary_health(list(values), weighed)
 
 
@@ -342,3 +342,23 @@ def test_rows_without_latents_of_a_known_kind_have_no_health() -> None:
 
 def on_draws() -> WeightedDraws:
     return WeightedDraws({}, np.zeros((10, 2)), np.zeros((10, 2)))
+
+
+def switches(x: Tensor, batch_size: int | None = None) -> None:
+    with pyro.plate("rows", len(x), subsample_size=batch_size):
+        on = pyro.sample("on", dist.Bernoulli(torch.tensor(0.5, dtype=torch.float64)))
+        pyro.sample("x", dist.Normal(on, 1.0), obs=pyro.subsample(x, event_dim=0))
+
+
+def switches_guide(x: Tensor, batch_size: int | None = None) -> None:
+    """Their posterior, whose log odds are x - 1/2."""
+    with pyro.plate("rows", len(x), subsample_size=batch_size):
+        pyro.sample("on", dist.Bernoulli(logits=pyro.subsample(x, event_dim=0) - 0.5))
+
+
+def test_binary_latents_of_a_model_have_the_health_of_binary_ones() -> None:
+    problem = bound(switches, x=np.repeat([-9.5, 10.5], 10))
+    measures, said = told(problem, switches_guide, 50)
+    assert measures["information_per_latent"] == [pytest.approx(math.log(2), abs=0.02)]
+    assert measures["inference_gap"] == pytest.approx(0.0, abs=1e-9)
+    assert said == ["1 of 1 binary latents are active."]
