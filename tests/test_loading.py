@@ -247,7 +247,7 @@ def test_steps_or_epochs_can_be_changed_and_nothing_else(
     assert task.settings.learning_rate == 0.02
     assert named["changes"] == {k: v for k, v in changes.items() if v is not None}
     with pytest.raises(OptionError, match="--learning-rate cannot be changed"):
-        er.resume(tmp_path / "run", steps=3, learning_rate=0.1)
+        er.resume(tmp_path / "run", steps=3, seed=1, learning_rate=0.1)
 
 
 def test_ones_own_functions_are_given_again_to_go_on(kept: list[Any], tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def change_request(path: Path, changes: dict[str, Any]) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     kept = {k: v for k, v in content["options"].items() if k not in ("steps", "epochs")}
     content["options"] = {**kept, **changes}
-    atomically(file, json.dumps(content, indent=1, default=str).encode())
+    atomically(file, json.dumps(content, indent=1).encode())
 
 
 def read_request(path: Path) -> Request:

@@ -78,6 +78,8 @@ def test_steps_that_are_changed_take_the_place_of_steps_and_epochs(tmp_path: Pat
         change_request(tmp_path / "run", {"epochs": 9})
     asked = read_request(tmp_path / "run").asked
     assert asked == {"model": "m", "options": {"learning_rate": 0.1, "epochs": 9}}
+    text = (tmp_path / "run" / UNFINISHED / REQUEST).read_text()
+    assert text.startswith('{\n "')  # a line for each key
 
 
 def test_what_is_discarded_is_only_what_it_takes_to_go_on(tmp_path: Path) -> None:
