@@ -567,7 +567,7 @@ BREAKS = [
     # shapes
     Break("a column of x", "line", {"x": COLUMN}, ("site 'y'", "40 times", X_COLUMN)),
     Break("a column of y", "line", {"y": Y[:, None]}, ("site 'y'", Y_COLUMN)),
-    Break("both columns", "line", {"x": COLUMN, "y": Y[:, None]}, ("site 'y'", "a column")),
+    Break("both columns", "line", {"x": COLUMN, "y": Y[:, None]}, ("site 'y'", "a single column")),
     Break("no plate, x", "without plates", {"x": COLUMN}, ("site 'y'", X_COLUMN)),
     Break("no plate, y", "without plates", {"y": Y[:, None]}, ("site 'y'", Y_COLUMN)),
     Break("an event, x", "as an event", {"x": COLUMN}, ("site 'y'", X_COLUMN)),

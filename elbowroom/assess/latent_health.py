@@ -184,7 +184,7 @@ def _binary_health(names: list[str], weighed: WeightedDraws) -> tuple[dict[str, 
     silent = int((~active).sum())
     if silent:
         sentences.append(
-            f"Posterior collapse: {silent} of {len(active)} latents carry nothing; fit with "
+            f"Posterior collapse: {silent} of {len(active)} latents carry no information; fit with "
             "another --seed, --elbo reweighted_wake_sleep, or fewer latents."
         )
     gap = float((weighed.log_density()[0] - weighed.row_elbo).mean())
