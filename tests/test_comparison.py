@@ -256,7 +256,7 @@ def test_what_is_predicted_must_be_in_the_table(
     fits: Fits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Problem, "new_arguments", lambda *_: ({"y": Y}, False))
-    with pytest.raises(DataError, match="no column for the observed values"):
+    with pytest.raises(DataError, match="no column with the observed values"):
         compare(means, TABLE, ["laplace"], seed=1, test_size=0.3)
     compare(means, TABLE, ["laplace"], seed=1)
     assert len(fits.given) == 1
@@ -307,13 +307,13 @@ def test_an_objective_is_that_of_stochastic_gradients_whatever_else_is_given() -
     assert "elbo" in asked.settings.given  # a fit by these settings takes it so too
     with pytest.raises(OptionError, match="--elbo would have no effect"):
         methods("mean_field:trace", "flow", engine="fixed_draws")
-    with pytest.raises(OptionError, match=r"renyi takes several draws together; give --particles"):
+    with pytest.raises(OptionError, match=r"renyi needs several draws; give --particles"):
         methods("mean_field:renyi")
 
 
 def test_a_method_that_makes_no_sense_is_refused() -> None:
     wrongs = {
-        ("linear_response:trace",): "'linear_response' is not fitted by stochastic gradients",
+        ("linear_response:trace",): "which do not fit the guide 'linear_response'",
         ("mean_field:tarce",): "mean_field:tarce: the objective is one of trace, ",
         ("map", "laplace", "map"): "--guide map is given twice",
         ("nuts:trace",): "guide",

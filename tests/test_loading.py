@@ -169,7 +169,7 @@ def test_options_that_contain_code_are_read_if_they_are_trusted() -> None:
     plain = loading.trusted_options("p", declaration, {"formula": "y ~ x", "steps": 3}, False)
     assert plain.formula == "y ~ x"
     given = {"formula": "y ~ np.square(x)"}
-    with pytest.raises(RunFolderError, match=r"contains code, 'y ~ np\.square\(x\)'"):
+    with pytest.raises(RunFolderError, match=r"would run code, 'y ~ np\.square\(x\)'"):
         loading.trusted_options("p", declaration, given, False)
     assert loading.trusted_options("p", declaration, given, True).formula == given["formula"]
     mixture = get_model("gaussian_mixture")  # none of whose options is code
@@ -268,7 +268,7 @@ def test_ones_own_functions_are_given_again_to_go_on(kept: list[Any], tmp_path: 
 
 def test_code_in_a_run_that_goes_on_is_trusted_or_refused(kept: list[Any], tmp_path: Path) -> None:
     path = stopped(tmp_path / "run", options={"formula": "y ~ np.square(x)"})
-    with pytest.raises(RunFolderError, match="contains code"):
+    with pytest.raises(RunFolderError, match="would run code"):
         er.resume(path)
     assert not kept
     er.resume(path, trust=True)

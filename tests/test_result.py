@@ -339,7 +339,7 @@ def test_the_density_of_a_row_is_exact_where_it_has_no_latents(
     with pytest.raises(GuideError, match="knows only the fitted rows"):
         made(per_observation=("k",)).log_density("rows")
     made(per_observation=("k",), rows_only=True, amortised=True).log_density("rows")
-    with pytest.raises(DataError, match="no observed values"):
+    with pytest.raises(DataError, match="lack the observed column"):
         made(new_arguments=lambda data: ({}, False)).log_density("rows")
 
 
@@ -381,7 +381,7 @@ def test_arguments_of_rows_whose_latents_the_guide_gives() -> None:
     assert made().row_arguments("rows") == {"new": "rows"}
     with pytest.raises(GuideError, match="knows only the fitted rows"):
         made(rows=(9, 0.0)).row_arguments("rows")
-    with pytest.raises(DataError, match="on which their latents depend"):
+    with pytest.raises(DataError, match="their latents depend on these"):
         made(new_arguments=lambda data: ({}, False)).row_arguments("rows")
 
 
@@ -404,7 +404,7 @@ def test_rows_are_weighed_by_the_guide_or_at_the_posterior(monkeypatch: pytest.M
     assert likelihood.calls == [(plain.problem, {"new": "rows"}, "the posterior's")]
     np.testing.assert_allclose(found.log_density()[0], np.log([2.0, 2.0]))
     assert plain.problem.sessions == [(0, "the parameters")]  # type: ignore[attr-defined]
-    with pytest.raises(GuideError, match="rows have no importance weights here"):
+    with pytest.raises(GuideError, match="no importance weights for single rows"):
         made(local_continuous=True).weigh_rows(None, 50, 3)
 
 

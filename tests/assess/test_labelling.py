@@ -138,7 +138,7 @@ def test_where_that_cannot_be_had_what_may_be_missing_is_told(
     assert evidence == (-3.0, 0.2)
     assert note is not None
     assert f"some labellings of the {counts} exchangeable parts" in note
-    assert f"larger, by {most} at most" in note
+    assert f"larger, by at most {most}" in note
 
 
 def test_one_group_that_is_not_apart_is_enough_to_not_count_them_all() -> None:

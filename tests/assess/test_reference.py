@@ -216,7 +216,7 @@ def test_constants_are_not_asked_for_convergence_unless_they_have_moved() -> Non
     said = said_of(fixed, {"mean_shift": -0.25, "sd_ratio": 0.8})
     assert said is not None
     assert said[1]
-    assert "means within 0.25 sd, sds within a factor 1.25." in said[0]
+    assert "means within 0.25 sd, sds within a factor of 1.25." in said[0]
     for moved in ({"mean_shift": np.inf}, {"sd_ratio": np.inf}):
         assert said_of({}, {**fixed, **moved}) is None
 

@@ -429,7 +429,7 @@ def test_evidence_follows_the_model_and_the_engine(monkeypatch: pytest.MonkeyPat
     assert (of_a_point.point, of_a_point.remedy) == (True, "Try again.")
     # Points alone have no guide that gives them a spread: they want priors.
     alone = collected(monkeypatch, point=True, sites=()).evidence.optimum
-    assert "priors: pyro.sample in the place of pyro.param" in alone.remedy
+    assert "priors, with pyro.sample instead of pyro.param" in alone.remedy
     assert collected(monkeypatch, sites=()).evidence.optimum.remedy == "Try again."
     without_priors = collected(monkeypatch, posterior="with priors")
     assert without_priors.measures["log_likelihood"] == -7.0

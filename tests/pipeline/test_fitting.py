@@ -324,7 +324,7 @@ NO_MODE = NoModeError("the density has no mode; fit with another guide")
 def test_without_a_mode_stochastic_gradients_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     fits = Fits(monkeypatch, NO_MODE)
     found: Any = fitting.fit_task(task(), "mean_field", landscape=WHERE)
-    assert found == ("fit", "By stochastic gradients: the density has no mode.")
+    assert found == ("fit", "Fitted by stochastic gradients instead: the density has no mode.")
     assert fits.made == [("mean_field", "fixed_draws", WHERE), ("mean_field", "svi", None)]
 
 

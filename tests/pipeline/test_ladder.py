@@ -155,8 +155,8 @@ def test_all_rungs_of_a_small_model_are_climbed_until_one_is_trusted(climbed: An
     assert [task.announce is not None for *_, task in found.tasks] == [True, False, False, False]
     assert all(task.begins for *_, task in found.tasks)
     assert [line.partition(":")[0] for line in found.said] == [
-        "linear_response", "full_rank", "linear_response of the standardised sites",
-        "full_rank of the standardised sites",
+        "linear_response", "full_rank", "linear_response, with standardised sites",
+        "full_rank, with standardised sites",
     ]  # fmt: skip
     first = "linear_response: not trusted, The importance weights cannot correct the guide: k-hat"
     assert found.said[0].startswith(f"{first} 0.90")
@@ -275,7 +275,7 @@ def test_no_start_leaves_the_rungs_that_find_their_own(climbed: Any) -> None:
     found = climbed(Problem(points=2), rung(), start=GuideError("no maximum."))
     assert found.rungs == ["mean_field svi"]
     assert found.fit.remarks[:2] == (
-        "auto: before any guide: no maximum.", "auto: mean_field: trusted",
+        "auto: search for modes: no maximum.", "auto: mean_field: trusted",
     )  # fmt: skip
     # Without a start the standardised sites have none either.
     hierarchy = Problem(points=2, location_scale=("effect",))

@@ -54,7 +54,7 @@ def test_tables_and_a_picture_are_written_together(tmp_path: Path) -> None:
     outcomes.write(folder, True, tables, lambda path: None)  # the first table marks it
     assert not (folder / "picture.png").exists()
     (folder / "rows.csv").unlink()
-    with pytest.raises(RunFolderError, match="left alone"):
+    with pytest.raises(RunFolderError, match="not written by Elbowroom"):
         outcomes.write(folder, True, tables, lambda path: None)
 
 

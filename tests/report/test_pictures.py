@@ -224,7 +224,7 @@ def test_predictions_have_a_panel_a_method(figures: list[Any]) -> None:
         assert ax.get_xlim() == seen[0].get_xlim()
         assert spines(ax) == {"left", "bottom"}
     assert figure.get_supxlabel() == "x (grey: where the rows lie)"
-    assert figure.get_supylabel() == "y: mean and interval of 90 %"
+    assert figure.get_supylabel() == "y: mean and 90% interval"
     assert figure.get_suptitle() == "a title"
 
 

@@ -90,7 +90,7 @@ def test_a_fit_is_shown_from_its_reason_to_its_posterior(
     assert lines == [
         "",
         "It converged after 3 steps.",
-        "a note",
+        "A note",
         "",
         "ELBO                -123.46 ± 0.13 nats",
         "k-hat of the guide  0.46 (limit 0.70: reweighting works)",
@@ -107,17 +107,21 @@ def test_a_fit_is_shown_from_its_reason_to_its_posterior(
 def test_what_has_no_meaning_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.show_fit(fit_of({**MEASURES, "elbo": NAN, "elpd_loo": NAN}))
     names = [cells(line)[0] for line in printed(capsys) if line]
-    assert names == ["It converged after 3 steps.", "a note", "time", "quantity", "x[0]"]
+    assert names == ["It converged after 3 steps.", "A note", "time", "quantity", "x[0]"]
 
 
 @pytest.mark.parametrize(
     ("changes", "name", "text"),
     [
-        ({"k_hat": 0.7}, "k-hat of the guide", "0.7 (limit 0.70: reweighting works)"),
+        (
+            {"k_hat": 0.7},
+            "k-hat of the guide",
+            "0.70 (limit 0.70: importance sampling can correct it)",
+        ),
         (
             {"k_hat": 0.701},
             "k-hat of the guide",
-            "0.7 (limit 0.70: the guide misses part of the posterior)",
+            "0.70 (limit 0.70: the guide misses a part of the posterior)",
         ),
         ({"high_k_rows": 0.126}, "elpd (LOO)", "unreliable for 13% of the rows"),
         ({"kl_to_posterior": -0.02}, "log p(data)", "= ELBO + 0.00 ("),
@@ -154,7 +158,7 @@ def test_the_evidence_is_told_where_its_weights_are_good(
         assert shown.startswith("-120.00 ± 0.01 nats")
     else:
         size = f"{measures['corrected_effective_sample_size']:,.0f}"
-        assert shown == f"unknown: -120.00 nats, but from {size} effective draws only"
+        assert shown == f"unknown: the estimate -120.00 nats rests on only {size} effective draws"
 
 
 def test_long_tables_are_cut_and_say_how_much_is_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +176,7 @@ def test_long_tables_are_cut_and_say_how_much_is_left(capsys: pytest.CaptureFixt
         said = [line for line in lines if line.startswith("… and")]
         assert [line.split()[2] for line in said] == ([] if more is None else [str(more)] * 2)
     terminal.show_summary(pd.DataFrame(columns=["mean", "sd"]))
-    assert "only latents of single rows" in capsys.readouterr().out
+    assert "no quantities that all rows share" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,7 @@ def test_a_saved_run_is_shown_with_its_verdict_last(capsys: pytest.CaptureFixtur
     )  # fmt: skip
     terminal.show_run(run, 0.5)
     lines = printed(capsys)
-    assert lines[:4] == ["m, guide g, seed 5", "", "Done.", "auto: kept here"]
+    assert lines[:4] == ["m, guide g, seed 5", "", "Done.", "Auto: kept here"]
     assert lines[-3:] == ["", "not trusted: One. Two.", "next: do this."]
     label, *numbers = cells(lines[-4])
     assert label == "x"
@@ -331,7 +335,7 @@ def test_estimators_are_shown_by_cost_at_each_stage(capsys: pytest.CaptureFixtur
     lines = printed(capsys)
     assert lines[:5] == [
         "",
-        "start, step 1,000: a gradient of 12.3",
+        "start, step 1,000: the gradient has norm 12.3",
         "estimator  noise   bias      ms  cost",
         "quick       3.46      -    0.13     1",
         "slow        3.46  1.3 !  0.13 e  12.3",
@@ -402,7 +406,7 @@ def test_a_plan_shows_every_option_resolved(capsys: pytest.CaptureFixture[str]) 
         ("guide", "g: a guide"),
         ("engine", "svi: stochastic gradients"),
         ("objective", "trace: it fits"),
-        ("optimiser", "Adam, rate 0.02 (constant), 300 steps, batches of 50"),
+        ("optimiser", "Adam, rate 0.02 (constant), 300 steps, minibatches of 50"),
         ("numbers", "float32 on cpu, seed 5"),
     ]
 
@@ -412,7 +416,7 @@ def test_a_plan_without_options_or_a_table(capsys: pytest.CaptureFixture[str]) -
     assert found["model"] == "m"
     assert "data" not in found
     # 50,000 steps at most, where no batch makes an epoch
-    assert "until it converges, at most 50000 steps, compiled first" in found["optimiser"]
+    assert "until it converges, at most 50,000 steps, compiled first" in found["optimiser"]
     assert ", layers in bfloat16 on cpu" in found["numbers"]
     found = plan_shown(capsys, rows=1000, batch_size=1)  # 100 epochs of 1,000 batches
     assert "at most 100000 steps, batches of 1" in found["optimiser"]

@@ -223,9 +223,12 @@ def test_nothing_is_replaced_unless_it_is_asked_for(tmp_path: Path) -> None:
 def test_a_marker_says_whose_folder_it_is(tmp_path: Path) -> None:
     (tmp_path / "table.csv").touch()
     check_target(tmp_path, overwrite=True, marker="table.csv")
-    with pytest.raises(RunFolderError, match="is not a folder that Elbowroom wrote"):
+    with pytest.raises(RunFolderError, match="was not written by Elbowroom"):
         check_target(tmp_path, overwrite=True)
-    with pytest.raises(RunFolderError, match="left alone"), writing(tmp_path, True, "other.csv"):
+    with (
+        pytest.raises(RunFolderError, match="was not written by Elbowroom"),
+        writing(tmp_path, True, "other.csv"),
+    ):
         pass
     with writing(tmp_path / "new", overwrite=False, marker="table.csv"):
         pass
@@ -242,7 +245,7 @@ def test_a_run_that_has_not_ended_is_replaced_only_if_that_is_asked_for(
         return
     with pytest.raises(RunFolderError, match="not ended; continue it with --resume"):
         check_target(tmp_path / "run", overwrite)
-    with pytest.raises(RunFolderError, match="not ended; continue it with elbowroom fit --resume"):
+    with pytest.raises(RunFolderError, match="not ended; continue it with 'elbowroom fit --resume"):
         load(tmp_path / "run")
 
 
@@ -256,7 +259,7 @@ def test_a_folder_in_which_a_run_had_barely_begun_may_be_taken(tmp_path: Path) -
     for name in ("file", "checkpoint"):
         with pytest.raises(RunFolderError, match="exists"):
             check_target(tmp_path / name, overwrite=False)
-        with pytest.raises(RunFolderError, match="left alone"):
+        with pytest.raises(RunFolderError, match="was not written by Elbowroom"):
             check_target(tmp_path / name, overwrite=True)
     with pytest.raises(RunFolderError, match=r"no config\.json"):
         load(tmp_path / "bare")

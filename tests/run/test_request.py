@@ -95,7 +95,7 @@ def test_what_is_discarded_is_only_what_it_takes_to_go_on(tmp_path: Path) -> Non
 
 
 def test_why_there_is_nothing_to_continue(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run lies there"):
+    with pytest.raises(RunFolderError, match="no unfinished run"):
         read_request(tmp_path)
     (tmp_path / "config.json").touch()
     with pytest.raises(RunFolderError, match="the run has ended"):
@@ -110,7 +110,7 @@ def test_a_request_of_a_newer_format_or_damaged_is_refused(tmp_path: Path) -> No
     assert (content["format"], content["where"]) == (FORMAT, "a/b")
     assert file.read_text().startswith('{\n "')  # a line for each key
     file.write_text(json.dumps({**content, "format": FORMAT + 1}))
-    with pytest.raises(RunFolderError, match="newer Elbowroom"):
+    with pytest.raises(RunFolderError, match="newer version of Elbowroom"):
         read_request(tmp_path / "run")
     for name in ("format", "scalars", "attributes"):
         file.write_text(json.dumps({k: v for k, v in content.items() if k != name}))
