@@ -314,7 +314,9 @@ def test_an_objective_is_that_of_stochastic_gradients_whatever_else_is_given() -
 def test_a_method_that_makes_no_sense_is_refused() -> None:
     wrongs = {
         ("linear_response:trace",): "which do not fit the guide 'linear_response'",
-        ("mean_field:tarce",): "mean_field:tarce: the objective is one of trace, ",
+        (
+            "mean_field:tarce",
+        ): "mean_field:tarce: there is no objective 'tarce'; give one of trace, ",
         ("map", "laplace", "map"): "--guide map is given twice",
         ("nuts:trace",): "guide",
     }

@@ -123,9 +123,8 @@ def test_a_verb_that_a_model_lacks_names_those_that_have_it() -> None:
     verbs.check_verb(Made(), "impute")
     having = [name for name in model_summaries() if "impute" in get_model(name).verbs]
     assert 0 < len(having) < len(model_summaries())
-    with pytest.raises(
-        ModelError, match=f"'m' has no command 'impute'; these models have it: {', '.join(having)}"
-    ):
+    said = f"'m' has no command 'impute'; these models have it: {', '.join(having)}"
+    with pytest.raises(ModelError, match=said):
         verbs.check_verb(Made(verbs=("embed",)), "impute")
     for call in (
         lambda fit: verbs.embed(fit, None, 9, 0),
@@ -135,7 +134,7 @@ def test_a_verb_that_a_model_lacks_names_those_that_have_it() -> None:
         lambda fit: verbs.manifold(fit, 3),
         lambda fit: verbs.impute(fit, None, 9, 0.9, 0),
     ):
-        with pytest.raises(ModelError, match="is not for the model 'm'"):
+        with pytest.raises(ModelError, match="the model 'm' has no command '"):
             call(Made(verbs=()))
 
 
@@ -237,7 +236,7 @@ def test_new_rows_have_what_is_known_of_fitted_ones() -> None:
     with pytest.raises(OptionError, match=r"the known columns are label\."):
         arguments_of(fit, [0], {"a": 1.0})
     del fit.problem.prepared.coords["known"]
-    with pytest.raises(OptionError, match="this model has none"):
+    with pytest.raises(OptionError, match="this model has no known columns"):
         arguments_of(fit, [0], {"a": 1.0})
 
 

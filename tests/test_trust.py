@@ -135,7 +135,7 @@ def test_chains_outside_are_a_reason_against() -> None:
     assert not judge(unfinished).trusted
     assert judge(replace(unfinished, chains=Outside(covered=True))).trusted
     left_out = judge(replace(good, modes=Modes(left_out=0.19)))
-    assert "has 19% of the posterior" in left_out.reasons[0]
+    assert "A mode with 19% of the posterior's mass" in left_out.reasons[0]
     assert not judge(replace(good, gaps=Gaps(all_modes=(0.7, 0.02)))).trusted
     assert judge(replace(good, gaps=Gaps(all_modes=(0.7, 0.5)))).trusted
 

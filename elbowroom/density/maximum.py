@@ -83,7 +83,7 @@ def why_no_maximum(problem: Problem, sites: dict[str, Tensor], start: Start) -> 
                 if start.precision is None:
                     unit = "units of the unconstrained coordinates"
                 return (
-                    "The likelihood has no clear maximum: over a distance of "
+                    "The likelihood has no maximum that far points show: over a distance of "
                     f"{MAXIMUM.far:g} {unit} along '{name}' it falls by less than {MAXIMUM.fall} "
                     "nats."
                 )

@@ -422,7 +422,7 @@ def _comparison_table(comparison: Comparison, extra: Mapping[str, str], wide: bo
     if likelihoods:
         names.insert(2, "log likelihood")
     if wide:
-        names += ["parameters", "engine or objective"]
+        names += ["parameters", "fitted by"]
     made = table("guide", *names, right=tuple(names))
     differences = dict(list(comparison.differences.groupby("guide")))
     for row in comparison.table.to_dict("records"):

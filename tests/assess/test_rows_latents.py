@@ -262,7 +262,7 @@ def test_what_latents_carry_is_told_and_the_limit_where_it_is_near() -> None:
         "3 of 3 latents are active. Their KL divergence is 2.5 nats per row; between 1 and 1.5 "
         "nats of it tell rows apart."
     ]
-    near = "(the rows compared show 5 at most)"
+    near = "(the number of rows compared cannot show more than 5)"
     assert near in sentences(3, 0, mutual_information=4.1)[0]
     assert near not in sentences(3, 0, mutual_information=3.9)[0]
 

@@ -444,4 +444,4 @@ def test_the_limits_are_as_documented() -> None:
 
 def test_of_rows_whose_weights_are_bad_the_share_and_the_number_are_told() -> None:
     (reason,) = verdict(rows=(1200, 0.2), usable=False).reasons
-    assert reason.startswith("The guide misses the posterior of 20% of the 1,200 rows, ")
+    assert reason.startswith("For 20% of the 1,200 rows the guide misses the posterior, ")

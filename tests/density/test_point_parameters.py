@@ -100,7 +100,7 @@ def test_two_parameters_of_a_negative_binomial() -> None:
 
 def test_a_fit_with_point_parameters_is_kept_and_read_again(tmp_path: Path) -> None:
     fit = er.fit(spread, DATA, seed=1)
-    assert any("at their maximum marginal likelihood" in note for note in fit.notes)
+    assert any("at the maximum of their marginal likelihood" in note for note in fit.notes)
     fit.save(tmp_path / "run")
     again = er.load(tmp_path / "run", model=spread)
     assert again.model_parameters["scale"] == fit.model_parameters["scale"]
@@ -139,5 +139,5 @@ def test_an_evidence_that_is_not_finite_is_said() -> None:
     def nowhere(values: dict[str, Tensor]) -> Sample:
         return Sample(np.full((100, joint.dimension - 1), 1e200), np.zeros(100))
 
-    with pytest.raises(GuideError, match="marginal likelihood of the point parameters"):
+    with pytest.raises(GuideError, match="marginal likelihood is not finite at the initial values"):
         maximise(joint, nowhere)

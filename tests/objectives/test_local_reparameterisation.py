@@ -114,7 +114,10 @@ def test_the_same_noise_is_a_draw_of_the_weights_in_distribution() -> None:
     ("given", "message"),
     [
         (("bayesian_regression", "diabetes", "mean_field"), "no layer whose weights are latent"),
-        (("bayesian_neural_network", "diabetes", "full_rank"), "'layer_0.weight' is not"),
+        (
+            ("bayesian_neural_network", "diabetes", "full_rank"),
+            "another distribution for 'layer_0.weight'",
+        ),
     ],
 )
 def test_it_is_refused_where_it_would_be_wrong(given: tuple[Any, ...], message: str) -> None:

@@ -165,8 +165,8 @@ def test_chains_that_have_not_mixed_say_nothing(fit: Fit, run: Any) -> None:
     assert found.evidence.reference is None
     assert found.notes[:-1] == fit.notes
     assert found.notes[-1] == (
-        "NUTS has not converged (R-hat 1.001, 580 effective draws, 7 divergences), and says "
-        "nothing of the fit; give more --draws."
+        "NUTS has not converged (R-hat 1.001, 580 effective draws, 7 divergences), so it "
+        "says nothing about the fit; run 'elbowroom reference RUN' with more --draws."
     )
     kept, _ = run(fit, converged=False, take=True)
     assert kept.origin == fit.origin

@@ -158,8 +158,8 @@ def test_all_rungs_of_a_small_model_are_climbed_until_one_is_trusted(climbed: An
         "linear_response", "full_rank", "linear_response, with standardised sites",
         "full_rank, with standardised sites",
     ]  # fmt: skip
-    first = "linear_response: not trusted, The importance weights cannot correct the guide: k-hat"
-    assert found.said[0].startswith(f"{first} 0.90")
+    first = "linear_response: not trusted. The importance weights cannot correct the guide: "
+    assert found.said[0].startswith(f"{first}k-hat of the corrected draws 0.90")
     assert found.fit.verdict.trusted
     assert found.fit.remarks == (*(f"auto: {line}" for line in found.said), "its own.")
 

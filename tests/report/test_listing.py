@@ -60,7 +60,7 @@ def test_models_are_listed_with_their_summaries(capsys: pytest.CaptureFixture[st
     assert lines[-1].startswith("'elbowroom models MODEL'")
 
 
-def test_a_model_has_a_page_options_guides_verbs_and_a_dataset(
+def test_a_model_has_a_page_options_guides_commands_and_a_dataset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     listing.show_model("vae")
@@ -75,8 +75,8 @@ def test_a_model_has_a_page_options_guides_verbs_and_a_dataset(
     assert options["--image-shape"][0] != "None"  # an option without a default shows none
     guides = [line for line in lines if "any model" in line or cells(line)[1:2] == ["vae"]]
     assert [cells(line)[0] for line in guides] == ["encoder", "local", "map"]
-    verbs = next(line for line in lines if line.startswith("verbs: "))
-    assert verbs == f"verbs: predict, {', '.join(get_model('vae').verbs)}"
+    commands = next(line for line in lines if line.startswith("commands: "))
+    assert commands == f"commands: predict, {', '.join(get_model('vae').verbs)}"
     assert lines[-1] == "dataset: digits"
 
 

@@ -93,11 +93,11 @@ def test_a_fit_is_shown_from_its_reason_to_its_posterior(
         "A note",
         "",
         "ELBO                -123.46 ± 0.13 nats",
-        "k-hat of the guide  0.46 (limit 0.70: reweighting works)",
+        "k-hat of the guide  0.46 (limit 0.70: importance sampling can correct it)",
         "log likelihood      -77.78 nats",
         "log p(data)         -120.00 ± 0.01 nats = ELBO + 3.45 (KL divergence of the guide)",
         "elpd (LOO)          -98.8 ± 5.4 nats",
-        "time                1.2 s, 7 parameters",
+        "time                1.2 s, 7 fitted parameters",
         "",
         "quantity  mean    sd   5%  95%",
         "x[0]         1  0.25  0.5  1.5",
@@ -280,7 +280,7 @@ def test_a_comparison_on_a_wide_terminal(
     lines = shown(monkeypatch, capsys, *rows)
     assert [cells(line) for line in lines[2:5]] == [
         ["guide", "verdict", "ELBO", "log likelihood", "k-hat", "elpd", "shift", "sd ratio", "s",
-         "parameters", "objective"],
+         "parameters", "fitted by"],
         ["laplace ★", "corrected", "-10.13 ± 0.01", "-8.13", "0.46", "-9.9 ± 1.3", "0.5",
          "0.88…1.25", "1.2", "3", "trace"],
         ["map !", "no", "-", "-", "-", "-", "0.25", "-", "1.2", "3", "trace"],
@@ -340,7 +340,7 @@ def test_estimators_are_shown_by_cost_at_each_stage(capsys: pytest.CaptureFixtur
         "quick       3.46      -    0.13     1",
         "slow        3.46  1.3 !  0.13 e  12.3",
     ]
-    assert lines[5:7] == ["", "end, step 1,000: a gradient of 0.5"]
+    assert lines[5:7] == ["", "end, step 1,000: the gradient has norm 0.5"]
 
 
 def test_a_reference_names_the_most_different_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -419,7 +419,7 @@ def test_a_plan_without_options_or_a_table(capsys: pytest.CaptureFixture[str]) -
     assert "until it converges, at most 50,000 steps, compiled first" in found["optimiser"]
     assert ", layers in bfloat16 on cpu" in found["numbers"]
     found = plan_shown(capsys, rows=1000, batch_size=1)  # 100 epochs of 1,000 batches
-    assert "at most 100000 steps, batches of 1" in found["optimiser"]
+    assert "at most 100,000 steps, minibatches of 1" in found["optimiser"]
 
 
 def test_a_plan_of_a_deterministic_engine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -505,7 +505,8 @@ class Optimisation:
         steps = len(self.elbo)
         text = {
             "converged": f"{self.rule.found} after {steps:,} steps.",
-            "budget": f"stopped at the budget of {steps:,} steps: {self.rule.unmet}."
+            "budget": f"stopped at the budget of {steps:,} step{'s' * (steps != 1)}: "
+            f"{self.rule.unmet}."
             if self.settings.schedule != "cosine"
             else f"ran all {steps:,} steps of the cosine schedule. Such a run always ends flat, "
             "converged or not: compare its ELBO with that of a longer run.",

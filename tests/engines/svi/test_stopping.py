@@ -353,7 +353,7 @@ def test_a_run_that_is_still_on_its_way_is_not_called_converged() -> None:
     found, run = fitted(*far_away(1000.0), {}, steps=3000)
     assert found.status == "budget"
     assert not found.converged
-    assert found.reason.startswith("stopped at the budget of 3000 steps: the parameters still mov")
+    assert found.reason.startswith("stopped at the budget of 3,000 steps: the parameters still mov")
     assert run.rule.kept() is None
 
 

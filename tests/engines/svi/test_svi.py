@@ -303,7 +303,7 @@ def test_clip_norm_bounds_a_step() -> None:
 def test_one_step_is_a_run() -> None:
     found = run(steps=1)
     assert found.status == "budget"
-    assert "--steps" in found.reason
+    assert found.reason == "stopped at the budget of 1 step: the parameters still moved."
     assert len(found.elbo_history) == len(found.learning_rates) == 1
 
 
