@@ -57,11 +57,12 @@ class Modes:
     """Where starts came to.
 
     Attributes:
-        starts: How many starts reached the best mode, of how many; None if they say nothing.
+        starts: How many searches ended at the best mode, of how many: climbs from starts, and
+            candidates that came to a known mode. None if they say nothing.
         shares: Of the posterior's mass, by mode, largest first.
         relabelled: Whether modes differ by the labels of exchangeable parts.
         own_starts: Whether climbs began at the model's own starts alone.
-        unfinished: Whether the last starts still found new modes.
+        unfinished: Whether the last searches still found new modes.
         missing: Nats by which Laplace's evidence of the best place climbed to, a mode or where a
             climb was stopped, exceeds that of the draws.
         left_out: The share of the posterior at the largest known mode that has too few draws.

@@ -174,7 +174,7 @@ def _for_trust(evidence: Evidence, same: bool) -> list[str]:
     weights, modes = evidence.weights, evidence.modes
     reasons = [_of_weights(evidence)]
     if modes.starts is not None and modes.starts[1] > 1:
-        reasons.append("{} of {} starts reached the best mode.".format(*modes.starts))
+        reasons.append("{:,} of {:,} searches ended at the best mode.".format(*modes.starts))
     if len(modes.shares) > 1:
         shares = ", ".join(f"{share:.0%}" for share in modes.shares)
         reasons.append(f"{len(modes.shares)} modes have these shares of the mass: {shares}.")
@@ -428,17 +428,17 @@ def one_start_alone(evidence: Evidence) -> str | None:
     ):
         return None
     return (
-        f"Only 1 of {starts[1]} starts reached the best mode: there may be a better mode that "
-        "none reached."
+        f"Only 1 of {starts[1]:,} searches ended at the best mode: there may be a better mode that "
+        "none found."
     )
 
 
 @_check(Severity.PART_MISSING, NUTS)
 def search_unfinished(evidence: Evidence) -> str | None:
-    """The last starts still found modes."""
+    """The last searches still found modes."""
     if not evidence.modes.unfinished or evidence.chains.covered:
         return None
-    return "The last starts still found new modes: there may be more."
+    return "The last searches still found new modes: there may be more."
 
 
 @_check(
@@ -497,7 +497,7 @@ def other_modes_have_more(evidence: Evidence) -> str | None:
     if _agrees(evidence) or not nats > max(LIMITS.all_modes, ERRORS * error):
         return None
     return (
-        f"Draws around all modes that the starts reached have a log evidence that is {nats:.2g} "
+        f"Draws around all known modes have a log evidence that is {nats:.2g} "
         "nats higher: the guide has left out a part of the posterior."
     )
 

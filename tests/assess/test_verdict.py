@@ -80,7 +80,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"k_hat": np.nan}, "k-hat of the corrected draws nan", "NUTS"),
     ({"effective": WEIGHING.resolved - 1}, "Fewer than 400 effective draws", "more --draws"),
     ({"effective": np.nan}, "Fewer than 400 effective draws", "more --draws"),
-    ({"starts": (1, 8)}, "Only 1 of 8 starts reached the best mode", "--restarts 32"),
+    ({"starts": (1, 8)}, "Only 1 of 8 searches ended at the best mode", "--restarts 32"),
     ({"slope": 0.5}, "gradient of the model's log density", "fix the operation"),
     ({"other_guide": (0.1, 0.02)}, "a log evidence that is 0.1 nats higher", "NUTS"),
     ({"missing": LIMITS.missing_evidence + 1}, "is 6 nats below", "another --seed"),
@@ -154,8 +154,8 @@ def test_a_guide_that_the_weights_mended_is_trusted_after_correction(
 
 def test_starts_and_modes_are_told_as_they_are() -> None:
     found = verdict(starts=(5, 8), shares=(0.7, 0.3))
-    assert "5 of 8 starts reached the best mode." in found.reasons
-    assert "1 of 2 starts reached the best mode." in verdict(starts=(1, 2)).reasons
+    assert "5 of 8 searches ended at the best mode." in found.reasons
+    assert "1 of 2 searches ended at the best mode." in verdict(starts=(1, 2)).reasons
     assert "2 modes have these shares of the mass: 70%, 30%." in found.reasons
     assert not any("starts" in reason for reason in verdict(starts=None).reasons)
     assert not any("starts" in reason for reason in verdict(starts=(1, 1)).reasons)

@@ -529,7 +529,9 @@ def test_minibatches_of_very_many_rows_begin_at_the_mode_of_some() -> None:
     off = abs(found.best.location[0] - float(y.mean()))
     assert 1e-6 < off < 4 / some**0.5
     assert found.agreement is not None
-    assert found.agreement.endswith("starts reached the best mode of 20,000 rows drawn at random.")
+    assert found.agreement.endswith(
+        "searches ended at the best mode of 20,000 rows drawn at random."
+    )
     whole = explored(model, restarts=2, y=y)
     assert whole.best is not None
     assert whole.best.location[0] == pytest.approx(float(y.mean()), abs=1e-5)

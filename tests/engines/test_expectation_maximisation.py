@@ -184,7 +184,7 @@ def test_probabilistic_pca_is_its_closed_form() -> None:
     assert found["noise"] == pytest.approx(noise**0.5, rel=error)
     assert fit.verdict.level == "trusted"
     assert "all importance weights are equal" in fit.verdict.reasons[0]
-    assert "8 of 8 starts reached the best mode." in fit.verdict.reasons
+    assert "8 of 8 searches ended at the best mode." in fit.verdict.reasons
 
 
 def test_factor_analysis_ends_where_scikit_learns_ends() -> None:
