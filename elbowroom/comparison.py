@@ -264,21 +264,20 @@ class _Starts:
         self.task = Task(problem, settings, seed)
         # With point parameters, or an engine of the model's own, each engine begins by itself.
         self.apart = problem.space.parameters.size > 0 or problem.model.engine is not None
-        self.known: dict[str, Landscape] = {}
+        self.known: Landscape | None = None
 
     def of(self, engine: str, guide: Guide) -> Landscape | None:
         """Where a guide begins; None where its engine finds that by itself."""
-        if engine == "em" or (self.apart and engine == "svi"):
+        if not ENGINES[engine].explores or (self.apart and ENGINES[engine].stochastic):
             return None
-        kind = "fixed_draws" if self.apart else "explored"
-        if kind not in self.known:
-            problem, restarts, seed = self.task.problem, self.task.settings.restarts, self.task.seed
-            self.known[kind] = (
-                ENGINES[engine].start(self.task, guide)
+        if self.known is None:
+            task = self.task
+            self.known = (
+                ENGINES[engine].start(task, guide)
                 if self.apart
-                else explore(problem, restarts, seed)
+                else explore(task.problem, task.settings.restarts, task.seed)
             )
-        return self.known[kind]
+        return self.known
 
 
 def _fitted(

@@ -357,8 +357,9 @@ def starts(monkeypatch: pytest.MonkeyPatch, problem: Any) -> Any:
         begun.append((task.seed, guide))
         return "fixed"
 
+    engine = SimpleNamespace(start=start, stochastic=False, explores=True)
     monkeypatch.setattr(comparison, "explore", explore)
-    monkeypatch.setitem(comparison.ENGINES, "fixed_draws", SimpleNamespace(start=start))
+    monkeypatch.setitem(comparison.ENGINES, "fixed_draws", engine)
     found = comparison._Starts(problem, make_settings({"restarts": 5}), 4)
     return lambda name: found.of(name, get_guide("laplace", None)), begun
 

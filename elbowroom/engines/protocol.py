@@ -113,10 +113,14 @@ class Engine(Protocol):
     Attributes:
         name: On the command line.
         draws: Posterior draws by default.
+        stochastic: Whether it climbs a noisy objective, which more steps bring further.
+        explores: Whether its fits begin at modes of the density; others find starts of their own.
     """
 
     name: str
     draws: int
+    stochastic: bool
+    explores: bool
 
     def plan(self, task: Task, guide: Guide) -> Plan:
         """What is about to be run, if model, guide and options go together.

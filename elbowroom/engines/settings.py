@@ -147,7 +147,7 @@ class Way:
             for kind in guide_options():
                 if kind not in self.guide.reads:
                     found -= set(option_names(kind))
-        if self.engine == "svi":
+        if "elbo" in found:
             kinds = (
                 objective_options()
                 if self.objective is None

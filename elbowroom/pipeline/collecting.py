@@ -32,6 +32,7 @@ from elbowroom.draws.groups import replicated
 from elbowroom.draws.refining import sampled
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted
+from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.task import Task
 from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.pipeline.drawing import Drawn
@@ -93,7 +94,7 @@ def collect(
         Optimum(
             fitted.trained.converged,
             fitted.trained.reason,
-            fitted.engine == "svi",
+            ENGINES[fitted.engine].stochastic,
             fitted.point,
             no_maximum,
             PRIORS if fitted.point and not problem.space.sites else fitted.remedy,

@@ -18,6 +18,7 @@ from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.draws.tree import check_interval, labelled_points, summarise
 from elbowroom.draws.weighted import WEIGHING
+from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import length
 from elbowroom.engines.svi.checks import Finding
 from elbowroom.engines.task import Plan
@@ -130,7 +131,7 @@ def show_plan(plan: Plan) -> None:
         add(rows, "data", f"{len(problem.data):,} rows, {problem.data.shape[1]:,} columns")
     add(rows, "guide", f"{plan.guide.name}: {plan.guide.summary}")
     numbers = f"{settings.dtype} on {problem.device.type}"
-    if plan.engine in ("fixed_draws", "em"):
+    if not ENGINES[plan.engine].stochastic:
         add(rows, "engine", f"{plan.objective[0]}: {plan.objective[1]}")
         numbers = f"float64 on cpu, {settings.restarts} starts"
     elif not plan.guide.exact or problem.space.parameters.size:

@@ -23,6 +23,8 @@ class ExpectationMaximisation:
 
     name = "em"
     draws = 2000
+    stochastic = False
+    explores = False
 
     def plan(self, task: Task, guide: Guide) -> Plan:
         """The steps that the guide declares."""

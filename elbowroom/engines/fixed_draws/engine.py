@@ -63,6 +63,8 @@ class FixedDraws:
 
     name = "fixed_draws"
     draws = 4000
+    stochastic = False
+    explores = True
 
     def plan(self, task: Task, guide: Guide) -> Plan:
         """The ELBO over fixed draws, if the engine fits the guide to the model."""

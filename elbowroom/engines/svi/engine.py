@@ -39,6 +39,8 @@ class Stochastic:
 
     name = "svi"
     draws = 2000
+    stochastic = True
+    explores = True
 
     def plan(self, task: Task, guide: Guide) -> Plan:
         """The objective, if model, guide and options go together."""
