@@ -30,8 +30,6 @@ LONGEST = 24
 """Rows of a table that are printed; the files have all of them."""
 POINT = 1e-12
 """The sd relative to the mean up to which it is rounding: all draws are one point."""
-WIDE = 120
-"""Characters in a line that has room for every column of a comparison."""
 
 VERDICTS = {TRUSTED: "trusted", CORRECTED: "corrected", NOT_TRUSTED: "no"}
 """Verdicts in one word, for a column of a comparison."""
@@ -399,7 +397,9 @@ def show_comparison(comparison: Comparison) -> None:
     out.print()
     if problem is not None:
         out.print(Text(f"{problem.model.name}, seed {comparison.seed}", style="bold"))
-    out.print(_comparison_table(comparison, extra, out.width >= WIDE))
+    whole = _comparison_table(comparison, extra, wide=True)
+    room = out.measure(whole, options=out.options.update(max_width=1000)).maximum <= out.width
+    out.print(whole if room else _comparison_table(comparison, extra, wide=False))
     if problem is not None:
         baseline = "that of NUTS" if comparison.baseline == "nuts" else "the best guide's"
         out.print(
@@ -417,7 +417,7 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def _comparison_table(comparison: Comparison, extra: Mapping[str, str], wide: bool) -> Table:
-    """One line a guide; with more columns where the terminal is wide."""
+    """One line a guide; with errors, parameters and engines if it may be wide."""
     names = ["verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s", *extra.values()]
     likelihoods = comparison.table["log_likelihood"].notna().any()
     if likelihoods:

@@ -240,7 +240,7 @@ def comparison(*rows: dict[str, Any], baseline: str = "laplace") -> Comparison:
 def shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *rows: Any, **given: Any
 ) -> list[str]:
-    width = given.pop("width", terminal.WIDE)
+    width = given.pop("width", 120)
     console = terminal.console
 
     def sized() -> Any:
@@ -257,7 +257,7 @@ def shown(
 def test_a_comparison_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = shown(monkeypatch, capsys, ROW, OTHER, width=terminal.WIDE - 1)
+    lines = shown(monkeypatch, capsys, ROW, OTHER, width=80)
     assert lines[:2] == ["", "m, seed 5"]
     table = [cells(line) for line in lines[2:5]]
     assert table == [
@@ -301,8 +301,22 @@ def test_columns_that_only_some_comparisons_have(
     said = " ".join(lines[5:])
     assert said.index("amortised: nats per row") < said.index("test: mean log density")
     assert "coverage:" not in said
-    narrow = shown(monkeypatch, capsys, {**ROW, **scores}, width=terminal.WIDE - 1)
+    narrow = shown(monkeypatch, capsys, {**ROW, **scores}, width=100)
     assert cells(narrow[3])[-1] == "≥ -2.13"
+
+
+def test_no_line_of_a_comparison_is_wrapped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns that have no room are left out, be it by one character."""
+    scores = {"test_log_density": -2.126, "test_log_density_se": 0.126, "test_unreliable": 0.06}
+    heads = set()
+    for width in range(90, 150):
+        lines = shown(monkeypatch, capsys, {**ROW, **scores}, {**OTHER, **scores}, width=width)
+        assert [cells(line)[0] for line in lines[2:5]] == ["guide", "laplace ★", "map !"]
+        assert lines[5].startswith("★ best ELBO")
+        heads.add(cells(lines[2])[-1])
+    assert heads == {"test", "fitted by"}
 
 
 def test_a_guide_that_failed_and_the_sampler_as_baseline(
