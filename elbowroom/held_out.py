@@ -47,13 +47,13 @@ def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFram
         (7, 3)
     """
     rows = len(table)
-    size = min(max(size, -1.0), rows + 1.0) if np.isfinite(size) else -1.0
-    count = round(size * rows) if 0 < size < 1 else round(size)
-    if not SCORING.fewest_rows <= count <= rows - SCORING.fewest_rows:
+    count = size * rows if 0 < size < 1 else size
+    if not SCORING.fewest_rows <= np.round(count) <= rows - SCORING.fewest_rows:
         raise OptionError(
-            f"--test-size {size:g} holds out {count} of {rows} rows; hold out at least "
+            f"--test-size {size:g} holds out {count:,.0f} of {rows:,} rows; hold out at least "
             f"{SCORING.fewest_rows} rows, and leave at least {SCORING.fewest_rows}."
         )
+    count = round(count)
     test = np.zeros(rows, bool)
     test[np.random.default_rng(seed).permutation(rows)[:count]] = True
     return table[~test], table[test]

@@ -122,8 +122,8 @@ def test_probabilities_are_compared_with_frequencies() -> None:
         (None, {"test_size": 0.001}, OptionError, "holds out 0 of "),
         (None, {"test_size": 149}, OptionError, "and leave at least 2"),
         (None, {"test_size": -1.0}, OptionError, "--test-size -1"),
-        (None, {"test_size": float("nan")}, OptionError, "--test-size"),
-        (None, {"test_size": float("inf")}, OptionError, "--test-size"),
+        (None, {"test_size": float("nan")}, OptionError, "--test-size nan"),
+        (None, {"test_size": float("inf")}, OptionError, "--test-size inf"),
     ],
 )
 def test_a_split_that_cannot_be_is_said(

@@ -68,7 +68,9 @@ def unresolved_quantities(
                 shapes[label] > RESOLUTION.tail_shape
                 and _from_the_farthest(flat[:, j], weights) > RESOLUTION.farthest_variance
             )
-            if heavy or not errors[j] <= RESOLUTION.error:
+            if not np.isfinite(reach[j]):
+                sentences.append(f"The sd of {label} is not known: some of its draws are infinite.")
+            elif heavy or not errors[j] <= RESOLUTION.error:
                 sentences.append(
                     f"The sd of {label} cannot be estimated well: {label} has a heavy tail "
                     f"(Pareto k {shapes[label]:.2f}; relative standard error of the sd "
