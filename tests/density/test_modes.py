@@ -198,9 +198,8 @@ def test_a_single_start_stays_in_its_mode_and_several_choose_the_better() -> Non
     landscape = explored(two_modes, y=tensor(0.0))
     assert landscape.best is not None
     assert abs(landscape.best.location[0] - CENTRES[1]) / WIDTH < LOCATION
-    assert landscape.agreement == f"{landscape.best.starts} of {landscape.tried} starts " + (
-        "reached the best mode."
-    )
+    said = f"{landscape.best.starts} of {landscape.tried} searches ended at the best mode."
+    assert landscape.agreement == said
 
 
 def lone_spike(y: Tensor) -> None:
