@@ -6,6 +6,7 @@ import pkgutil
 import re
 import sys
 import tomllib
+from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -65,6 +66,39 @@ def test_imports_run_one_way(module: str) -> None:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("elbowroom."):
             assert _floor(str(node.module)) <= _floor(module), (module, node.module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_numbers_that_tune_an_algorithm_stand_together_each_with_its_reason(module: str) -> None:
+    """In one frozen dataclass; a module has three numbers beside it at most."""
+    source = Path(import_module(module).__file__ or "").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    tuning = {
+        type(value).__name__
+        for name, value in vars(import_module(module)).items()
+        if name.isupper() and is_dataclass(value) and type(value).__module__ == module
+    }
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name in tuning:
+            assert getattr(import_module(module), node.name).__dataclass_params__.frozen
+            after = zip(node.body, [*node.body[1:], None], strict=True)
+            described = ast.get_docstring(node, clean=False) or ""
+            bare = [
+                ast.unparse(field) for field, reason in after
+                if isinstance(field, ast.AnnAssign) and not _is_text(reason)
+                and f"        {ast.unparse(field.target)}: " not in described
+            ]  # fmt: skip
+            assert bare == []
+    numbers = [
+        ast.unparse(node) for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, (int, float))
+    ]  # fmt: skip
+    assert len(numbers) <= 3
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _imported() -> set[str]:

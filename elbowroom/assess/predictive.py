@@ -40,10 +40,10 @@ def predictive_checks(
     """
     shares, sentences = {}, []
     for name, draws in replicated.items():
-        target = np.asarray(observed[name], dtype=float).ravel()
+        target = np.asarray(observed[name]).ravel()
         if target.size < 2:
             continue
-        flat = np.asarray(draws, dtype=float).reshape(-1, target.size)
+        flat = np.asarray(draws).reshape(-1, target.size)
         missed = []
         for statistic, (words, function) in STATISTICS.items():
             values, seen = function(flat, axis=1), function(target)

@@ -100,3 +100,9 @@ def test_scalars_have_the_labels_of_all_their_dims_wherever_the_draws_are() -> N
     assert len(found) == 11
     np.testing.assert_array_equal(found["w[v, 30]"], values[1, :, :, 2].T)  # (chains, draws)
     np.testing.assert_array_equal(found["s"], values[0, :, :, 0].T)
+
+
+def test_nothing_to_compare_leaves_an_empty_table_of_differences() -> None:
+    table = posterior_differences([Row("failed", {}, None, "no.")], "best")
+    assert table.empty
+    assert table.columns.tolist() == ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]

@@ -82,6 +82,12 @@ def test_shapes_that_means_and_sds_do_not_see_are_seen() -> None:
     )
 
 
+def test_a_point_beside_a_reference_that_varies_has_no_sd() -> None:
+    one = np.ones((4, DRAWS // 4))
+    table = compare_with_reference(posterior(a=one), posterior(a=quantities(1.0, 1.0)))
+    assert table["sd_ratio"].tolist() == [0.0]
+
+
 def test_labels_are_matched_by_name_and_constants_by_value() -> None:
     pair = np.stack([quantities(0.0, 1.0), quantities(5.0, 1.0)], axis=-1)
     one = np.ones((4, DRAWS // 4))

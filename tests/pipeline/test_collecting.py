@@ -84,7 +84,7 @@ def test_shares_of_modes_next_to_nothing_are_not_told() -> None:
 @pytest.mark.parametrize(
     ("climbed", "whole", "covered"),
     [
-        (np.zeros((3, 1)), True, True),
+        (np.zeros((1, 1)), True, True),
         (np.zeros((3, 1)), False, False),
         (np.zeros((0, 1)), True, False),
         (None, True, False),
