@@ -273,3 +273,10 @@ def test_code_in_a_run_that_goes_on_is_trusted_or_refused(kept: list[Any], tmp_p
     assert not kept
     er.resume(path, trust=True)
     assert len(kept) == 1
+
+
+def test_points_are_still_points(line: Fit, tmp_path: Path) -> None:
+    fit = er.fit(line.problem.model.name, line.problem.data, "map", formula="y ~ x", seed=3)
+    again = er.load(fit.save(tmp_path / "points"))
+    assert (line.fitted.point, fit.fitted.point, again.fitted.point) == (False, True, True)
+    assert er.load(line.save(tmp_path / "line")).fitted.point is False

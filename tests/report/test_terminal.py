@@ -104,6 +104,18 @@ def test_a_fit_is_shown_from_its_reason_to_its_posterior(
     ]
 
 
+def test_a_point_has_a_mean_and_no_sd(capsys: pytest.CaptureFixture[str]) -> None:
+    """Below a relative 1e-12 the sd of equal draws is rounding."""
+    fit = fit_of(MEASURES, rows=3)
+    found = fit.summary()
+    found["sd"] = [0.0, 1e-13, 1e-3]
+    fit.summary = lambda: found
+    terminal.show_fit(fit)
+    assert [cells(line)[1:3] for line in printed(capsys)[-3:]] == [
+        ["1", "-"], ["2", "-"], ["2", "0.001"],
+    ]  # fmt: skip
+
+
 def test_what_has_no_meaning_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.show_fit(fit_of({**MEASURES, "elbo": NAN, "elpd_loo": NAN}))
     names = [cells(line)[0] for line in printed(capsys) if line]
