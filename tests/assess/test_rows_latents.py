@@ -337,6 +337,24 @@ def test_the_noise_of_few_draws_is_no_variation_of_binary_latents(
     assert measures["active_units"] == active
 
 
+def test_two_binary_latents_at_one_site_are_those_of_two_sites() -> None:
+    on = (torch.arange(40)[:, None] < torch.tensor([0.0, 40.0, 10.0, 30.0])).double()
+    other = (torch.arange(40)[:, None] < torch.tensor([20.0, 0.0, 20.0, 40.0])).double()
+    log_p = np.zeros((40, 4))
+
+    def health_of(sites: dict[str, Tensor]) -> dict[str, Any]:
+        return health._binary_health(list(sites), WeightedDraws(sites, log_p, log_p))[0]
+
+    apart, together = (
+        health_of({"a": on, "b": other}),
+        health_of({"z": torch.stack([on, other], 2)}),
+    )
+    np.testing.assert_array_equal(
+        together["information_per_latent"], apart["information_per_latent"]
+    )
+    assert together["active_units"] == apart["active_units"] == 2
+
+
 def test_rows_without_latents_of_a_known_kind_have_no_health() -> None:
     assert health._binary_health([], on_draws()) == ({}, [])
 
