@@ -103,6 +103,8 @@ def test_scalars_have_the_labels_of_all_their_dims_wherever_the_draws_are() -> N
 
 
 def test_nothing_to_compare_leaves_an_empty_table_of_differences() -> None:
-    table = posterior_differences([Row("failed", {}, None, "no.")], "best")
-    assert table.empty
-    assert table.columns.tolist() == ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]
+    names = ["guide", "quantity", "mean", "sd", "mean_shift", "sd_ratio"]
+    for row in (Row("failed", {}, None, "no."), Row("best", {}, posterior())):
+        table = posterior_differences([row], "best")
+        assert table.empty
+        assert table.columns.tolist() == names
