@@ -16,7 +16,9 @@ from elbowroom.options import declared
 def console() -> Console:
     """Standard output. Wide in a pipe, where lines should not be wrapped."""
     out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=200)
+    if not out.is_terminal:
+        out.width = 200
+    return out
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

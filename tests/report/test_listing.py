@@ -49,6 +49,9 @@ def test_a_terminal_has_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
     with out.capture() as captured:
         out.print("a number 12.5")
     assert captured.get() == "a number 12.5\n"  # numbers are not coloured
+    with out.capture() as captured:
+        out.print(table("name"))
+    assert captured.get().startswith("\x1b[1mname")  # headers are bold
 
 
 def test_models_are_listed_with_their_summaries(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_latents_have_the_label_among_the_columns(drawn: list[Any]) -> None:
         plain.attrs = attrs
         outcomes.draw_latents(fit_of(plain), None, LATENTS)(Path("p.png"))
         assert drawn[-1][0][2] is None
-    outcomes.draw_latents(fit_of(rows), rows[["x"]], LATENTS)(Path("p.png"))  # of new rows
+    outcomes.draw_latents(fit_of(rows), rows[["x"]].head(1), LATENTS)(Path("p.png"))  # of a new row
     assert drawn[-1][0][2] is None
     count = len(drawn)
     outcomes.draw_latents(fit_of(rows), None, pd.DataFrame({"p": [1.0]}))(Path("p.png"))
