@@ -22,7 +22,7 @@ from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers
-from elbowroom.problem.validation import check_shapes, validate
+from elbowroom.problem.validation import check_shapes, real_observations, validate
 from elbowroom.sizes import SIZES
 
 
@@ -227,6 +227,11 @@ class Problem:
         named = {name: dim_names(name, placed_in) for name, placed_in in plates.items()}
         return {**named, **self.prepared.dims}
 
+    def _is_real(self, name: str) -> bool:
+        """Whether an argument of the fit is a tensor of real numbers."""
+        value = self.prepared.arguments.get(name)
+        return isinstance(value, Tensor) and value.is_floating_point()
+
     def new_arguments(self, data: Any) -> tuple[dict[str, Any], bool]:
         """The model's arguments for new rows, prepared as the fit's were.
 
@@ -246,6 +251,10 @@ class Problem:
             if self.model_name is not None:
                 return placed(new, self.dtype, self.device), new[self.observed] is not None
             complete = without_observation(self.prepared.arguments, new, self.space)
+            complete = {
+                name: value.to(self.dtype) if self._is_real(name) else value
+                for name, value in complete.items()
+            }
             observed = not any(name not in new for name in self.space.observed)
             arguments = placed(complete, self.dtype, self.device)
             # What stands in the place of an observation has its shape alone.
@@ -295,7 +304,16 @@ def bind(
             prepared = model.prepare(data, options, None)
             arguments = placed(prepared.arguments, dtype, device)
         with isolated(0, dtype=dtype, device=device):
-            doubts = validate(model.function, arguments)
+            try:
+                doubts = validate(model.function, arguments)
+            except ModelError:
+                # Densities of torch that cannot take whole numbers, take the same as real ones.
+                real = real_observations(model.function, arguments)
+                if not real:
+                    raise
+                arguments = {**arguments, **real}
+                doubts = validate(model.function, arguments)
+                prepared = replace(prepared, arguments={**prepared.arguments, **_on_cpu(real)})
         with isolated(0, dtype=dtype, device=device):
             space = LatentSpace.of(model.function, arguments)
             check_parameters(model.function, arguments)
@@ -303,6 +321,10 @@ def bind(
         model, options, data, prepared, arguments, space, dtype, device,
         doubts=(*doubts, *prepared.doubts),
     )  # fmt: skip
+
+
+def _on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in values.items()}
 
 
 def without_observation(

@@ -153,6 +153,29 @@ def _always(
     return always
 
 
+def real_observations(model: ModelFunction, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arguments that are observed and are whole numbers or truth values, as real numbers.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+
+    Example:
+        >>> def model(y):
+        ...     pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=y)
+        >>> real_observations(model, {"y": torch.tensor(1)})
+        {'y': tensor(1.)}
+    """
+    with torch.random.fork_rng(devices=[]), users_code("the model cannot be run", ModelError):
+        trace = poutine.trace(model).get_trace(**arguments)
+    observed = {id(node["value"]) for _, node in sample_sites(trace) if node["is_observed"]}
+    return {
+        name: value.to(torch.get_default_dtype())
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and id(value) in observed and not value.is_floating_point()
+    }
+
+
 def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
     """The shapes alone, at one run; to be called in an isolated session.
 
