@@ -776,8 +776,8 @@ BREAKS = [
     Break("a guide of another shape", "line", {}, ("site 'slope'", "shape"), slopes_guide),
     Break("a guide below 0", "line", {}, ("site 'noise'", "LogNormal"), guide_below_zero),
     # numbers of another type
-    Break("answers of bool", "logistic", {"y": ANSWER.bool()}, ("site 'y'", r"y.double\(\)")),
-    Break("answers of int64", "logistic", {"y": ANSWER.long()}, ("site 'y'", r"y.double\(\)")),
+    Break("answers of bool", "logistic", {"y": ANSWER.bool()}),
+    Break("answers of int64", "logistic", {"y": ANSWER.long()}),
     Break("labels of float64", "categorical", {"y": LABEL.double()}),
     Break("counts of int64", "poisson", {"y": COUNT.long()}),
     Break("numbers of int64", "line", {"x": (3 * X).long(), "y": (3 * Y).long()}),

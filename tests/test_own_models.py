@@ -326,3 +326,33 @@ def test_a_comparison_of_points_has_one_guide_and_foretells() -> None:
     found = er.compare(mixture_of_points, table, seed=1, steps=500, test_size=0.25)
     assert found.table["guide"].tolist() == ["map"]
     assert np.isfinite(found.table["test_log_density"]).all()
+
+
+@pytest.mark.parametrize("kind", ["int64", "bool", "uint8"])
+def test_a_response_of_whole_numbers_or_truth_values_is_that_of_real_ones(kind: str) -> None:
+    """torch's Bernoulli takes real numbers alone; a CSV gives 0 and 1 as whole ones."""
+    x = np.linspace(-2.0, 2.0, 40)
+    table = pd.DataFrame({"x": x, "y": (x + np.sin(9 * x) > 0).astype(float)})
+
+    def logistic(x: Tensor, y: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(torch.zeros(()), 2.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+
+    real, whole = (er.fit(logistic, each, seed=1) for each in (table, table.astype({"y": kind})))
+    pd.testing.assert_frame_equal(whole.summary(), real.summary())
+    rows = table.astype({"y": kind}).head(5)
+    pd.testing.assert_frame_equal(whole.predict(rows), real.predict(rows))
+    assert whole.problem.arguments["y"].dtype == torch.float64
+
+
+def test_an_index_that_is_observed_too_stays_whole() -> None:
+    """As real numbers it could not index, so that the first error is told."""
+
+    def model(y: Tensor) -> None:
+        means = pyro.sample("means", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=means[y]), obs=y)
+
+    with pytest.raises(ModelError, match="convert whole numbers"):
+        er.fit(model, {"y": torch.tensor([0, 1, 1])}, seed=1)

@@ -1,7 +1,7 @@
 """A model bound to its data: what every later step of a fit is asked about."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
@@ -304,16 +304,9 @@ def bind(
             prepared = model.prepare(data, options, None)
             arguments = placed(prepared.arguments, dtype, device)
         with isolated(0, dtype=dtype, device=device):
-            try:
-                doubts = validate(model.function, arguments)
-            except ModelError:
-                # Densities of torch that cannot take whole numbers, take the same as real ones.
-                real = real_observations(model.function, arguments)
-                if not real:
-                    raise
-                arguments = {**arguments, **real}
-                doubts = validate(model.function, arguments)
-                prepared = replace(prepared, arguments={**prepared.arguments, **_on_cpu(real)})
+            doubts, real = _validated(model.function, arguments)
+            arguments = {**arguments, **real}
+            prepared = replace(prepared, arguments={**prepared.arguments, **_on_cpu(real)})
         with isolated(0, dtype=dtype, device=device):
             space = LatentSpace.of(model.function, arguments)
             check_parameters(model.function, arguments)
@@ -321,6 +314,23 @@ def bind(
         model, options, data, prepared, arguments, space, dtype, device,
         doubts=(*doubts, *prepared.doubts),
     )  # fmt: skip
+
+
+def _validated(
+    function: Callable[..., Any], arguments: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Warnings of a model's validation, and observed whole numbers that it needs as real ones.
+
+    Some densities of torch take real numbers alone, where a table has 0 and 1.
+    """
+    try:
+        return validate(function, arguments), {}
+    except ModelError:
+        with suppress(ModelError):
+            real = real_observations(function, arguments)
+            if real:
+                return validate(function, {**arguments, **real}), real
+        raise
 
 
 def _on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
