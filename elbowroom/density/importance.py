@@ -82,9 +82,17 @@ def k_hat_interval(k_hat: float, draws: int) -> tuple[float, float]:
 
 
 def normalised(log_weights: np.ndarray) -> np.ndarray:
-    """Weights that sum to one, (draws,)."""
-    weights = np.exp(log_weights - np.max(log_weights))
-    return weights / weights.sum()
+    """Weights that sum to one, (draws,); NaN where no weight is finite and above zero.
+
+    Example:
+        >>> normalised(np.array([-1e9, -1e9, -np.inf]))
+        array([0.5, 0.5, 0. ])
+        >>> normalised(np.array([-np.inf, -np.inf]))
+        array([nan, nan])
+    """
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(log_weights - np.max(log_weights))
+        return weights / weights.sum()
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:
