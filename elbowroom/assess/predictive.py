@@ -46,7 +46,8 @@ def predictive_checks(
         flat = np.asarray(draws).reshape(-1, target.size)
         missed = []
         for statistic, (words, function) in STATISTICS.items():
-            values, seen = function(flat, axis=1), function(target)
+            with np.errstate(over="ignore", invalid="ignore"):  # of squares of far replicates
+                values, seen = function(flat, axis=1), function(target)
             share = float(np.mean(values > seen) + 0.5 * np.mean(values == seen))
             shares[f"{name}.{statistic}"] = share
             if min(share, 1 - share) < TAIL:

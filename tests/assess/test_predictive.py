@@ -73,3 +73,11 @@ def test_two_numbers_are_looked_at_and_one_is_not() -> None:
     shares, _ = predictive_checks(observed, replicated)
     assert set(shares) == {"y.mean", "y.sd", "y.smallest", "y.largest"}
     assert shares["y.mean"] == 0.5
+
+
+def test_replicates_whose_squares_overflow_give_no_warning() -> None:
+    replicated = generator().normal(size=(100, 5))
+    replicated[7] = [1e200, -1e200, 0.0, 0.0, 0.0]
+    shares, sentences = predictive_checks({"y": np.arange(5.0) - 2}, {"y": replicated})
+    assert 0.0 < shares["y.sd"] < 1.0
+    assert sentences == []
