@@ -432,7 +432,7 @@ def reference(
     draws: Annotated[
         int, typer.Option(help="Draws in each of the four chains, after tuning.")
     ] = 1000,
-    seed: Seed = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: that of the run.")] = None,
     model: Function = None,
     trust: Trust = False,
 ) -> None:

@@ -168,7 +168,7 @@ def align_columns(table: pandas.DataFrame, names: Sequence[str]) -> pandas.DataF
             lines += f"\n  and {len(missing) - _LISTED} more."
         raise DataError(
             f"{counted} that the model was fitted to {verb} missing in the new data: add or "
-            f"rename{lines}\n  They have {_listed(table)}."
+            f"rename{lines}\n  The new data have {_listed(table)}."
         )
     return _take(table, list(names))
 

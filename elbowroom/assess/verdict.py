@@ -411,12 +411,7 @@ def few_effective_draws(evidence: Evidence) -> str | None:
     return f"Fewer than {WEIGHING.resolved:.0f} effective draws: {_of_weights(evidence)}"
 
 
-def _more_restarts(evidence: Evidence) -> str:
-    assert evidence.modes.starts is not None
-    return f"give --restarts {4 * evidence.modes.starts[1]}."
-
-
-@_check(Severity.PART_MISSING, _more_restarts)
+@_check(Severity.PART_MISSING, "give more --restarts, such as four times as many.")
 def one_start_alone(evidence: Evidence) -> str | None:
     """One start of many reached the best mode."""
     starts = evidence.modes.starts

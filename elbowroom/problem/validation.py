@@ -110,7 +110,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         ...     print(str(error).replace(": ", ":\n"))
         site 'y':
         1 of 2 values is not in the support of its Bernoulli, 0 or 1:
-        row 2 has 2 (counted from 1). Its values begin at 1:
+        row 2 (counted from 1) has 2. Its values begin at 1:
         code them from 0, obs=y - 1.
     """
     numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
@@ -362,7 +362,7 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
     if isinstance(fn, dist.Unit):
         edit = "Give the factor one number for each row, or move it out of the plate."
     elif node["is_observed"]:
-        edit += f" If you intend this, write obs={name}.expand(...)."
+        edit += f" If the value is meant to count several times, write obs={name}.expand(...)."
     try:
         scored = torch.broadcast_shapes(batch, fn.batch_shape)
     except RuntimeError as error:
@@ -436,8 +436,8 @@ def _shape_edit(arguments: Mapping[str, Any]) -> str:
     shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in tensors.items())
     return (
         "Give the value, the arguments of its distribution and its plates the same batch shape; "
-        f"the arguments have {shapes}. Give each plate its dim in this shape, counted from the "
-        "right (-1 is the last)."
+        f"the arguments of the model have {shapes}. Set the dim of each plate to its place in the "
+        "batch shape, counted from the right (-1 is the last)."
     )
 
 

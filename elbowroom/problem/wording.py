@@ -103,9 +103,9 @@ def rows_of(bad: Tensor, numbers: Tensor | None = None) -> str:
     for place, number in zip(
         places[:LISTED].tolist(), [None] * LISTED if numbers is None else numbers, strict=False
     ):
-        where = f"row {place[0] + 1}" if len(place) == 1 else f"the value at {place}"
+        from_one = "" if said else " (counted from 1)"
+        where = f"row {place[0] + 1}{from_one}" if len(place) == 1 else f"the value at {place}"
         said.append(where if number is None else f"{where} has {shown(number)}")
     if len(places) > LISTED:
         said.append("...")
-    from_one = " (counted from 1)" if bad.dim() == 1 else ""
-    return f" {'in ' if numbers is None else ''}{', '.join(said)}{from_one}"
+    return f" {'in ' if numbers is None else ''}{', '.join(said)}"

@@ -80,7 +80,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"k_hat": np.nan}, "k-hat of the corrected draws nan", "NUTS"),
     ({"effective": WEIGHING.resolved - 1}, "Fewer than 400 effective draws", "more --draws"),
     ({"effective": np.nan}, "Fewer than 400 effective draws", "more --draws"),
-    ({"starts": (1, 8)}, "Only 1 of 8 searches ended at the best mode", "--restarts 32"),
+    ({"starts": (1, 8)}, "Only 1 of 8 searches ended at the best mode", "more --restarts"),
     ({"slope": 0.5}, "gradient of the model's log density", "fix the operation"),
     ({"other_guide": (0.1, 0.02)}, "a log evidence that is 0.1 nats higher", "NUTS"),
     ({"missing": LIMITS.missing_evidence + 1}, "is 6 nats below", "another --seed"),

@@ -287,8 +287,8 @@ def _columns(subject: Subject) -> list[str]:
         if moving[high] > CHECKING.scales * moving[low]:
             warnings.append(
                 f"{low} has a standard deviation of {moving[low]:.2g} and {high} one of "
-                f"{moving[high]:.2g}: standardise the columns, or stochastic gradients need very "
-                "many steps."
+                f"{moving[high]:.2g}: standardise the columns; otherwise stochastic gradients need "
+                "very many steps."
             )
     return warnings
 
