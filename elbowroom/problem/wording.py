@@ -99,7 +99,7 @@ def rows_of(bad: Tensor, numbers: Tensor | None = None) -> str:
     if not bad.dim():
         return "" if numbers is None else f" {shown(numbers)}"
     places = bad.nonzero()
-    said = []
+    said: list[str] = []
     for place, number in zip(
         places[:LISTED].tolist(), [None] * LISTED if numbers is None else numbers, strict=False
     ):
