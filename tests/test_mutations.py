@@ -650,12 +650,17 @@ BREAKS = [
         "the mask the wrong way",
         "masked counts",
         {"seen": ~SEEN, "y": MODELS["masked counts"][1]["y"]},
-        ("site 'y'", "row 1 has -9", "counts"),
+        ("site 'y'", "row 1.* has -9", "counts"),
     ),
     Break("all rows masked", "masked", {"seen": torch.zeros(N, dtype=torch.bool)}),
     # supports and coding
     Break("answers 1 and 2", "logistic", {"y": ANSWER + 1}, ("site 'y'", "has 2", "y - 1")),
-    Break("one answer of 2", "logistic", {"y": GAP}, ("site 'y'", "row 17 has 2", "0 and 1")),
+    Break(
+        "one answer of 2",
+        "logistic",
+        {"y": GAP},
+        ("site 'y'", "row 17.* has 2", "0 and 1"),
+    ),
     Break("answers -1 and 1", "logistic", {"y": 2 * ANSWER - 1}, ("site 'y'", "-1", "0 and 1")),
     Break("shares as answers", "logistic", {"y": SHARE}, ("site 'y'", "0 and 1")),
     Break(
@@ -669,7 +674,10 @@ BREAKS = [
     Break("gamma of real numbers", "gamma", {"y": Y}, ("site 'y'", "row", "positive")),
     Break("gamma with a zero", "gamma", {"y": Y.exp() * SEEN}, ("site 'y'", "row 1", "leave")),
     Break(
-        "log normal with a zero", "log normal", {"y": Y.exp() * SEEN}, ("site 'y'", "row 1 has 0")
+        "log normal with a zero",
+        "log normal",
+        {"y": Y.exp() * SEEN},
+        ("site 'y'", "row 1.* has 0"),
     ),
     Break(
         "shares of 0", "beta", {"y": SHARE * SEEN}, ("site 'y'", "row 1", "limit of the support")
@@ -698,7 +706,7 @@ BREAKS = [
         ("site 'y'", "total_count|inf"),
     ),
     Break("shares for counts", "multinomial", {"y": SPLITS / 10}, ("site 'y'", "Give counts")),
-    Break("below a bound", "bounded", {"y": -SHARE}, ("site 'y'", "row 1 has -")),
+    Break("below a bound", "bounded", {"y": -SHARE}, ("site 'y'", "row 1 .counted from 1. has -")),
     Break("not a number", "line", {"y": torch.where(SEEN, Y, torch.nan)}, ("NaN", "drop")),
     Break(
         "times of 0 within a factor",

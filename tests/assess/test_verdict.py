@@ -409,7 +409,7 @@ def test_what_to_do_about_weights_depends_on_what_there_is_to_try() -> None:
     assert "which draws around all modes" in verdict(**more).advice
     assert verdict(**more, ladder=False).advice == "compare with NUTS ('elbowroom reference RUN')."
     assert verdict(**more, reference=("NUTS agrees.", True)).trusted
-    assert verdict(starts=(1, 8)).advice == "give --restarts 32."
+    assert verdict(starts=(1, 8)).advice == "give more --restarts, such as four times as many."
 
 
 @pytest.mark.parametrize("changed", [ALL_BAD, {"rows": ROWS}, {"shares": (0.7, 0.3)}])

@@ -51,7 +51,7 @@ def test_every_way_to_a_model_sees_a_wrong_shape(route: str) -> None:
 
 def test_new_rows_are_seen_too() -> None:
     fit = er.fit(logistic, {"x": X, "y": ANSWER}, "laplace", seed=1, draws=100)
-    with pytest.raises(DataError, match=r"row 2 has 2"):
+    with pytest.raises(DataError, match=r"row 2 .counted from 1. has 2"):
         fit.score({"x": X[:3], "y": torch.tensor([0.0, 2.0, 1.0])})
     with pytest.raises(ModelError, match=r"x\[:, 0\]"):
         fit.predict({"x": X[:3, None], "y": ANSWER[:3]})
@@ -97,7 +97,7 @@ def test_what_a_mask_hides_may_be_any_number(inner: bool) -> None:
         with problem.session(0):
             values.append(density_of(problem).value(points).tolist())
     assert values[0] == pytest.approx(values[1], rel=1e-12)
-    with pytest.raises(DataError, match="row 20 has -7"):
+    with pytest.raises(DataError, match=r"row 20 .counted from 1. has -7"):
         bound(model, y=torch.where(torch.arange(50) == 19, -7.5, 3.0), seen=seen)
 
 
@@ -201,7 +201,7 @@ def test_a_support_that_some_latents_leave_is_no_error_and_an_empty_one_is() -> 
 
     with isolated(0):
         assert validate(model, {"y": 90 + X}) == validate(model, {"y": 1000 + X}) == ()
-        with pytest.raises(DataError, match="row 1 has -"):
+        with pytest.raises(DataError, match=r"row 1 .counted from 1. has -"):
             validate(model, {"y": X})
 
 
