@@ -75,15 +75,10 @@ Function = Annotated[
         "--model", help="Your own model, as FILE.py:FUNCTION, if the run was fitted to one."
     ),
 ]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust",
-        metavar="",
-        help="Allow the formula that is saved in the run to execute code. Use it only for runs "
-        "that you trust.",
-    ),
-]
+TRUST = (
+    "Let the formula saved in the run execute code. Use it only for runs whose origin you trust."
+)
+Trust = Annotated[bool, typer.Option("--trust", metavar="", help=TRUST)]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 RowsOrFitted = Annotated[
     str | None,
@@ -251,7 +246,9 @@ def fit(
             "--steps and --epochs can be changed. For a model of your own, give MODEL as well.",
         ),
     ] = None,
-    trust: Trust = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", metavar="", help=f"Only with --resume. {TRUST}")
+    ] = False,
 ) -> None:
     """Fit a guide to a model's posterior, and save the run in a folder.
 
@@ -308,7 +305,7 @@ def compare(
         typer.Option(
             help="A guide, a guide with an objective (GUIDE:OBJECTIVE, such as "
             "local:trace_graph), or nuts for the sampler. Repeat --guide for each of them. "
-            "Default: every guide that fits the model."
+            "Default: every guide that can be used with the model."
         ),
     ] = None,
     engine: Engine = "auto",
@@ -317,8 +314,8 @@ def compare(
     test_size: Annotated[
         float | None,
         typer.Option(
-            help="Rows to hold out: a share below 1, or a number. Each method predicts these "
-            "rows, and the predictions are scored."
+            help="Test rows: a share below 1, or a whole number of rows. No fit uses them. Each "
+            "guide (and NUTS) predicts them, and the predictions are scored."
         ),
     ] = None,
     output: Annotated[Path | None, _output("runs/MODEL-comparison-TIME")] = None,
@@ -468,10 +465,10 @@ def models(
 @app.command()
 def guides(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="List only guides that fit this model.")
+        str | None, typer.Argument(metavar="MODEL", help="List only this model's guides.")
     ] = None,
 ) -> None:
-    """List all guides, or those that fit a model."""
+    """List all guides, or those that can be used with a model."""
     from elbowroom.report import listing
 
     listing.show_guides(model)

@@ -101,7 +101,10 @@ def select_columns(
         features = [name for name in table.columns if roles.get(name, "feature") == "feature"]
         names = [name for name in features if name not in set(left_out)]
     if not names:
-        raise DataError(f"no column is left to use: name some of {_listed(table)}.")
+        raise DataError(
+            f"no column is left to use: name some with --columns, or fewer with --exclude. The "
+            f"table has {_listed(table)}."
+        )
     return _take(table, names)
 
 
@@ -167,8 +170,9 @@ def align_columns(table: pandas.DataFrame, names: Sequence[str]) -> pandas.DataF
         if len(missing) > _LISTED:
             lines += f"\n  and {len(missing) - _LISTED} more."
         raise DataError(
-            f"{counted} that the model was fitted to {verb} missing in the new data: add or "
-            f"rename{lines}\n  The new data have {_listed(table)}."
+            f"{counted} that the model was fitted to {verb} missing in the new data; add "
+            f"{'this column' if one else 'these columns'}, or rename existing ones:{lines}\n  The "
+            f"new data have {_listed(table)}."
         )
     return _take(table, list(names))
 

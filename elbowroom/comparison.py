@@ -118,12 +118,12 @@ def compare(
         data: As `elbowroom.fit` takes it.
         guides: Names, `auto` too, `GUIDE:OBJECTIVE` (such as "local:trace_graph"), guide functions
             or AutoGuide classes; and "nuts", the sampler, which starts at draws of `auto`. By
-            default every guide that fits the model.
+            default every guide that can be used with the model.
         engine: As `elbowroom.fit` takes it; each guide has its own where it is "auto".
         seed: Of every fit; by default a new one, which is recorded.
         draws: Posterior draws of each fit.
-        test_size: The share or number of rows to hold out. Every fit predicts them, and the table
-            has its scores; see `elbowroom.held_out.held_out_scores`.
+        test_size: The share or number of test rows. No fit uses them; each predicts them, and the
+            table has its scores; see `elbowroom.held_out.held_out_scores`.
         progress: Given a guide's name, the progress callback of its fit, or None.
         **options: As `elbowroom.fit` takes them.
 
@@ -149,7 +149,7 @@ def compare(
     if test is not None and not problem.new_arguments(test)[1]:
         raise DataError(
             "--test-size: the table has no column with the observed values, so there is nothing "
-            "to predict."
+            "to predict; leave --test-size out."
         )
     methods = _methods(guides, problem, settings, engine)
     count = suggested_draws if draws is None else draws
@@ -247,8 +247,8 @@ def _check_objective(guide: Any, objective: str | None, declared: Guide) -> None
         return
     if "svi" not in declared.engines:
         raise OptionError(
-            f"--guide {guide}:{objective}: objectives are for stochastic gradients, which do not "
-            f"fit the guide '{guide}'; give --guide {guide}."
+            f"--guide {guide}:{objective}: objectives are for stochastic gradients, and the guide "
+            f"'{guide}' is fitted in another way; give --guide {guide}."
         )
     if objective not in objectives():
         raise OptionError(
@@ -324,24 +324,24 @@ def _of_nuts(fit: Fit) -> dict[str, Any]:
 
 
 def _split(model: Any, data: Any, size: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows to fit, and the held-out rows."""
+    """The rows to fit, and the test rows."""
     source = resolve_model(model).dataset if data is None else data
     if source is None or isinstance(source, Mapping):
         raise OptionError(
-            "--test-size holds out rows of a table, but the data are not a table; give a table, "
+            "--test-size picks test rows from a table, but the data are not a table; give a table, "
             "or leave --test-size out."
         )
     return split_rows(read_table(source), size, seed)
 
 
 def _scored(fit: Fit, test: pd.DataFrame | None) -> tuple[dict[str, float], list[str]]:
-    """The fit's scores on held-out rows, if there are any; a remark if it has none."""
+    """The fit's scores on the test rows, if there are any; a remark if it has none."""
     if test is None:
         return {}, []
     try:
         return held_out_scores(fit, test), []
     except ElbowroomError as error:
-        return {}, [f"the held-out rows could not be scored: {error}"]
+        return {}, [f"The test rows could not be scored: {error}"]
 
 
 def _compared(fit: Fit) -> xarray.Dataset:

@@ -50,8 +50,8 @@ def split_rows(table: pd.DataFrame, size: float, seed: int) -> tuple[pd.DataFram
     count = size * rows if 0 < size < 1 else size
     if not SCORING.fewest_rows <= np.round(count) <= rows - SCORING.fewest_rows:
         raise OptionError(
-            f"--test-size {size:g} holds out {count:,.0f} of {rows:,} rows; hold out at least "
-            f"{SCORING.fewest_rows} rows, and leave at least {SCORING.fewest_rows}."
+            f"--test-size {size:g} makes {count:,.0f} of {rows:,} rows test rows; choose at least "
+            f"{SCORING.fewest_rows}, and leave at least {SCORING.fewest_rows} to fit."
         )
     count = round(count)
     test = np.zeros(rows, bool)

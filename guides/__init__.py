@@ -205,9 +205,8 @@ def _why_not(guide: Guide, model: str | None, local_latents: bool) -> str | None
         if local_latents:
             return (
                 "cannot sum over the latents that this model has for each row. Every other guide "
-                "already "
-                "puts the point parameters (pyro.param) at the maximum of their likelihood, or of "
-                "its bound"
+                "already puts the point parameters (pyro.param) at the maximum of their "
+                "likelihood, or of its bound"
             )
         population = None if model is None else get_model(model).population
         if population:
@@ -231,11 +230,11 @@ def get_guide(name: str, model: str | None, local_latents: bool = False) -> Guid
     known = _written_for(model)
     if name in known:
         reason = _why_not(known[name], model, local_latents)
-        raise OptionError(f"the guide '{name}' {reason}. Guides that fit: {', '.join(fitting)}.")
+        raise OptionError(f"the guide '{name}' {reason}. Guides to use: {', '.join(fitting)}.")
     owners = [owner for owner in model_summaries() if name in _written_for(owner)]
     if owners:
         raise OptionError(
             f"the guide '{name}' was written for {', '.join(owners)}, not for "
-            f"{model or 'this model'}. Guides that fit: {', '.join(fitting)}."
+            f"{model or 'this model'}. Guides to use: {', '.join(fitting)}."
         )
     raise unknown("guide", name, fitting)

@@ -48,7 +48,8 @@ class HeldOutOptions:
         Field(
             ge=0,
             lt=1,
-            description="share of rows to hold out; they decide when an amortised guide stops",
+            description="for an amortised guide: share of rows to set aside, whose ELBO decides "
+            "when the fit ends",
             json_schema_extra={"schedule": "plateau"},
         ),
     ] = 0.1
@@ -56,8 +57,8 @@ class HeldOutOptions:
         int,
         Field(
             ge=1,
-            description="number of checks without a rise of the held-out ELBO before the learning "
-            "rate is cut",
+            description="for an amortised guide: number of checks without a rise of the held-out "
+            "ELBO before the learning rate is cut",
             json_schema_extra={"schedule": "plateau"},
         ),
     ] = 10

@@ -229,7 +229,7 @@ def test_rows_held_out_are_scored_and_not_fitted(fits: Fits) -> None:
     assert lines(found)["test_log_density"].to_dict() == {
         "laplace": -3.0, "map": pytest.approx(np.nan, nan_ok=True)
     }  # fmt: skip
-    said = "the held-out rows could not be scored: a point has none."
+    said = "The test rows could not be scored: a point has none."
     assert [fit.notes for fit in found.fits.values()] == [[], [said]]
     other = compare(means, TABLE, ["laplace"], seed=2, test_size=3)
     assert other.fits["laplace"].notes == []
@@ -313,7 +313,7 @@ def test_an_objective_is_that_of_stochastic_gradients_whatever_else_is_given() -
 
 def test_a_method_that_makes_no_sense_is_refused() -> None:
     wrongs = {
-        ("linear_response:trace",): "which do not fit the guide 'linear_response'",
+        ("linear_response:trace",): "the guide 'linear_response' is fitted in another way",
         (
             "mean_field:tarce",
         ): "mean_field:tarce: there is no objective 'tarce'; give one of trace, ",

@@ -119,8 +119,8 @@ def test_probabilities_are_compared_with_frequencies() -> None:
     ("data", "options", "error", "said"),
     [
         ({"y": torch.zeros(9)}, {"test_size": 0.2}, OptionError, "the data are not a table"),
-        (None, {"test_size": 0.001}, OptionError, "holds out 0 of "),
-        (None, {"test_size": 149}, OptionError, "and leave at least 2"),
+        (None, {"test_size": 0.001}, OptionError, "makes 0 of "),
+        (None, {"test_size": 149}, OptionError, "and leave at least 2 to fit"),
         (None, {"test_size": -1.0}, OptionError, "--test-size -1"),
         (None, {"test_size": float("nan")}, OptionError, "--test-size nan"),
         (None, {"test_size": float("inf")}, OptionError, "--test-size inf"),

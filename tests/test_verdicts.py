@@ -143,7 +143,7 @@ def test_auto_mends_the_schools_under_the_sites_own_names(
     climbed = [note for note in fit.notes if note.startswith("auto: ")]
     if standardised:
         assert "linear_response: not trusted" in climbed[0]
-        assert "standardised sites: trusted" in climbed[-1]
+        assert "(non-centred sites): trusted" in climbed[-1]
     else:
         assert not climbed
         assert (
@@ -269,7 +269,9 @@ def test_one_start_cannot_see_the_other_mode_and_claims_nothing_of_it() -> None:
     mass = np.log(0.3) - 0.5 * LOG_2PI
     error = fit.measures["log_evidence_se"]
     assert abs(fit.measures["log_evidence"] - mass) < ERRORS * error
-    assert fit.verdict.reasons[-1] == "There was only one start: no other modes were searched for."
+    assert fit.verdict.reasons[-1] == (
+        "The search for modes had only one start: other modes would be missed."
+    )
 
 
 def test_draws_that_lack_the_best_mode_s_evidence_are_not_trusted(

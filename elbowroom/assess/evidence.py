@@ -57,12 +57,12 @@ class Modes:
     """Where starts came to.
 
     Attributes:
-        starts: How many searches ended at the best mode, of how many: climbs from starts, and
+        starts: How many climbs ended at the best mode, of how many: those from starts, and of
             candidates that came to a known mode. None if they say nothing.
         shares: Of the posterior's mass, by mode, largest first.
         relabelled: Whether modes differ by the labels of exchangeable parts.
         own_starts: Whether climbs began at the model's own starts alone.
-        unfinished: Whether the last searches still found new modes.
+        unfinished: Whether the last climbs still found new modes.
         missing: Nats by which Laplace's evidence of the best place climbed to, a mode or where a
             climb was stopped, exceeds that of the draws.
         left_out: The share of the posterior at the largest known mode that has too few draws.
@@ -116,11 +116,13 @@ class Gaps:
 
     Attributes:
         other_guide: That another guide of the same model found.
+        guide: The name of that guide.
         all_modes: That draws about every known mode have.
     """
 
     other_guide: tuple[float, float] = (0.0, 0.0)
     all_modes: tuple[float, float] = (0.0, 0.0)
+    guide: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Evidence:
         remarks: Sentences that decide nothing.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
         ladder: Whether the guide `auto` tries several for this model.
+        auto: Whether the guide `auto` was asked for.
     """
 
     optimum: Optimum
@@ -165,6 +168,7 @@ class Evidence:
     remarks: Remarks = Remarks()
     reference: tuple[str, bool] | None = None
     ladder: bool = True
+    auto: bool = False
 
     def plain(self) -> dict[str, Any]:
         """As it is written to a file."""

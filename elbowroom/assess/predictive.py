@@ -55,7 +55,7 @@ def predictive_checks(
         if missed:
             what = ", ".join(missed[:-1]) + " and " * (len(missed) > 1) + missed[-1]
             sentences.append(
-                f"The model does not reproduce the {what} of '{name}': compare "
-                "posterior_predictive with the data."
+                f"The model does not reproduce the {what} of '{name}': compare the group "
+                "posterior_predictive of posterior.nc with the data."
             )
     return shares, sentences

@@ -80,7 +80,8 @@ def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset)
     if not shared:
         raise DataError(
             f"the posterior ({', '.join(found) or 'empty'}) and the reference "
-            f"({', '.join(wanted) or 'empty'}) have no quantity in common."
+            f"({', '.join(wanted) or 'empty'}) have no quantity in common; give a reference of the "
+            "same model."
         )
     lines = [_line(each, found[each], wanted[each]) for each in shared if wanted[each].size]
     return pd.DataFrame(lines, columns=COLUMNS)
@@ -150,7 +151,7 @@ def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool]
         >>> nuts = NutsDraws(nothing, 0, np.ones(1), np.ones(1), 0.0, "nutpie", "complete")
         >>> sentence, agrees = reference_sentence(table, nuts)
         >>> agrees, sentence.partition(": ")[2]
-        (False, 'the mean of b is 1.2 sd off.')
+        (False, 'the mean of b is too low by 1.2 sds of NUTS.')
     """
     fixed = table["r_hat"].isna() & (table["mean_shift"] == 0) & (table["sd_ratio"] == 1)
     varying = table[~fixed]
@@ -167,12 +168,13 @@ def reference_sentence(table: pd.DataFrame, nuts: NutsDraws) -> tuple[str, bool]
     which = f"NUTS ({how_well(r_hat, effective, nuts.divergences)})"
     if far is None and wide is None:
         return (
-            f"The posterior agrees with {which}: means within {shifts.max():.2g} sd, sds within "
-            f"a factor of {np.exp(ratios.max()):.3g}."
+            f"The posterior agrees with {which}: its means are within {shifts.max():.2g} sds of "
+            f"NUTS, and its sds within a factor of {np.exp(ratios.max()):.3g}."
         ), True
     parts = []
     if far is not None:
-        parts.append(f"the mean of {far[1]} is {shifts[far[0]]:.2g} sd off")
+        low = "low" if varying["mean_shift"][far[0]] < 0 else "high"
+        parts.append(f"the mean of {far[1]} is too {low} by {shifts[far[0]]:.2g} sds of NUTS")
     if wide is not None:
         ratio = varying["sd_ratio"][wide[0]]
         parts.append(f"the sd of {wide[1]} is {ratio:.2g} times that of NUTS")

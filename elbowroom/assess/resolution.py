@@ -71,10 +71,10 @@ def unresolved_quantities(
             if not np.isfinite(reach[j]):
                 sentences.append(f"The sd of {label} is not known: some of its draws are infinite.")
             elif heavy or not errors[j] <= RESOLUTION.error:
+                tail = f"{label} has a heavy tail (its k-hat is {shapes[label]:.2f}), and "
                 sentences.append(
-                    f"The sd of {label} cannot be estimated well: {label} has a heavy tail "
-                    f"(Pareto k {shapes[label]:.2f}; relative standard error of the sd "
-                    f"{errors[j]:.0%})."
+                    f"The sd of {label} cannot be estimated well: {tail if heavy else ''}the "
+                    f"relative standard error of the sd is {errors[j]:.0%}."
                 )
     return shapes, sentences
 

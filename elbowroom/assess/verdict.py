@@ -51,6 +51,8 @@ TRUSTED, CORRECTED, NOT_TRUSTED = "trusted", "trusted after correction", "not tr
 
 NUTS = "compare with NUTS ('elbowroom reference RUN'), or fit with --fallback nuts."
 AUTO = "fit with --guide auto."
+REFERENCE = "compare with NUTS ('elbowroom reference RUN')."
+NON_CENTRED = "write the model with a non-centred parameterisation."
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _for_trust(evidence: Evidence, same: bool) -> list[str]:
     weights, modes = evidence.weights, evidence.modes
     reasons = [_of_weights(evidence)]
     if modes.starts is not None and modes.starts[1] > 1:
-        reasons.append("{:,} of {:,} searches ended at the best mode.".format(*modes.starts))
+        reasons.append("{:,} of {:,} climbs ended at the best mode.".format(*modes.starts))
     if len(modes.shares) > 1:
         shares = ", ".join(f"{share:.0%}" for share in modes.shares)
         reasons.append(f"{len(modes.shares)} modes have these shares of the mass: {shares}.")
@@ -198,7 +200,7 @@ def _of_weights(evidence: Evidence) -> str:
         return f"All importance weights are equal: {weights.effective:,.0f} effective draws."
     lower, upper = k_hat_interval(weights.k_hat, weights.draws)
     return (
-        f"k-hat of the corrected draws {weights.k_hat:.2f} (90% interval {lower:.2f} to "
+        f"k-hat of the importance weights {weights.k_hat:.2f} (90% interval {lower:.2f} to "
         f"{upper:.2f}, limit {limit:.2f}), {weights.effective:,.0f} effective draws."
     )
 
@@ -210,8 +212,8 @@ def _of_row_weights(evidence: Evidence, count: int, unreliable: float, limit: fl
             return f"In each of the {count:,} rows all importance weights are equal."
         return (
             f"In 95% of the {count:,} rows, nearly all weight is on values that were drawn more "
-            f"than once. At least {weights.effective:,.0f} of {weights.draws:,} draws are "
-            "effective."
+            f"than once. In these rows at least {weights.effective:,.0f} of {weights.draws:,} "
+            "draws are effective."
         )
     few = round(unreliable * count)
     left = (
@@ -232,16 +234,15 @@ def _remarks(evidence: Evidence) -> list[str]:
     if not optimum.converged and not optimum.stochastic and _draws_stand_alone(evidence):
         remarks.append(sentence(optimum.status))
     if modes.starts is not None and modes.starts[1] == 1:
-        remarks.append("There was only one start: no other modes were searched for.")
+        remarks.append("The search for modes had only one start: other modes would be missed.")
     if modes.own_starts and modes.starts is not None:
         remarks.append(
-            "The search for modes used the model's own starts only; modes elsewhere would be "
-            "missed."
+            "The search for modes used the model's own starts only: other modes would be missed."
         )
     if modes.relabelled:
         remarks.append(
-            "Modes that differ only in the order of their labels count as one. The draws have "
-            "the labels of one of them."
+            "Modes that differ only by a relabelling count as one. All draws use the labelling of "
+            "one such mode."
         )
     said = evidence.remarks
     return [*remarks, *said.doubts, *said.health, *said.predictive]
@@ -275,7 +276,8 @@ def _draws_stand_alone(evidence: Evidence) -> bool:
 
 @_check(
     Severity.NO_POSTERIOR,
-    "fit with --guide map, whose priors give the density a maximum, or fit a smaller model.",
+    "fit with --guide map, which includes the priors, so that the density has a maximum; or fit a "
+    "smaller model.",
 )
 def no_maximum(evidence: Evidence) -> str | None:
     """The likelihood has no maximum."""
@@ -303,7 +305,10 @@ def improper(direction: str) -> str:
     return f"The posterior is not proper: the log density does not fall along {direction}."
 
 
-@_check(Severity.NO_POSTERIOR, "give each of these sites a proper prior, or leave one of them out.")
+PROPER = "give each site named here a proper prior, or leave one of them out of the model."
+
+
+@_check(Severity.NO_POSTERIOR, PROPER)
 def improper_posterior(evidence: Evidence) -> str | None:
     """The log density does not fall in some direction."""
     direction = evidence.target.direction
@@ -321,7 +326,7 @@ def wrong_gradient(evidence: Evidence) -> str | None:
         return None
     return (
         "The gradient of the model's log density differs from finite differences of the log "
-        f"density, by {evidence.target.slope:.2g} of its size."
+        f"density, by {evidence.target.slope:.2g} of the gradient's size."
     )
 
 
@@ -342,7 +347,7 @@ def _usual_remedy(evidence: Evidence) -> str:
             "give more --steps, a smaller --learning-rate or, with minibatches, a larger "
             "--batch-size."
         )
-    return "fit with --guide auto, or write the model with a non-centred parameterisation."
+    return NON_CENTRED if evidence.auto else f"fit with --guide auto, or {NON_CENTRED}"
 
 
 @_check(Severity.NOT_REACHED, lambda evidence: evidence.optimum.remedy or _usual_remedy(evidence))
@@ -366,9 +371,10 @@ def weights_of_rows(evidence: Evidence) -> str | None:
     if weights.rows is None or evidence.optimum.point or weights.usable:
         return None
     return (
-        f"For {weights.rows[1]:.0%} of the {weights.rows[0]:,} rows the guide misses the "
-        "posterior, and importance weights cannot correct it (k-hat above "
-        f"{k_hat_threshold(weights.draws):.2f}, or too few effective draws)."
+        f"For {weights.rows[1]:.0%} of the {weights.rows[0]:,} rows (limit "
+        f"{WEIGHING.unreliable_rows:.0%}), the guide misses the posterior, and importance weights "
+        f"cannot correct it: k-hat is above {k_hat_threshold(weights.draws):.2f}, or fewer than "
+        f"{WEIGHING.fewest_of_row:.0f} draws are effective."
     )
 
 
@@ -381,10 +387,10 @@ def _heavy_weights(evidence: Evidence) -> bool:
 def _remedy_of_weights(evidence: Evidence) -> str:
     if not evidence.ladder:  # of a network's weights, that have more modes than are found
         return (
-            "judge the predictions of held-out rows instead: 'elbowroom compare MODEL "
-            "--test-size 0.25'."
+            "judge the predictions of test rows instead: 'elbowroom compare MODEL --test-size "
+            "0.25'."
         )
-    return AUTO if evidence.optimum.stochastic else NUTS
+    return AUTO if evidence.optimum.stochastic and not evidence.auto else NUTS
 
 
 @_check(Severity.WEIGHTS, _remedy_of_weights)
@@ -423,17 +429,17 @@ def one_start_alone(evidence: Evidence) -> str | None:
     ):
         return None
     return (
-        f"Only 1 of {starts[1]:,} searches ended at the best mode: there may be a better mode that "
+        f"Only 1 of {starts[1]:,} climbs ended at the best mode: there may be a better mode that "
         "none found."
     )
 
 
 @_check(Severity.PART_MISSING, NUTS)
 def search_unfinished(evidence: Evidence) -> str | None:
-    """The last searches still found modes."""
+    """The last climbs still found modes."""
     if not evidence.modes.unfinished or evidence.chains.covered:
         return None
-    return "The last searches still found new modes: there may be more."
+    return "The last climbs still found new modes: there may be more."
 
 
 @_check(
@@ -446,7 +452,7 @@ def higher_place_missed(evidence: Evidence) -> str | None:
         return None
     return (
         f"The log evidence of the draws is {evidence.modes.missing:.0f} nats below Laplace's "
-        "estimate at the best point that a start reached: the draws may have missed that point."
+        "estimate at the best point that a climb reached: the draws may have missed that point."
     )
 
 
@@ -472,9 +478,10 @@ def other_guide_found_more(evidence: Evidence) -> str | None:
     """Another guide of the same model found more evidence."""
     if not found_more(evidence):
         return None
+    guide = f"The guide {evidence.gaps.guide}" if evidence.gaps.guide else "Another guide"
     return (
-        f"Another guide found a log evidence that is {evidence.gaps.other_guide[0]:.2g} nats "
-        "higher: a part of the posterior is missing from these draws."
+        f"{guide} found a log evidence that is {evidence.gaps.other_guide[0]:.2g} nats higher: a "
+        "part of the posterior is missing from these draws."
     )
 
 
@@ -482,8 +489,8 @@ def other_guide_found_more(evidence: Evidence) -> str | None:
     Severity.PART_MISSING,
     lambda evidence: (
         "fit with --guide auto, which draws around all modes."
-        if evidence.ladder
-        else "compare with NUTS ('elbowroom reference RUN')."
+        if evidence.ladder and not evidence.auto
+        else REFERENCE
     ),
 )
 def other_modes_have_more(evidence: Evidence) -> str | None:

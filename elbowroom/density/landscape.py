@@ -101,11 +101,11 @@ class Landscape:
 
     @property
     def agreement(self) -> str | None:
-        """How many searches ended at the best mode, as a sentence."""
+        """How many climbs ended at the best mode, as a sentence."""
         if self.best is None or self.tried < 2:
             return None
         where = "" if self.rows is None else f" of {self.rows:,} rows drawn at random"
-        return f"{self.best.starts:,} of {self.tried:,} searches ended at the best mode{where}."
+        return f"{self.best.starts:,} of {self.tried:,} climbs ended at the best mode{where}."
 
     def start(self) -> Start:
         """Where a guide begins, in the default dtype.

@@ -27,8 +27,8 @@ class SearchOptions:
         int,
         Field(
             ge=1,
-            description="number of starts of the search for modes; more are added where the "
-            "density suggests it",
+            description="number of starts of the search for modes, at most 3 where an evaluation "
+            "of the density is expensive; more are added where the density suggests it",
         ),
     ] = 8
 
@@ -41,8 +41,8 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
         int | None,
         Field(
             ge=1,
-            description="maximum number of steps; by default the fit ends when it converges, or "
-            "after 50,000 steps or 100 epochs, whichever is more",
+            description="maximum number of steps; a fit that converges ends earlier. Default: "
+            "50,000 steps or 100 epochs, whichever is more",
         ),
     ] = None
     epochs: Annotated[
@@ -59,7 +59,8 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="learning rate at the start, in scaled coordinates",
+            description="learning rate at the start; the general guides scale their parameters "
+            "by the curvature of the log density",
         ),
     ] = 0.02
     optimizer: Annotated[
@@ -91,7 +92,7 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
     elbo: Annotated[
         str | None,
         Field(
-            description="an objective ('elbowroom objectives' lists them); by default one that "
+            description="the objective ('elbowroom objectives' lists them); by default one that "
             "suits the model and the guide"
         ),
     ] = None

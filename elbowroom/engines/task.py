@@ -38,6 +38,7 @@ class Task:
         progress: Called at each step of the optimiser.
         checkpoints: Where the state of stochastic fits is kept.
         begins: Whether the guide was not asked for, and only begins importance sampling.
+        auto: Whether the guide `auto` was asked for.
     """
 
     problem: Problem
@@ -49,3 +50,4 @@ class Task:
     progress: Progress | None = None
     checkpoints: Checkpoints | None = None
     begins: bool = False
+    auto: bool = False

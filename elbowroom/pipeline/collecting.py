@@ -111,6 +111,7 @@ def collect(
         tuple(weighed.unresolved),
         Remarks(tuple(problem.prepared.doubts), drawn.said, tuple(missed)),
         ladder=problem.model.engine is None,
+        auto=task.auto,
     )
     measures = {**weighed.measures, "predictive_checks": shares, **drawn.health}
     if problem.posterior is not None:

@@ -233,6 +233,7 @@ def fit_task(
     checked_draws(task.draws)
     guide = _engines_own(guide, engine)
     automatic = isinstance(guide, str) and guide == "auto"
+    task = replace(task, auto=automatic)
     guide = resolve_guide(guide, task.problem)
     problem, settings = task.problem, task.settings
     with numerical_failures(), kept_buffers(problem.function, guide.build):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from elbowroom.assess.verdict import found_more, improper
+from elbowroom.assess.verdict import PROPER, found_more, improper, sentence
 from elbowroom.density.importance import ERRORS, k_hat_threshold
 from elbowroom.density.landscape import Landscape
 from elbowroom.engines.registry import ENGINES
@@ -13,6 +13,7 @@ from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError
 from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
+from elbowroom.problem.bound import Problem
 from elbowroom.result import Fit
 from elbowroom.sizes import SIZES
 
@@ -67,7 +68,7 @@ class Ladder:
         # What was given for one rung is not read by all.
         suggested, way = task.problem.model.suggested, Way(engine, guide=guide)
         task = replace(task, settings=only_read(task.settings, suggested, way))
-        label = f"{name}, with standardised sites" if task.problem.reparameterised else name
+        label = _label(name, task.problem)
         try:
             with numerical_failures():
                 fit = self.fit_one(task, guide, engine, landscape)
@@ -109,7 +110,7 @@ def climb_ladder(task: Task, fit_one: FitOne, report: Callable[[str], None] | No
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
-    sites written by their standardised values. Where the first fail, since the dimension is large
+    sites non-centred. Where the first fail, since the dimension is large
     or point parameters have no maximum likelihood, independent Normals; in few dimensions a flow.
     Where none is trusted, the one with the best importance weights is returned, with what to do
     next.
@@ -136,10 +137,7 @@ def _climb(ladder: Ladder, task: Task) -> None:
             ladder.lines.append(f"search for modes: {error}")
             break
         if landscape.endless:
-            raise GuideError(
-                f"{improper(landscape.endless)} Give each of these sites a proper prior, or leave "
-                "one of them out."
-            )
+            raise GuideError(f"{improper(landscape.endless)} {sentence(PROPER)}")
         # What is about to be run is announced once.
         begun = replace(each, begins=True, announce=None if ladder.lines else task.announce)
         if ladder.rung("linear_response", begun, "fixed_draws", landscape):
@@ -159,6 +157,11 @@ def _climb(ladder: Ladder, task: Task) -> None:
         ladder.rung("flow", replace(tasks[-1], announce=None, settings=settings), "svi", None)
 
 
+def _label(name: str, problem: Problem) -> str:
+    """A rung's guide, and how the sites are written."""
+    return f"{name} (non-centred sites)" if problem.reparameterised else name
+
+
 def _start(task: Task) -> Landscape:
     """Where the rungs of the deterministic engine begin."""
     return ENGINES["fixed_draws"].start(task, get_guide("linear_response", None))
@@ -167,14 +170,20 @@ def _start(task: Task) -> Landscape:
 def _compared(fit: Fit, others: list[Fit]) -> Fit:
     """A fit whose evidence tells how much more of it another one has found."""
     own, error = _log_evidence(fit)
-    found = [_log_evidence(other) for other in others if other is not fit]
+    found = [
+        (*_log_evidence(other), _label(other.guide.name, other.problem))
+        for other in others
+        if other is not fit
+    ]
     less = [
-        (value - own, math.hypot(its_error, error))
-        for value, its_error in found
+        (value - own, math.hypot(its_error, error), label)
+        for value, its_error, label in found
         if math.isfinite(value) and math.isfinite(own)
     ]
-    worst = max(less, key=lambda pair: pair[0] - ERRORS * pair[1], default=(0.0, 0.0))
-    gaps = replace(fit.evidence.gaps, other_guide=worst)
+    nats, error, label = max(
+        less, key=lambda each: each[0] - ERRORS * each[1], default=(0.0, 0.0, "")
+    )
+    gaps = replace(fit.evidence.gaps, other_guide=(nats, error), guide=label)
     return replace(fit, evidence=replace(fit.evidence, gaps=gaps))
 
 

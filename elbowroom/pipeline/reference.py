@@ -65,7 +65,10 @@ def add_reference(
         )
     reason = why_not(problem)
     if reason is not None:
-        raise OptionError(f"there is no reference for this run: {reason}.")
+        raise OptionError(
+            f"NUTS cannot be run for this fit: {reason}; compare guides instead ('elbowroom "
+            "compare')."
+        )
     seed = checked_seed(fit.seed if seed is None else seed)
     random = np.random.default_rng(seed)
     tree = fit.posterior.copy()

@@ -243,10 +243,7 @@ def _run(
         except ElbowroomError as failure:
             return _Run(failure=_plainer(failure, arguments))
         text = str(refused).split(", but found invalid values")[0]
-        edit = (
-            "correct the value named above; if it is right, give the distribution "
-            "validate_args=False."
-        )
+        edit = "correct this value; if it is right, give the distribution validate_args=False."
         return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
     _shapes(trace, arguments)
     with pyro.validation_enabled(True):
@@ -275,17 +272,17 @@ def _trace(model: ModelFunction, arguments: Mapping[str, Any], width: float | No
 def _plainer(failure: ElbowroomError, arguments: Mapping[str, Any]) -> ElbowroomError:
     """What a user's model raised, with the edit where the cause is a kind of number."""
     text = str(failure)
-    whole = [
-        f"'{name}' is {str(value.dtype).removeprefix('torch.')}"
+    whole = {
+        name: f"'{name}' is {str(value.dtype).removeprefix('torch.')}"
         for name, value in arguments.items()
         if isinstance(value, Tensor) and not value.is_floating_point()
-    ]
+    }
     if "Shape mismatch inside plate" in text:
         text = f"{text}. {_shape_edit(arguments)}"
     elif whole and any(word in text for word in ("dtype", "can't be cast", "two bool tensors")):
         text = (
-            f"{text} Among the arguments, {', '.join(whole)}: convert whole numbers where real "
-            "ones are needed, as in y.double()."
+            f"{text} Among the arguments, {', '.join(whole.values())}: convert whole numbers where "
+            f"real ones are needed, as in {next(iter(whole))}.double()."
         )
     return failure if text == str(failure) else ModelError(text)
 
@@ -336,8 +333,9 @@ def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
             edit = _shape_edit(arguments)
             if loose and not node["is_observed"]:
                 edit = (
-                    f"Dim {loose[0]} is in no plate: make it part of the event by "
-                    f".to_event({-loose[0]}), or put the site into a pyro.plate of that dim."
+                    f"Dim {loose[0]} of the log probability is in no plate: make it part of the "
+                    f"event by .to_event({-loose[0]}), or put the site into a pyro.plate of that "
+                    "dim."
                 )
             inside = ", ".join(f"'{p.name}' ({p.size}, dim {p.dim})" for p in plates.values())
             first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
@@ -357,8 +355,8 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
     for plate in plates_of(node):
         if plate.size in batch and plate.dim < -len(batch):
             there = batch.index(plate.size) - len(batch)
-            edit = f"The plate '{plate.name}' has dim {plate.dim}, but the values are in {there}: "
-            edit += f"write dim={there}."
+            edit = f"The plate '{plate.name}' has dim {plate.dim}, but its rows are in dim {there} "
+            edit += f"of the value: write dim={there}."
     if isinstance(fn, dist.Unit):
         edit = "Give the factor one number for each row, or move it out of the plate."
     elif node["is_observed"]:
@@ -373,7 +371,7 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
     if events < 0 or value.shape[events:] != fn.event_shape:
         raise ModelError(
             f"site '{name}': the value has shape {list(value.shape)}, but an event of its "
-            f"distribution has shape {list(fn.event_shape)}; the value would be repeated, and "
+            f"distribution has shape {list(fn.event_shape)}. The value would be repeated, and "
             f"count more than once. {edit}"
         )
     if math.prod(scored) != math.prod(batch):
@@ -514,8 +512,8 @@ def _seen_twice(observed: list[tuple[str, Any]]) -> Iterator[Fault]:
             names += ", ..." if len(same) > LISTED else ""
             yield Fault(
                 (same[0][0], "twice"),
-                f"sites {names} observe the same values, so each of them counts {len(same)} times; "
-                "give each site its own, as in obs=y[i], or leave one out.",
+                f"sites {names} observe the same values, so each value counts {len(same)} times; "
+                "give each site its own values, as in obs=y[i], or leave one site out.",
                 None,
             )
 
@@ -653,23 +651,26 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
     first = not bad.any()
     if first:  # within a part of it, such as what a transform is made of
         bad = _first_refused(fn, value)
-        wanted = "the first of them"
         edit = "give values inside its support, or another distribution."
     total, count, numbers = bad.numel(), int(bad.sum()), value[bad]
     if not count:  # for another reason
         cause = f"Pyro refuses its values: {refusal.split(', but found invalid values')[0]}"
-        return Fault((name, "support"), f"site '{name}': {cause}", DataError)
+        return Fault((name, "support"), f"site '{name}': {cause.rstrip('.')}; {edit}", DataError)
     moved = _from_one(support, value)
     if moved:
         edit = f"Its values begin at 1: code them from 0, obs={name} - 1."
     else:
         edit = f"{edit[:1].upper()}{edit[1:]}"
     event = events and bad.dim() <= value.dim() - events
+    outside = (
+        f"the first value outside the support of its {family}"
+        if first
+        else f"{count:,} of {total:,} {'events' if event else 'values'} "
+        f"{'is' if count == 1 else 'are'} not in the support of its {family}, {wanted}"
+    )
     return Fault(
         (name, "support"),
-        f"site '{name}': {count:,} of {total:,} {'events' if event else 'values'} "
-        f"{'is' if count == 1 else 'are'} not in the support of its {family}, {wanted}:"
-        f"{rows_of(bad, numbers)}. {edit}",
+        f"site '{name}': {outside}:{rows_of(bad, numbers)}. {edit}",
         DataError,
         warns=_nonsense(fn, value, bad),
     )

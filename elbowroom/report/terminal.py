@@ -44,10 +44,9 @@ EXTRA = {
 """Columns that only some comparisons have, and their names on a terminal."""
 EXPLAINED = {
     "amortisation_gap": "amortised: nats per row lost by sharing one network between the rows",
-    "test_log_density": "test: mean log density of a held-out row (≥: its importance weights are "
-    "poor)",
-    "test_coverage": "coverage: share of held-out rows inside their 90% intervals",
-    "test_spread": "spread: mean sd of the predictions, divided by the sd of the held-out values",
+    "test_log_density": "test: mean log density of a test row (≥: its importance weights are poor)",
+    "test_coverage": "coverage: share of test rows inside their 90% intervals",
+    "test_spread": "spread: mean sd of the predictions, divided by the sd of the test values",
     "test_calibration_error": "calibration: mean distance between predicted probabilities and "
     "observed frequencies",
 }

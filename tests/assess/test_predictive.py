@@ -40,8 +40,8 @@ def test_statistics_that_the_model_misses_are_named(
     observed = spoil(random.normal(size=40))
     shares, sentences = predictive_checks({"y": observed}, {"y": random.normal(size=(1000, 40))})
     assert sentences == [
-        f"The model does not reproduce the {words} of 'y': compare posterior_predictive with the "
-        "data."
+        f"The model does not reproduce the {words} of 'y': compare the group "
+        "posterior_predictive of posterior.nc with the data."
     ]
     missed = [name for name, share in shares.items() if min(share, 1 - share) < TAIL]
     assert missed == [f"y.{name}" for name in statistics.split()]

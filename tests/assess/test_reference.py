@@ -104,9 +104,13 @@ def test_labels_are_matched_by_name_and_constants_by_value() -> None:
     ("mean", "sd", "words"),
     [
         (0.1, 1.1, None),
-        (-0.8, 1.0, "the mean of b is 0.8 sd off"),
+        (-0.8, 1.0, "the mean of b is too low by 0.8 sds of NUTS"),
         (0.0, 0.5, "the sd of b is 0.5 times that of NUTS"),
-        (0.9, 2.0, "the mean of b is 0.9 sd off and the sd of b is 2 times that of NUTS"),
+        (
+            0.9,
+            2.0,
+            "the mean of b is too high by 0.9 sds of NUTS and the sd of b is 2 times that of NUTS",
+        ),
     ],
 )
 def test_the_quantity_that_is_off_is_named(mean: float, sd: float, words: str | None) -> None:
@@ -222,7 +226,7 @@ def test_constants_are_not_asked_for_convergence_unless_they_have_moved() -> Non
     said = said_of(fixed, {"mean_shift": -0.25, "sd_ratio": 0.8})
     assert said is not None
     assert said[1]
-    assert "means within 0.25 sd, sds within a factor of 1.25." in said[0]
+    assert "its means are within 0.25 sds of NUTS, and its sds within a factor of 1.25." in said[0]
     for moved in ({"mean_shift": np.inf}, {"sd_ratio": np.inf}):
         assert said_of({}, {**fixed, **moved}) is None
 
@@ -260,5 +264,6 @@ def test_the_one_that_is_most_beyond_its_error_is_named() -> None:
     )
     assert said is not None
     assert said[0].partition("): ")[2] == (
-        "the mean of sure is 0.9 sd off and the sd of sure is 0.25 times that of NUTS."
+        "the mean of sure is too low by 0.9 sds of NUTS and the sd of sure is 0.25 times that of "
+        "NUTS."
     )

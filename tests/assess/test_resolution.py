@@ -58,7 +58,15 @@ def test_a_sd_that_hangs_on_a_few_draws_is_named() -> None:
     rare[:3] = 1.0
     _, sentences = unresolved_quantities({"rare": rare}, EQUAL)
     # Three of 4000: the relative error of the sd is 1 / (2 √3).
-    assert "standard error of the sd 29%" in sentences[0]
+    assert "heavy tail" in sentences[0]
+    assert "standard error of the sd is 29%" in sentences[0]
+
+
+def test_a_sd_with_a_large_error_alone_is_not_said_to_have_a_heavy_tail() -> None:
+    few = np.full(20, 1 / 20)
+    _, sentences = unresolved_quantities({"x": generator().normal(size=20)}, few)
+    assert len(sentences) == 1
+    assert sentences[0].startswith("The sd of x cannot be estimated well: the relative standard ")
 
 
 def test_weights_count() -> None:

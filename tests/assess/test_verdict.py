@@ -51,7 +51,7 @@ def test_good_evidence_is_trusted_and_nothing_is_advised() -> None:
     assert found
     assert found.advice == ""
     assert found.reasons == (
-        "k-hat of the corrected draws 0.10 (90% interval -0.03 to 0.23, limit 0.70), 3,500 "
+        "k-hat of the importance weights 0.10 (90% interval -0.03 to 0.23, limit 0.70), 3,500 "
         "effective draws.",
     )
     assert str(found) == f"trusted: {found.reasons[0]}"
@@ -65,22 +65,22 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "Ran out.",
         "more --steps",
     ),
-    ({"k_hat": 0.9}, "cannot correct the guide: k-hat of the corrected draws 0.90", "NUTS"),
+    ({"k_hat": 0.9}, "cannot correct the guide: k-hat of the importance weights 0.90", "NUTS"),
     (
         {"k_hat": 0.9, "stochastic": True},
-        "cannot correct the guide: k-hat of the corrected draws 0.90",
+        "cannot correct the guide: k-hat of the importance weights 0.90",
         "--guide auto",
     ),
     (
         {"k_hat": 0.65},
-        "might be unable to correct the guide: k-hat of the corrected draws 0.65",
+        "might be unable to correct the guide: k-hat of the importance weights 0.65",
         "NUTS",
     ),
-    ({"k_hat": np.inf}, "cannot correct the guide: k-hat of the corrected draws inf", "NUTS"),
-    ({"k_hat": np.nan}, "k-hat of the corrected draws nan", "NUTS"),
+    ({"k_hat": np.inf}, "cannot correct the guide: k-hat of the importance weights inf", "NUTS"),
+    ({"k_hat": np.nan}, "k-hat of the importance weights nan", "NUTS"),
     ({"effective": WEIGHING.resolved - 1}, "Fewer than 400 effective draws", "more --draws"),
     ({"effective": np.nan}, "Fewer than 400 effective draws", "more --draws"),
-    ({"starts": (1, 8)}, "Only 1 of 8 searches ended at the best mode", "more --restarts"),
+    ({"starts": (1, 8)}, "Only 1 of 8 climbs ended at the best mode", "more --restarts"),
     ({"slope": 0.5}, "gradient of the model's log density", "fix the operation"),
     ({"other_guide": (0.1, 0.02)}, "a log evidence that is 0.1 nats higher", "NUTS"),
     ({"missing": LIMITS.missing_evidence + 1}, "is 6 nats below", "another --seed"),
@@ -154,11 +154,11 @@ def test_a_guide_that_the_weights_mended_is_trusted_after_correction(
 
 def test_starts_and_modes_are_told_as_they_are() -> None:
     found = verdict(starts=(5, 8), shares=(0.7, 0.3))
-    assert "5 of 8 searches ended at the best mode." in found.reasons
-    assert "1 of 2 searches ended at the best mode." in verdict(starts=(1, 2)).reasons
+    assert "5 of 8 climbs ended at the best mode." in found.reasons
+    assert "1 of 2 climbs ended at the best mode." in verdict(starts=(1, 2)).reasons
     assert "2 modes have these shares of the mass: 70%, 30%." in found.reasons
-    assert not any("starts" in reason for reason in verdict(starts=None).reasons)
-    assert not any("starts" in reason for reason in verdict(starts=(1, 1)).reasons)
+    assert not any("climbs" in reason for reason in verdict(starts=None).reasons)
+    assert not any("climbs" in reason for reason in verdict(starts=(1, 1)).reasons)
 
 
 @pytest.mark.parametrize("refused", [{}, {"k_hat": 0.9}])
@@ -170,7 +170,7 @@ def test_remarks_change_no_level_and_come_last(refused: dict[str, float]) -> Non
     assert found.advice == plain.advice
     assert found.reasons[: len(plain.reasons)] == plain.reasons
     labels, missed = found.reasons[len(plain.reasons) :]
-    assert "labels" in labels
+    assert "relabelling" in labels
     assert missed == sentence
 
 
@@ -324,11 +324,13 @@ def test_reasons_come_by_severity_and_the_least_only_where_nothing_else_is_wrong
 @pytest.mark.parametrize(
     ("changed", "remark"),
     [
-        ({"starts": (1, 1)}, "There was only one start: no other modes were searched for."),
+        (
+            {"starts": (1, 1)},
+            "The search for modes had only one start: other modes would be missed.",
+        ),
         (
             {"own_starts": True, "starts": (3, 8)},
-            "The search for modes used the model's own starts only; modes elsewhere would be "
-            "missed.",
+            "The search for modes used the model's own starts only: other modes would be missed.",
         ),
         ({"converged": False, "covered": True}, "The gradient vanishes."),
         ({"doubts": ("A column is constant.",)}, "A column is constant."),
@@ -378,7 +380,7 @@ ROWS = (200, 0.03)
         (
             {"k_hat": -np.inf, "effective": 3995.0},
             "In 95% of the 200 rows, nearly all weight is on values that were drawn more than "
-            "once. At least 3,995 of 4,000 draws are effective.",
+            "once. In these rows at least 3,995 of 4,000 draws are effective.",
         ),
     ],
 )
@@ -407,9 +409,25 @@ def test_what_to_do_about_weights_depends_on_what_there_is_to_try() -> None:
     assert "--test-size" in verdict(**bad, stochastic=True, ladder=False).advice
     more = {"all_modes": (1.0, 0.0)}
     assert "which draws around all modes" in verdict(**more).advice
+    assert verdict(other_guide=(1.0, 0.0), guide="flow").reasons[0].startswith("The guide flow ")
     assert verdict(**more, ladder=False).advice == "compare with NUTS ('elbowroom reference RUN')."
     assert verdict(**more, reference=("NUTS agrees.", True)).trusted
     assert verdict(starts=(1, 8)).advice == "give more --restarts, such as four times as many."
+
+
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        ({"k_hat": 0.9, "stochastic": True}, "compare with NUTS"),
+        ({"all_modes": (1.0, 0.0)}, "compare with NUTS"),
+        ({"converged": False}, "write the model with a non-centred"),
+    ],
+)
+def test_a_fit_by_auto_is_not_advised_to_try_auto(changed: dict[str, Any], advice: str) -> None:
+    assert "--guide auto" in verdict(**changed).advice
+    found = verdict(**changed, auto=True).advice
+    assert found.startswith(advice)
+    assert "--guide auto" not in found
 
 
 @pytest.mark.parametrize("changed", [ALL_BAD, {"rows": ROWS}, {"shares": (0.7, 0.3)}])
@@ -444,4 +462,7 @@ def test_the_limits_are_as_documented() -> None:
 
 def test_of_rows_whose_weights_are_bad_the_share_and_the_number_are_told() -> None:
     (reason,) = verdict(rows=(1200, 0.2), usable=False).reasons
-    assert reason.startswith("For 20% of the 1,200 rows the guide misses the posterior, ")
+    assert reason == (
+        "For 20% of the 1,200 rows (limit 5%), the guide misses the posterior, and importance "
+        "weights cannot correct it: k-hat is above 0.70, or fewer than 50 draws are effective."
+    )

@@ -198,7 +198,7 @@ def test_a_single_start_stays_in_its_mode_and_several_choose_the_better() -> Non
     landscape = explored(two_modes, y=tensor(0.0))
     assert landscape.best is not None
     assert abs(landscape.best.location[0] - CENTRES[1]) / WIDTH < LOCATION
-    said = f"{landscape.best.starts} of {landscape.tried} searches ended at the best mode."
+    said = f"{landscape.best.starts} of {landscape.tried} climbs ended at the best mode."
     assert landscape.agreement == said
 
 
@@ -528,9 +528,7 @@ def test_minibatches_of_very_many_rows_begin_at_the_mode_of_some() -> None:
     off = abs(found.best.location[0] - float(y.mean()))
     assert 1e-6 < off < 4 / some**0.5
     assert found.agreement is not None
-    assert found.agreement.endswith(
-        "searches ended at the best mode of 20,000 rows drawn at random."
-    )
+    assert found.agreement.endswith("climbs ended at the best mode of 20,000 rows drawn at random.")
     whole = explored(model, restarts=2, y=y)
     assert whole.best is not None
     assert whole.best.location[0] == pytest.approx(float(y.mean()), abs=1e-5)

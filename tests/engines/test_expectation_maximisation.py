@@ -184,7 +184,7 @@ def test_probabilistic_pca_is_its_closed_form() -> None:
     assert found["noise"] == pytest.approx(noise**0.5, rel=error)
     assert fit.verdict.level == "trusted"
     assert "all importance weights are equal" in fit.verdict.reasons[0]
-    assert "8 of 8 searches ended at the best mode." in fit.verdict.reasons
+    assert "8 of 8 climbs ended at the best mode." in fit.verdict.reasons
 
 
 def test_factor_analysis_ends_where_scikit_learns_ends() -> None:
@@ -311,6 +311,6 @@ def test_what_it_is_not_for_is_refused(model: str, asked: dict[str, Any], named:
 
 
 def test_it_has_no_objective_to_choose() -> None:
-    with pytest.raises(OptionError, match="which do not fit the guide 'em'"):
+    with pytest.raises(OptionError, match="the guide 'em' is fitted in another way"):
         er.compare("gaussian_mixture", guides=["em:trace"], seed=1)
     assert er.fit("factor_analysis", "iris", engine="em", seed=1).guide.name == "em"

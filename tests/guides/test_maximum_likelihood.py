@@ -162,8 +162,8 @@ def test_what_is_no_prior_is_not_left_out(model: Callable[..., None], named: str
 @pytest.mark.parametrize(
     ("model", "named"),
     [
-        ("factor_analysis", "or of its bound. Guides that fit: exact"),
-        ("vae", "or of its bound. Guides that fit: encoder"),
+        ("factor_analysis", "or of its bound. Guides to use: exact"),
+        ("vae", "or of its bound. Guides to use: encoder"),
         ("hierarchical_normal", "'effects' in hierarchical_normal is not a prior"),
     ],
 )

@@ -224,7 +224,9 @@ def test_there_is_no_reference_without_priors_or_a_density(fit: Fit) -> None:
         add_reference(without_priors)
     space: Any = SimpleNamespace(local_continuous=True)
     problem = replace(fit.problem, space=space)
-    with pytest.raises(OptionError, match=r"no reference for this run: .*latents for each row"):
+    with pytest.raises(
+        OptionError, match=r"NUTS cannot be run for this fit: .*latents for each row"
+    ):
         add_reference(replace(fit, fitted=replace(fit.fitted, problem=problem)))
 
 

@@ -1,6 +1,7 @@
 """What guides of a ladder say of each other, and a place that promises more than the draws hold."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,14 @@ class Rung:
     """As much of a fit as is compared."""
 
     measures: dict[str, float]
+    guide: SimpleNamespace
+    problem: SimpleNamespace
     evidence: Evidence = GOOD
 
 
-def rung(log_evidence: float, error: float) -> Any:
-    return Rung({"log_evidence": log_evidence, "log_evidence_se": error})
+def rung(log_evidence: float, error: float, name: str = "flow", sites: Any = ()) -> Any:
+    measures = {"log_evidence": log_evidence, "log_evidence_se": error}
+    return Rung(measures, SimpleNamespace(name=name), SimpleNamespace(reparameterised=sites))
 
 
 @pytest.mark.parametrize(
@@ -94,10 +98,15 @@ def test_a_place_where_a_climb_was_stopped_speaks_against_draws_that_hold_less(
 
 
 def test_of_several_guides_the_one_that_found_most_beyond_chance_counts() -> None:
-    one, little, much = rung(-10.0, 0.0), rung(-9.9, 0.01), rung(-9.0, 0.01)
+    one, little = rung(-10.0, 0.0), rung(-9.9, 0.01)
+    much = rung(-9.0, 0.01, "full_rank", ("effect",))
     for others in ([little, much], [much, little]):
-        gap = ladder._compared(one, [one, *others]).evidence.gaps.other_guide
-        assert gap == (pytest.approx(1.0), pytest.approx(0.01))
+        found = ladder._compared(one, [one, *others]).evidence
+        assert found.gaps.other_guide == (pytest.approx(1.0), pytest.approx(0.01))
+        (reason,) = judge(found).reasons
+        assert reason.startswith("The guide full_rank (non-centred sites) found a log ")
+    (reason,) = judge(ladder._compared(one, [one, little]).evidence).reasons
+    assert reason.startswith("The guide flow found a log evidence that is 0.1 nats higher")
 
 
 def test_an_option_of_one_rung_is_not_read_by_another(monkeypatch: pytest.MonkeyPatch) -> None:

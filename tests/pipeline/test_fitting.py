@@ -247,9 +247,11 @@ class Fits:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: Any = None) -> None:
         self.made: list[tuple[str, str, Any]] = []
         self.climbs: list[Any] = []
+        self.auto: list[bool] = []
 
         def fit_guide(task: Any, guide: Any, engine: str, landscape: Any) -> Any:
             self.made.append((guide.name, engine, landscape))
+            self.auto.append(task.auto)
             if fail is not None and len(self.made) == 1:
                 raise fail
             return SimpleNamespace(with_remarks=lambda *said: ("fit", *said))
@@ -257,6 +259,7 @@ class Fits:
         def climb(task: Any, fit_one: Any, report: Any) -> str:
             assert fit_one is fit_guide
             self.climbs.append(report)
+            assert task.auto
             return "climbed"
 
         monkeypatch.setattr(fitting, "fit_guide", fit_guide)
@@ -284,6 +287,7 @@ def test_auto_climbs_the_ladder_where_fixed_draws_fit_the_model(
     with pytest.raises(OptionError, match="latents for each row; fit with --engine svi"):
         fitting.fit_task(task(bound(of_rows)), "auto", "fixed_draws")
     assert fits.climbs == [said]
+    assert fits.auto == [True, True]
 
 
 def test_a_guide_that_was_asked_for_is_fitted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +296,7 @@ def test_a_guide_that_was_asked_for_is_fitted_alone(monkeypatch: pytest.MonkeyPa
     fitting.fit_task(task(), "full_rank", "svi")
     assert fits.made == [("mean_field", "fixed_draws", WHERE), ("full_rank", "svi", None)]
     assert fits.climbs == []
+    assert fits.auto == [False, False]
     with pytest.raises(OptionError, match="--learning-rate would have no effect"):
         fitting.fit_task(task(learning_rate=0.1), "mean_field", "fixed_draws")
     with pytest.raises(OptionError, match="--fixed-draws would have no effect"):

@@ -25,6 +25,14 @@ class Rung:
     remarks: tuple[str, ...]
 
     @property
+    def guide(self) -> Any:
+        return SimpleNamespace(name="flow")
+
+    @property
+    def problem(self) -> Any:
+        return SimpleNamespace(reparameterised=())
+
+    @property
     def verdict(self) -> Verdict:
         return judge(self.evidence)
 
@@ -155,11 +163,11 @@ def test_all_rungs_of_a_small_model_are_climbed_until_one_is_trusted(climbed: An
     assert [task.announce is not None for *_, task in found.tasks] == [True, False, False, False]
     assert all(task.begins for *_, task in found.tasks)
     assert [line.partition(":")[0] for line in found.said] == [
-        "linear_response", "full_rank", "linear_response, with standardised sites",
-        "full_rank, with standardised sites",
+        "linear_response", "full_rank", "linear_response (non-centred sites)",
+        "full_rank (non-centred sites)",
     ]  # fmt: skip
     first = "linear_response: not trusted. The importance weights cannot correct the guide: "
-    assert found.said[0].startswith(f"{first}k-hat of the corrected draws 0.90")
+    assert found.said[0].startswith(f"{first}k-hat of the importance weights 0.90")
     assert found.fit.verdict.trusted
     assert found.fit.remarks == (*(f"auto: {line}" for line in found.said), "its own.")
 
@@ -241,7 +249,7 @@ def test_where_no_rung_gives_a_fit_all_reasons_are_told(climbed: Any) -> None:
 
 
 def test_a_density_that_does_not_fall_is_refused_before_any_rung(climbed: Any) -> None:
-    with pytest.raises(GuideError, match=r"not fall along b \+1\.00\. Give each of these sites a"):
+    with pytest.raises(GuideError, match=r"not fall along b \+1\.00\. Give each site named here a"):
         climbed(Problem(), endless="b +1.00")
 
 
@@ -277,7 +285,7 @@ def test_no_start_leaves_the_rungs_that_find_their_own(climbed: Any) -> None:
     assert found.fit.remarks[:2] == (
         "auto: search for modes: no maximum.", "auto: mean_field: trusted",
     )  # fmt: skip
-    # Without a start the standardised sites have none either.
+    # Without a start the non-centred sites have none either.
     hierarchy = Problem(points=2, location_scale=("effect",))
     assert climbed(hierarchy, rung(), start=NO_MODE).rungs == ["mean_field svi"]
     assert climbed(Problem(points=2), BAD, BAD).rungs[-1] == "full_rank fixed_draws"

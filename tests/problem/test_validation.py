@@ -75,7 +75,9 @@ def test_the_first_row_outside_of_what_a_transform_is_made_of_is_found(row: int)
     y = torch.linspace(1.0, 9.0, 50, dtype=torch.float64)
     y[row:] = torch.where(torch.arange(row, 50) % 3 == row % 3, 11.0, y[row:])
     with pytest.raises(
-        DataError, match=rf"site 'y'.*first of them: row {row + 1} .counted from 1. has 11"
+        DataError,
+        match=rf"site 'y': the first value outside the support of its Transformed: row {row + 1} "
+        r".counted from 1. has 11\. Give values inside its support",
     ):
         bound(model, y=y)
 

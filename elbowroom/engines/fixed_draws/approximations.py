@@ -82,7 +82,7 @@ def _of_optimum(optimum: Optimum | None, name: str) -> Approximation:
     if optimum is None:
         raise GuideError(
             f"{name} has no optimum over fixed draws: the posterior has a funnel, a flat direction "
-            "or no density near the mode; fit with --guide auto, which tries other coordinates."
+            "or no density near the mode; --guide auto also tries other coordinates."
         )
     return Approximation(
         optimum.mean,

@@ -99,8 +99,9 @@ def _sites(subject: Subject) -> list[str]:
     subject.choose(sites)
     check_enumerable(problem.function, problem.arguments, problem.space, sites)
     return [
-        f"site '{name}': the guide's distribution cannot be reparameterised, so its gradient is "
-        "a noisy score function; give the site a distribution that can be reparameterised."
+        f"site '{name}': the guide's distribution cannot be reparameterised, so the gradient is "
+        "estimated by the score function, which is noisy; give the guide's site a distribution "
+        "that can be reparameterised."
         for name in sorted(sites.rough)
     ]
 
@@ -124,17 +125,17 @@ def _supports(subject: Subject) -> list[str]:
             support = fn.support
             if not _inside(support, node["value"]):
                 raise GuideError(
-                    f"site '{name}': the guide's {type(node['fn']).__name__} draws values "
-                    f"outside the model's support, {support}; give it a distribution on that "
-                    "support, such as a LogNormal for positive values, or a "
-                    "TransformedDistribution."
+                    f"site '{name}': the guide's distribution ({type(node['fn']).__name__}) "
+                    f"gives values outside the model's support, {support}; give the guide's site "
+                    "a distribution on that support, such as a LogNormal for positive values, or "
+                    "a TransformedDistribution."
                 )
             own = node["fn"]
             if not is_delta(own) and not _inside(own.support, prior[name]["value"]):
                 warnings[name] = (
-                    f"site '{name}': the guide's {type(own).__name__} cannot reach all of the "
-                    f"model's support, {support}, so a part of the posterior may be missed; give "
-                    "it a distribution on the whole support."
+                    f"site '{name}': the guide's distribution ({type(own).__name__}) cannot "
+                    f"reach all of the model's support, {support}, so a part of the posterior may "
+                    "be missed; give the guide's site a distribution on the whole support."
                 )
     return list(warnings.values())
 
@@ -201,11 +202,12 @@ def _minibatches(subject: Subject) -> list[str]:
         ratio = some[0][name].scale / (first.scale * plate.size / size)
         if first.of_rows and abs(ratio - 1) > 1e-6:
             raise ModelError(
-                f"{name}: with minibatches of {size} rows, a row has the weight "
-                f"{some[0][name].scale:.4g}; it must have {first.scale * plate.size / size:.4g}, "
-                f"since with all {plate.size} rows it has {first.scale:.4g}. The plate "
-                f"'{plate.name}' with subsample_size=batch_size sets this weight; remove any other "
-                "scale of the rows."
+                f"{name}: with minibatches of {size} rows, a row counts with weight "
+                f"{some[0][name].scale:.4g}, but should with "
+                f"{first.scale * plate.size / size:.4g}, since with all {plate.size} rows it "
+                f"counts with {first.scale:.4g}. The plate "
+                f"'{plate.name}' with subsample_size=batch_size sets this weight; remove every "
+                "other poutine.scale of the rows."
             )
         if not _differs(some, every, name, CHECKING.errors):
             continue
@@ -213,14 +215,14 @@ def _minibatches(subject: Subject) -> list[str]:
         found = np.mean([terms[name].value for terms in some])
         text = (
             f"{name}: its mean log density is {found:.4g} in minibatches of {size} rows "
-            f"and {expected:.4g} in all {plate.size}"
+            f"and {expected:.4g} in all {plate.size}; they should be equal on average"
         )
         if not first.of_rows:
             raise ModelError(
                 f"{text}. Put each sum over rows into the plate '{plate.name}' with "
                 "subsample_size=batch_size, which scales it."
             )
-        warnings.append(f"{text}: a few rows dominate the sum; give a larger --batch-size.")
+        warnings.append(f"{text}. A few rows dominate the sum: give a larger --batch-size.")
     return warnings
 
 
@@ -333,7 +335,7 @@ def before_run(subject: Subject) -> list[str]:
 
 def _undisturbed(check: Callable[[Subject], list[str]], subject: Subject) -> list[str]:
     """A check that leaves the random numbers as they were."""
-    failed = "the model or the guide cannot be run again"
+    failed = "the model or the guide cannot be run while it is checked"
     with torch.random.fork_rng(devices=[]), users_code(failed, GuideError):
         return check(subject)
 
