@@ -72,7 +72,7 @@ Overwrite = Annotated[
 Function = Annotated[
     str | None,
     typer.Option(
-        "--model", help="Your own model, as FILE.py:FUNCTION, if the run was fitted to one."
+        "--model", help="The model as FILE.py:FUNCTION, if the run is of a model of your own."
     ),
 ]
 TRUST = (

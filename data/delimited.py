@@ -126,11 +126,11 @@ def _ragged(path: Path, delimiter: str, width: int, cause: Exception) -> DataErr
         except csv.Error as error:
             return DataError(
                 f"line {lines.line_num} of '{path}' cannot be read ({error}): check that "
-                "the file is whole."
+                "the file is complete."
             )
         if found is None:
             return DataError(
-                f"'{path}' cannot be read as CSV ({cause}): check that the file is whole."
+                f"'{path}' cannot be read as CSV ({cause}): check that the file is complete."
             )
         cells = "1 cell" if len(found) == 1 else f"{len(found)} cells"
         return DataError(

@@ -50,7 +50,7 @@ def read_file(path: Path, member: str | None = None) -> pandas.DataFrame:
         return READERS[suffix](path) if member is None else _read_numpy(path, member)
     except OSError as error:
         raise DataError(
-            f"'{path}' cannot be read ({error.strerror or error}): check that the file is whole "
+            f"'{path}' cannot be read ({error.strerror or error}): check that the file is complete "
             "and that you may read it."
         ) from error
 
@@ -96,8 +96,8 @@ def _read_parquet(path: Path) -> pandas.DataFrame:
         return pandas.read_parquet(path, engine="pyarrow")
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(
-            f"'{path}' cannot be read as Parquet ({error}): check that the file is whole and was "
-            "written as Parquet."
+            f"'{path}' cannot be read as Parquet ({error}): check that the file is complete and "
+            "was written as Parquet."
         ) from error
 
 

@@ -133,7 +133,7 @@ def _read_array(path: Path) -> numpy.ndarray:
         content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(
-            f"'{path}' cannot be unpacked ({error}): check that the file is whole."
+            f"'{path}' cannot be unpacked ({error}): check that the file is complete."
         ) from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTES:
         raise DataError(

@@ -308,8 +308,8 @@ class MixtureSteps:
         named = f"{self._named(values, few[0])} rests on only {rows:.1f} rows"
         others = f"; so do {len(few) - 1} more" if len(few) > 1 else ""
         return [
-            f"{named}{others}. The likelihood that is gained by so few rows may be chance: give "
-            "fewer --components, or --guide map."
+            f"{named}{others}. A component of so few rows may be chance: give fewer --components, "
+            "or --guide map."
         ]
 
     @property

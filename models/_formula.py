@@ -224,7 +224,8 @@ def _of_new_rows(formula: str, terms: Any, table: pd.DataFrame, new: pd.DataFram
         values = np.asarray(terms.evaluate_new_data(new).design_matrix)
     except Exception as error:  # formulae raises what the formula's code raises
         raise DataError(
-            f"the new rows do not fit the formula '{formula}' of the run: {error}"
+            f"the formula '{formula}' of the run cannot be computed for the new rows ({error}); "
+            "give them the columns of the fitted table."
         ) from error
     if not same:
         raise DataError(

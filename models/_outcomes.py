@@ -47,7 +47,8 @@ class NetworkOptions:
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="prior sd of a bias; that of a weight is divided by √inputs of its layer",
+            description="prior sd of a bias; for a weight it is divided by the square root of the "
+            "layer's inputs",
         ),
     ] = 1.0
 

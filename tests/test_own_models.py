@@ -209,7 +209,7 @@ def test_pixels_are_predicted_on_their_own_scale(autoencoder: Fit) -> None:
         ({"optimizer": "Muon", "guide": "mean_field"}, "Muon"),
         ({"device": "cpu:x"}, "cpu:x"),
         ({"data": {"x": [[1.0], [1.0, 2.0]], "y": [1.0, 2.0]}}, "different lengths"),
-        ({"guide": 3}, "3 is no guide"),
+        ({"guide": 3}, "3 is not a guide"),
     ],
 )
 def test_odd_arguments_are_said_plainly(arguments: dict[str, Any], word: str) -> None:

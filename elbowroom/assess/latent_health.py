@@ -150,7 +150,8 @@ def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
         telling += f" (the number of rows compared cannot show more than {limit:.3g})"
     sentences = [
         f"{active.sum()} of {len(active)} latents are active. Their KL divergence is "
-        f"{measures['kl_per_row']:.3g} nats per row; {telling} nats of it tell rows apart."
+        f"{measures['kl_per_row']:.3g} nats per row; {telling} nats of it carry "
+        "information about the row."
     ]
     silent = np.flatnonzero(~active)
     if len(silent):

@@ -302,7 +302,7 @@ def still(trace: poutine.Trace) -> poutine.Trace:
 
 @register("trace_enum")
 class Summed(Objective):
-    """The ELBO, summed over the discrete sites that are marked for it: `trace_enum`, Pyro's."""
+    """The ELBO, summed over discrete sites instead of drawing them: `trace_enum`, Pyro's."""
 
     enumerates = True
 

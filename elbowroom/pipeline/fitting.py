@@ -79,7 +79,7 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         amortised = bool(getattr(guide, "amortised", False))
         return Guide(name, "the user's own guide", lambda space, start: guide, amortised=amortised)
     raise OptionError(
-        f"{guide!r} is no guide: give a name, a guide function or an AutoGuide class."
+        f"{guide!r} is not a guide: give a name, a guide function or an AutoGuide class."
     )
 
 

@@ -273,5 +273,5 @@ def load(path: str | Path) -> Run:
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunFolderError(
-            f"'{folder}' cannot be read ({error}); check that the folder is whole, or fit again."
+            f"'{folder}' cannot be read ({error}); check that the folder is complete, or fit again."
         ) from error

@@ -156,7 +156,7 @@ def read_request(path: Path) -> Request:
         attributes = asked.pop("attributes")
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
-            f"'{path}' cannot be read ({error}); check that the folder is whole, or fit again."
+            f"'{path}' cannot be read ({error}); check that the folder is complete, or fit again."
         ) from error
     if isinstance(data, pd.DataFrame):
         data.attrs.update(attributes)

@@ -260,7 +260,7 @@ def sentences(active: int, silent: int, **changed: float) -> list[str]:
 def test_what_latents_carry_is_told_and_the_limit_where_it_is_near() -> None:
     assert sentences(3, 0) == [
         "3 of 3 latents are active. Their KL divergence is 2.5 nats per row; between 1 and 1.5 "
-        "nats of it tell rows apart."
+        "nats of it carry information about the row."
     ]
     near = "(the number of rows compared cannot show more than 5)"
     assert near in sentences(3, 0, mutual_information=4.1)[0]

@@ -397,7 +397,7 @@ def collected(
     )  # fmt: skip
     raw = WeightedDraws({}, np.array([-7.0, -8.0]), np.zeros(2))
     given = Drawn(raw, health={"active_units": 2}, said=("2 of 2 latents are active.",))
-    task: Any = None
+    task: Any = SimpleNamespace(auto=changed.get("auto", False))
     place = landscape(density=density, endless="b +1.00")
     return collecting.collect(task, fitted, given, place, collecting.Shown({}, {}, {}))
 
@@ -426,6 +426,8 @@ def test_evidence_follows_the_model_and_the_engine(monkeypatch: pytest.MonkeyPat
     plain = collected(monkeypatch, density=None, by="fixed_draws").evidence
     assert (plain.optimum.stochastic, plain.target.slope, plain.target.invalid) == (False, 0.0, "")
     assert not collected(monkeypatch, engine="svi").evidence.ladder
+    assert not plain.auto
+    assert collected(monkeypatch, auto=True).evidence.auto
     of_a_point = collected(monkeypatch, point=True).evidence.optimum
     assert (of_a_point.point, of_a_point.remedy) == (True, "Try again.")
     # Points alone have no guide that gives them a spread: they want priors.

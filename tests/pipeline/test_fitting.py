@@ -88,7 +88,7 @@ def test_a_users_own_guide_is_what_it_says() -> None:
             """Draws nothing."""
 
     assert resolve_guide(Mine(), problem).name == "Mine"
-    with pytest.raises(OptionError, match="3 is no guide"):
+    with pytest.raises(OptionError, match="3 is not a guide"):
         resolve_guide(3, problem)
 
 

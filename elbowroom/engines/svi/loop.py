@@ -508,8 +508,8 @@ class Optimisation:
             "budget": f"stopped at the budget of {steps:,} step{'s' * (steps != 1)}: "
             f"{self.rule.unmet}."
             if self.settings.schedule != "cosine"
-            else f"ran all {steps:,} steps of the cosine schedule. Such a run always ends flat, "
-            "converged or not: compare its ELBO with that of a longer run.",
+            else f"ran all {steps:,} steps of the cosine schedule. At its end the ELBO is always "
+            "level, so this does not show convergence: compare the ELBO with that of a longer run.",
             "interrupted": f"interrupted after {steps:,} steps; what was fitted so far is kept.",
             "diverged": "the ELBO or its gradient was not finite "
             f"{RUN_LIMITS.unusable_steps} times in a row up to step {steps:,}, also after a return "
