@@ -162,7 +162,10 @@ def measure(
         sites = read_guide(called, problem.arguments, problem.space)
         estimators = applicable(problem, sites, settings)
         if not estimators or sites.point:
-            raise OptionError(f"the guide '{guide.name}' is a point: its gradients have no noise.")
+            raise OptionError(
+                f"the guide '{guide.name}' is a point, whose gradients have no noise to measure; "
+                "give another --guide."
+            )
         name, _ = choose_objective(settings.elbo, guide.elbo, problem.space, sites, settings.given)
         trace_model(problem.function, problem.arguments)
         # The parameters of a stage are to be the guide's alone.
