@@ -104,6 +104,19 @@ def test_a_verdict_in_the_tree_is_that_of_all_evidence() -> None:
     assert repr(fit) == "Fit(vae, g, trusted, seed=5)"
 
 
+def test_a_fit_tells_how_its_optimiser_went() -> None:
+    history = np.array([-3.0, -2.0])
+    trained: Any = SimpleNamespace(converged=False, elbo_history=history)
+    plain = made()
+    fitted: Any = SimpleNamespace(**{**vars(plain.fitted), "trained": trained, "engine": "svi",
+                                "objective": ("trace", "why"), "start": "begun"})  # fmt: skip
+    fit = replace(plain, fitted=fitted)
+    assert fit.elbo_history is history
+    assert (fit.converged, fit.trained) == (False, trained)
+    assert (fit.engine, fit.objective, fit.start) == ("svi", ("trace", "why"), "begun")
+    assert (fit.guide.name, fit.callable, fit.parameters) == ("g", "the guide", "the parameters")
+
+
 def test_leave_one_out_is_taken_when_it_was_not_at_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 

@@ -81,7 +81,7 @@ def posterior_differences(rows: list[Row], best: str) -> pd.DataFrame:
         if row.posterior is None:
             continue
         means, deviations = _moments(row.posterior)
-        for quantity in means.index.intersection(centre.index):
+        for quantity in (each for each in means if each in centre):
             sd = width[quantity]
             lines.append(
                 {
@@ -116,9 +116,9 @@ def labelled_scalars(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
     return scalars
 
 
-def _moments(posterior: xarray.Dataset) -> tuple[pd.Series, pd.Series]:
+def _moments(posterior: xarray.Dataset) -> tuple[dict[str, float], dict[str, float]]:
     """Mean and sd of each scalar quantity, by its label."""
     scalars = labelled_scalars(posterior)
     means = {label: float(values.mean()) for label, values in scalars.items()}
     deviations = {label: float(values.std()) for label, values in scalars.items()}
-    return pd.Series(means, dtype=float), pd.Series(deviations, dtype=float)
+    return means, deviations

@@ -110,8 +110,8 @@ def _line(label: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, object
 
 
 def _error(draws: np.ndarray, of: str) -> float:
-    """The Monte Carlo standard error of a mean or sd; 0 where it cannot be told."""
-    if draws.shape[1] < 4 or not np.ptp(draws) > 0:
+    """The Monte Carlo standard error of a mean or sd; 0 where draws are too few to tell."""
+    if draws.shape[1] < 4:
         return 0.0
     return float(array_stats.mcse(draws, method=of))
 

@@ -23,7 +23,7 @@ def console() -> Console:
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A table in the house's style."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(box=None, pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left")
     return made

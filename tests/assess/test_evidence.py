@@ -26,6 +26,18 @@ def test_what_is_found_is_not_changed_afterwards() -> None:
             value.__setattr__(value.__new__(value), next(iter(value.__dataclass_fields__)), None)
 
 
+def test_what_was_not_looked_at_is_no_evidence() -> None:
+    """Not a nat, a share or a sentence: what a part leaves out is nothing."""
+    whole = Evidence(Optimum(True, ""), Weights(0.0, 0, 0.0, False))
+    plain = whole.plain()
+    assert plain.pop("ladder")
+    assert plain["optimum"].pop("converged")
+    values = [value for part in plain.values() for value in (part or {}).values()]
+    assert len(values) > 20
+    flat = [each for value in values for each in (value if isinstance(value, tuple) else [value])]
+    assert not any(flat)
+
+
 def test_evidence_of_another_version_is_not_read() -> None:
     plain = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, True)).plain()
     with pytest.raises(KeyError, match="chains"):

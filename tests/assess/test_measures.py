@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import arviz_base
 import numpy as np
 import pytest
 import xarray
@@ -93,6 +94,14 @@ def test_rows_left_out_have_the_density_of_the_closed_form() -> None:
     within = norm.logpdf(Y, Y.mean(), (1 + 1 / rows) ** 0.5)
     assert found["p_loo"] == pytest.approx((within - exact).sum(), abs=0.02)
     assert found["high_k_rows"] == 0
+
+
+def test_an_arviz_that_is_told_to_keep_no_rows_keeps_these() -> None:
+    means, log_likelihood = normal_mean()
+    given = tree({"y": log_likelihood}, means)
+    usual = leave_one_out(given)
+    with arviz_base.rc_context({"stats.ic_pointwise": False}):
+        assert leave_one_out(given) == usual
 
 
 def test_draws_of_a_guide_are_independent_in_whatever_order_they_lie() -> None:

@@ -177,6 +177,9 @@ def test_what_has_no_error_to_be_told_adds_none(draws: int, known: bool) -> None
     found = line(compare_with_reference(posterior(b=few), reference))
     assert (found["mean_shift_error"] > 1.5 * alone["mean_shift_error"]) == known
     assert (found["log_ratio_error"] > 1.5 * DRAWS**-0.5) == known
+    if not known:
+        assert found["mean_shift_error"] == alone["mean_shift_error"]
+        assert np.isfinite(found["log_ratio_error"])
 
 
 AGREES: dict[str, Any] = {

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from elbowroom.assess import verdict as verdicts
 from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.assess.verdict import (
     CHECKS,
@@ -55,6 +56,12 @@ def test_good_evidence_is_trusted_and_nothing_is_advised() -> None:
         "effective draws.",
     )
     assert str(found) == f"trusted: {found.reasons[0]}"
+
+
+def test_each_check_can_be_asked_by_its_name() -> None:
+    for check in CHECKS:
+        assert getattr(verdicts, check.name)(GOOD) is None
+        assert getattr(verdicts, check.name) is check.reason
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [

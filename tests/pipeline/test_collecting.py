@@ -124,6 +124,11 @@ def test_the_worst_quantity_decides_and_constants_are_none() -> None:
     assert moved([0.0, 2.0], [5.0, 5.0], [0.5, 0.5])[0] > 1e6
 
 
+@pytest.mark.parametrize("wild", [np.inf, -np.inf, np.nan])
+def test_a_raw_draw_that_is_no_number_is_infinitely_far_off(wild: float) -> None:
+    assert min(moved([0.0, wild], [0.0, 2.0], [0.5, 0.5])) > 1e6
+
+
 def test_rounding_is_no_spread() -> None:
     """Sds below a millionth of a millionth of the mean, or of one, are those of constants."""
     assert moved([1e6 - 1e-7, 1e6 + 1e-7], [1e6 - 3e-7, 1e6 + 3e-7], [0.5, 0.5]) == (0.0, 0.0)

@@ -199,10 +199,12 @@ class Density:
 
     Attributes:
         least: The fewest that were asked for.
+        seeds: Of what a model might draw for itself.
     """
 
     def __init__(self, dimension: int, most: int) -> None:
         self.dimension, self.most, self.least = dimension, most, 0
+        self.seeds: set[int] = set()
 
     def affordable(self, wanted: int, least: int) -> int:
         self.least = least
@@ -212,6 +214,7 @@ class Density:
         assert torch.get_default_dtype() == torch.float64
         assert torch.get_num_threads() == 1
         assert set(np.geterr().values()) == {"ignore"}
+        self.seeds.add(int(np.random.get_state(legacy=False)["state"]["key"][0]))
         return -0.5 * np.square(points).sum(1)
 
     def constrained(self, points: np.ndarray) -> dict[str, Any]:
@@ -259,7 +262,7 @@ def test_a_normal_is_corrected_by_adaptive_draws(
     gaussian: Any = Gaussian(normal(1.0), proposal="proposal")  # type: ignore[arg-type]
     density = Density(2, most)
     found: Any = of_gaussian(monkeypatch, gaussian, density, 250)
-    assert density.least == 1000
+    assert (density.least, density.seeds) == (1000, {TASK.seed + 1})
     assert (found.importance.which, found.corrected.count) == ("sampled", 250)
     assert len(found.raw.log_p) == few
     # Of a standard Normal: log p is 0.5 x'x, log q has its constant too.

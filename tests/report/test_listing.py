@@ -54,6 +54,19 @@ def test_a_terminal_has_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
     assert captured.get().startswith("\x1b[1mname")  # headers are bold
 
 
+def test_explanations_do_not_stand_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    listing.show_models()
+    listing.show_objectives()
+    dim = [line for line in capsys.readouterr().out.splitlines() if line.startswith("\x1b[2m")]
+    assert [line.removeprefix("\x1b[2m").split()[:2] for line in dim] == [
+        ["'elbowroom", "models"], ["To", "use"],
+    ]  # fmt: skip
+
+
 def test_models_are_listed_with_their_summaries(capsys: pytest.CaptureFixture[str]) -> None:
     listing.show_models()
     lines = printed(capsys)

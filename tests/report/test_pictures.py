@@ -49,6 +49,12 @@ def colour(collection: Any) -> str:
     return str(to_hex(collection.get_facecolor()[0]))
 
 
+def nearly_square(figure: Any) -> bool:
+    """Whether all panels are about as high as wide."""
+    boxes = [ax.get_window_extent() for ax in figure.axes]
+    return all(0.7 < box.width / box.height < 1.4 for box in boxes)
+
+
 def spines(ax: Any) -> set[str]:
     return {name for name, spine in ax.spines.items() if spine.get_visible()}
 
@@ -68,6 +74,7 @@ def test_each_estimator_is_a_point_at_its_time_and_noise(figures: list[Any]) -> 
     pictures.picture_of_estimators(STAGES, Path("e.png"), "a model")
     figure = only(figures, Path("e.png"))
     start, end = figure.axes
+    assert nearly_square(figure)
     assert [ax.get_title() for ax in figure.axes] == ["start, step 1,000", "end, step 20,000"]
     assert figure.get_suptitle() == "a model"
     least = 1e-3 * 4.0  # of the median noise above zero, where none is drawn
@@ -250,6 +257,7 @@ def test_latents_have_the_colours_of_their_classes(figures: list[Any]) -> None:
     pictures.picture_of_latents(table, Path("l.png"), classes, "a title")
     figure = only(figures, Path("l.png"))
     (ax,) = figure.axes
+    assert nearly_square(figure)
     assert [each.get_label() for each in ax.collections] == ["10", "9"]  # sorted as text
     assert [each.get_offsets().tolist() for each in ax.collections] == [
         [[0.0, 3.0], [2.0, 5.0]], [[1.0, 4.0]],

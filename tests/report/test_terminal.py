@@ -105,14 +105,15 @@ def test_a_fit_is_shown_from_its_reason_to_its_posterior(
 
 
 def test_a_point_has_a_mean_and_no_sd(capsys: pytest.CaptureFixture[str]) -> None:
-    """Below a relative 1e-12 the sd of equal draws is rounding."""
-    fit = fit_of(MEASURES, rows=3)
+    """Below 1e-12, or a relative 1e-12 of larger means, the sd of equal draws is rounding."""
+    fit = fit_of(MEASURES, rows=5)
     found = fit.summary()
-    found["sd"] = [0.0, 1e-13, 1e-3]
+    found["mean"] = [1.0, 2.0, 2.0, 0.0, 1e6]
+    found["sd"] = [0.0, 1e-13, 1e-3, 1e-13, 1e-7]
     fit.summary = lambda: found
     terminal.show_fit(fit)
-    assert [cells(line)[1:3] for line in printed(capsys)[-3:]] == [
-        ["1", "-"], ["2", "-"], ["2", "0.001"],
+    assert [cells(line)[1:3] for line in printed(capsys)[-5:]] == [
+        ["1", "-"], ["2", "-"], ["2", "0.001"], ["0", "-"], ["1e+06", "-"],
     ]  # fmt: skip
 
 
