@@ -320,9 +320,11 @@ def test_ctrl_c_keeps_what_was_fitted_and_progress_shows_on_a_terminal(
     tmp_path: Path, children: Any
 ) -> None:
     """A real process on a real terminal, interrupted in the middle of its steps."""
+    er.load_dataset("digits").head(200).to_csv(tmp_path / "some.csv", index=False)
     main, worker = pty.openpty()
     process = _spawned(
-        children, "fit", "vae", "--epochs", "100000", "--output", "run", "--seed", "1",
+        children, "fit", "vae", "--data", "some.csv", "--epochs", "1000000", "--draws", "100",
+        "--output", "run", "--seed", "1",
         folder=tmp_path, stderr=worker, stdout=subprocess.PIPE,
     )  # fmt: skip
     os.close(worker)
@@ -363,19 +365,6 @@ def test_a_point_has_no_sd(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines == [
         ["quantity", "mean", "sd", "5%"], ["a", "-300", "-", "-300"], ["b", "2", "1e-10", "1"],
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("k_hat", "shown"),
-    [
-        (-np.inf, "all importance weights are equal"),
-        (0.7, "0.70 (limit 0.70: importance sampling can correct it)"),
-        (0.71, "0.71 (limit 0.70: the guide misses a part of the posterior)"),
-        (np.inf, "∞ (limit 0.70: the guide misses a part of the posterior)"),
-    ],
-)
-def test_k_hat_is_shown_with_what_it_says(k_hat: float, shown: str) -> None:
-    assert terminal.k_hat_in_words({"k_hat": k_hat, "k_hat_threshold": 0.7}) == shown
 
 
 def test_nothing_of_the_progress_is_in_a_pipe(tmp_path: Path, children: Any) -> None:

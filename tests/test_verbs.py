@@ -1,6 +1,8 @@
 """What fits are for: each verb against closed forms, its files, and its refusals."""
 
 import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,21 @@ def factors() -> Fit:
 
 
 @pytest.fixture(scope="module")
+def encoded() -> Fit:
+    return er.fit("factor_analysis", "iris", guide="linear", seed=1)
+
+
+def changed(fit: Fit, change: Callable[[dict[str, torch.Tensor]], object]) -> Fit:
+    """The fit with other values of its parameters; its own stay."""
+    values = {name: value.clone() for name, value in fit.parameters.values.items()}
+    change(values)
+    parameters = replace(fit.parameters, values=values)
+    return replace(fit, fitted=replace(fit.fitted, parameters=parameters))
+
+
+@pytest.fixture(scope="module")
 def mixture() -> Fit:
-    return er.fit("gaussian_mixture", "iris", seed=1, guide="linear_response", fixed_draws=256)
+    return er.fit("gaussian_mixture", "iris", seed=1, guide="linear_response", fixed_draws=64)
 
 
 @pytest.fixture(scope="module")
@@ -66,29 +81,26 @@ def row_normal(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     return mean, loadings @ loadings.T + np.diag((spread * noise) ** 2)
 
 
-def test_scores_of_factor_analysis_are_its_normal_densities(factors: Fit) -> None:
+def test_scores_of_factor_analysis_are_its_normal_densities(factors: Fit, encoded: Fit) -> None:
     x = factors.problem.arguments["x"].numpy()
     mean, covariance = row_normal(factors)
     away = x - mean
     _, log_determinant = np.linalg.slogdet(2 * np.pi * covariance)
     exact = -0.5 * ((away @ np.linalg.inv(covariance) * away).sum(1) + log_determinant)
     np.testing.assert_allclose(factors.score(draws=100)["log_density"], exact, atol=1e-9)
-    linear = er.fit("factor_analysis", "iris", guide="linear", seed=1)
-    scored = linear.score(draws=2000)
-    assert linear.evidence.weights.rows is not None
-    assert linear.evidence.weights.rows[1] < 0.05
+    scored = encoded.score(draws=2000)
+    assert encoded.evidence.weights.rows is not None
+    assert encoded.evidence.weights.rows[1] < 0.05
     # The points of the two fits differ by their optimisers' tolerance alone.
     assert abs(float((scored["log_density"] - exact).mean())) < 0.01
 
 
 @pytest.mark.slow
-def test_importance_weights_mend_a_wrong_encoder_row_by_row(factors: Fit) -> None:
+def test_importance_weights_mend_a_wrong_encoder_row_by_row(encoded: Fit) -> None:
     """With an encoder that is off, the corrected means and sds are still the closed form's."""
     from elbowroom.models.factor_analysis import points, posterior
 
-    off = er.fit("factor_analysis", "iris", guide="linear", seed=1)
-    with torch.no_grad():
-        off.parameters.values["guide.level"].add_(0.15)
+    off = changed(encoded, lambda values: values["guide.level"].add_(0.15))
     problem = off.problem
     with problem.session(0, off.parameters), torch.no_grad():
         known = points(4, 2, shared=True)
@@ -104,15 +116,13 @@ def test_importance_weights_mend_a_wrong_encoder_row_by_row(factors: Fit) -> Non
         assert np.abs(np.log(found[f"z[{j}].sd"] / sds[j])).max() < 6 / np.sqrt(2 * 8000 / 4)
 
 
-def test_the_verdict_says_no_to_an_encoder_that_misses_its_rows() -> None:
+def test_the_verdict_says_no_to_an_encoder_that_misses_its_rows(encoded: Fit) -> None:
     digits = er.load_dataset("digits").head(200)
     begun = er.fit("vae", digits, seed=1, steps=5, draws=100)
     assert not begun.verdict.trusted
-    narrow = er.fit("factor_analysis", "iris", guide="linear", seed=1)
-    assert narrow.verdict.trusted
+    assert encoded.verdict.trusted
     # A guide of half the posterior's width, by its own parameters.
-    with torch.no_grad():
-        narrow.parameters.values["guide.factor"].fill_diagonal_(-4.0)
+    narrow = changed(encoded, lambda values: values["guide.factor"].fill_diagonal_(-4.0))
     weighed = narrow.weigh_rows(None, 1000, 0, ["z"])
     assert weighed.unreliable > 0.5
     assert not weighed.usable
@@ -158,11 +168,11 @@ def test_imputed_cells_of_a_mixture_follow_the_components_that_are_left(mixture:
 
 
 @pytest.mark.slow
-def test_a_chain_finds_what_the_closed_form_does() -> None:
+def test_a_chain_finds_what_the_closed_form_does(encoded: Fit) -> None:
     """The chain for autoencoders, on factor analysis with a guide that is not exact."""
     from elbowroom.draws.imputing import from_chains
 
-    fit = er.fit("factor_analysis", "iris", guide="linear", seed=1)
+    fit = encoded
     x = fit.problem.arguments["x"]
     missing = torch.zeros_like(x, dtype=torch.bool)
     missing[:20, 1] = missing[10:20, 2] = True
@@ -281,8 +291,8 @@ def test_the_command_line_writes_tables_and_pictures(autoencoder: Fit, tmp_path:
         "reconstructed": ["reconstruct"],
         "interpolated": ["interpolate", "--from", "1", "--to", "9"],
         "manifold": ["manifold", "--size", "4"],
-        "embedded": ["embed"],
-        "scored": ["score", "--quantile", "0.1"],
+        "embedded": ["embed", "--draws", "100"],
+        "scored": ["score", "--quantile", "0.1", "--draws", "100"],
         "imputed": ["impute", "--data", str(tmp_path / "rows.parquet"), "--draws", "20"],
     }
     tables = {
@@ -301,5 +311,7 @@ def test_the_command_line_writes_tables_and_pictures(autoencoder: Fit, tmp_path:
         assert isinstance(again.exception, ElbowroomError)  # nothing written is lost
     assert (
         "rows are flagged"
-        in CliRunner().invoke(app, ["score", str(run), "--quantile", "0.1", "--overwrite"]).output
+        in CliRunner()
+        .invoke(app, ["score", str(run), *commands["scored"][1:], "--overwrite"])
+        .output
     )

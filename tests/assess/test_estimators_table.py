@@ -41,7 +41,7 @@ def switches_guide(y: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    return er.estimators(line, DATA, "full_rank", seed=1, gradients=200)
+    return er.estimators(line, DATA, "full_rank", seed=1, gradients=100)
 
 
 def noise(table: pd.DataFrame, stage: str, name: str) -> float:
@@ -89,7 +89,7 @@ def test_a_biased_estimator_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("slope", "level"):
             pyro.sample(name, dist.Normal(pyro.param(f"{name}_", torch.zeros(())), 0.1))
 
-    options: dict[str, Any] = {"seed": 1, "gradients": 200, "elbo": "sticking_the_landing"}
+    options: dict[str, Any] = {"seed": 1, "gradients": 100, "elbo": "sticking_the_landing"}
     table = er.estimators(line, DATA, guide, steps=10, **options)
     biased = table.query("stage == 'start'").set_index("estimator")["biased"]
     assert biased["trace"]

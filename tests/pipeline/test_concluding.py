@@ -69,7 +69,7 @@ class Concluded:
         **fitted: Any,
     ) -> None:  # fmt: skip
         def collect(task: Any, fitted: Any, drawn: Any, landscape: Any, shown: Shown) -> Collected:
-            self.shown = shown
+            self.shown, self.seed = shown, torch.initial_seed()
             return Collected(GOOD, {"log_evidence": -3.0}, ["Collected."])
 
         monkeypatch.setattr(concluding, "collect", collect)
@@ -90,6 +90,24 @@ class Concluded:
 
     def values(self, group: str, name: str = "mean") -> Any:
         return self.fit.posterior[group][name].to_numpy()
+
+
+def test_evidence_and_predictions_have_random_numbers_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fit has those of seed 3; the evidence follows from those of the draws."""
+    seeds = []
+
+    def posterior_tree(*given: Any) -> Any:
+        seeds.append(torch.initial_seed())
+        return whole(*given)
+
+    whole = concluding.posterior_tree
+    monkeypatch.setattr(concluding, "posterior_tree", posterior_tree)
+    made = Concluded(monkeypatch, Drawn(OWN))
+    assert (made.seed, seeds) == (4, [])
+    assert "posterior" in made.fit.posterior.children
+    assert seeds == [5]
 
 
 @pytest.mark.parametrize("usable", [True, False])

@@ -191,6 +191,7 @@ def test_colours_are_as_they_are_and_equal_images_are_no_error(figures: list[Any
     sheet = np.asarray(figures[1][0].axes[0].images[0].get_array())
     assert sheet.shape == (4 + 1 + 4, 4)  # a gap of one pixel at least
     assert (sheet == 1).all()
+    assert figures[1][0].axes[0].images[0].get_clim() == (0, 1)  # so that they are white
 
 
 def panels(count: int) -> tuple[np.ndarray, dict[str, pd.DataFrame], pd.DataFrame]:
@@ -243,6 +244,9 @@ def test_panels_are_three_abreast_and_of_one_size(
     figure = only(figures, Path("p.png"))
     grid = figure.axes[0].get_subplotspec().get_gridspec()
     assert (grid.nrows, grid.ncols) == shape
+    last = len(figure.axes) - shape[1]  # inner panels have no numbers of their own
+    shown = [ax.xaxis.get_tick_params()["labelbottom"] for ax in figure.axes]
+    assert shown == [place >= last for place in range(len(figure.axes))]
     wide, tall = figure.get_size_inches()
     margins = (wide - 3.6 * shape[1], tall - 3.0 * shape[0])
     np.testing.assert_allclose(margins, (0.6, 0.9))

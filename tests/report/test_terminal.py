@@ -174,6 +174,19 @@ def test_the_evidence_is_told_where_its_weights_are_good(
         assert shown == f"unknown: the estimate -120.00 nats rests on only {size} effective draws"
 
 
+@pytest.mark.parametrize(
+    ("k_hat", "shown"),
+    [
+        (-np.inf, "all importance weights are equal"),
+        (0.7, "0.70 (limit 0.70: importance sampling can correct it)"),
+        (0.71, "0.71 (limit 0.70: the guide misses a part of the posterior)"),
+        (np.inf, "∞ (limit 0.70: the guide misses a part of the posterior)"),
+    ],
+)
+def test_k_hat_is_shown_with_what_it_says(k_hat: float, shown: str) -> None:
+    assert terminal.k_hat_in_words({"k_hat": k_hat, "k_hat_threshold": 0.7}) == shown
+
+
 def test_long_tables_are_cut_and_say_how_much_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     for count, more in ((24, None), (25, 1), (30, 6)):
         terminal.show_fit(fit_of(MEASURES, np.arange(float(count)), rows=count))
