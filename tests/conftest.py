@@ -191,7 +191,7 @@ def regression() -> Fit:
 
 @pytest.fixture(scope="session")
 def mixture() -> Fit:
-    return er.fit("gaussian_mixture", seed=1, steps=600, restarts=2, draws=500)
+    return er.fit("gaussian_mixture", seed=1, steps=600, restarts=2, draws=200)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_compare_writes_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder = tmp_path / "comparison"
     code, out, err = call(
         "compare", "bayesian_regression", "--formula", "progression ~ bmi", "--guide", "laplace",
-        "--guide", "mean_field", "--guide", "map", "--seed", "1", "--steps", "800",
+        "--guide", "mean_field", "--guide", "map", "--seed", "1", "--steps", "400",
         "--draws", "200", "--output", str(folder), capsys=capsys,
     )  # fmt: skip
     assert code == 0, err

@@ -241,7 +241,10 @@ def mixture_evidence(y: np.ndarray) -> float:
     return float(logsumexp(parts))
 
 
-@pytest.mark.parametrize("apart", [5.0, 1.5], ids=["apart", "overlapping"])
+@pytest.mark.parametrize(
+    "apart",
+    [pytest.param(5.0, id="apart"), pytest.param(1.5, id="overlapping", marks=pytest.mark.slow)],
+)
 def test_the_evidence_of_a_mixture_counts_all_labellings(apart: float) -> None:
     """Before: less by log 2 where the labellings are apart."""
     random = np.random.default_rng(0)
@@ -274,7 +277,7 @@ def test_a_dispersion_that_may_be_anything_is_not_called_flat() -> None:
     assert abs(values(fit, "share").mean() - exact) < 0.1 * values(fit, "share").std() + 0.005
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_shell_in_five_dimensions_ends_without_a_library_s_error(seed: int) -> None:
     """Every mode has a direction without curvature. By symmetry the mean is 0."""
 

@@ -76,6 +76,7 @@ def test_what_is_discrete_has_the_estimators_that_take_it() -> None:
     assert noise(table, "start", "trace_enum") < 1e-6 * noise(table, "start", "trace")
 
 
+@pytest.mark.slow
 def test_a_biased_estimator_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = estimators.Sampled.estimate
 

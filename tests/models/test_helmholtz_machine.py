@@ -93,7 +93,7 @@ def test_generated_rows_come_as_often_as_they_are_likely() -> None:
 
 def test_missing_cells_have_their_conditional_probabilities() -> None:
     rows = pd.DataFrame([[7.0, np.nan, 0.0, np.nan]], columns=list("abcd"))
-    found = fitted().impute(rows, draws=1500)
+    found = fitted().impute(rows, draws=800)
     fits = (CODES[:, 0] == 1) & (CODES[:, 2] == 0)
     shares = exact()[0][fits] / exact()[0][fits].sum()
     for column, name in ((1, "b"), (3, "d")):

@@ -38,11 +38,11 @@ def left_behind(path: Path, **given: Any) -> None:
         if step == 250:
             raise Stopped
 
-    options = {"guide": "mean_field", "engine": "svi", "seed": 1, "steps": 600, **given}
+    options = {"guide": "mean_field", "engine": "svi", "seed": 1, "steps": 600, "draws": 200}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "due", property(lambda each: True))
         with pytest.raises(Stopped):
-            er.fit("bayesian_regression", checkpoints=path, progress=kill, **options)
+            er.fit("bayesian_regression", checkpoints=path, progress=kill, **{**options, **given})
 
 
 @pytest.mark.parametrize("data", [TABLE, {"x": torch.arange(3.0), "name": "a", "n": 3, "no": None}])
@@ -175,8 +175,9 @@ def test_a_resumed_fit_is_the_fit_that_was_not_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "run" / UNFINISHED / REQUEST).exists()
     fit = er.resume(tmp_path / "run")
     whole = er.fit(
-        "bayesian_regression", guide="mean_field", engine="svi", seed=1, steps=600, **options
-    )
+        "bayesian_regression", guide="mean_field", engine="svi", seed=1, steps=600, draws=200,
+        **options,
+    )  # fmt: skip
     np.testing.assert_array_equal(fit.elbo_history, whole.elbo_history)
     for name, values in whole.posterior["posterior"].data_vars.items():
         np.testing.assert_array_equal(fit.posterior["posterior"][name], values)
