@@ -275,17 +275,26 @@ class Fit:
 
     def global_sites(self) -> dict[str, Tensor]:
         """The posterior's draws of the sites that are not for each row, (draws, ...)."""
+        space = self.problem.space
+        if not space.sites:  # discrete ones alone
+            drawn = self.posterior["posterior"]
+            names = [name for name in space.discrete if name in drawn.data_vars]
+            return {name: self._tensor(drawn[name].values) for name in names}
         group = self.posterior.children.get("unconstrained_posterior")
         if group is None:
             return {}
         sites = {}
-        for site in self.problem.space.sites:
+        for site in space.sites:
             name = site.name.replace("/", ".")
             if name in group.data_vars:
-                values = group[name].values
-                flat = torch.tensor(values.reshape(-1, *values.shape[2:]), dtype=self.problem.dtype)
+                flat = self._tensor(group[name].values).to(self.problem.dtype)
                 sites[site.name] = site.transform(flat)
         return sites
+
+    @staticmethod
+    def _tensor(values: np.ndarray) -> Tensor:
+        """Draws of all chains in one row, (draws, ...)."""
+        return torch.tensor(values.reshape(-1, *values.shape[2:]))
 
     def predict(self, data: Any = None, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
         """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.

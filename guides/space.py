@@ -190,7 +190,7 @@ class LatentSpace:
         """Reads the sites off two runs of the model at random values of its latent sites.
 
         Raises:
-            ModelError: If the model raises; if it has no latent or no observed site; if the
+            ModelError: If the model raises; if it has nothing to infer; if the
                 support of a site depends on another latent site, so that no fixed change of
                 coordinates is right.
         """
@@ -201,33 +201,31 @@ class LatentSpace:
             other = trace_model(model, arguments)
             subsampled = _subsampled_plate(model, arguments)
         sites, discrete, observed, deterministic = [], {}, {}, {}
-        deepest, has_factor = 0, False
+        deepest = 0
         for name, node in sample_sites(trace):
             plates = plates_of(node)
             deepest = max([deepest, *(-plate.dim for plate in plates)])
             if node["is_observed"]:
-                if isinstance(node["fn"], dist.Unit):
-                    has_factor = True
-                elif node["infer"].get("_deterministic"):
+                if node["infer"].get("_deterministic"):
                     deterministic[name] = plates
-                else:
+                elif not isinstance(node["fn"], dist.Unit):  # of a factor
                     observed[name] = plates
             elif node["fn"].support.is_discrete:
                 discrete[name] = plates
             else:
                 sites.append(_site(name, node, other.nodes.get(name), plates))
-        if not observed and not has_factor:
+        parameters = PointParameters.of(trace)
+        if not sites and not discrete and not parameters.size:
             raise ModelError(
-                "the model observes nothing; give one of its sites obs=, or add a pyro.factor."
+                "the model has no latent site and no parameter: there is nothing to infer. Add a "
+                "pyro.sample without obs=, or a pyro.param."
             )
-        if not sites and not discrete:
-            raise ModelError("the model has no latent site: there is nothing to infer.")
         return cls(
             sites=tuple(sites),
             discrete=discrete,
             observed=tuple(observed),
             subsampled=subsampled,
-            parameters=PointParameters.of(trace),
+            parameters=parameters,
             max_plate_nesting=deepest,
             observed_plates=observed,
             deterministic_plates=deterministic,

@@ -41,9 +41,7 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
 def _columns_by_name(
     function: Callable[..., Any], table: pd.DataFrame, partial: bool
 ) -> Mapping[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    wanted = [p.name for p in named if p.default is p.empty or p.name in table.columns]
+    wanted = [p.name for p in _named(function) if p.default is p.empty or p.name in table.columns]
     if partial:
         wanted = [name for name in wanted if name in table.columns]
     if not wanted:
@@ -58,6 +56,23 @@ def _columns_by_name(
         name: chosen[name].to_numpy(dtype="int64" if name in integers else "float64", copy=True)
         for name in wanted
     }
+
+
+def required(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a model cannot be run without.
+
+    Example:
+        >>> required(lambda x, y=None: None)
+        ['x']
+    """
+    return [p.name for p in _named(function) if p.default is p.empty]
+
+
+def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The arguments that have names; those of `forward`, of a module."""
+    called = function.forward if isinstance(function, torch.nn.Module) else function
+    parameters = inspect.signature(called).parameters.values()
+    return [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def _argument(name: str, value: Any) -> Any:

@@ -76,9 +76,10 @@ def posterior_tree(
         step = _thinning(count, data)
         few = {name: values[::step] for name, values in space.given(sites).items()}
         number = len(range(0, count, step))
-        if data and space.shared_discrete:
+        unknown = [name for name in space.shared_discrete if name not in few]
+        if data and unknown:
             notes.append(
-                f"the group posterior_predictive is left out: '{space.shared_discrete[0]}' is "
+                f"the group posterior_predictive is left out: '{unknown[0]}' is "
                 "discrete and shared by several observations."
             )
         elif data:

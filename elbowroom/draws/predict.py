@@ -47,12 +47,13 @@ def predict_rows(
         ModelError: If a discrete site is shared by several observations: its posterior would have
             to be drawn with them.
     """
-    if problem.space.shared_discrete:
-        raise ModelError(
-            f"'{problem.space.shared_discrete[0]}' is discrete and shared by several observations; "
-            "such a model cannot predict yet."
-        )
     given = problem.space.given(sites)
+    unknown = [name for name in problem.space.shared_discrete if name not in given]
+    if unknown:
+        raise ModelError(
+            f"'{unknown[0]}' is discrete and shared by several observations; such a model cannot "
+            "predict yet."
+        )
     count = None if given else DRAWS
     target = problem.model.predicts or problem.observed
     classes = problem.prepared.coords.get("class")

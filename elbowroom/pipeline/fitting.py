@@ -35,6 +35,7 @@ from elbowroom.problem.bound import (
     bind,
     resolve_model,
 )
+from elbowroom.problem.enumeration import enumerated
 from elbowroom.problem.isolation import resolve_device, resolve_dtype
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.result import Fit
@@ -58,8 +59,15 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         fitting = guides_for(problem.model_name, space.local_continuous)
         if problem.model_name is not None:
             guide = next(iter(fitting))
-        elif not space.sites:  # points alone, and what is summed over
+        elif not space.sites and space.parameters.size:  # and what is summed over
             guide = "map"
+        elif not space.sites:
+            return Guide(
+                "enumeration",
+                "the exact posterior of discrete latents",
+                lambda space, start: enumerated(problem.function, space),
+                exact=True,
+            )
         else:
             full = space.dimension <= AUTO_FULL_RANK and "full_rank" in fitting
             guide = "full_rank" if full else "mean_field"

@@ -19,7 +19,7 @@ from elbowroom.guides import Guide
 from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
 from elbowroom.models import Model, Prepared, Training, get_model
-from elbowroom.models._own import load_function, own_model
+from elbowroom.models._own import load_function, own_model, required
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers
 from elbowroom.problem.validation import check_shapes, real_observations, validate
@@ -292,9 +292,12 @@ def bind(
         ModelError: If the model cannot be fitted; the site is named.
     """
     if data is None:
-        if model.dataset is None:
-            raise DataError("give the model its data: data=... or --data FILE.")
-        data = model.dataset
+        if model.dataset is None and required(model.function):
+            raise DataError(
+                f"the model takes {', '.join(required(model.function))}: give it data=... or "
+                "--data FILE."
+            )
+        data = {} if model.dataset is None else model.dataset
     if not isinstance(data, Mapping):
         data = read_table(data)
     elif model.options is not None:

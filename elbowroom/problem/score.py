@@ -284,11 +284,42 @@ def assignment_probabilities(
     return torch.func.grad(log_joint)(tilts)
 
 
+def supports(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    """The values that each discrete site may have given the others', (support, event...)."""
+    found = {}
+    for name, node in sample_sites(_run(model, arguments, values, space)):
+        if "_enumerate_dim" in node["infer"]:
+            support, fn = node["fn"].enumerate_support(expand=False), node["fn"]
+            found[name] = support.reshape(len(support), *fn.event_shape)
+    return found
+
+
+def _picked(index: Any) -> tuple[Any, ...] | None:
+    """An index that begins with whole numbers in scalar tensors, these as vectors of length one."""
+    parts = index if isinstance(index, tuple) else (index,)
+    scalars = [
+        isinstance(part, Tensor) and part.dim() == 0 and part.dtype in _WHOLE for part in parts
+    ]
+    first = scalars.index(False) if False in scalars else len(scalars)
+    if first == 0 or any(isinstance(part, (Tensor, list)) for part in parts[first:]):
+        return None
+    return (*(part.reshape(1) for part in parts[:first]), *parts[first:])
+
+
+_WHOLE = (torch.int64, torch.int32)
+
+
 class Batchable(TorchFunctionMode):
     """Says in another way what `vmap` refuses.
 
     Random numbers are made anew where torch fills a tensor in place, a boolean mask is filled where
-    it is indexed, and what a normalisation layer in training keeps of a batch is not updated.
+    it is indexed, a scalar tensor indexes as a vector of one, and what a normalisation layer in
+    training keeps of a batch is not updated.
 
     Args:
         batched: A scalar zero of the batch. What a model makes to be filled in place is then made
@@ -326,6 +357,8 @@ class Batchable(TorchFunctionMode):
             if masked and index.shape == tensor.shape and isinstance(value, (int, float)):
                 tensor.masked_fill_(index, value)
                 return None
+        if function is Tensor.__getitem__ and (index := _picked(args[1])) is not None:
+            return function(args[0], index).squeeze(0)
         if function in self._normalising and args[5]:
             args = (*args[:3], None, None, *args[5:])
         if function is Tensor.add_ and args[0].dtype is torch.int64 and args[1:] == (1,):

@@ -134,13 +134,6 @@ def test_a_support_without_coordinates_is_refused_by_name() -> None:
         space_of(model)
 
 
-def test_nothing_observed_and_nothing_latent_are_refused() -> None:
-    with pytest.raises(ModelError, match="observes nothing"):
-        space_of(lambda y: pyro.sample("mean", dist.Normal(y, 1.0)))
-    with pytest.raises(ModelError, match="no latent site"):
-        space_of(lambda y: pyro.sample("y", dist.Normal(0.0, 1.0), obs=y))
-
-
 def test_a_factor_is_no_observed_site() -> None:
     def model(y: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 1.0))

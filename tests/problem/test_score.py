@@ -333,3 +333,21 @@ def test_random_draws_in_a_batch_warn_of_nothing() -> None:
 
     found = map_draws(sample, {}, count=20)
     assert all(len(values.unique(dim=0)) > 1 for values in found.values())
+
+
+def test_scalar_draws_index_in_a_batch() -> None:
+    table, columns = torch.arange(12.0).reshape(3, 4), torch.arange(4)
+    calls = []
+
+    def pick(draw: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        calls.append(1)
+        i, j = draw["i"], draw["j"]
+        return table[i], table[i, j], table[i, 1:3], table[i, None], table[i][columns]
+
+    drawn = {"i": torch.tensor([2, 0]), "j": torch.tensor([3, 1])}
+    found = map_draws(pick, drawn)
+    assert len(calls) == 1
+    for number in range(2):
+        alone = pick({name: values[number] for name, values in drawn.items()})
+        for batched, single in zip(found, alone, strict=True):
+            torch.testing.assert_close(batched[number], single)
