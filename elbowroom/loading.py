@@ -20,7 +20,7 @@ from elbowroom.guides.sites import GuideSites, read_guide
 from elbowroom.guides.space import trace_model
 from elbowroom.models import Model, get_model
 from elbowroom.options import make_options, option_names
-from elbowroom.pipeline.fitting import Work, bind_model, resolve_guide
+from elbowroom.pipeline.fitting import ENUMERATION, Work, bind_model, resolve_guide
 from elbowroom.problem.bound import (
     Problem,
     bind,
@@ -76,7 +76,8 @@ def load(
             if name.startswith("start.")
         }
     )
-    if guide is None and config["guide"] not in guides_for(problem.model_name):
+    named = {*guides_for(problem.model_name), ENUMERATION}
+    if guide is None and config["guide"] not in named:
         raise ModelError(
             f"'{path}' was fitted with your own guide '{config['guide']}', whose code is not in "
             "the run folder; give it as er.load(path, guide=...)."

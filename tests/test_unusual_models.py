@@ -1,6 +1,7 @@
 """Models without data, without latents, or with discrete latents alone are fitted."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import elbowroom as er
-from elbowroom.errors import DataError, ModelError
+from elbowroom.errors import DataError, ModelError, OptionError
 from elbowroom.problem.enumeration import OneOf
 
 Y = np.array([0.2, 1.5, 2.8])
@@ -126,3 +127,19 @@ def test_a_model_with_nothing_to_infer_or_without_its_data_is_refused() -> None:
         er.fit(fixed, {"y": 1.0})
     with pytest.raises(DataError, match="takes y: give it data="):
         er.fit(fixed)
+
+
+def test_a_fit_by_enumeration_is_saved_and_loaded(tmp_path: Path) -> None:
+    fit = er.fit(switched, {"y": Y}, seed=1, draws=200)
+    fit.save(tmp_path / "run")
+    again = er.load(tmp_path / "run", model=switched)
+    pd.testing.assert_frame_equal(again.predict(), fit.predict())
+    assert again.sample(50, seed=3).equals(fit.sample(50, seed=3))
+
+
+def test_enumeration_of_continuous_latents_is_refused() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(OptionError, match="'x' is continuous"):
+        er.fit(model, guide="enumeration")

@@ -22,8 +22,9 @@ from elbowroom.engines.settings import (
 from elbowroom.engines.svi.checkpoint import Checkpoints
 from elbowroom.engines.task import Task
 from elbowroom.errors import NoModeError, OptionError, unknown
-from elbowroom.guides import Guide, get_guide, guides_for
+from elbowroom.guides import Guide, Start, get_guide, guides_for
 from elbowroom.guides.roots import numerical_failures
+from elbowroom.guides.space import LatentSpace
 from elbowroom.models import Model
 from elbowroom.options import make_options, option_names
 from elbowroom.pipeline.concluding import conclude
@@ -46,6 +47,10 @@ AUTO_FULL_RANK = 200
 """The largest latent dimension for which `auto` takes `full_rank` for a user's own model."""
 
 
+ENUMERATION = "enumeration"
+"""The guide for latents that are all discrete, which needs the model itself."""
+
+
 def resolve_guide(guide: Any, problem: Problem) -> Guide:
     """A guide by name, from a guide function, or from a Pyro AutoGuide class.
 
@@ -62,15 +67,12 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         elif not space.sites and space.parameters.size:  # and what is summed over
             guide = "map"
         elif not space.sites:
-            return Guide(
-                "enumeration",
-                "the exact posterior of discrete latents",
-                lambda space, start: enumerated(problem.function, space),
-                exact=True,
-            )
+            guide = ENUMERATION
         else:
             full = space.dimension <= AUTO_FULL_RANK and "full_rank" in fitting
             guide = "full_rank" if full else "mean_field"
+    if guide == ENUMERATION:
+        return _enumeration(problem)
     if isinstance(guide, str):
         named = get_guide(guide, problem.model_name, space.local_continuous)
         if named.model is None and not (space.sites or named.point):
@@ -89,6 +91,20 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
     raise OptionError(
         f"{guide!r} is not a guide: give a name, a guide function or an AutoGuide class."
     )
+
+
+def _enumeration(problem: Problem) -> Guide:
+    """The exact posterior of a model whose latents are all discrete."""
+    if problem.space.sites:
+        raise OptionError(
+            f"--guide {ENUMERATION}: the site '{problem.space.sites[0].name}' is continuous; fit "
+            "with --guide auto, which sums over the discrete sites."
+        )
+
+    def build(space: LatentSpace, start: Start) -> Callable[..., Any]:
+        return enumerated(problem.function, space)
+
+    return Guide(ENUMERATION, "the exact posterior of discrete latents", build, exact=True)
 
 
 def resolve_settings(model: Model, given: Mapping[str, Any]) -> tuple[Settings, int | None]:
