@@ -78,7 +78,7 @@ def fit(
     """
     if fallback not in (None, "nuts"):
         raise unknown("fallback", str(fallback), ["nuts"])
-    problem, settings, suggested_draws = bind_model(model, data, options)
+    problem, settings, suggested_draws = bind_model(model, data, options, guide)
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)
     checked_draws(draws)
@@ -119,7 +119,7 @@ def check(
         >>> [finding.level for finding in check("bayesian_regression", guide="mean_field", seed=1)]
         ['ok', 'ok', 'ok', 'ok', 'ok', 'ok']
     """
-    problem, settings, _ = bind_model(model, data, options)
+    problem, settings, _ = bind_model(model, data, options, guide)
     return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))
 
 
@@ -147,6 +147,6 @@ def estimators(
     """
     if gradients < 50:
         raise OptionError(f"--gradients {gradients}: give at least 50.")
-    problem, settings, _ = bind_model(model, data, options)
+    problem, settings, _ = bind_model(model, data, options, guide)
     seed = checked_seed(seed)
     return measure(problem, resolve_guide(guide, problem), settings, seed, gradients)

@@ -145,7 +145,7 @@ def compare(
     test = None
     if test_size is not None:
         data, test = _split(model, data, test_size, seed)
-    problem, settings, suggested_draws = bind_model(model, data, options)
+    problem, settings, suggested_draws = bind_model(model, data, options, *(guides or ()))
     if test is not None and not problem.new_arguments(test)[1]:
         raise DataError(
             "--test-size: the table has no column with the observed values, so there is nothing "

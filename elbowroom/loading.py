@@ -26,7 +26,8 @@ from elbowroom.problem.bound import (
     bind,
     resolve_model,
 )
-from elbowroom.problem.isolation import Parameters, resolve_dtype
+from elbowroom.problem.isolation import Parameters
+from elbowroom.problem.precision import resolve_dtype
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 from elbowroom.run.unfinished import read_request
@@ -66,7 +67,7 @@ def load(
     settings = make_settings({}, config["settings"])
     if isinstance(run.data, pd.DataFrame):
         run.data.attrs.update(config["attributes"])
-    dtype = resolve_dtype(settings.dtype)
+    dtype = resolve_dtype(settings.dtype, declaration.function)
     problem = bind(declaration, run.data, options, dtype, torch.device("cpu"))
     problem = problem.reparameterise(config.get("reparameterised", ()))
     start = Start(
@@ -211,7 +212,7 @@ def resume(
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes:
         options = {k: v for k, v in options.items() if k not in ("steps", "epochs")} | changes
-    problem, settings, _ = bind_model(declaration, request.data, options)
+    problem, settings, _ = bind_model(declaration, request.data, options, guide)
     task = Task(
         problem, settings, asked["seed"], asked["draws"], asked["keep_local"], announce, progress
     )

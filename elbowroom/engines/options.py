@@ -14,9 +14,12 @@ class NumberOptions:
 
     device: Annotated[str, Field(description="where to compute: auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
-        Literal["float64", "float32"],
-        Field(description="type of all numbers: float64 or float32"),
-    ] = "float64"
+        Literal["auto", "float64", "float32"],
+        Field(
+            description="type of all numbers: float64, float32, or auto: that of the model's "
+            "networks, else float64"
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import torch
 from pyro.infer.autoguide import AutoGuide
 
 from elbowroom.density.landscape import Landscape
@@ -37,8 +38,9 @@ from elbowroom.problem.bound import (
     resolve_model,
 )
 from elbowroom.problem.enumeration import enumerated
-from elbowroom.problem.isolation import resolve_device, resolve_dtype
+from elbowroom.problem.isolation import resolve_device
 from elbowroom.problem.leaves import kept_buffers
+from elbowroom.problem.precision import resolve_dtype, unmixed
 from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request, change_request, unfinished
 from elbowroom.sizes import SIZES
@@ -87,7 +89,9 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
     if callable(guide):
         name = getattr(guide, "__name__", type(guide).__name__)
         amortised = bool(getattr(guide, "amortised", False))
-        return Guide(name, "the user's own guide", lambda space, start: guide, amortised=amortised)
+        with problem.session(0):
+            called = unmixed(guide, problem.arguments)
+        return Guide(name, "the user's own guide", lambda space, start: called, amortised=amortised)
     raise OptionError(
         f"{guide!r} is not a guide: give a name, a guide function or an AutoGuide class."
     )
@@ -119,9 +123,11 @@ def resolve_settings(model: Model, given: Mapping[str, Any]) -> tuple[Settings, 
 
 
 def bind_model(
-    model: Any, data: Any, options: Mapping[str, Any]
+    model: Any, data: Any, options: Mapping[str, Any], *guides: Any
 ) -> tuple[Problem, Settings, int | None]:
     """Sorts options to the model and the optimiser, and binds the model to its data.
+
+    Guides of the user's own have their say in the type of all numbers.
 
     Raises:
         OptionError: If an option is unknown or out of range.
@@ -134,7 +140,10 @@ def bind_model(
     bound = None
     if declaration.options is not None:
         bound = make_options(declaration.options, model_options)
-    device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
+    device = resolve_device(settings.device)
+    own = [guide for guide in guides if callable(guide) and not isinstance(guide, (type, Guide))]
+    dtype = resolve_dtype(settings.dtype, declaration.function, *own)
+    settings = replace(settings, dtype="float32" if dtype == torch.float32 else "float64")
     problem = bind(declaration, data, bound, dtype, device)
     if settings.correlated is not None and problem.space.dimension <= SIZES.dense:
         raise OptionError(

@@ -22,6 +22,7 @@ from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model, required
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers
+from elbowroom.problem.precision import unmixed
 from elbowroom.problem.validation import check_shapes, real_observations, validate
 from elbowroom.sizes import SIZES
 
@@ -306,6 +307,8 @@ def bind(
         with isolated(0, dtype=dtype, device=device):
             prepared = model.prepare(data, options, None)
             arguments = placed(prepared.arguments, dtype, device)
+        if model.options is None:
+            model = _unmixed(model, prepared.arguments, arguments, dtype, device)
         with isolated(0, dtype=dtype, device=device):
             doubts, real = _validated(model.function, arguments)
             arguments = {**arguments, **real}
@@ -317,6 +320,23 @@ def bind(
         model, options, data, prepared, arguments, space, dtype, device,
         doubts=(*doubts, *prepared.doubts),
     )  # fmt: skip
+
+
+def _unmixed(
+    model: Model,
+    prepared: dict[str, Any],
+    arguments: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Model:
+    """A user's own model that mixes types, in the fit's type or in that of log densities."""
+    with isolated(0, dtype=dtype, device=device):
+        function = unmixed(model.function, arguments)
+    if function is model.function and dtype != torch.float64:
+        cpu = torch.device("cpu")
+        with isolated(0, dtype=torch.float64):
+            function = unmixed(model.function, placed(prepared, torch.float64, cpu))
+    return replace(model, function=function)
 
 
 def _validated(

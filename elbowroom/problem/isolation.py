@@ -22,8 +22,6 @@ from elbowroom.guides.parameters import FittedAlone
 _ONE_AT_A_TIME = threading.RLock()
 """Pyro's store, torch's defaults and the seeds belong to the process: threads take turns."""
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 
 def checked_seed(seed: int | None) -> int:
     """The seed of a run, drawn if it is None.
@@ -68,13 +66,6 @@ def resolve_device(name: str) -> torch.device:
     if not available[name.partition(":")[0]]:
         raise OptionError(f"--device {name}: this machine has no such device; give --device cpu.")
     return torch.device(name)
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """The floating-point type of a name, float32 or float64."""
-    if name not in DTYPES:
-        raise unknown("dtype", name, DTYPES)
-    return DTYPES[name]
 
 
 @dataclass(frozen=True)
