@@ -29,6 +29,10 @@ class NoModeError(GuideError):
     """A guide that needs a mode, for a density without one; the message names another guide."""
 
 
+class OutOfTimeError(GuideError):
+    """A stage of a fit whose time was over before it found anything; the message names it."""
+
+
 class RunFolderError(ElbowroomError):
     """A run folder that cannot be written or read; the message names the path."""
 

@@ -154,6 +154,7 @@ class Evidence:
         unresolved: Sentences of quantities whose mean or sd is not resolved.
         remarks: Sentences that decide nothing.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
+        out_of_time: What was cut short since the time of the fit was over, as a sentence.
         ladder: Whether the guide `auto` tries several for this model.
         auto: Whether the guide `auto` was asked for.
     """
@@ -169,6 +170,7 @@ class Evidence:
     reference: tuple[str, bool] | None = None
     ladder: bool = True
     auto: bool = False
+    out_of_time: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As it is written to a file."""

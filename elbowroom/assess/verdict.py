@@ -361,6 +361,15 @@ def optimum_not_reached(evidence: Evidence) -> str | None:
 
 
 @_check(
+    Severity.NOT_REACHED,
+    "give a longer --time, a simpler model, or use the draws of NUTS: --fallback nuts.",
+)
+def out_of_time(evidence: Evidence) -> str | None:
+    """A part of the fit was cut short."""
+    return None if _agrees(evidence) else evidence.out_of_time or None
+
+
+@_check(
     Severity.WEIGHTS,
     "fit with --guide local, which fits each row by itself, or with --elbo iwae --particles 10. "
     "'elbowroom score RUN' shows the k-hat of each row.",

@@ -5,7 +5,7 @@ model is run twice to record the operations of its log density and gradient, whi
 replayed for batches of points at a small part of the cost of running the model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
+from elbowroom import budget
 from elbowroom.density.branches import Branch
 from elbowroom.errors import ModelError, users_code
 from elbowroom.guides.parameters import held
@@ -159,6 +160,7 @@ class Density:
     def _one_by_one(self, points: Tensor) -> Any:
         values, gradients = [], []
         for point in points:
+            budget.check()
             with torch.enable_grad():
                 u = point.clone().requires_grad_()
                 try:
@@ -292,9 +294,12 @@ class Density:
         self.unsteady += int((~found).sum())
         return found
 
-    def _chunks(self, points: np.ndarray) -> list[np.ndarray]:
-        self.evaluations += len(points)
-        return [points[i : i + self.batch] for i in range(0, len(points), self.batch)]
+    def _chunks(self, points: np.ndarray) -> Iterator[np.ndarray]:
+        for i in range(0, len(points), self.batch):
+            budget.check()
+            chunk = points[i : i + self.batch]
+            self.evaluations += len(chunk)
+            yield chunk
 
     def _evaluate(self, points: np.ndarray, gradient: bool = True) -> list[np.ndarray]:
         batch = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))

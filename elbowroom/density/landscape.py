@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbowroom import budget
 from elbowroom.density.conditional import SPLITTING, Conditional, Split
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
@@ -16,6 +18,7 @@ from elbowroom.density.modes import Mode, distinct, find_modes
 from elbowroom.density.point_parameters import MaximumLikelihood
 from elbowroom.density.propriety import endless
 from elbowroom.density.starts import Starts
+from elbowroom.errors import OutOfTimeError
 from elbowroom.guides import Start
 from elbowroom.guides.space import FixedRows
 from elbowroom.problem.bound import Problem
@@ -37,6 +40,8 @@ class Search:
     """How often climbs begin anew where the known modes explain least."""
     within: float = 12.0
     """Nats of Laplace evidence below the best mode's within which another mode matters."""
+    share: float = 0.5
+    """Of the time of a fit, at most."""
     most_starts: int = 4
     """The most starts, as a multiple of `restarts`, where only one reaches the best mode."""
 
@@ -62,6 +67,7 @@ class Landscape:
         unfinished: Whether the last climbs still found modes.
         own_starts: Whether climbs began at the model's own starts alone.
         climbed: Where candidates for more climbs came to, (n, D).
+        cut: Whether the search ended since its time was over.
         endless: A direction in which the density does not fall, in words, if there is no mode.
     """
 
@@ -78,6 +84,7 @@ class Landscape:
     own_starts: bool = False
     climbed: np.ndarray | None = None
     endless: str | None = None
+    cut: bool = False
 
     @property
     def proper(self) -> list[Mode]:
@@ -180,7 +187,10 @@ def explore(
             near = 0.1 * torch.randn(space.dimension)
         first = next(_own_starts(problem, 1, seed), near.double().cpu().numpy())
         return Landscape(None, None, [], 0, first, time.perf_counter() - began)
-    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+    with (
+        isolated(seed, dtype=torch.float64, threads=problem.threads),
+        budget.stage("searching for modes", SEARCH.share),
+    ):
         many = space.subsampled is not None and space.subsampled.size > SEARCH.enough_rows
         rows = SEARCH.enough_rows if sampled and many else None
         density = density_of(problem, parameters, rows=rows)
@@ -192,12 +202,16 @@ def explore(
         wide = density.dimension > SIZES.dense
         restarts = min(restarts, SEARCH.wide_starts) if wide else restarts
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
-        batch = _brought_in(density, first, batch)
-        batch = _settled(curvature, batch)
+        modes: list[Mode] = []
+        with suppress(OutOfTimeError):
+            batch = _brought_in(density, first, batch)
+            batch = _settled(curvature, batch)
+            modes = [] if wide else find_modes(density, curvature, batch)
+        tried = restarts
         if wide:
             seconds = time.perf_counter() - began
-            return Landscape(density, curvature, [], 0, first, seconds, batch, rows=rows)
-        modes, tried = find_modes(density, curvature, batch), restarts
+            cut = budget.over()
+            return Landscape(density, curvature, [], 0, first, seconds, batch, rows=rows, cut=cut)
         # A model's own starts know where to look, and in very many dimensions no candidate does.
         if restarts > 1 and problem.model.starts is None and density.dimension <= SIZES.products:
 
@@ -214,15 +228,23 @@ def explore(
             if tried >= (SEARCH.most_starts if modes[0].reached else 2) * restarts:
                 break
             more = np.stack([next(starts) for _ in range(restarts)])
-            more = _settled(curvature, _brought_in(density, first, more))
-            modes = distinct([*modes, *find_modes(density, curvature, more)], space)
+            try:
+                more = _settled(curvature, _brought_in(density, first, more))
+                modes = distinct([*modes, *find_modes(density, curvature, more)], space)
+            except OutOfTimeError:
+                unfinished = True
+                break
             tried += restarts
-        proper = _proper(modes)
-        direction = None if proper else endless(density, curvature, modes, first)
+        direction = None
+        if not _proper(modes) and not budget.over():
+            with suppress(OutOfTimeError):
+                direction = endless(density, curvature, modes, first)
+        cut = budget.over()
     seconds = time.perf_counter() - began
     return Landscape(
         density, curvature, modes, tried, first, seconds, rows=rows, unfinished=unfinished,
         own_starts=problem.model.starts is not None, climbed=others.climbed, endless=direction,
+        cut=cut,
     )  # fmt: skip
 
 
@@ -246,7 +268,11 @@ def _searched(
         proper = _proper(modes)
         if not proper:
             break
-        more, arrived = others.unexplained(proper, count)
+        try:
+            more, arrived = others.unexplained(proper, count)
+            came = climbed(more) if len(more) else []
+        except OutOfTimeError:
+            return modes, tried, True
         # The proper modes come first.
         modes[: len(proper)] = [
             replace(mode, starts=mode.starts + int(came))
@@ -255,7 +281,7 @@ def _searched(
         tried += int(arrived.sum()) + len(more)
         if not len(more):
             return modes, tried, False
-        modes = distinct([*modes, *climbed(more)], others.density.space)
+        modes = distinct([*modes, *came], others.density.space)
         unfinished = len(_proper(modes)) > len(proper)
         if not unfinished:
             break

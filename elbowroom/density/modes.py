@@ -1,6 +1,7 @@
 """The modes of a log density: climbs from several starts together, and which of them agree."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.optimize import minimize
 
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
+from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.sizes import SIZES
 
@@ -145,48 +147,49 @@ def climb(
     damping = np.full(len(points), 1e-3)
     active = np.isfinite(precisions).all((1, 2))
     reached = np.zeros(len(points), dtype=bool)
-    for iteration in range(iterations):
-        if iteration > patience and reached.any():
-            active &= values <= values[reached].max()
-        steps = np.zeros_like(points)
-        promised = np.zeros(len(points))
-        for i in np.flatnonzero(active):
-            steps[i], damping[i] = _damped_step(precisions[i], gradients[i], damping[i])
-            curved = steps[i] @ precisions[i] @ steps[i]
-            promised[i] = gradients[i] @ steps[i] - 0.5 * curved
-            promised[i] = max(promised[i], 0.5 * gradients[i] @ steps[i])
-            if gradients[i] @ steps[i] < 2 * near_enough:
-                if scaled:  # the Hessian is taken anew, over steps that suit this point
-                    scales = Curvature.scales(precisions[i])[None]
-                    precisions[i] = precision_at(points[i][None], scales)[0]
-                steps[i], _ = _damped_step(precisions[i], gradients[i], 0.0)
-                reached[i] = gradients[i] @ steps[i] < 2 * near_enough
-                active[i] = not reached[i]
-        moving = np.flatnonzero(active)
-        if not len(moving):
-            break
-        new_points = points[moving] + steps[moving]
-        new_values, new_gradients = objective(new_points)
-        usable = np.isfinite(new_values) & np.isfinite(new_gradients).all(1)
-        with np.errstate(invalid="ignore"):
-            gain = np.where(usable, (new_values - values[moving]) / promised[moving], -1.0)
-        better = gain > 1e-4
-        # Where rounding hides the gain of a tiny promise, the climb has arrived.
-        lost = promised[moving] < 1e-13 * np.abs(values[moving])
-        reached[moving[lost & ~better]] = True
-        active[moving[lost & ~better]] = False
-        damping[moving] = np.where(
-            better, damping[moving] / 10, 5 * np.maximum(damping[moving], 1e-3)
-        )
-        damping[moving] = np.where(gain > 0.5, damping[moving] / 10, damping[moving])
-        active[moving[damping[moving] > 1e12]] = False
-        taken = moving[better]
-        points[taken], values[taken] = new_points[better], new_values[better]
-        gradients[taken] = new_gradients[better]
-        if len(taken):
-            scales = Curvature.scales(precisions[taken])
-            precisions[taken] = precision_at(points[taken], scales)
-            active[taken] &= np.isfinite(precisions[taken]).all((1, 2))
+    with suppress(OutOfTimeError):  # where each climb is then, it ends
+        for iteration in range(iterations):
+            if iteration > patience and reached.any():
+                active &= values <= values[reached].max()
+            steps = np.zeros_like(points)
+            promised = np.zeros(len(points))
+            for i in np.flatnonzero(active):
+                steps[i], damping[i] = _damped_step(precisions[i], gradients[i], damping[i])
+                curved = steps[i] @ precisions[i] @ steps[i]
+                promised[i] = gradients[i] @ steps[i] - 0.5 * curved
+                promised[i] = max(promised[i], 0.5 * gradients[i] @ steps[i])
+                if gradients[i] @ steps[i] < 2 * near_enough:
+                    if scaled:  # the Hessian is taken anew, over steps that suit this point
+                        scales = Curvature.scales(precisions[i])[None]
+                        precisions[i] = precision_at(points[i][None], scales)[0]
+                    steps[i], _ = _damped_step(precisions[i], gradients[i], 0.0)
+                    reached[i] = gradients[i] @ steps[i] < 2 * near_enough
+                    active[i] = not reached[i]
+            moving = np.flatnonzero(active)
+            if not len(moving):
+                break
+            new_points = points[moving] + steps[moving]
+            new_values, new_gradients = objective(new_points)
+            usable = np.isfinite(new_values) & np.isfinite(new_gradients).all(1)
+            with np.errstate(invalid="ignore"):
+                gain = np.where(usable, (new_values - values[moving]) / promised[moving], -1.0)
+            better = gain > 1e-4
+            # Where rounding hides the gain of a tiny promise, the climb has arrived.
+            lost = promised[moving] < 1e-13 * np.abs(values[moving])
+            reached[moving[lost & ~better]] = True
+            active[moving[lost & ~better]] = False
+            damping[moving] = np.where(
+                better, damping[moving] / 10, 5 * np.maximum(damping[moving], 1e-3)
+            )
+            damping[moving] = np.where(gain > 0.5, damping[moving] / 10, damping[moving])
+            active[moving[damping[moving] > 1e12]] = False
+            taken = moving[better]
+            points[taken], values[taken] = new_points[better], new_values[better]
+            gradients[taken] = new_gradients[better]
+            if len(taken):
+                scales = Curvature.scales(precisions[taken])
+                precisions[taken] = precision_at(points[taken], scales)
+                active[taken] &= np.isfinite(precisions[taken]).all((1, 2))
     return [
         Mode(point, float(value), precision if positive_definite(precision) else None, bool(there))
         for point, value, precision, there in zip(points, values, precisions, reached, strict=True)

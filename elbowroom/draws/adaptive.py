@@ -25,6 +25,7 @@ from elbowroom.density.mixtures import Mixture, mixed
 from elbowroom.draws.chains import Coverage
 from elbowroom.draws.proposal import Proposal
 from elbowroom.draws.weighted import WeightedDraws
+from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.roots import factor_of
 from elbowroom.sizes import SIZES
 
@@ -83,6 +84,7 @@ class AdaptiveImportance:
     mixture classes").
 
     Attributes:
+        cut: Whether it ended since its time was over.
         points: All draws, (draws, D).
         log_p: Log density of the target at each, up to its evidence.
         log_q: Log density of the mixture of all proposals at each.
@@ -111,6 +113,7 @@ class AdaptiveImportance:
         self.modes = np.arange(len(first.shares)) if modes is None else modes
         self.adapted = first
         self.coverage: Coverage | None = None
+        self.cut = False
         means = first.means if conditional is None else conditional.begin(first.means)
         peaks = density.value(means)
         self.peak, self.centre = float(peaks.max()), means[np.argmax(peaks)]
@@ -139,8 +142,9 @@ class AdaptiveImportance:
         new, log_blocks = proposal.draw(count, self.random), np.zeros(count)
         if self.conditional is not None:
             new, log_blocks = self.conditional.complete(new, self.random)
+        values = self._values(new)
         self.counts[-1] += count
-        self._add(new, self._values(new), log_blocks)
+        self._add(new, values, log_blocks)
 
     def _values(self, points: np.ndarray) -> np.ndarray:
         """The log density; minus infinity where it is high by a loss of digits alone."""
@@ -336,9 +340,15 @@ class AdaptiveImportance:
                 break
             self.adapt()
             self.round(full)
+        before = vars(self).copy()
         if self.rounds > 1:
             self.freeze()
-        self.finish()
+        try:
+            self.finish()
+        except OutOfTimeError:
+            if not self.rounds:  # the draws before are all there will be
+                vars(self).update(before)
+            raise
 
     def finish(self) -> None:
         """Draws until the weights are good, and for longer where they might be so by luck."""

@@ -12,6 +12,9 @@ from elbowroom.guides.space import LatentSpace, sample_sites
 from elbowroom.problem.score import map_draws, score
 from elbowroom.sizes import SIZES
 
+FEWEST = 100
+"""Draws that are made though the time is over."""
+
 
 def chunk_size(arguments: Mapping[str, Any], space: LatentSpace) -> int:
     """How many draws to evaluate at once."""
@@ -33,7 +36,7 @@ def draw(
         guide: The fitted guide.
         arguments: Keyword arguments of both.
         space: The model's latent space.
-        count: How many draws.
+        count: How many draws; some are left out where the time is over.
     """
     names = {site.name for site in space.sites} | set(space.discrete)
 
@@ -47,10 +50,11 @@ def draw(
 
     chunk = chunk_size(arguments, space)
     with torch.no_grad():
-        sites, log_q = map_draws(sample, {}, chunk, count)
-        log_p = map_draws(log_joint, sites, chunk, count)
+        sites, log_q = map_draws(sample, {}, chunk, count, FEWEST)
+        log_p = map_draws(log_joint, sites, chunk, len(log_q), FEWEST)
+    made = len(log_p)
     return WeightedDraws(
-        {name: value.cpu() for name, value in sites.items()},
+        {name: value[:made].cpu() for name, value in sites.items()},
         log_p.double().cpu().numpy(),
-        log_q.double().cpu().numpy(),
+        log_q[:made].double().cpu().numpy(),
     )

@@ -4,6 +4,7 @@ Chains that begin at the draws look for what these have missed; where they find 
 sampling is refined.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from elbowroom.density.density import Density
 from elbowroom.density.mixtures import LowRankNormal, Mixture, mixed
 from elbowroom.draws.adaptive import ADAPTATION, AdaptiveImportance
 from elbowroom.draws.coverage import local_components, look_beyond, thin
+from elbowroom.errors import OutOfTimeError
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ def sampled_nested(
     conditional = Conditional(density, split, normal.mean, slope)
     first = Mixture.of(np.ones(1), normal.mean[shared][None], covariance[None])
     found = AdaptiveImportance(density, first, random, conditional=conditional)
-    found.run()
+    try:
+        found.run()
+    except OutOfTimeError:
+        if not found.rounds:
+            return None
+        found.cut = True
     return found
 
 
@@ -116,7 +123,22 @@ def sampled(
         the chains came to.
     """
     found = AdaptiveImportance(density, first, random)
-    found.run()
+    try:
+        found.run()
+        for better in _improved(found, curvature, first, places):
+            found = better
+    except OutOfTimeError:
+        if not found.rounds:
+            raise
+        found.cut = True
+    return found
+
+
+def _improved(
+    found: AdaptiveImportance, curvature: Curvature, first: Mixture, places: np.ndarray | None
+) -> Iterator[AdaptiveImportance]:
+    """Better and better samples, until one is good; see `sampled`."""
+    density, random = found.density, found.random
     split = split_of(curvature) if len(first.shares) == 1 and np.isfinite(found.k_hat) else None
     most = 0 if split is None else ADAPTATION.nested_work // (split.cost * density.work)
     if split is not None and most >= ADAPTATION.first_round and not found.comfortable:
@@ -126,6 +148,7 @@ def sampled(
         nested.run()
         if not nested.misses(found) and nested.discomfort < found.discomfort:
             found = nested
+            yield found
     narrow = found.adapted.means.shape[1] <= REFINEMENT.most_coordinates
     cheap = found.conditional is None or most >= ADAPTATION.round
     there = np.zeros((0, density.dimension)) if places is None else places
@@ -144,4 +167,4 @@ def sampled(
             break
         count += 1
         found = refined(found, curvature, REFINEMENT.parts * count)
-    return found
+        yield found

@@ -20,6 +20,14 @@ class NumberOptions:
             "networks, else float64"
         ),
     ] = "auto"
+    time: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="seconds that the fit may take; it then ends with the best it has, not "
+            "trusted; by default 300, without a limit where --steps or --epochs is given",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from elbowroom.options import (
     split_options,
 )
 
+SECONDS = 300.0
+"""That a fit may take, unless `time`, `steps` or `epochs` say otherwise."""
 MAXIMUM_STEPS = 50_000
 """Where a run gives up, unless `steps` or `epochs` say otherwise; or after so many epochs:"""
 MAXIMUM_EPOCHS = 100
@@ -222,6 +224,12 @@ def optimizer_class(name: str) -> Any:
     if name not in known:
         raise unknown("optimizer", name, known)
     return known[name]
+
+
+def seconds_allowed(settings: Settings) -> float | None:
+    """The seconds that a fit may take; None for no limit."""
+    fixed = not settings.given.isdisjoint(("steps", "epochs"))
+    return settings.time or (None if fixed else SECONDS)
 
 
 def length(settings: Settings, rows: int | None) -> tuple[int, bool]:

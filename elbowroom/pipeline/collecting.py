@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbowroom import budget
 from elbowroom.assess.evidence import (
     Chains,
     Evidence,
@@ -33,7 +35,9 @@ from elbowroom.draws.refining import sampled
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.registry import ENGINES
+from elbowroom.engines.settings import seconds_allowed
 from elbowroom.engines.task import Task
+from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.pipeline.drawing import Drawn
 from elbowroom.problem.isolation import isolated
@@ -87,7 +91,8 @@ def collect(
 ) -> Collected:
     """Collects all evidence; to be called in a session with the guide's parameters."""
     problem = fitted.problem
-    shares, missed = predictive_checks(*replicated(problem, shown.posterior))
+    seen = ({}, {}) if budget.over() else replicated(problem, shown.posterior)
+    shares, missed = predictive_checks(*seen)
     weighed = _weighed(fitted, drawn, landscape, shown)
     no_maximum, remarks = _maximum(fitted, drawn)
     evidence = Evidence(
@@ -112,11 +117,30 @@ def collect(
         Remarks(tuple(problem.prepared.doubts), drawn.said, tuple(missed)),
         ladder=problem.model.engine is None,
         auto=task.auto,
+        out_of_time=_out_of_time(task, drawn, landscape),
     )
     measures = {**weighed.measures, "predictive_checks": shares, **drawn.health}
     if problem.posterior is not None:
         measures["log_likelihood"] = float(drawn.raw.log_p[0])
     return Collected(evidence, measures, [*weighed.remarks, *remarks])
+
+
+def _out_of_time(task: Task, drawn: Drawn, landscape: Landscape) -> str:
+    """What was cut short since the time of the fit was over, as a sentence."""
+    importance = drawn.importance
+    stages = [
+        name
+        for name, cut in (
+            ("the search for modes", landscape.cut),
+            ("drawing from the posterior", importance is not None and importance.cut),
+            ("checking the draws", budget.over()),
+        )
+        if cut
+    ]
+    if not stages:
+        return ""
+    seconds = seconds_allowed(task.settings)
+    return f"The time of the fit, {seconds or 0:g} s, was over before {' and '.join(stages)} ended."
 
 
 @dataclass(frozen=True)
@@ -236,10 +260,12 @@ def _left_out(drawn: Drawn, landscape: Landscape) -> float:
     alike = any(mode.relabelled for mode in landscape.proper)
     if importance is None or together is None or alike or landscape.density is None:
         return 0.0
-    return deserted(
-        landscape.density, landscape.proper, importance.points, importance.weights,
-        together.log_evidence[0], np.random.default_rng(0),
-    )  # fmt: skip
+    with suppress(OutOfTimeError):
+        return deserted(
+            landscape.density, landscape.proper, importance.points, importance.weights,
+            together.log_evidence[0], np.random.default_rng(0),
+        )  # fmt: skip
+    return 0.0
 
 
 def _chains(drawn: Drawn, landscape: Landscape) -> Chains:
@@ -263,7 +289,10 @@ def _of_all_modes(
     together = drawn.together
     if fitted.gaussian is not None or together is None:
         return 0.0, 0.0
-    found = _about_all_modes(task, landscape)
+    try:
+        found = _about_all_modes(task, landscape)
+    except OutOfTimeError:
+        return 0.0, 0.0
     if found is None or not found.k_hat <= k_hat_threshold(len(found.log_weights)):
         return 0.0, 0.0
     value, error = log_mean_exp(found.log_weights)

@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
 
+from elbowroom import budget
 from elbowroom.density.landscape import Landscape
 from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.options import DeterministicOptions, NumberOptions
@@ -18,6 +19,7 @@ from elbowroom.engines.settings import (
     Way,
     check_read,
     make_settings,
+    seconds_allowed,
     split_settings,
 )
 from elbowroom.engines.svi.checkpoint import Checkpoints
@@ -45,6 +47,20 @@ from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request, change_request, unfinished
 from elbowroom.sizes import SIZES
 
+
+@dataclass(frozen=True)
+class Shares:
+    """The shares of the time that is left which stages of a fit may take."""
+
+    optimising: float = 0.7
+    """A guide's optimum; drawing and checking come after it."""
+    drawing: float = 0.8
+    """Draws of the posterior; what is left is for the checks."""
+    before_nuts: float = 0.4
+    """All of the fit, where NUTS comes after it."""
+
+
+SHARES = Shares()
 AUTO_FULL_RANK = 200
 """The largest latent dimension for which `auto` takes `full_rank` for a user's own model."""
 
@@ -176,12 +192,15 @@ class Work:
                 f"{asked}: the guide '{guide}' leaves the priors out, and NUTS needs them; "
                 "fit with another guide."
             )
-        found = fit_task(task, self.guide, self.engine, report=self.report)
-        if found.trained.status == "interrupted":
-            return found
-        if self.fallback == "nuts" and not found.verdict.trusted:
-            return add_reference(found, take=True)
-        return add_reference(found) if self.reference else found
+        with budget.limited(seconds_allowed(task.settings), task.say):
+            with budget.stage("fitting", SHARES.before_nuts if asked else 1.0):
+                found = fit_task(task, self.guide, self.engine, report=self.report)
+            if found.trained.status == "interrupted":
+                return found
+            with budget.stage("sampling by NUTS"):
+                if self.fallback == "nuts" and not found.verdict.trusted:
+                    return add_reference(found, take=True)
+                return add_reference(found) if self.reference else found
 
     def kept(
         self,
@@ -269,7 +288,11 @@ def fit_task(
     task = replace(task, auto=automatic)
     guide = resolve_guide(guide, task.problem)
     problem, settings = task.problem, task.settings
-    with numerical_failures(), kept_buffers(problem.function, guide.build):
+    with (
+        numerical_failures(),
+        kept_buffers(problem.function, guide.build),
+        budget.limited(seconds_allowed(settings), task.say),
+    ):
         if automatic and not guide.exact:
             chosen = chosen_engine(engine, None, problem, settings)
             if chosen == "fixed_draws":
@@ -308,6 +331,10 @@ def fit_guide(task: Task, guide: Guide, engine: str, landscape: Landscape | None
     if task.announce is not None:
         task.announce(plan)
     start = landscape or chosen.start(task, guide)
-    fitted = chosen.fit(task, guide, start)
+    with budget.stage(f"fitting {guide.name}", SHARES.optimising):
+        fitted = chosen.fit(task, guide, start)
     count = chosen.draws if task.draws is None else task.draws
-    return conclude(task, fitted, draw_posterior(task, fitted, start, count), start)
+    with budget.stage("drawing from the posterior", SHARES.drawing):
+        drawn = draw_posterior(task, fitted, start, count)
+    with budget.stage("checking the draws"):
+        return conclude(task, fitted, drawn, start)

@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from elbowroom import budget
 from elbowroom.assess.verdict import PROPER, found_more, improper, sentence
 from elbowroom.density.importance import ERRORS, k_hat_threshold
 from elbowroom.density.landscape import Landscape
@@ -28,6 +31,8 @@ class Rungs:
     """The largest dimension in which it tries `flow`."""
     flow_steps: int = 5000
     """The steps of `flow`, unless the user gives them."""
+    share: float = 0.8
+    """Of the time of a fit, after which independent Normals are tried if there is nothing yet."""
     clearly: float = 0.2
     """How far k-hat must be below its limit for no other guide to be tried."""
 
@@ -79,7 +84,9 @@ class Ladder:
             verdict = self.fits[-1].verdict
             why = "" if verdict.trusted else f". {verdict.reasons[0]}"
             self.say(f"{label}: {verdict.level}{why}")
-        return bool(self.fits) and (self.fits[-1].verdict.trusted or _best_of(self.fits[-1]))
+        if not self.fits:
+            return False
+        return self.fits[-1].verdict.trusted or _best_of(self.fits[-1]) or budget.over()
 
     def say(self, line: str) -> None:
         """Keeps a line and reports it."""
@@ -124,6 +131,20 @@ def climb_ladder(task: Task, fit_one: FitOne, report: Callable[[str], None] | No
 
 
 def _climb(ladder: Ladder, task: Task) -> None:
+    with budget.stage("climbing the ladder of guides", RUNGS.share):
+        _climb_explored(ladder, task)
+    problem = task.problem
+    if not ladder.fits and problem.space.sites and budget.current().cut:
+        # Some steps in what time is left: the best there is.
+        ladder.rung("mean_field", replace(task, announce=None), "svi", _unexplored(problem))
+
+
+def _unexplored(problem: Problem) -> Landscape:
+    """No landscape: the guide begins at the origin of the unconstrained space."""
+    return Landscape(None, None, [], 0, np.zeros(problem.space.dimension), 0.0, cut=True)
+
+
+def _climb_explored(ladder: Ladder, task: Task) -> None:
     problem = task.problem
     tasks = [task]
     if problem.space.location_scale and problem.model_name is None:
@@ -146,6 +167,8 @@ def _climb(ladder: Ladder, task: Task) -> None:
         correlated = each.problem.space.dimension <= RUNGS.full_rank and landscape.best is not None
         if correlated and ladder.rung("full_rank", begun, "fixed_draws", landscape):
             return
+    if budget.current().cut:
+        return
     if problem.space.parameters.size and not ladder.fits:
         ladder.rung("mean_field", task, "svi", None)
     if problem.space.dimension > SIZES.dense and not ladder.fits:

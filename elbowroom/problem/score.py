@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
+from elbowroom import budget
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace, sample_sites
 
@@ -374,6 +375,7 @@ def map_draws(
     draws: Mapping[str, Tensor],
     chunk: int = 100,
     count: int | None = None,
+    least: int | None = None,
 ) -> Any:
     """`function` of each draw: batched by `vmap` where its code allows, one by one elsewhere.
 
@@ -383,6 +385,8 @@ def map_draws(
         draws: Each (draws, ...); empty if the function needs none, such as one that draws itself.
         chunk: Draws in one batched call, for the memory's sake.
         count: How many draws; needed only where `draws` is empty.
+        least: Of draws one by one, how many there are at least where the time is over; by default
+            all.
 
     Returns:
         The same as `function`, with a leading dim for the draws.
@@ -401,7 +405,11 @@ def map_draws(
             return batched(dict(draws), numbers)
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         torch.set_rng_state(state)
-    results = [function({name: value[i] for name, value in draws.items()}) for i in range(count)]
+    results = []
+    for i in range(count):
+        if least is not None and i >= least and budget.over():
+            break
+        results.append(function({name: value[i] for name, value in draws.items()}))
     return each_tensor(lambda *each: torch.stack(each), *results)
 
 

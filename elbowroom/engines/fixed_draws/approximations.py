@@ -1,5 +1,6 @@
 """Gaussian approximations of a posterior that need no stochastic gradient."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from elbowroom.engines.fixed_draws.optima import (
     best_of_family,
 )
 from elbowroom.engines.fixed_draws.wide import Response, chosen_coordinates, respond
-from elbowroom.errors import GuideError
+from elbowroom.errors import GuideError, OutOfTimeError
 from elbowroom.guides import Guide
 from elbowroom.guides.families import MakeFamily, Search
 from elbowroom.guides.roots import factor_of_inverse
@@ -168,9 +169,14 @@ def responses(
         assert best is not None
         if mode.log_evidence < best.log_evidence - within:
             continue
-        tried = [at(_scaled(mode))]
-        if density.dimension <= SIZES.products:
-            tried.append(at(_whitened(mode)))
+        tried: list[Optimum | None] = []
+        try:
+            tried.append(at(_scaled(mode)))
+            if density.dimension <= SIZES.products:
+                tried.append(at(_whitened(mode)))
+        except OutOfTimeError:
+            if not found and not tried:
+                raise
         proper = [optimum for optimum in tried if optimum is not None]
         if proper:
             found.append(max(proper, key=lambda optimum: optimum.elbo))
@@ -179,10 +185,11 @@ def responses(
         found = [] if anywhere is None else [anywhere]
     found = sorted(found, key=lambda optimum: optimum.elbo, reverse=True)
     if found and choice != few:
-        further = fixed_draws.linear_response(
-            density, curvature, found[0].coordinates, random, choice, found[0]
-        )
-        found[0] = found[0] if further is None else further
+        with suppress(OutOfTimeError):
+            further = fixed_draws.linear_response(
+                density, curvature, found[0].coordinates, random, choice, found[0]
+            )
+            found[0] = found[0] if further is None else further
     return found
 
 

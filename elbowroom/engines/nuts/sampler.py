@@ -21,10 +21,11 @@ from pyro import poutine
 from pyro.infer import NUTS
 from torch import Tensor
 
+from elbowroom import budget
 from elbowroom.density.density import Density
 from elbowroom.draws.weighted import WEIGHING
 from elbowroom.engines.nuts.gathered import Gathered
-from elbowroom.errors import ModelError
+from elbowroom.errors import ModelError, OutOfTimeError
 from elbowroom.problem.isolation import isolated
 
 
@@ -273,7 +274,7 @@ def _by_nutpie(
                 )
             )
         _wait(samplers, chains, gathered, tune, progress)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OutOfTimeError):
         interrupted = True
     finally:
         made = gathered.close()
@@ -329,6 +330,7 @@ def _wait(
     """
     total, dimension = int(gathered.left.sum()), gathered.rows.shape[1]
     while len(chains) < len(samplers):
+        budget.check()
         for chain, sampler in enumerate(samplers):
             if chain in chains:
                 continue
@@ -408,6 +410,7 @@ def _by_pyro(
                 kernel.initial_params = values
                 kernel.setup(tune)
                 for i in range(tune + draws):
+                    budget.check()
                     values = kernel.sample(values)
                     if i >= tune:
                         points.append(values["point"].detach().numpy().copy())
@@ -416,7 +419,7 @@ def _by_pyro(
                         told = time.perf_counter()
                         made = chain * (tune + draws) + i + 1
                         progress(made, total, divergences + len(diverging))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OutOfTimeError):
             interrupted = True
         divergences += len(diverging)
         flags = np.isin(np.arange(len(points)), diverging)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pyro
 import torch
 
+from elbowroom import budget
 from elbowroom.density.landscape import Landscape, explore
 from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.settings import Way, check_read
@@ -103,6 +104,7 @@ class Stochastic:
                 values = parameter_values()
             finally:  # a network of the user's is left as it was
                 set_parameter_values(dict(pyro.get_param_store().named_parameters()), initial)
+        cut = trained.status == "budget" and budget.over()
         notes = list(warnings)
         if trained.eager is not None:
             notes.append(
@@ -124,4 +126,5 @@ class Stochastic:
             engine=self.name,
             point=guide.point or sites.point,
             remarks=tuple(notes),
+            remedy="give a longer --time." if cut else "",
         )

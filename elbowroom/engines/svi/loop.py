@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from elbowroom import budget
 from elbowroom.engines.protocol import Trained
 from elbowroom.engines.settings import Settings, length, optimizer_class
 from elbowroom.engines.svi.checkpoint import (
@@ -382,7 +383,7 @@ class Optimisation:
             progress(self.step, self.budget, self.smoothed, rates[-1])
         if self.step - self.looked_at >= self.window or self.step >= self.budget:
             return self._look()
-        return ""
+        return "budget" if budget.over() else ""
 
     def _leave_out(self, loss: float, rate: float) -> str:
         """A step that is not finite is left out; after some, the run goes back, or ends."""
@@ -501,13 +502,19 @@ class Optimisation:
             self.uncompiled,
         )
 
+    def _ended(self, steps: int) -> str:
+        """Where a run ends that has not converged."""
+        count = f"{steps:,} step{'s' * (steps != 1)}"
+        if steps < self.budget:
+            return f"stopped after {count}, when the time was over"
+        return f"stopped at the budget of {count}"
+
     def _reason(self, status: str) -> str:
         steps = len(self.elbo)
         text = {
             "converged": f"{self.rule.found} after {steps:,} steps.",
-            "budget": f"stopped at the budget of {steps:,} step{'s' * (steps != 1)}: "
-            f"{self.rule.unmet}."
-            if self.settings.schedule != "cosine"
+            "budget": f"{self._ended(steps)}: {self.rule.unmet}."
+            if self.settings.schedule != "cosine" or steps < self.budget
             else f"ran all {steps:,} steps of the cosine schedule. At its end the ELBO is always "
             "level, so this does not show convergence: compare the ELBO with that of a longer run.",
             "interrupted": f"interrupted after {steps:,} steps; what was fitted so far is kept.",
