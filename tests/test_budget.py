@@ -1,0 +1,138 @@
+"""A fit ends when its time is over, wherever that is, and says so."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import elbowroom as er
+from elbowroom import budget
+from elbowroom.density.density import Density
+from elbowroom.engines.nuts.sampler import sample_nuts
+from elbowroom.engines.settings import make_settings, seconds_allowed
+from elbowroom.errors import OutOfTimeError
+from elbowroom.guides.space import LatentSpace
+
+X = np.random.default_rng(0).normal(size=(30, 2))
+
+
+def two_means(x: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(mean, scale).to_event(1), obs=x)
+
+
+def point(x: Tensor) -> None:
+    mean = pyro.param("mean", torch.zeros(2))
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(mean + shift, 1.0).to_event(1), obs=x)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Sets a clock that stands still until it was read so many times, when all time is over."""
+
+    def until(reads: int) -> list[int]:
+        read = count()
+        now = [0]
+
+        def monotonic() -> float:
+            now[0] = next(read)
+            return 0.0 if now[0] < reads else 1e9
+
+        monkeypatch.setattr("elbowroom.budget.time", SimpleNamespace(monotonic=monotonic))
+        return now
+
+    return until
+
+
+@pytest.mark.parametrize("reads", [4, 10, 20, 40, 60, 80, 100, 120, 150, 200, 300, 400])
+@pytest.mark.parametrize(("model", "guide"), [(two_means, "auto"), (point, "auto")])
+def test_wherever_the_time_is_over_the_fit_ends_with_what_it_has(
+    clock: Callable[[int], list[int]], model: Any, guide: str, reads: int
+) -> None:
+    now = clock(reads)
+    fit = er.fit(model, {"x": X}, guide, seed=1, draws=200, time=60)
+    drawn = fit.posterior["posterior"].to_dataset()
+    assert all(np.isfinite(values).all() for values in drawn.values())
+    if now[0] > reads:
+        assert not fit.verdict.trusted
+        assert "ime" in str(fit.verdict)  # it was over
+    else:
+        assert fit.verdict.trusted
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank", "flow", "pathfinder"])
+@pytest.mark.parametrize("engine", ["svi", "auto"])
+@pytest.mark.parametrize("reads", [4, 60])
+def test_a_guide_that_was_asked_for_ends_in_time_or_says_so(
+    clock: Callable[[int], list[int]], guide: str, engine: str, reads: int
+) -> None:
+    if guide == "pathfinder":
+        engine = "auto"
+    clock(reads)
+    with suppress(OutOfTimeError):
+        fit = er.fit(two_means, {"x": X}, guide, engine=engine, seed=1, draws=200, time=60)
+        assert not fit.verdict.trusted
+
+
+def test_stochastic_steps_end_and_ask_for_more_time(clock: Callable[[int], list[int]]) -> None:
+    clock(400)
+    fit = er.fit(two_means, {"x": X}, "mean_field", engine="svi", seed=1, draws=200, time=60)
+    assert fit.trained.status == "budget"
+    assert "when the time was over" in fit.trained.reason
+    assert fit.verdict.advice.startswith("give a longer --time")
+
+
+def test_nuts_ends_with_the_draws_it_has(clock: Callable[[int], list[int]]) -> None:
+    arguments = {"x": torch.as_tensor(X)}
+    density = Density(two_means, arguments, LatentSpace.of(two_means, arguments))
+    clock(12)
+    with budget.limited(60.0):
+        found = sample_nuts(density, np.zeros((2, 3)), draws=100_000, tune=100, seed=1)
+    assert found.status == "interrupted"
+
+
+def test_a_stage_has_a_share_of_what_the_stages_before_left() -> None:
+    said: list[str] = []
+    with budget.limited(100.0, said.append) as whole:
+        end = whole.deadline
+        with budget.stage("first", 0.5):
+            assert whole.deadline == pytest.approx(end - 50, abs=1)
+            with budget.stage("inner", 0.5):
+                assert whole.deadline == pytest.approx(end - 75, abs=1)
+            with budget.limited(1e6) as inner:
+                assert inner.deadline == whole.deadline
+                assert inner.say is not None
+        assert whole.deadline == end
+        assert not budget.over()
+    assert said == ["first", "inner"]
+
+
+def test_a_stage_without_time_is_noted_and_named() -> None:
+    with (
+        budget.limited(0.0) as whole,
+        budget.stage("counting sheep"),
+        pytest.raises(OutOfTimeError, match=r"over while counting sheep; give a longer --time"),
+    ):
+        budget.check()
+    assert whole.cut == ["counting sheep"]
+    assert not budget.over()  # outside there is no limit
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [({}, 300), ({"time": 7.5}, 7.5), ({"steps": 10}, None), ({"epochs": 1, "time": 9}, 9)],
+)
+def test_the_time_of_a_fit(given: dict[str, Any], seconds: float | None) -> None:
+    assert seconds_allowed(make_settings(given)) == seconds
