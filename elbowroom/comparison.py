@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import xarray
 
+from elbowroom import budget
 from elbowroom.assess.compare import (
     Row,
     comparison_table,
@@ -18,7 +19,13 @@ from elbowroom.assess.measures import leave_one_out
 from elbowroom.data.tables import read_table
 from elbowroom.density.landscape import Landscape, explore
 from elbowroom.engines.registry import ENGINES
-from elbowroom.engines.settings import Settings, Way, check_read, only_read
+from elbowroom.engines.settings import (
+    Settings,
+    Way,
+    check_read,
+    only_read,
+    seconds_allowed,
+)
 from elbowroom.engines.task import Progress, Task
 from elbowroom.errors import DataError, ElbowroomError, GuideError, OptionError
 from elbowroom.guides import Guide, guides_for
@@ -285,6 +292,16 @@ def _fitted(
 ) -> tuple[Row, Fit | None]:
     """The line of a method, and its fit; one that failed has a line that says why."""
     try:
+        return _fitted_in_time(method, task, starts, test)
+    except ElbowroomError as error:
+        return Row(method.name, {}, None, str(error)), None
+
+
+def _fitted_in_time(
+    method: _Method, task: Task, starts: _Starts, test: pd.DataFrame | None
+) -> tuple[Row, Fit]:
+    """The line of a method, and its fit, in the time that a fit has."""
+    with budget.limited(seconds_allowed(task.settings)):
         if method.chosen == NUTS:
             begun = fit_task(replace(task, draws=None), "auto")
             fit = add_reference(begun, take=True)
@@ -294,8 +311,6 @@ def _fitted(
             guide = resolve_guide(method.guide, task.problem)
             begin = starts.of(method.chosen, guide)
             fit = fit_task(task, method.guide, method.engine, begin)
-    except ElbowroomError as error:
-        return Row(method.name, {}, None, str(error)), None
     scores, remark = _scored(fit, test)
     fit = fit.with_remarks(*remark)
     measures = {**(_of_nuts(fit) if method.chosen == NUTS else _of_guide(fit)), **scores}

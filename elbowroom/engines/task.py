@@ -37,7 +37,6 @@ class Task:
         announce: Called with the `Plan` before the optimiser begins.
         progress: Called at each step of the optimiser.
         checkpoints: Where the state of stochastic fits is kept.
-        say: Called with the name of each stage of the fit.
         begins: Whether the guide was not asked for, and only begins importance sampling.
         auto: Whether the guide `auto` was asked for.
     """
@@ -50,6 +49,5 @@ class Task:
     announce: Callable[[Plan], None] | None = None
     progress: Progress | None = None
     checkpoints: Checkpoints | None = None
-    say: Callable[[str], None] | None = None
     begins: bool = False
     auto: bool = False

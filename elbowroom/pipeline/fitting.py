@@ -192,7 +192,7 @@ class Work:
                 f"{asked}: the guide '{guide}' leaves the priors out, and NUTS needs them; "
                 "fit with another guide."
             )
-        with budget.limited(seconds_allowed(task.settings), task.say):
+        with budget.limited(seconds_allowed(task.settings)):
             with budget.stage("fitting", SHARES.before_nuts if asked else 1.0):
                 found = fit_task(task, self.guide, self.engine, report=self.report)
             if found.trained.status == "interrupted":
@@ -291,7 +291,7 @@ def fit_task(
     with (
         numerical_failures(),
         kept_buffers(problem.function, guide.build),
-        budget.limited(seconds_allowed(settings), task.say),
+        budget.limited(seconds_allowed(settings)),
     ):
         if automatic and not guide.exact:
             chosen = chosen_engine(engine, None, problem, settings)

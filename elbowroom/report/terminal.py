@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from elbowroom import budget
 from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict, sentence
 from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
@@ -83,31 +84,36 @@ def _bars(*columns: TextColumn | BarColumn) -> Iterator[Progress | None]:
 def progresses() -> Iterator[Callable[[str], Report | None] | None]:
     """One bar for each fit on a terminal, and nothing in a pipe.
 
+    A bar names the stage of its fit; while an optimiser steps, it shows these.
+
     Yields:
         For a fit's name, its progress callback.
     """
     with _bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn("step {task.completed}"),
-        TextColumn("ELBO {task.fields[elbo]:.2f}"),
-        TextColumn("rate {task.fields[rate]:.1e}"),
-        TextColumn("{task.fields[speed]:.0f} steps/s"),
+        TextColumn("{task.fields[shown]}"),
     ) as bars:
         if bars is None:
             yield None
             return
 
         def begin(name: str) -> Report:
-            task = bars.add_task(name, total=None, elbo=math.nan, rate=math.nan, speed=0.0)
+            task = bars.add_task(name, total=None, shown="")
 
-            def report(step: int, budget: int, elbo: float, rate: float) -> None:
+            def report(step: int, total: int, elbo: float, rate: float) -> None:
                 speed = bars.tasks[task].speed or 0.0
-                bars.update(task, completed=step, total=budget, elbo=elbo, rate=rate, speed=speed)
+                shown = f"step {step}  ELBO {elbo:.2f}  rate {rate:.1e}  {speed:.0f} steps/s"
+                bars.update(task, completed=step, total=total, shown=shown)
 
             return report
 
-        yield begin
+        def stage(name: str) -> None:
+            if bars.tasks:  # the fit that was begun last
+                bars.update(bars.tasks[-1].id, shown=name)
+
+        with budget.limited(None, stage):
+            yield begin
 
 
 @contextmanager
