@@ -93,14 +93,6 @@ def _argument(name: str, value: Any) -> Any:
         )
     if isinstance(value, torch.Tensor):
         value = value.clone()  # the user may change theirs after the fit
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        bad = ~torch.isfinite(value)
-        if bad.any():
-            where = ", ".join(str(int(i) + 1) for i in bad.nonzero()[0])
-            raise DataError(
-                f"data['{name}'] has {int(bad.sum())} NaN or infinite cell(s), the first at "
-                f"{where} (counted from 1); drop these rows, or fill the cells."
-            )
     return value
 
 

@@ -22,7 +22,8 @@ from elbowroom.report.listing import show_objectives
 
 OTHER: dict[str, Any] = {
     "device": "cpu", "dtype": "float32", "time": 7.0, "restarts": 2, "steps": 7, "epochs": 7,
-    "batch_size": 20, "learning_rate": 0.5, "optimizer": "SGD", "schedule": "cosine", "tolerance": 0.3,
+    "batch_size": 20, "learning_rate": 0.5, "optimizer": "SGD", "schedule": "cosine",
+    "tolerance": 0.3,
     "held_out": 0.2, "patience": 3, "clip_norm": 5.0, "particles": 4, "elbo": "trace",
     "kl_warm_up": 5, "compile": True, "autocast": True, "fixed_draws": 64, "correlated": "a",
     "free_bits": 0.3, "alpha": 0.3, "baseline": "none", "insomnia": 0.5,

@@ -22,6 +22,7 @@ from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.leaves import leaves
 from elbowroom.problem.score import Batchable, score
+from elbowroom.problem.unseen import at_rest
 from elbowroom.recording.record import BATCHES, record
 from elbowroom.sizes import SIZES
 
@@ -130,7 +131,7 @@ class Density:
             model = held(model, self.space.parameters.constrained(beside))
         parts = self.space.split(u)
         values = {site.name: site.transform(parts[site.name]) for site in self.space.sites}
-        with nullcontext() if self.branch is None else Branch(self.branch):
+        with nullcontext() if self.branch is None else Branch(self.branch), at_rest():
             total = score(model, self.arguments, values, self.space).log_joint
         for site in self.space.sites:
             total = total + site.log_abs_det_jacobian(parts[site.name], values[site.name]).sum()

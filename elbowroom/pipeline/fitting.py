@@ -107,6 +107,8 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         amortised = bool(getattr(guide, "amortised", False))
         with problem.session(0):
             called = unmixed(guide, problem.arguments)
+        if problem.unseen:
+            called = pyro.poutine.block(called, hide=[*problem.unseen])
         return Guide(name, "the user's own guide", lambda space, start: called, amortised=amortised)
     raise OptionError(
         f"{guide!r} is not a guide: give a name, a guide function or an AutoGuide class."

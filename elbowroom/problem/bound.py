@@ -23,7 +23,8 @@ from elbowroom.models._own import load_function, own_model, required
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers
 from elbowroom.problem.precision import unmixed
-from elbowroom.problem.validation import check_shapes, real_observations, validate
+from elbowroom.problem.unseen import without_unseen
+from elbowroom.problem.validation import check_shapes, has_gradient, real_observations, validate
 from elbowroom.sizes import SIZES
 
 
@@ -78,6 +79,7 @@ class Problem:
         reparameterised: Location-scale sites that are written by their standardised values.
         posterior: The same with its priors, where these are left out.
         doubts: What may be wrong with the model or its data, each with the edit.
+        unseen: Latent sites that are integrated out; see `elbowroom.problem.unseen`.
     """
 
     model: Model
@@ -91,6 +93,7 @@ class Problem:
     reparameterised: tuple[str, ...] = ()
     posterior: "Problem | None" = None
     doubts: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     def reparameterise(self, sites: Sequence[str]) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
@@ -309,17 +312,42 @@ def bind(
             arguments = placed(prepared.arguments, dtype, device)
         if model.options is None:
             model = _unmixed(model, prepared.arguments, arguments, dtype, device)
+            with isolated(0, dtype=dtype, device=device):
+                _check_missing(model.function, arguments)
         with isolated(0, dtype=dtype, device=device):
             doubts, real = _validated(model.function, arguments)
             arguments = {**arguments, **real}
             prepared = replace(prepared, arguments={**prepared.arguments, **_on_cpu(real)})
+        unseen: tuple[str, ...] = ()
+        if model.options is None:
+            with isolated(0, dtype=dtype, device=device):
+                function, unseen = without_unseen(model.function, arguments)
+            model = replace(model, function=function)
         with isolated(0, dtype=dtype, device=device):
             space = LatentSpace.of(model.function, arguments)
             check_parameters(model.function, arguments)
     return Problem(
         model, options, data, prepared, arguments, space, dtype, device,
-        doubts=(*doubts, *prepared.doubts),
+        doubts=(*doubts, *prepared.doubts), unseen=unseen,
     )  # fmt: skip
+
+
+def _check_missing(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Sees that a model whose data have cells without a value does without these.
+
+    Raises:
+        DataError: If the log density or its gradient is not finite; the first cell is named.
+    """
+    for name, value in arguments.items():
+        bad = ~value.isfinite() if isinstance(value, Tensor) else torch.zeros(())
+        if bad.any() and not has_gradient(function, arguments):
+            where = ", ".join(str(int(i) + 1) for i in bad.nonzero()[0])
+            raise DataError(
+                f"data['{name}'] has {int(bad.sum())} NaN or infinite cell(s), the first at "
+                f"{where} (counted from 1), and the log density of the model or its gradient is "
+                "not finite with them; drop these rows, or fill the cells and give the site "
+                "obs_mask=."
+            )
 
 
 def _unmixed(

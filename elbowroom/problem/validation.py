@@ -176,6 +176,33 @@ def real_observations(model: ModelFunction, arguments: Mapping[str, Any]) -> dic
     }
 
 
+def has_gradient(model: ModelFunction, arguments: Mapping[str, Any]) -> bool:
+    """Whether a model's log density and its gradient are finite at a random point.
+
+    Args:
+        model: The Pyro model, to be called in an isolated session.
+        arguments: Its keyword arguments.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            values = {
+                name: node["value"].detach().requires_grad_()
+                for name, node in sample_sites(trace_model(model, arguments))
+                if not node["is_observed"] and node["value"].is_floating_point()
+            }
+            conditioned = poutine.condition(model, data=values)
+            total = torch.as_tensor(
+                poutine.trace(conditioned).get_trace(**arguments).log_prob_sum()
+            )
+            inputs = [*values.values(), *dict(pyro.get_param_store().named_parameters()).values()]
+            found = (
+                torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else ()
+            )
+    except (ElbowroomError, RuntimeError, ValueError):
+        return False
+    return bool(total.isfinite()) and all(g is None or bool(g.isfinite().all()) for g in found)
+
+
 def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
     """The shapes alone, at one run; to be called in an isolated session.
 
