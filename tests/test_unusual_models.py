@@ -143,3 +143,19 @@ def test_enumeration_of_continuous_latents_is_refused() -> None:
 
     with pytest.raises(OptionError, match="'x' is continuous"):
         er.fit(model, guide="enumeration")
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+def test_a_start_is_sought_where_the_observations_have_a_density(shift: float) -> None:
+    """The posterior of theta is a Pareto of scale max(y) and shape 1 + 3."""
+
+    def model(y: Tensor) -> None:
+        bound = pyro.sample("bound", dist.Pareto(0.1, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Uniform(0.0, bound), obs=y)
+
+    y = shift + np.array([1.0, 2.0, 7.0])
+    drawn = er.fit(model, {"y": y}, seed=1).posterior["posterior"]["bound"].values
+    assert drawn.min() > y.max()
+    assert np.median(drawn) == pytest.approx(y.max() * 2**0.25, rel=0.02)
+    assert np.quantile(drawn, 0.9) == pytest.approx(y.max() * 10**0.25, rel=0.04)

@@ -202,6 +202,10 @@ def explore(
         wide = density.dimension > SIZES.dense
         restarts = min(restarts, SEARCH.wide_starts) if wide else restarts
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
+        if not np.isfinite(density.value(batch)).any():
+            elsewhere = others.feasible()
+            if elsewhere is not None:
+                first = batch[0] = elsewhere
         modes: list[Mode] = []
         with suppress(OutOfTimeError):
             batch = _brought_in(density, first, batch)

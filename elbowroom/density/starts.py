@@ -46,6 +46,8 @@ class StartCandidates:
     wider: tuple[tuple[float, int], ...] = ((3.0, 48), (10.0, 48), (30.0, 24))
     """Distances of candidates from the best mode, in its sds, and how many there are at each: the
     basin of a narrower mode is a cone that few directions meet."""
+    farther: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    """Distances from the origin, in each coordinate, at which a point in the support is sought."""
     reflected: int = 4
     """Modes that have candidates about them."""
     uphill: int = 8
@@ -102,6 +104,25 @@ class Starts:
             if drawn is not None:
                 yield drawn
             yield self.random.uniform(-2, 2, self.density.dimension)
+
+    def feasible(self) -> np.ndarray | None:
+        """The nearest point found to the origin with a finite density, (D,).
+
+        The support of what was observed may depend on latents, such as `Uniform(0, theta)`: the
+        origin is then outside. Points are tried ever farther away, in all directions, along each
+        coordinate, and along the diagonal.
+        """
+        size, random = self.density.dimension, self.random
+        for reach in CANDIDATES.farther:
+            normal = reach * random.standard_normal((CANDIDATES.of_each_kind, size))
+            along = reach * np.concatenate([np.eye(size), np.ones((1, size))])
+            points = np.concatenate([along, -along, normal])[: max(self.most, 1)]
+            values, gradients = self.density.value_and_gradient(points)
+            found = points[np.isfinite(values) & np.isfinite(gradients).all(1)]
+            if len(found):
+                return found[np.argmin(np.square(found).sum(1))]
+        finite = np.isfinite(self.density.value(self.prior)) if len(self.prior) else []
+        return next(iter(self.prior[finite]), None) if len(self.prior) else None
 
     def unexplained(self, modes: Sequence[Mode], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Places that the known modes explain least, and how many candidates came to each mode.

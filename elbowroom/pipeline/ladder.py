@@ -134,7 +134,7 @@ def _climb(ladder: Ladder, task: Task) -> None:
     with budget.stage("climbing the ladder of guides", RUNGS.share):
         _climb_explored(ladder, task)
     problem = task.problem
-    if not ladder.fits and problem.space.sites and budget.current().cut:
+    if budget.current().cut and not ladder.fits and problem.space.sites:
         # Some steps in what time is left: the best there is.
         ladder.rung("mean_field", replace(task, announce=None), "svi", _unexplored(problem))
 

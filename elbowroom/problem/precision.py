@@ -29,8 +29,8 @@ def suited_dtype(*functions: Callable[..., Any]) -> torch.dtype:
         *functions: The Pyro model, and the guide if it is the user's own.
 
     Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> suited_dtype(lambda x: layer(x)), suited_dtype(lambda x: 2 * x)
+        >>> layer = nn.Linear(1, 1).float()
+        >>> suited_dtype(layer), suited_dtype(lambda x: 2 * x)
         (torch.float32, torch.float64)
     """
     modules = [each for _, each in reached_from(*functions) if isinstance(each, nn.Module)]
@@ -50,10 +50,11 @@ class Promoted(TorchFunctionMode):
     """Makes an operation that torch refuses for its mixed types in the largest of them.
 
     Example:
-        >>> one, two = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.float64)
+        >>> one, two = torch.ones(1, 1).float(), torch.ones(1, 1).double()
         >>> with Promoted():
-        ...     one @ two
-        tensor([[1.]], dtype=torch.float64)
+        ...     product = one @ two
+        >>> product.dtype
+        torch.float64
     """
 
     def __torch_function__(

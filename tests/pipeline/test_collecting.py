@@ -26,7 +26,7 @@ def landscape(*modes: Mode, **given: Any) -> Any:
     usual = {
         "best": modes[0] if modes else None, "modes": list(modes), "proper": list(modes),
         "tried": 8, "rows": None, "own_starts": False, "unfinished": False, "density": None,
-        "climbed": None,
+        "climbed": None, "cut": False,
     }  # fmt: skip
     return SimpleNamespace(**{**usual, **given})
 

@@ -365,7 +365,7 @@ def test_a_fit_is_planned_begun_fitted_drawn_and_concluded(monkeypatch: pytest.M
     monkeypatch.setattr(fitting, "draw_posterior", lambda task, *given: ("drawn", *given))
     monkeypatch.setattr(fitting, "conclude", lambda task, *given: given)
     announced: list[Any] = []
-    guide: Any = "guide"
+    guide: Any = SimpleNamespace(name="guide")
     for draws, count in ((None, 4000), (300, 300)):
         given = replace(task(draws=draws), announce=announced.append)
         found: Any = fitting.fit_guide(given, guide, "fixed_draws", None)

@@ -135,14 +135,3 @@ def test_derivatives_that_a_model_takes_itself_are_no_parameters() -> None:
 def test_data_that_require_a_gradient_are_refused() -> None:
     with pytest.raises(DataError, match=r"data\['x'\] requires a gradient"):
         bind_model(by_number, {**DATA, "x": DATA["x"].clone().requires_grad_()}, {})
-
-
-def test_a_network_of_another_dtype_is_said() -> None:
-    network = nn.Linear(1, 1).float()
-
-    def model(x: Tensor, y: Tensor) -> None:
-        pyro.module("network", network)
-        likelihood(network(x[:, None])[:, 0], y)
-
-    with pytest.raises(ModelError, match=r"network.to\(torch.float64\)"):
-        bind_model(model, DATA, {})
