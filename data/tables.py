@@ -108,6 +108,27 @@ def select_columns(
     return _take(table, names)
 
 
+def varying_columns(table: pandas.DataFrame) -> tuple[pandas.DataFrame, list[str]]:
+    """A table without the columns that are the same in every row, and the names of these.
+
+    A table of such columns alone stays as it is.
+
+    Example:
+        >>> varying_columns(pandas.DataFrame({"rim": [0, 0], "pixel": [3, 5]}))
+        (   pixel
+        0      3
+        1      5, ['rim'])
+    """
+    constant = [
+        str(name)
+        for name, column in table.items()
+        if column.nunique(dropna=False) == 1 and column.notna().all()
+    ]
+    if len(constant) == len(table.columns) or len(table) < 2:
+        return table, []
+    return _take(table, [name for name in table.columns if str(name) not in constant]), constant
+
+
 def numeric_columns(table: pandas.DataFrame, *, allow_constant: bool = False) -> pandas.DataFrame:
     """The same table in float64, with its index and `attrs`, without a copy where it is so already.
 

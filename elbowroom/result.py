@@ -294,7 +294,8 @@ class Fit:
     @staticmethod
     def _tensor(values: np.ndarray) -> Tensor:
         """Draws of all chains in one row, (draws, ...)."""
-        return torch.tensor(values.reshape(-1, *values.shape[2:]))
+        chains, draws, *shape = values.shape
+        return torch.tensor(values.reshape(chains * draws, *shape))
 
     def predict(self, data: Any = None, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
         """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from elbowroom.data.tables import named_columns, select_columns
+from elbowroom.data.tables import named_columns, select_columns, varying_columns
 from elbowroom.errors import DataError, OptionError
 
 
@@ -25,6 +25,40 @@ def cells(table: pd.DataFrame) -> Tensor:
         [[2.0], [1.0]]
     """
     return torch.tensor(np.array(table, order="C"))
+
+
+def varying(
+    table: pd.DataFrame, columns: Sequence[str] | None, exclude: Sequence[str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The columns that a model of all columns together takes, and a sentence on those left out.
+
+    Columns that are the same in every row tell nothing, and have no scale. They are left out unless
+    they were asked for by name.
+
+    Args:
+        table: The table of the fit.
+        columns: Those named by the user, if any.
+        exclude: Those that the user left out.
+
+    Raises:
+        DataError, OptionError: If there is no such column.
+
+    Example:
+        >>> table = pd.DataFrame({"rim": [0, 0], "pixel": [3, 5]})
+        >>> varying(table, None, ())[1]
+        ("Column 'rim' is the same in every row and was left out.",)
+    """
+    used = select_columns(table, columns, exclude)
+    if columns is not None:
+        return used, ()
+    used, constant = varying_columns(used)
+    if not constant:
+        return used, ()
+    if len(constant) == 1:
+        return used, (f"Column '{constant[0]}' is the same in every row and was left out.",)
+    named = ", ".join(f"'{name}'" for name in constant[:LISTED])
+    more = f" and {len(constant) - LISTED} more" if len(constant) > LISTED else ""
+    return used, (f"Columns {named}{more} are the same in every row and were left out.",)
 
 
 def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:

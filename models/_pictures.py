@@ -27,7 +27,8 @@ def panels(columns: int = 1, width: float = 7.2, height: float = 4.2) -> tuple[F
 def draws_of(fit: Any, name: str) -> np.ndarray:
     """The posterior draws of a quantity, (draws, ...)."""
     values = fit.posterior["posterior"][name].values
-    return values.reshape(-1, *values.shape[2:])
+    chains, draws, *shape = values.shape
+    return values.reshape(chains * draws, *shape)
 
 
 def ellipse(mean: np.ndarray, covariance: np.ndarray, scale: float, **style: Any) -> Ellipse:

@@ -27,10 +27,10 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from elbowroom.data.bundled import load_dataset
-from elbowroom.data.tables import align_columns, numeric_columns, select_columns
+from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
-from elbowroom.models._columns import cells
+from elbowroom.models._columns import cells, varying
 from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import pixels
 
@@ -145,7 +145,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         OptionError: If there are as many latent dimensions as columns.
     """
     source = table if training is None else training.table
-    names = list(select_columns(source, options.columns, options.exclude).columns)
+    used, doubts = varying(source, options.columns, options.exclude)
+    names = list(used.columns)
     most = _most_latents(len(names), options.noise == "shared")
     if options.latent > most:
         fewer = f"--latent {most} or less, or " if most else ""
@@ -173,6 +174,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "noise": () if options.noise == "shared" else ("column",),
         },
         coords={"column": names, "latent": list(range(options.latent))},
+        doubts=doubts,
     )  # fmt: skip
 
 

@@ -33,10 +33,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from elbowroom.data.bundled import load_dataset
-from elbowroom.data.tables import align_columns, numeric_columns, select_columns
+from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
-from elbowroom.models._columns import cells
+from elbowroom.models._columns import cells, varying
 from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import groups
 
@@ -117,8 +117,10 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         OptionError: If there are more components than rows.
     """
     spherical = options.covariance_type == "spherical"
+    source = table if training is None else training.table
+    used, doubts = varying(source, options.columns, options.exclude)
     if training is None:
-        chosen = numeric_columns(select_columns(table, options.columns, options.exclude))
+        chosen = numeric_columns(used)
         if options.components > len(chosen):
             raise OptionError(
                 f"--components {options.components} is more than the {len(chosen)} rows of the "
@@ -129,8 +131,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         if spherical:
             spread = spread.square().mean().sqrt().expand_as(centre).clone()
     else:
-        names = list(select_columns(training.table, options.columns, options.exclude).columns)
-        chosen = numeric_columns(align_columns(table, names), allow_constant=True)
+        chosen = numeric_columns(align_columns(table, list(used.columns)), allow_constant=True)
         x = cells(chosen)
         centre, spread = training.arguments["centre"], training.arguments["spread"]
     return Prepared(
@@ -157,6 +158,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "other_column": list(chosen.columns),
             "component": list(range(options.components)),
         },
+        doubts=doubts,
     )
 
 

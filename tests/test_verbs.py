@@ -315,3 +315,35 @@ def test_the_command_line_writes_tables_and_pictures(autoencoder: Fit, tmp_path:
         .invoke(app, ["score", str(run), *commands["scored"][1:], "--overwrite"])
         .output
     )
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "spherical"])
+def test_a_mixture_of_one_component_does_all_that_others_do(
+    covariance_type: str, tmp_path: Path
+) -> None:
+    fit = er.fit("gaussian_mixture", "iris", components=1, covariance_type=covariance_type, seed=1)
+    rows = fit.problem.data.head(5)
+    assert (fit.predict(rows)["probability[0]"] == 1.0).all()
+    assert len(fit.generate(3)) == 3
+    assert fit.log_density(rows).shape == (5,)
+    assert len(fit.score(rows)) == 5
+    fit.save(tmp_path / "run")
+    again = er.load(tmp_path / "run")
+    assert again.sample(20, seed=2).equals(fit.sample(20, seed=2))
+
+
+@pytest.mark.parametrize("model", ["factor_analysis", "gaussian_mixture"])
+def test_columns_that_are_the_same_in_every_row_are_left_out_and_told(model: str) -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(30, 3)), columns=["a", "b", "c"])
+    held = table.assign(rim=0.0, corner=7)
+    guide = "em" if model == "factor_analysis" else "auto"
+    options: Any = {"latent": 1, "noise": "shared"} if model == "factor_analysis" else {}
+    fit = er.fit(model, held, guide, seed=1, **options)
+    assert fit.problem.prepared.coords["column"] == ["a", "b", "c"]
+    assert "Columns 'rim', 'corner' are the same in every row and were left out." in str(
+        fit.verdict
+    )
+    assert len(fit.score(held.head(2))) == 2
+    with pytest.raises(DataError, match="column 'rim' is 0"):
+        er.fit(model, held, guide, seed=1, columns=("a", "rim", "b"), **options)

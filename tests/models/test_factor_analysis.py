@@ -111,5 +111,8 @@ def test_what_cannot_be_is_named() -> None:
     two = ["sepal_length", "sepal_width"]
     with pytest.raises(OptionError, match="at most 0 latent dimensions; give more columns"):
         er.fit("factor_analysis", "iris", latent=1, noise="separate", columns=two)
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 1.0]})
     with pytest.raises(DataError, match="'b'"):
-        er.fit("factor_analysis", pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 1.0]}), latent=1)
+        er.fit("factor_analysis", table, latent=1, columns=["a", "b"])
+    with pytest.raises(OptionError, match="1 columns can determine at most 0"):
+        er.fit("factor_analysis", table, latent=1)
