@@ -176,7 +176,6 @@ CELLS = {
     "text": ("a,b\n1,x\n2,y\n3,z\n", "'b'"),
     "missing": ("a,b\n1,2\n2,\n3,4\n", "'b'"),
     "infinite": ("a,b\n1,2\n2,inf\n3,4\n", "'b'"),
-    "constant": ("a,b\n1,2\n2,2\n3,2\n", "'b'"),
     "duplicate": ("a,a\n1,2\n2,3\n3,4\n", "'a'"),
 }
 
