@@ -72,6 +72,28 @@ def as_numbers(column: pandas.Series, *, allow_constant: bool = False) -> numpy.
     return values
 
 
+def category_levels(column: pandas.Series) -> list[Any] | None:
+    """The levels of a column of categories, in order; None if it is none.
+
+    Those are a pandas Categorical, and text that is a number nowhere, of which some cells are
+    alike. Text with a decimal comma is a number that is written wrongly.
+
+    Example:
+        >>> category_levels(pandas.Series(["north", "south", "north"]))
+        ['north', 'south']
+        >>> category_levels(pandas.Series(["1", "2", "2"])) is None
+        True
+    """
+    if isinstance(column.dtype, pandas.CategoricalDtype):
+        return list(column.cat.categories)
+    present = column[column.notna()]
+    if not len(present) or not all(isinstance(cell, str) for cell in present):
+        return None
+    numbers = pandas.to_numeric(present.str.replace(",", ".", regex=False), errors="coerce")
+    levels = sorted(present.unique())
+    return levels if numbers.isna().all() and len(levels) < len(present) else None
+
+
 def _in_place_of_time(column: pandas.Series) -> str | None:
     """The number to use where the column has dates or lengths of time."""
     kind = column.dtype

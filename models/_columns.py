@@ -98,6 +98,19 @@ def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:
         tensor([[0., 1.],
                 [1., 0.]], dtype=torch.float64)
     """
+    return torch.eye(len(levels), dtype=torch.float64)[codes(column, levels)]
+
+
+def codes(column: pd.Series, levels: Sequence[object]) -> Tensor:
+    """The place of each row's label among some levels, (rows,).
+
+    Raises:
+        DataError: If a label is missing, or is none of `levels`; the row is named.
+
+    Example:
+        >>> codes(pd.Series(["b", "a"], name="kind"), ["a", "b"])
+        tensor([1, 0])
+    """
     if column.isna().any():
         row = int(np.flatnonzero(column.isna())[0])
         raise DataError(f"column '{column.name}', row {row + 1}: the label is missing; fill it in.")
@@ -111,7 +124,7 @@ def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:
             f"in the fitted rows; their labels are {listed}. Leave this row out, or fit again with "
             "it."
         )
-    return torch.eye(len(levels), dtype=torch.float64)[found]
+    return torch.tensor(found)
 
 
 def predictor_columns(

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from elbowroom.data.columns import category_levels
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, ModelError, OptionError
 from elbowroom.models import Model, Prepared, Training
+from elbowroom.models._columns import LISTED, codes
 
 
 def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
@@ -30,16 +32,40 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
     """
 
     def prepare(data: Any, options: Any, training: Training | None = None) -> Prepared:
+        levels: dict[str, list[Any]] = {}
         if isinstance(data, pd.DataFrame):
-            data = _columns_by_name(function, data, partial=training is not None)
-        return Prepared(arguments={key: _argument(key, value) for key, value in data.items()})
+            source = data if training is None else training.table
+            levels = _levels(function, source if isinstance(source, pd.DataFrame) else data)
+            data = _columns_by_name(function, data, levels, partial=training is not None)
+        return Prepared(
+            arguments={key: _argument(key, value) for key, value in data.items()},
+            coords=dict(levels),
+            doubts=tuple(_coded(name, known) for name, known in levels.items()),
+        )
 
     label = name or str(getattr(function, "__name__", type(function).__name__))
     return Model(label, function, None, prepare, observed="", predicts="", verbs=("score",))
 
 
+def _levels(function: Callable[..., Any], table: pd.DataFrame) -> dict[str, list[Any]]:
+    """The levels of the columns of categories that a model takes."""
+    taken = [p.name for p in _named(function) if p.name in table.columns]
+    found = {name: category_levels(table[name]) for name in taken}
+    return {name: levels for name, levels in found.items() if levels is not None}
+
+
+def _coded(name: str, levels: list[Any]) -> str:
+    """How a column of categories was coded, as a sentence."""
+    shown = ", ".join(f"{code} = {level}" for code, level in enumerate(levels[:LISTED]))
+    more = ", …" if len(levels) > LISTED else ""
+    return f"Column '{name}' has categories, which the model takes as codes: {shown}{more}."
+
+
 def _columns_by_name(
-    function: Callable[..., Any], table: pd.DataFrame, partial: bool
+    function: Callable[..., Any],
+    table: pd.DataFrame,
+    levels: Mapping[str, list[Any]],
+    partial: bool,
 ) -> Mapping[str, Any]:
     wanted = [p.name for p in _named(function) if p.default is p.empty or p.name in table.columns]
     if partial:
@@ -49,7 +75,10 @@ def _columns_by_name(
             "no argument of the model has the name of a column; give arguments and columns the "
             "same names, or give data as a dict."
         )
-    chosen = numeric_columns(align_columns(table, wanted), allow_constant=True)
+    table = align_columns(table, wanted)
+    coded = {name: codes(table[name], levels[name]).numpy() for name in wanted if name in levels}
+    table = table.assign(**coded)
+    chosen = numeric_columns(table, allow_constant=True)
     # Whole numbers are kept whole: they are counts, or indices of groups.
     integers = {name for name in wanted if pd.api.types.is_integer_dtype(table[name])}
     return {

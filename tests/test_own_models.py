@@ -356,3 +356,43 @@ def test_an_index_that_is_observed_too_stays_whole() -> None:
 
     with pytest.raises(ModelError, match="convert whole numbers"):
         er.fit(model, {"y": torch.tensor([0, 1, 1])}, seed=1)
+
+
+def schools(school: Tensor, y: Any = None) -> None:
+    with pyro.plate("school", 3):
+        mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    with pyro.plate("rows", len(school)):
+        pyro.sample("y", dist.Normal(mean[school], 1.0), obs=y)
+
+
+@pytest.mark.parametrize("kind", ["text", "category"])
+def test_columns_of_categories_are_coded_and_their_levels_kept(kind: str) -> None:
+    codes = np.arange(30) % 3
+    y = 2.0 * codes + np.random.default_rng(0).normal(size=30)
+    names = np.array(["north", "south", "west"])[codes]
+    table = pd.DataFrame({"school": pd.Series(names, dtype=object), "y": y})
+    if kind == "category":
+        table["school"] = table["school"].astype(pd.CategoricalDtype(["west", "north", "south"]))
+    fit = er.fit(schools, table, seed=1)
+    mean = fit.posterior["posterior"]["mean"].mean(["chain", "draw"])
+    for school in ("north", "south", "west"):  # conjugate: Normal with variance 1 and 25
+        own = y[names == school]
+        expected = own.sum() / (len(own) + 1 / 25)
+        assert float(mean.sel(school=school)) == pytest.approx(expected, abs=0.05)
+    assert "Column 'school' has categories" in str(fit.verdict)
+    new = pd.DataFrame({"school": ["west", "north"]})
+    predicted = fit.predict(new)["mean"]
+    assert predicted[0] == pytest.approx(float(mean.sel(school="west")), abs=0.15)
+    with pytest.raises(DataError, match="row 1: the label 'east' did not occur"):
+        fit.predict(pd.DataFrame({"school": ["east"]}))
+
+
+def test_groups_that_are_counted_from_one_are_told() -> None:
+    with pytest.raises(ModelError, match=r"'school' goes from 1 to 3: count groups from 0"):
+        er.fit(schools, {"school": [1, 2, 3], "y": [0.0, 1.0, 2.0]})
+
+
+def test_text_that_is_no_category_is_refused() -> None:
+    for cells in (["1,5", "2,5", "1,5"], ["a", "b", "c"], ["1", "2", "x"]):
+        with pytest.raises(DataError, match="column 'school'"):
+            er.fit(schools, pd.DataFrame({"school": cells, "y": [0.0, 1.0, 2.0]}))

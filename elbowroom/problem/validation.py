@@ -304,7 +304,17 @@ def _plainer(failure: ElbowroomError, arguments: Mapping[str, Any]) -> Elbowroom
         for name, value in arguments.items()
         if isinstance(value, Tensor) and not value.is_floating_point()
     }
-    if "Shape mismatch inside plate" in text:
+    ranges = [
+        f"'{name}' goes from {int(value.min())} to {int(value.max())}"
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and value.numel() and value.dtype == torch.int64
+    ]
+    if ranges and "out of" in text and "index" in text.lower():
+        text = (
+            f"{text}. Among the arguments, {', '.join(ranges)}: count groups from 0 without a gap, "
+            "and give the model as many as there are."
+        )
+    elif "Shape mismatch inside plate" in text:
         text = f"{text}. {_shape_edit(arguments)}"
     elif whole and any(word in text for word in ("dtype", "can't be cast", "two bool tensors")):
         text = (
