@@ -186,8 +186,9 @@ class Density:
             self._check_held(probes[0])
         if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected]):
             raise ModelError(
-                "the model's log density is random: two runs at the same point differ; draw "
-                "random numbers only with pyro.sample."
+                "the model's log density is random: two runs at the same point differ. Draw "
+                "random numbers only with pyro.sample; for minibatches, give the model an argument "
+                "batch_size, and the plate of the rows subsample_size=batch_size."
             )
         # Recording and batching fail in as many ways as there are models, which then are run.
         batched = (self._batched, self._filled)
