@@ -707,15 +707,26 @@ def embed(
 
 @app.command()
 def demo(output: Annotated[Path | None, _output("runs/demo")] = None) -> None:
-    """Compare guides on three bundled datasets: diabetes, iris and digits (about two minutes)."""
-    from elbowroom.report import terminal
-    from elbowroom.report.demo import run_demo
+    """Fit a regression twice: by a guide to trust, and by one not to trust (under a minute)."""
+    from elbowroom.report import demo, terminal
 
     folder = output or Path("runs") / "demo"
-    with terminal.progresses() as report:
-        for result, path in run_demo(folder, report):
-            terminal.show_comparison(result)
-            terminal.show_saved(path)
+    terminal.show_heading("1. A fit that is trusted", f"{demo.MODEL}, {demo.SHOWN.formula}")
+    trusted = demo.trusted_fit(folder)
+    terminal.show_summary(trusted.summary())
+    terminal.show_verdict(trusted.verdict)
+    terminal.show_heading(
+        "2. A guide that is not", f"{demo.SHOWN.guide} by stochastic gradients, the same data"
+    )
+    with terminal.progress(demo.SHOWN.guide) as report:
+        doubtful = demo.doubtful_fit(folder, report)
+    terminal.show_verdict(doubtful.verdict)
+    terminal.show_heading("3. What it would have done to the answer", "90% intervals")
+    terminal.show_answers(demo.answers(trusted, doubtful), demo.SHOWN.guide)
+    terminal.show_saved(folder)
+    terminal.show_heading("Go on with", "")
+    for command in demo.COMMANDS:
+        typer.echo(f"  {command}")
 
 
 def main() -> None:

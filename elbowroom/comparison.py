@@ -11,9 +11,12 @@ import xarray
 
 from elbowroom import budget
 from elbowroom.assess.compare import (
+    NUTS,
     Row,
+    best_reference,
     comparison_table,
     posterior_differences,
+    which_to_take,
 )
 from elbowroom.assess.measures import leave_one_out
 from elbowroom.data.tables import read_table
@@ -39,37 +42,41 @@ from elbowroom.problem.isolation import checked_seed
 from elbowroom.result import Fit
 from elbowroom.run.folder import writing
 
-NUTS = "nuts"
-"""The name of the sampler among the guides."""
-
 
 @dataclass(frozen=True)
 class Comparison:
     """Several guides on the same model, data and seed.
 
     Attributes:
-        table: One line a guide, best first; see
+        table: One line a guide, trusted ones first; see
             `elbowroom.assess.compare.comparison_table`.
-        differences: Each quantity's shift in mean and ratio of sd to the baseline's.
+        differences: How far each guide's own draws, and its corrected ones, are from the
+            baseline's; see `elbowroom.assess.compare.posterior_differences`.
         fits: The fits that succeeded, by the name in the table.
         seed: Of every fit.
+        baseline: What the posteriors are compared with; see
+            `elbowroom.assess.compare.best_reference`.
     """
 
     table: pd.DataFrame
     differences: pd.DataFrame
     fits: dict[str, Fit]
     seed: int
+    baseline: str | None = None
 
     @property
     def best(self) -> str | None:
-        """The name of the guide with the highest ELBO, if any has one."""
-        names = self.table.loc[self.table["best"], "guide"]
-        return None if names.empty else str(names.iloc[0])
+        """The name of the guide with the best ELBO, trusted ones first; of ties the fastest."""
+        best = self.table[self.table["best"]]
+        return (
+            None if best.empty else str(best.sort_values("seconds", kind="stable")["guide"].iloc[0])
+        )
 
     @property
-    def baseline(self) -> str | None:
-        """What the posteriors are compared with: NUTS if it is there, otherwise the best guide."""
-        return NUTS if NUTS in self.fits else self.best
+    def recommendation(self) -> str:
+        """Which guide to take, and why, in one line; empty if all have failed."""
+        fit = self.fits.get(self.best or "")
+        return which_to_take(self.table, "" if fit is None else fit.verdict.advice)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes comparison.csv, comparison.json, differences.csv and a run folder for each guide.
@@ -87,6 +94,8 @@ class Comparison:
         content = {
             "seed": self.seed,
             "best": self.best,
+            "baseline": self.baseline,
+            "recommendation": self.recommendation,
             "guides": json.loads(self.table.to_json(orient="records")),
             "differences": json.loads(self.differences.to_json(orient="records")),
         }
@@ -174,9 +183,9 @@ def compare(
             fits[method.name] = fit
             if fit.trained.status == "interrupted":
                 break
-    table = comparison_table(rows)
-    found = Comparison(table, pd.DataFrame(), fits, seed)
-    return replace(found, differences=posterior_differences(rows, found.baseline or ""))
+    baseline = best_reference(rows)
+    differences = posterior_differences(rows, baseline or "")
+    return Comparison(comparison_table(rows), differences, fits, seed, baseline)
 
 
 @dataclass(frozen=True)
@@ -314,15 +323,29 @@ def _fitted_in_time(
     scores, remark = _scored(fit, test)
     fit = fit.with_remarks(*remark)
     measures = {**(_of_nuts(fit) if method.chosen == NUTS else _of_guide(fit)), **scores}
-    return Row(method.name, measures, _compared(fit)), fit
+    own, corrected = _compared(fit)
+    return Row(method.name, measures, own, corrected=corrected), fit
 
 
 def _of_guide(fit: Fit) -> dict[str, Any]:
     return {
         **fit.diagnostics,
+        **_of_rows(fit),
         "objective": fit.objective[0],
         "converged": fit.converged,
         "verdict": fit.verdict.level,
+    }
+
+
+def _of_rows(fit: Fit) -> dict[str, float]:
+    """Of a guide whose rows have weights of their own: minus the log density of a row, and more."""
+    rows, measures = fit.evidence.weights.rows, fit.diagnostics
+    if rows is None:
+        return {}
+    return {
+        "nll": -measures["log_evidence"] / rows[0],
+        "nll_se": measures["log_evidence_se"] / rows[0],
+        "good_rows": 1 - rows[1],
     }
 
 
@@ -359,7 +382,17 @@ def _scored(fit: Fit, test: pd.DataFrame | None) -> tuple[dict[str, float], list
         return {}, [f"The test rows could not be scored: {error}"]
 
 
-def _compared(fit: Fit) -> xarray.Dataset:
-    """The posterior without latents of each row, which a rotation of all would change."""
-    posterior = fit.posterior["posterior"].to_dataset()
-    return posterior.drop_vars(fit.problem.space.local, errors="ignore")
+def _compared(fit: Fit) -> tuple[xarray.Dataset, xarray.Dataset | None]:
+    """A guide's own draws, and the corrected ones if its posterior consists of these.
+
+    Without latents of each row, which a rotation of all would change.
+    """
+    tree, local = fit.posterior, fit.problem.space.local
+    whole = [
+        tree[name].to_dataset().drop_vars(local, errors="ignore")
+        for name in ("posterior", "raw_posterior")
+        if name in tree.children
+    ]
+    if fit.origin == "corrected" and len(whole) == 2:
+        return whole[1], whole[0]
+    return whole[0], None

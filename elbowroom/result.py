@@ -54,6 +54,7 @@ class Fit:
         seed: Of all random numbers.
         evidence: What the verdict follows from.
         complete: Gives the ArviZ tree, and a line for everything left out of it.
+        parts: Gives the parts of the ELBO, by name; None where it has none.
         measures: Numbers that were taken at the fit, by name; `diagnostics` has them all.
         remarks: What a reader should know about the fit; `notes` adds those of the tree.
         origin: What the posterior consists of: "raw", the guide's own draws; "corrected"; "nuts".
@@ -67,6 +68,7 @@ class Fit:
     evidence: Evidence
     complete: Callable[[], tuple[Any, list[str]]]
     measures: Mapping[str, Any]
+    parts: Callable[[], Mapping[str, Any]] | None = None
     remarks: tuple[str, ...] = ()
     origin: str = "raw"
     proposal: Proposal | None = None
@@ -172,13 +174,16 @@ class Fit:
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
-        """elbo, elbo_se, k_hat, log_evidence, elpd_loo and more, by name.
+        """elbo, its parts, k_hat, log_evidence, elpd_loo and more, by name.
 
-        The leave-one-out ones are taken when they are first asked for.
+        The parts of the ELBO and the leave-one-out ones are taken when they are first asked for.
         """
-        if "elpd_loo" in self.measures:
-            return dict(self.measures)
-        return {**self.measures, **leave_one_out(self.posterior)}
+        found = dict(self.measures)
+        if self.parts is not None and "elbo_parts" not in found:
+            found.update(self.parts())
+        if "elpd_loo" not in found:
+            found.update(leave_one_out(self.posterior))
+        return found
 
     @property
     def converged(self) -> bool:

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.data.tables import align_columns, read_table
-from elbowroom.draws.imputing import from_chains, from_normals
+from elbowroom.draws.imputing import dispersion_of_shares, from_chains, from_normals
 from elbowroom.draws.tree import check_interval
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.errors import DataError, ModelError, OptionError
@@ -366,13 +366,20 @@ def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) 
         complete.attrs = table.attrs
         arguments = fit.row_arguments(complete)
         with fit.active(seed) as guide:
+            dispersion = dispersion_of_shares(
+                problem.function, guide, problem.arguments, problem.observed
+            )
             values, acceptance = from_chains(
                 problem.function, guide, arguments, problem.observed,
                 torch.as_tensor(missing, device=problem.device), problem.space, draws,
+                dispersion,
             )  # fmt: skip
         drawn = torch.as_tensor(values)
         if problem.model.in_units is not None:
             drawn = problem.model.in_units(drawn, problem.prepared.arguments)
+        known = align_columns(problem.data, names).to_numpy(dtype=float)
+        if dispersion is not None and np.array_equal(known, known.round()):
+            drawn = drawn.round()  # to the levels of grey
         filled = drawn.numpy()
     return _imputed(table, names, missing, filled, interval, acceptance)
 

@@ -5,7 +5,7 @@ A guide's builder is called as `build(space, start)` with the model's `LatentSpa
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
@@ -66,6 +66,7 @@ class Guide:
         likelihood: Whether the priors of what it estimates are left out.
         steps: Given the model's arguments and the columns' names, the steps of
             expectation-maximisation; see `elbowroom.engines.em.expectation_maximisation.Steps`.
+        suggested: Settings of the fit that suit it better than the model's, by name.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Guide:
     fixed_draws: "FixedDraws | None" = None
     likelihood: bool = False
     steps: Callable[[Mapping[str, Any], Sequence[str]], Any] | None = None
+    suggested: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = self.fixed_draws is not None

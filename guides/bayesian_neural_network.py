@@ -13,6 +13,10 @@ from elbowroom.guides.families import scales
 from elbowroom.guides.pathwise import PathwiseNormal
 from elbowroom.guides.space import LatentSpace
 
+WARM = {"kl_warm_up": 1000}
+"""Steps of a warm-up, as the setting of a fit: with the whole KL divergence from the first step on
+the weights go back to their prior before they have learnt anything, and the predictions are flat.
+"""
 NARROW = 0.05
 """Initial standard deviation of a weight where the start has no curvature."""
 
@@ -22,6 +26,7 @@ NARROW = 0.05
     "each weight has its own mean and standard deviation",
     model="bayesian_neural_network",
     elbo="local_reparameterisation",
+    suggested=WARM,
 )
 def bayes_by_backprop(space: LatentSpace, start: Start) -> Callable[..., Any]:
     r"""$q(w) = \prod_j \mathrm{Normal}(w_j \mid \mu_j, \sigma_j)$, with 2 N numbers for N weights.

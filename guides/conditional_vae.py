@@ -1,7 +1,7 @@
 """The guides written for `conditional_vae`: those of `vae`, which also see the known columns."""
 
 from elbowroom.guides import register
-from elbowroom.guides.vae import encoder, local
+from elbowroom.guides.vae import QUICK, encoder, local
 
 register(
     "encoder",
@@ -16,4 +16,5 @@ register(
     model="conditional_vae",
     elbo="trace_mean_field",
     replaces="mean_field",
+    suggested=QUICK,
 )(local)

@@ -71,12 +71,19 @@ def encoder(space: LatentSpace, start: Start) -> Callable[..., Any]:
     return guide
 
 
+# A row's parameters move only where it is in the minibatch, and in units of its prior's sd: at the
+# rate that suits the networks, rows would not arrive within the budget.
+QUICK = {"learning_rate": 0.02}
+"""Settings of guides with parameters for each row, beside networks."""
+
+
 @register(
     "local",
     "each row has its own mean and scale; no network",
     model="vae",
     elbo="trace_mean_field",
     replaces="mean_field",
+    suggested=QUICK,
 )
 def local(space: LatentSpace, start: Start) -> Callable[..., Any]:
     """Stochastic variational inference without amortisation (Hoffman et al., 2013)."""

@@ -59,10 +59,15 @@ class Made:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     objective: tuple[str, str] = ("trace", "as asked")
     converged: bool = False
+    rows: tuple[int, float] | None = None
 
     @property
     def verdict(self) -> Any:
-        return SimpleNamespace(level="trusted")
+        return SimpleNamespace(level="trusted", advice="")
+
+    @property
+    def evidence(self) -> Any:
+        return SimpleNamespace(weights=SimpleNamespace(rows=self.rows))
 
     @property
     def trained(self) -> Any:
@@ -74,9 +79,14 @@ class Made:
 
     @property
     def posterior(self) -> Any:
-        draws = self.mean + np.array([[-1.0, 1.0]])
-        group = xarray.Dataset(dict.fromkeys(("mean", "z"), (("chain", "draw"), draws)))
-        return xarray.DataTree.from_dict({"/posterior": group})
+        def group(draws: Any) -> xarray.Dataset:
+            return xarray.Dataset(dict.fromkeys(("mean", "z"), (("chain", "draw"), draws)))
+
+        draws = np.array([[-1.0, 1.0]])
+        groups = {"/posterior": group(self.mean + draws)}
+        if self.origin != "raw":
+            groups["/raw_posterior"] = group(self.mean + 3 * draws)
+        return xarray.DataTree.from_dict(groups)
 
     def with_remarks(self, *said: str) -> "Made":
         return replace(self, notes=[*self.notes, *said])
@@ -103,7 +113,8 @@ class Fits:
             found = self.results.get(guide, Made(str(guide)))
             if isinstance(found, Exception):
                 raise found
-            return replace(found, diagnostics={"elbo": -float(len(self.given)), "seconds": 2.0})
+            bound = {"elbo": -float(len(self.given)), "seconds": 2.0}
+            return replace(found, diagnostics={**found.diagnostics, **bound})
 
         def add_reference(fit: Made, take: bool = False) -> Made:
             assert take
@@ -209,6 +220,26 @@ def test_nuts_that_has_not_mixed_is_a_failure(fits: Fits) -> None:
     found = compare(means, {"y": Y}, ["mean_field", "nuts"], seed=1)
     assert lines(found).loc["nuts", "error"] == "NUTS has not converged."
     assert (list(found.fits), found.baseline) == (["mean_field"], "mean_field")
+
+
+def test_own_draws_are_those_before_the_correction(fits: Fits) -> None:
+    fits.results["mean_field"] = Made("mean_field", origin="corrected")
+    found: Any = compare(means, {"y": Y}, ["mean_field", "map"], seed=1).differences
+    ratios = found[found["quantity"] == "mean"].set_index("guide")
+    assert ratios["sd_ratio"].to_dict() == {"mean_field": 3.0, "map": 1.0}
+    assert ratios.loc["mean_field", "corrected_sd_ratio"] == 1.0
+    assert np.isnan(ratios.loc["map", "corrected_sd_ratio"])
+    nuts: Any = compare(means, {"y": Y}, ["mean_field", "nuts"], seed=1).differences
+    assert nuts.set_index("guide").loc["nuts", "sd_ratio"].tolist() == [1.0, 1.0]
+
+
+def test_rows_with_weights_of_their_own_have_their_columns(fits: Fits) -> None:
+    measures = {"log_evidence": -30.0, "log_evidence_se": 0.5, "active_units": 2}
+    fits.results["map"] = Made("map", diagnostics=measures, rows=(6, 0.25))
+    line = lines(compare(means, {"y": Y}, ["map", "laplace"], seed=1)).loc["map"]
+    assert line[["nll", "nll_se", "good_rows"]].tolist() == pytest.approx([5.0, 0.5 / 6, 0.75])
+    assert line["active_units"] == 2
+    assert "nll" not in compare(means, {"y": Y}, ["laplace"], seed=1).table
 
 
 def test_latents_of_rows_are_no_quantities(fits: Fits) -> None:
@@ -390,19 +421,21 @@ def test_where_engines_begin_apart_stochastic_ones_find_their_own(
 def comparison_of(*names: str) -> Comparison:
     made: dict[str, Any] = {name: Made(name) for name in names}
     table = pd.DataFrame(
-        {"guide": names, "best": [i == 1 for i in range(len(names))], "elbo": -1.5}
+        {
+            "guide": names, "best": [i == 1 for i in range(len(names))], "elbo": -1.5,
+            "seconds": 2.0, "verdict": "trusted", "error": "",
+        }
     )  # fmt: skip
     differences = pd.DataFrame({"guide": names, "mean_shift": 0.25})
-    return Comparison(table, differences, made, 3)
+    return Comparison(table, differences, made, 3, names[-1])
 
 
-def test_the_baseline_is_nuts_or_the_best() -> None:
-    assert comparison_of("a", "b").best == "b"
-    assert comparison_of("a", "b").baseline == "b"
-    assert comparison_of("nuts", "b").baseline == "nuts"
-    assert comparison_of("nuts", "b").best == "b"
+def test_the_best_of_several_that_tie_is_the_fastest() -> None:
+    found = comparison_of("a", "b")
+    assert found.best == "b"
     assert comparison_of("a").best is None
-    assert comparison_of("a").baseline is None
+    table = found.table.assign(best=True, seconds=[1.0, 2.0])
+    assert replace(found, table=table).best == "a"
 
 
 def test_a_folder_holds_the_tables_and_each_fit(tmp_path: Path) -> None:
@@ -410,7 +443,7 @@ def test_a_folder_holds_the_tables_and_each_fit(tmp_path: Path) -> None:
     found = comparison_of("a", "b:trace")
     assert found.save(str(path)) == path
     table = pd.read_csv(path / "comparison.csv")
-    assert table.to_dict("list") == {
+    assert table[["guide", "best", "elbo"]].to_dict("list") == {
         "guide": ["a", "b:trace"], "best": [False, True], "elbo": [-1.5, -1.5]
     }  # fmt: skip
     differences = pd.read_csv(path / "differences.csv")
@@ -418,12 +451,15 @@ def test_a_folder_holds_the_tables_and_each_fit(tmp_path: Path) -> None:
     text = (path / "comparison.json").read_text()
     assert text.endswith("}\n")
     assert text.startswith('{\n "seed"')  # a line each, for people
+    usual = {"elbo": -1.5, "seconds": 2.0, "verdict": "trusted", "error": ""}
     assert json.loads(text) == {
         "seed": 3,
         "best": "b:trace",
+        "baseline": "b:trace",
+        "recommendation": "Take b:trace: it is trusted, and its ELBO is the highest of the trusted "
+        "guides.",
         "guides": [
-            {"guide": "a", "best": False, "elbo": -1.5},
-            {"guide": "b:trace", "best": True, "elbo": -1.5},
+            {"guide": "a", "best": False, **usual}, {"guide": "b:trace", "best": True, **usual}
         ],
         "differences": [
             {"guide": "a", "mean_shift": 0.25}, {"guide": "b:trace", "mean_shift": 0.25}

@@ -429,6 +429,8 @@ def test_other_cells_come_from_chains_that_begin_at_medians(
         return 10 * values
 
     monkeypatch.setattr(verbs, "from_chains", chains)
+    monkeypatch.setattr(verbs, "dispersion_of_shares", lambda *given: dispersion)
+    dispersion: float | None = None
     fitted = pd.DataFrame({"a": [0.0] * 4, "b": [1.0, 4.0, 4.0, 40.0], "c": [5.0, 6.0, 8.0, 9.0]})
     rows = GIVEN.copy()
     rows.attrs = {"roles": {"other": "id"}}
@@ -442,8 +444,15 @@ def test_other_cells_come_from_chains_that_begin_at_medians(
         assert set(complete["c"]) <= {6.0, 8.0}  # or, of two in the middle, one of them
         assert complete["other"].tolist() == ["u", "v"]
         assert complete.attrs == rows.attrs
-        observed, missing, space, count = asked["given"]
+        observed, missing, space, count, spread = asked["given"]
+        assert spread is None
         assert (observed, space, count) == ("x", fit.problem.space, 6)
         assert missing.tolist() == [[False, False, True], [False, True, True]]
         assert asked["guide"] is fit.guide
         assert asked["function"] is fit.problem.function
+    # Shares of whole numbers come as whole numbers, for which the chain is told their dispersion.
+    dispersion = 0.1
+    for table, value in ((fitted, 0.0), (fitted + 0.5, 0.5)):
+        found = verbs.impute(Made(data=table), rows, 6, 0.9, 7)
+        assert asked["given"][-1] == 0.1
+        assert found.draws.to_numpy().tolist() == [[value] * 3] * 6

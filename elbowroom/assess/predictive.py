@@ -6,6 +6,8 @@ import numpy as np
 
 TAIL = 0.005
 """The share of replicated data sets beyond the observed statistic at which it is called missed."""
+FLAT = 0.05
+"""The share of the variance of what was observed below which predictions are said to be flat."""
 STATISTICS: Mapping[str, tuple[str, Callable[..., np.ndarray]]] = {
     "mean": ("mean", np.mean),
     "sd": ("sd", np.std),
@@ -59,3 +61,43 @@ def predictive_checks(
                 "posterior_predictive of posterior.nc with the data."
             )
     return shares, sentences
+
+
+def flat_predictions(
+    observed: Mapping[str, np.ndarray], replicated: Mapping[str, np.ndarray]
+) -> list[str]:
+    """Says so where a network predicts nearly the same for every row.
+
+    A guide of independent Normals may put a network's weights back to their prior, for then it
+    need not know them: the fit has converged, and has learnt nothing.
+
+    Args:
+        observed: What was observed, by site, a number for each row.
+        replicated: Draws of the same, (draws, rows).
+
+    Returns:
+        A sentence for each site of numbers whose predictive mean hardly differs between rows.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> x = random.normal(size=200)
+        >>> flat_predictions({"y": x}, {"y": x + random.normal(size=(400, 200))})
+        []
+        >>> flat_predictions({"y": x}, {"y": random.normal(size=(400, 200))})[0][:37]
+        "The prediction of 'y' is nearly the s"
+    """
+    sentences = []
+    for name, draws in replicated.items():
+        target = np.asarray(observed[name])
+        if not np.issubdtype(target.dtype, np.floating) or target.ndim != 1 or len(draws) < 2:
+            continue
+        noise = draws.var(axis=0, ddof=1).mean() / len(draws)  # of the means of so many draws
+        explained = max(0.0, draws.mean(0).var(ddof=1) - noise)
+        if explained < FLAT * target.var(ddof=1):
+            sentences.append(
+                f"The prediction of '{name}' is nearly the same for every row: its mean has "
+                f"{explained / target.var(ddof=1):.1%} of the variance of '{name}'. Unless the "
+                "predictors tell nothing, the guide has put the network's weights back to their "
+                "prior: fit with --kl-warm-up 3000, another --seed or a larger --prior-scale."
+            )
+    return sentences

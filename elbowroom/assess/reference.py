@@ -1,5 +1,6 @@
 """A fit's posterior beside a long run of NUTS: how far they differ, and whether that matters."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,6 @@ import xarray
 from arviz_stats.base import array_stats
 from scipy.stats import wasserstein_distance
 
-from elbowroom.assess.compare import labelled_scalars
 from elbowroom.draws.weighted import WEIGHING
 from elbowroom.engines.nuts.sampler import MIXING, NutsDraws, mixing
 from elbowroom.errors import DataError
@@ -36,6 +36,26 @@ COLUMNS = [
     "quantity", "mean_shift", "mean_shift_error", "sd_ratio", "log_ratio_error", "coverage",
     "wasserstein", "r_hat", "effective",
 ]  # fmt: skip
+
+
+def labelled_scalars(posterior: xarray.Dataset) -> dict[str, np.ndarray]:
+    """The draws of each scalar quantity, (chains, draws), by its label.
+
+    Example:
+        >>> draws = (("chain", "draw", "column"), np.zeros((1, 5, 2)))
+        >>> scalars = labelled_scalars(xarray.Dataset({"b": draws}, {"column": ["bmi", "bp"]}))
+        >>> {label: values.shape for label, values in scalars.items()}
+        {'b[bmi]': (1, 5), 'b[bp]': (1, 5)}
+    """
+    scalars = {}
+    for name, variable in posterior.data_vars.items():
+        values = variable.transpose("chain", "draw", ...)
+        inner = values.dims[2:]
+        labels = itertools.product(*(values[dim].to_numpy() for dim in inner))
+        for place, key in zip(np.ndindex(values.shape[2:]), labels, strict=True):
+            label = f"{name}[{', '.join(map(str, key))}]" if inner else str(name)
+            scalars[label] = values.to_numpy()[:, :, *place]
+    return scalars
 
 
 def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset) -> pd.DataFrame:
@@ -91,21 +111,30 @@ def compare_with_reference(posterior: xarray.Dataset, reference: xarray.Dataset)
 def _line(label: str, found: np.ndarray, wanted: np.ndarray) -> dict[str, object]:
     """One quantity's line, from draws of the posterior and the reference, (chains, draws) each."""
     found, wanted = found.astype(float), wanted.astype(float)
-    off, own, sd = found.mean() - wanted.mean(), found.std(), wanted.std()
-    lower, upper = np.quantile(found, [(1 - AGREEMENT.interval) / 2, (1 + AGREEMENT.interval) / 2])
+    own, sd = found.std(), wanted.std()
     (r_hat,), (effective,) = mixing(wanted[None])
     mean_error = np.hypot(_error(found, "mean"), _error(wanted, "mean")) / sd
     ratio_error = np.hypot(_error(found, "sd") / own, _error(wanted, "sd") / sd)
     return {
         "quantity": label,
-        "mean_shift": float(off / sd if off or sd else 0.0),
+        **distances(found, wanted),
         "mean_shift_error": float(mean_error),
-        "sd_ratio": float(own / sd if own or sd else 1.0),
         "log_ratio_error": float(ratio_error),
-        "coverage": float(np.mean((wanted >= lower) & (wanted <= upper))),
         "wasserstein": float(wasserstein_distance(found.ravel(), wanted.ravel()) / sd),
         "r_hat": float(r_hat),
         "effective": float(effective),
+    }
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def distances(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """The mean_shift, sd_ratio and coverage of draws beside a reference's; see the table's."""
+    off, own, sd = found.mean() - wanted.mean(), found.std(), wanted.std()
+    lower, upper = np.quantile(found, [(1 - AGREEMENT.interval) / 2, (1 + AGREEMENT.interval) / 2])
+    return {
+        "mean_shift": float(off / sd if off or sd else 0.0),
+        "sd_ratio": float(own / sd if own or sd else 1.0),
+        "coverage": float(np.mean((wanted >= lower) & (wanted <= upper))),
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from scipy.linalg import cho_factor, cho_solve
@@ -11,7 +12,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from elbowroom.draws.row_weights import plate_of_rows
-from elbowroom.guides.space import Unobserved, of_each_row
+from elbowroom.guides.space import Unobserved, base_of, of_each_row
 
 Normals = tuple[np.ndarray, np.ndarray, np.ndarray]
 """A row as a mixture of Normals: weights (K,), means (K, columns), covariances (K, columns, ...)"""
@@ -96,6 +97,7 @@ def from_chains(
     missing: Tensor,
     space: Any,
     count: int,
+    dispersion: float | None = None,
 ) -> tuple[np.ndarray, float]:
     """Draws of the missing cells by a Markov chain for each row, from an amortised guide.
 
@@ -112,6 +114,8 @@ def from_chains(
         missing: Which cells are, (rows, columns).
         space: The model's latent space.
         count: Draws after the warm-up.
+        dispersion: Of shares, see `dispersion_of_shares`; they are drawn by `shares`. The chain
+            itself, which is about the latents, goes on with the model's zeros and ones.
 
     Returns:
         (draws, rows, columns), and the share of proposals that were taken.
@@ -143,10 +147,58 @@ def from_chains(
                     )
             values = {name: now.nodes[name]["value"] for name in space.local if name in now.nodes}
             freed = poutine.condition(Unobserved()(model), data=values)
-            drawn: Any = poutine.trace(freed).get_trace(**given).nodes[observed]["value"]
-            x = torch.where(missing, drawn.to(x), x)
+            node: Any = poutine.trace(freed).get_trace(**given).nodes[observed]
+            x = torch.where(missing, node["value"].to(x), x)
             given[observed] = x
             if step >= WARM_UP:
-                found.append(x.double().cpu().numpy())
+                cells = node["value"] if dispersion is None else shares(node["fn"].mean, dispersion)
+                found.append(torch.where(missing, cells.to(x), x).double().cpu().numpy())
                 taken.append(float(accept.double().mean()))
     return np.stack(found), float(np.mean(taken))
+
+
+def dispersion_of_shares(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    observed: str,
+) -> float | None:
+    """How far shares spread about a Bernoulli probability, as a part of the variance of 0 and 1.
+
+    A Bernoulli likelihood of values between 0 and 1, such as grey pixels, fits their means alone:
+    it is a quasi-likelihood, whose variance is a multiple r of p (1 - p), estimated from the
+    residuals (Papke and Wooldridge, 1996, "Econometric methods for fractional response variables").
+
+    Args:
+        model: The Pyro model, with its parameters in the active store.
+        guide: The fitted guide, with its parameters there too.
+        arguments: Of the fitted rows.
+        observed: The observed site.
+
+    Returns:
+        r, in (0, 1); None where the likelihood is not Bernoulli, or all values are 0 or 1.
+    """
+    with torch.no_grad():
+        drawn = poutine.trace(guide).get_trace(**arguments)
+        node: Any = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(**arguments)
+        fn, x = base_of(node.nodes[observed]["fn"]), node.nodes[observed]["value"].double()
+        if not isinstance(fn, dist.Bernoulli) or bool(((x == 0) | (x == 1)).all()):
+            return None
+        p = fn.mean.double()
+        return float((x - p).square().sum() / (p * (1 - p)).sum())
+
+
+def shares(mean: Tensor, dispersion: float) -> Tensor:
+    """Draws of values between 0 and 1 with these means and variances dispersion x mean (1 - mean).
+
+    They follow Beta distributions, of the shape of the means.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> drawn = shares(torch.full((20_000,), 0.3), 0.1)
+        >>> round(float(drawn.mean()), 2), round(float(drawn.var() / 0.21), 2)
+        (0.3, 0.1)
+    """
+    tiny = torch.finfo(mean.dtype).tiny ** 0.5
+    whole = 1 / min(dispersion, 1 - 1e-6) - 1
+    return dist.Beta((mean * whole).clamp_min(tiny), ((1 - mean) * whole).clamp_min(tiny)).sample()

@@ -22,7 +22,7 @@ from elbowroom.assess.evidence import (
     Weights,
 )
 from elbowroom.assess.labelling import of_all_labellings
-from elbowroom.assess.predictive import predictive_checks
+from elbowroom.assess.predictive import flat_predictions, predictive_checks
 from elbowroom.assess.resolution import unresolved_quantities
 from elbowroom.density.importance import k_hat_threshold, log_mean_exp
 from elbowroom.density.landscape import Landscape
@@ -93,6 +93,8 @@ def collect(
     problem = fitted.problem
     seen = ({}, {}) if budget.over() else replicated(problem, shown.posterior)
     shares, missed = predictive_checks(*seen)
+    if problem.space.layers:
+        missed += flat_predictions(*seen)
     weighed = _weighed(fitted, drawn, landscape, shown)
     no_maximum, remarks = _maximum(fitted, drawn)
     evidence = Evidence(
@@ -198,13 +200,16 @@ def _measured(
     weights: Weights, evidence: tuple[float, float], raw: WeightedDraws
 ) -> dict[str, Any]:
     """The numbers that any weights have."""
+    elbo, elbo_error = raw.elbo()
     return {
         "corrected_k_hat": weights.k_hat,
         "corrected_effective_sample_size": weights.effective,
         "weighted_draws": weights.draws,
         "log_evidence": evidence[0],
         "log_evidence_se": evidence[1],
-        "kl_to_posterior": evidence[0] - raw.elbo()[0],
+        "kl_to_posterior": evidence[0] - elbo,
+        # As of independent draws: with the same ones in both, it is smaller.
+        "kl_to_posterior_se": float(np.hypot(evidence[1], elbo_error)),
         "raw_mean_shift": weights.shift,
         "raw_sd_log_ratio": weights.ratio,
     }

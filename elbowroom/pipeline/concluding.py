@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from elbowroom.assess.measures import bound, no_loo
+from elbowroom.assess.parts import elbo_parts
 from elbowroom.assess.verdict import judge
 from elbowroom.density.landscape import Landscape
 from elbowroom.draws.groups import canonical_sites, posterior_tree, reported_quantities
@@ -53,6 +54,13 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
         with problem.session(task.seed + 2, fitted.parameters):
             return posterior_tree(problem, groups, attributes, task.keep_local)
 
+    def parts() -> dict[str, Any]:
+        with problem.session(task.seed + 3, fitted.parameters):
+            return elbo_parts(
+                problem.function, fitted.callable, problem.arguments, problem.space,
+                drawn.raw, unconstrained=fitted.gaussian is not None,
+            ).measures()  # fmt: skip
+
     proposal = None if drawn.importance is None else drawn.importance.proposal
     remarks = [*fitted.remarks, *_of_landscape(landscape), *collected.remarks]
     if proposal is not None and proposal.description is not None:
@@ -70,6 +78,7 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
         evidence=collected.evidence,
         complete=complete,
         measures=measures,
+        parts=None if fitted.point else parts,
         remarks=tuple(remarks),
         origin=origin,
         proposal=proposal,

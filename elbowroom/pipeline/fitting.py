@@ -1,6 +1,7 @@
 """The way through the house: bind, plan, start, engine, draws, verdict; `auto` climbs over it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,7 @@ def fit_task(
             raise OptionError(
                 f"--engine {chosen}: the guide '{guide.name}' needs --engine {guide.engines[0]}."
             )
+        task = replace(task, settings=suited(settings, guide))
         try:
             return fit_guide(task, guide, chosen, landscape)
         except NoModeError as error:
@@ -317,6 +319,17 @@ def fit_task(
             why = str(error).partition(";")[0]
             found = fit_guide(task, guide, "svi", None)
             return found.with_remarks(f"Fitted by stochastic gradients instead: {why}.")
+
+
+def suited(settings: Settings, guide: Guide) -> Settings:
+    """Settings with those that suit a guide better, as far as they go with what the user gave."""
+    for name, value in guide.suggested.items():
+        if name == "kl_warm_up" and settings.steps is not None:
+            value = max(1, min(value, settings.steps // 4))
+        if name not in settings.given:
+            with suppress(OptionError):  # such as a warm-up of an objective without a KL term
+                settings = replace(settings, **{name: value})
+    return settings
 
 
 def fit_guide(task: Task, guide: Guide, engine: str, landscape: Landscape | None) -> Fit:

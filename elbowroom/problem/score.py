@@ -226,6 +226,45 @@ def score(
     return Score(log_joint, likelihood, deterministics)
 
 
+def log_prior(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    """The log density of each given latent site, the discrete ones that are not given summed out.
+
+    Sites that depend on the same summed-out ones have one density together, under their names
+    joined by commas.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+        values: As for `score`.
+        space: The model's latent space.
+    """
+    nodes = dict(sample_sites(_run(model, arguments, values, space)))
+    latent = {site.name for site in space.sites} | set(space.discrete)
+    summed = {n: nodes[n]["infer"] for n in nodes if "_enumerate_dim" in nodes[n]["infer"]}
+    if not summed:
+        return {name: nodes[name]["log_prob"].sum() for name in nodes if name in latent}
+    factors = [_factor(name, nodes[name], space) for name in nodes if name in latent]
+    present = {name for factor in factors for name in factor.names}
+    plates_of = {
+        infer["_dim_to_id"][infer["_enumerate_dim"]]: frozenset(
+            plate.name for plate in space.discrete[name]
+        )
+        for name, infer in summed.items()
+    }
+    found: dict[str, Tensor] = {}
+    for factor in eliminate(factors, {i: p for i, p in plates_of.items() if i in present}):
+        given = factor.sites & set(values)
+        if given:  # the others sum to one
+            name = ", ".join(sorted(given))
+            found[name] = found.get(name, torch.zeros(())) + factor.log_prob.sum()
+    return found
+
+
 def _check_enumerated(scored: list[tuple[str, Any]], ids: Mapping[str, Any]) -> None:
     """Sees that no enumerated site, nor what depends on it, is scaled or masked."""
     if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ VERDICTS = {TRUSTED: "trusted", CORRECTED: "corrected", NOT_TRUSTED: "no"}
 """Verdicts in one word, for a column of a comparison."""
 
 EXTRA = {
+    "active_units": "active",
+    "nll": "NLL",
+    "good_rows": "good rows",
     "amortisation_gap": "amortised",
     "test_log_density": "test",
     "test_coverage": "coverage",
@@ -44,6 +48,9 @@ EXTRA = {
 }
 """Columns that only some comparisons have, and their names on a terminal."""
 EXPLAINED = {
+    "active_units": "active: latents of a row that carry information",
+    "nll": "NLL: minus the log density of a row by importance sampling, in nats",
+    "good_rows": "good rows: share of rows whose importance weights are good",
     "amortisation_gap": "amortised: nats per row lost by sharing one network between the rows",
     "test_log_density": "test: mean log density of a test row (≥: its importance weights are poor)",
     "test_coverage": "coverage: share of test rows inside their 90% intervals",
@@ -51,6 +58,13 @@ EXPLAINED = {
     "test_calibration_error": "calibration: mean distance between predicted probabilities and "
     "observed frequencies",
 }
+
+PARTS = {
+    "expected_log_likelihood": "expected log likelihood",
+    "kl_to_prior": "- KL divergence from the prior",
+    "entropy": "(entropy of the guide)",
+}
+"""The parts of an ELBO, and their names: the first less the second is the ELBO."""
 
 Report = Callable[[int, int, float, float], None]
 
@@ -263,13 +277,21 @@ def _show(
     lines.show_header = False
     if not math.isnan(measures["elbo"]):
         add(lines, "ELBO", f"{measures['elbo']:.2f} ± {measures['elbo_se']:.2f} nats")
+        for name, label in PARTS.items():
+            if name in measures:
+                amount = _with_error(measures[name], measures[f"{name}_se"], 2)
+                add(lines, f"  {label}", f"{amount} nats")
         add(lines, "k-hat of the guide", k_hat_in_words(measures))
     if "log_likelihood" in measures:
         add(lines, "log likelihood", f"{measures['log_likelihood']:.2f} nats")
     if "log_evidence" in measures:
         evidence, error = measures["log_evidence"], measures["log_evidence_se"]
         gap = max(0.0, measures["kl_to_posterior"])
-        text = f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap:.2f} (KL divergence of the guide)"
+        gap_and_error = _with_error(gap, measures.get("kl_to_posterior_se", math.nan), 2)
+        text = (
+            f"{evidence:.2f} ± {error:.2f} nats = ELBO + {gap_and_error} (KL divergence of the "
+            "guide)"
+        )
         if not _weights_tell(measures):
             effective = measures["corrected_effective_sample_size"]
             text = (
@@ -395,10 +417,11 @@ def _interval_name(column: str) -> str:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """The table of a comparison, with each posterior's differences from the best one."""
+    """The table of a comparison, how far each posterior is off, and which guide to take."""
     out = console()
     problem = next((fit.problem for fit in comparison.fits.values()), None)
-    extra = {name: label for name, label in EXTRA.items() if name in comparison.table}
+    known = [name for name in EXTRA if name in comparison.table]
+    extra = {name: EXTRA[name] for name in known if comparison.table[name].notna().any()}
     out.print()
     if problem is not None:
         out.print(Text(f"{problem.model.name}, seed {comparison.seed}", style="bold"))
@@ -406,65 +429,102 @@ def show_comparison(comparison: Comparison) -> None:
     room = out.measure(whole, options=out.options.update(max_width=1000)).maximum <= out.width
     out.print(whole if room else _comparison_table(comparison, extra, wide=False))
     if problem is not None:
-        baseline = "that of NUTS" if comparison.baseline == "nuts" else "the best guide's"
         out.print(
-            "★ best ELBO, ! not converged, corrected: trusted after correction, no: not trusted. "
-            "ELBO and elpd are in nats. k-hat: of the guide's draws. shift: largest difference "
-            f"of a posterior mean from {baseline}, in posterior sds. sd ratio: smallest and "
-            f"largest ratio of a posterior sd to {baseline}.",
+            "★ best ELBO of the trusted guides, or of all if none is trusted; ! not converged; "
+            "corrected: trusted after correction; no: not trusted. ELBO and elpd are in nats. "
+            "k-hat: of the guide's draws.",
             style="dim",
         )
         if extra:
             out.print(f"{'. '.join(EXPLAINED[name] for name in extra)}.", style="dim")
+        _show_differences(comparison)
     for row in comparison.table.to_dict("records"):
         if row["error"]:
             out.print(Text(f"{row['guide']} failed: {row['error']}", style="yellow"))
+    if comparison.recommendation:
+        out.print()
+        out.print(Text(comparison.recommendation, style="bold"))
+
+
+def _show_differences(comparison: Comparison) -> None:
+    """How far each guide's own draws, and its corrected ones, are from the best reference."""
+    if comparison.differences.empty:
+        return
+    out, baseline = console(), comparison.baseline
+    trusted = baseline is not None and comparison.fits[baseline].verdict.trusted
+    reference = "NUTS" if baseline == "nuts" else f"{baseline}'s posterior"
+    doubt = "" if trusted else ", which is not trusted itself"
+    names = ["shift", "sd ratio", "90% covers"]
+    heads = [*(f"own {name}" for name in names), *(f"corrected {name}" for name in names)]
+    made = table("guide", *heads, right=tuple(heads))
+    groups = dict(list(comparison.differences.groupby("guide")))
+    for guide in comparison.table["guide"]:
+        if guide in groups:
+            own, corrected = (_off(groups[guide], prefix) for prefix in ("", "corrected_"))
+            add(made, guide, *own, *corrected)
+    out.print()
+    out.print(Text(f"Draws beside {reference}{doubt}", style="bold"))
+    out.print(made)
+    out.print(
+        "own: the guide's own draws. corrected: by importance weights. shift: largest difference "
+        "of a mean, in sds of the reference. sd ratio: smallest and largest sd over the "
+        "reference's. 90% covers: smallest and largest share of the reference in a 90% interval.",
+        style="dim",
+    )
+
+
+def _off(differences: pd.DataFrame, prefix: str) -> list[str]:
+    """The cells of how far all quantities are off; dashes where there are no such draws."""
+    shifts, ratios, shares = (
+        differences[f"{prefix}{name}"].dropna() for name in ("mean_shift", "sd_ratio", "coverage")
+    )
+    if shifts.empty:
+        return ["-", "-", "-"]
+    spread = f"{ratios.min():.2f}…{ratios.max():.2f}" if ratios.max() > POINT else "-"  # a point
+    covers = f"{shares.min():.0%}…{shares.max():.0%}" if ratios.max() > POINT else "-"
+    return [_number(float(shifts.abs().max()), 2), spread, covers]
 
 
 def _comparison_table(comparison: Comparison, extra: Mapping[str, str], wide: bool) -> Table:
-    """One line a guide; with errors, parameters and engines if it may be wide."""
-    names = ["verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s", *extra.values()]
-    likelihoods = comparison.table["log_likelihood"].notna().any()
-    if likelihoods:
-        names.insert(2, "log likelihood")
+    """One line a guide; with errors, the ELBO's parts and engines if it may be wide."""
+    columns: dict[str, Callable[[Any], str]] = {
+        "verdict": lambda row: VERDICTS[row["verdict"]],
+        "ELBO": lambda row: _with_error(row["elbo"], row["elbo_se"], 2),
+    }
+    filled = comparison.table.notna().any()
+    if wide and filled.get("kl_to_prior", False):
+        columns["log likelihood part"] = lambda row: _with_error(
+            row["expected_log_likelihood"], math.nan, 2
+        )
+        columns["KL part"] = lambda row: _with_error(row["kl_to_prior"], math.nan, 2)
+    if filled["log_likelihood"]:
+        columns["log likelihood"] = lambda row: _with_error(row["log_likelihood"], math.nan, 2)
+    columns["k-hat"] = lambda row: _fixed(row["k_hat"])
+    if filled["elpd_loo"]:
+        columns["elpd"] = lambda row: _with_error(
+            row["elpd_loo"], row["elpd_loo_se"] if wide else math.nan, 1
+        )
+    columns["s"] = lambda row: f"{row['seconds']:.1f}"
+    for measure, label in extra.items():
+        columns[label] = partial(_extra_cell, measure=measure, wide=wide)
     if wide:
-        names += ["parameters", "fitted by"]
-    made = table("guide", *names, right=tuple(names))
-    differences = dict(list(comparison.differences.groupby("guide")))
+        columns["parameters"] = lambda row: str(int(row["parameters"]))
+        columns["fitted by"] = lambda row: row["objective"]
+    made = table("guide", *columns, right=tuple(columns))
     for row in comparison.table.to_dict("records"):
-        if row["error"]:
-            continue
-        cells = _cells(row, differences.get(row["guide"]), wide)
-        cells += [_extra_cell(row, measure, wide) for measure in extra]
-        if likelihoods:
-            cells.insert(3, _with_error(row["log_likelihood"], math.nan, 2))
-        if wide:
-            cells += [str(int(row["parameters"])), row["objective"]]
-        add(made, *cells, style="bold" if row["best"] else "")
+        if not row["error"]:
+            name = f"{row['guide']}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}"
+            cells = [cell(row) for cell in columns.values()]
+            add(made, name, *cells, style="bold" if row["best"] else "")
     return made
-
-
-def _cells(row: Mapping[Any, Any], differences: pd.DataFrame | None, wide: bool) -> list[str]:
-    """The cells that every guide has."""
-    shift, ratio = math.nan, "-"
-    if differences is not None:
-        shift, ratios = differences["mean_shift"].abs().max(), differences["sd_ratio"]
-        if ratios.max() > POINT:  # not of a point, nor where nothing is known
-            ratio = f"{ratios.min():.2f}…{ratios.max():.2f}"
-    return [
-        f"{row['guide']}{' ★' if row['best'] else ''}{'' if row['converged'] else ' !'}",
-        VERDICTS[row["verdict"]],
-        _with_error(row["elbo"], row["elbo_se"], 2),
-        _fixed(row["k_hat"]),
-        _with_error(row["elpd_loo"], row["elpd_loo_se"] if wide else math.nan, 1),
-        _number(shift, 2),
-        ratio,
-        f"{row['seconds']:.1f}",
-    ]
 
 
 def _extra_cell(row: Mapping[Any, Any], measure: str, wide: bool) -> str:
     """A measure that some guides have; a lower bound where the weights of rows are poor."""
+    if measure == "active_units":
+        return _with_error(row[measure], math.nan, 0)
+    if measure == "good_rows":
+        return "-" if math.isnan(row[measure]) else f"{row[measure]:.0%}"
     error = row.get(f"{measure}_se", math.nan) if wide else math.nan
     doubtful = (
         measure == "test_log_density" and row.get("test_unreliable", 0) > WEIGHING.unreliable_rows
@@ -485,6 +545,44 @@ def _with_error(value: float, error: float, digits: int) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def show_heading(title: str, detail: str) -> None:
+    """A part of the demonstration."""
+    out = console()
+    out.print()
+    out.print(Text.assemble((title, "bold cyan"), (f": {detail}" if detail else "", "dim")))
+    out.print()
+
+
+def show_answers(found: pd.DataFrame, guide: str) -> None:
+    """What a guide would have said of each coefficient, beside a trusted posterior.
+
+    Args:
+        found: Of `elbowroom.report.demo.answers`.
+        guide: The name of the one that is not trusted.
+    """
+    out = console()
+    names = ["trusted posterior", guide, "sd ratio", ""]
+    made = table("coefficient", *names, right=tuple(names[:3]))
+    for label, row in found.iterrows():
+        right = f"{_number(row['trusted_lower'])} to {_number(row['trusted_upper'])}"
+        wrong = f"{_number(row['lower'])} to {_number(row['upper'])}"
+        mark = "another answer" if row["changed"] else ""
+        add(made, str(label), right, wrong, _fixed(row["sd_ratio"]), mark,
+            style="bold yellow" if row["changed"] else "")  # fmt: skip
+    out.print(made)
+    changed = [str(label) for label in found.index[found["changed"]]]
+    if not changed:
+        out.print(f"{guide} gives no coefficient another sign.")
+        return
+    listed = f"{', '.join(changed[:-1])} and {changed[-1]}" if changed[1:] else changed[0]
+    smallest = found["sd_ratio"].min()
+    out.print(
+        f"By {guide}, the signs of {listed} would be sure: its intervals leave zero out. The "
+        f"posterior does not know these signs: {guide} has sds as small as {smallest:.2f} of the "
+        "right ones. The verdict said so before anybody had to know the answer."
+    )
 
 
 def show_saved(path: Path) -> None:

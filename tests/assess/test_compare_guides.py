@@ -74,15 +74,48 @@ def test_a_point_has_no_bound_and_a_failure_says_why(comparison: er.Comparison) 
     assert "stuck" not in comparison.fits
 
 
-def test_differences_are_in_units_of_the_best_guides_sds(comparison: er.Comparison) -> None:
+def test_own_draws_are_compared_with_the_posterior_in_closed_form(
+    comparison: er.Comparison,
+) -> None:
+    """Of a Normal with correlation r, the best factorised Normal has √(1 - r²) of each sd."""
     lines: Any = comparison.differences.set_index(["guide", "quantity"])
-    assert lines.loc["laplace", "sd_ratio"].tolist() == [1.0, 1.0]
-    # sd of a factor over the marginal sd: 1 / sqrt(precision * variance).
-    precision = np.eye(2) + 12
-    exact = (precision[0, 0] * np.linalg.inv(precision)[0, 0]) ** -0.5
-    error = 4 * exact * (1 / 1000 + 1 / 1500) ** 0.5  # of two sds, from draws and from averaging
-    for ratio in lines.loc["mean_field", "sd_ratio"]:
-        assert abs(ratio - exact) < error
+    assert comparison.baseline == "laplace"
+    covariance = np.linalg.inv(np.eye(2) + 12)
+    correlation = covariance[0, 1] / covariance[0, 0]
+    exact = (1 - correlation**2) ** 0.5
+    assert exact < 0.4
+    error = 4 * (1 / 1000 + 1 / 1000) ** 0.5  # of the log of a ratio, each sd's being 1 / √(2 n)
+    assert np.abs(np.log(lines.loc["mean_field", "sd_ratio"] / exact)).max() < error
+    assert np.abs(np.log(lines.loc["laplace", "sd_ratio"])).max() < error
+    # The same factor is the half-width of its 90% interval in the posterior's sds.
+    normal = torch.distributions.Normal(0.0, 1.0)
+    share = 2 * float(normal.cdf(torch.tensor(1.6449 * exact))) - 1
+    np.testing.assert_allclose(lines.loc["mean_field", "coverage"], share, atol=0.05)
+    assert lines.loc["mean_field", "mean_shift"].abs().max() < 0.2
+    # By --steps it was fitted stochastically, and its weights are poor: nothing is corrected.
+    assert lines.loc["mean_field", "corrected_sd_ratio"].isna().all()
+    assert np.abs(np.log(lines.loc["laplace", "corrected_sd_ratio"])).max() < 1e-9
+    assert lines.loc["map", "corrected_sd_ratio"].isna().all()
+    assert (lines.loc["map", "sd_ratio"] < 1e-9).all()
+
+
+def test_corrected_draws_have_the_right_sds_beside_the_guide_s_own() -> None:
+    lines = er.compare(normal_mean, {"y": Y}, ["mean_field", "laplace"], seed=3).differences
+    own, corrected = (
+        lines.set_index("guide").loc["mean_field", name].to_numpy()
+        for name in ("sd_ratio", "corrected_sd_ratio")
+    )
+    covariance = np.linalg.inv(np.eye(2) + 12)
+    exact = (1 - (covariance[0, 1] / covariance[0, 0]) ** 2) ** 0.5
+    # Four errors of the log of a ratio of two sds, of 4000 draws each.
+    assert np.abs(np.log(own / exact)).max() < 4 * (1 / 4000) ** 0.5
+    assert np.abs(np.log(corrected)).max() < 4 * (1 / 8000 + 1 / (2 * 400)) ** 0.5
+
+
+def test_one_line_says_which_guide_to_take(comparison: er.Comparison) -> None:
+    assert comparison.recommendation.startswith("Take laplace: ")
+    assert by_guide(comparison).loc["laplace", "best"]
+    assert not by_guide(comparison).loc["mean_field", "best"]
 
 
 def test_the_files_hold_the_table(comparison: er.Comparison, tmp_path: Path) -> None:
@@ -91,6 +124,8 @@ def test_the_files_hold_the_table(comparison: er.Comparison, tmp_path: Path) -> 
     pd.testing.assert_frame_equal(table[["elbo"]], comparison.table[["elbo"]])
     content = json.loads((folder / "comparison.json").read_text())
     assert (content["seed"], content["best"]) == (3, "laplace")
+    assert content["baseline"] == "laplace"
+    assert content["recommendation"] == comparison.recommendation
     assert len(content["differences"]) == len(comparison.differences)
     assert {path.name for path in folder.iterdir() if path.is_dir()} == set(comparison.fits)
 

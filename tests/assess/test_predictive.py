@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elbowroom.assess.predictive import TAIL, predictive_checks
+from elbowroom.assess.predictive import TAIL, flat_predictions, predictive_checks
 
 
 def generator() -> np.random.Generator:
@@ -81,3 +81,27 @@ def test_replicates_whose_squares_overflow_give_no_warning() -> None:
     shares, sentences = predictive_checks({"y": np.arange(5.0) - 2}, {"y": replicated})
     assert 0.0 < shares["y.sd"] < 1.0
     assert sentences == []
+
+
+def test_flat_predictions_are_said_to_be_flat() -> None:
+    random = np.random.default_rng(0)
+    slope = np.linspace(-1.0, 1.0, 50)
+    y = slope + 0.1 * random.normal(size=50)
+
+    def explained(part: float) -> np.ndarray:
+        """Draws whose means have this part of the variance of y."""
+        return part**0.5 * slope * y.std() / slope.std() + random.normal(size=(400, 50))
+
+    said = flat_predictions({"y": y}, {"y": explained(0.03)})
+    assert said[0].startswith("The prediction of 'y' is nearly the same for every row")
+    assert "% of the variance of 'y'" in said[0]
+    assert flat_predictions({"y": y}, {"y": explained(0.08)}) == []
+    # Of class numbers, and of several numbers a row, a variance says nothing.
+    assert flat_predictions({"y": np.arange(50)}, {"y": explained(0.0)}) == []
+    assert flat_predictions({"y": y[:, None]}, {"y": explained(0.0)[..., None]}) == []
+
+
+def test_the_noise_of_few_draws_is_no_signal() -> None:
+    random = np.random.default_rng(1)
+    y = random.normal(size=50)
+    assert flat_predictions({"y": y}, {"y": random.normal(size=(15, 50))})

@@ -187,11 +187,21 @@ def test_numbers_of_the_weights_are_closed_forms() -> None:
         "log_evidence": pytest.approx(-3.0),
         "log_evidence_se": pytest.approx(error),
         "kl_to_posterior": pytest.approx(0.5),  # the bound is -3.5
+        "kl_to_posterior_se": pytest.approx(error),  # the bound itself has no error here
         "raw_mean_shift": pytest.approx(shift),
         "raw_sd_log_ratio": pytest.approx(ratio),
         "heaviest_tail": pytest.approx(np.nan, nan_ok=True),
     }
     assert (found.unresolved, found.remarks) == ([], [])
+
+
+def test_the_divergence_from_the_posterior_has_both_errors() -> None:
+    raw = weighted(np.tile([-4.0, -2.0], 50))
+    bound_error = (100 / 99) ** 0.5 / 10  # of the mean of a hundred that are one off
+    none = Weights(0.1, 100, 50.0, True)
+    found = collecting._measured(none, (-2.5, 0.3), raw)
+    assert found["kl_to_posterior"] == pytest.approx(0.5)
+    assert found["kl_to_posterior_se"] == pytest.approx(np.hypot(0.3, bound_error))
 
 
 def test_the_heaviest_tail_is_that_of_the_worst_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +398,11 @@ def collected(
         collecting, "predictive_checks", lambda *both: checks if both == ("seen", "drawn") else None
     )
     monkeypatch.setattr(collecting, "invalid_draws", lambda *_: changed.get("invalid"))
-    space = SimpleNamespace(dimension=1, sites=sites)
+    monkeypatch.setattr(
+        collecting, "flat_predictions", lambda *both: ["Flat."] if both == ("seen", "drawn") else []
+    )
+    layers = changed.get("layers", ())
+    space = SimpleNamespace(dimension=1, sites=sites, layers=layers)
     problem = SimpleNamespace(
         space=space, function=None, arguments={}, posterior=changed.get("posterior"),
         prepared=SimpleNamespace(doubts=("Few rows.",)),
@@ -425,6 +439,13 @@ def test_evidence_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evidence.ladder
     assert found.measures == {"predictive_checks": {"y.mean": 0.001}, "active_units": 2}
     assert found.remarks == []
+
+
+def test_predictions_of_networks_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = collected(monkeypatch).evidence.remarks.predictive
+    found = collected(monkeypatch, layers=("layer_0",)).evidence.remarks.predictive
+    assert found == (*plain, "Flat.")
+    assert plain == ("The model does not reproduce the mean of 'y'.",)
 
 
 def test_evidence_follows_the_model_and_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,9 @@ def test_the_numbers_are_those_of_the_guide_and_of_the_evidence(
     assert (measures["seconds"], measures["parameters"]) == (1.5, 3)
     assert measures["log_evidence"] == -3.0
     assert "elpd_loo" not in measures
+    assert "elbo_parts" not in measures
+    made.fit = replace(made.fit, parts=lambda: {"elbo_parts": 1})
+    assert made.fit.diagnostics["elbo_parts"] == 1
     assert np.isfinite(made.fit.diagnostics["elpd_loo"])
 
 

@@ -27,6 +27,7 @@ MEASURES: dict[str, Any] = {
 }  # fmt: skip
 EVIDENCE: dict[str, Any] = {
     "log_evidence": -120.004, "log_evidence_se": 0.0149, "kl_to_posterior": 3.452,
+    "kl_to_posterior_se": 0.127,
     "corrected_effective_sample_size": 1234.0, "corrected_k_hat": 0.3, "weighted_draws": 1000,
 }  # fmt: skip
 
@@ -96,12 +97,25 @@ def test_a_fit_is_shown_from_its_reason_to_its_posterior(
         "ELBO                -123.46 ± 0.13 nats",
         "k-hat of the guide  0.46 (limit 0.70: importance sampling can correct it)",
         "log likelihood      -77.78 nats",
-        "log p(data)         -120.00 ± 0.01 nats = ELBO + 3.45 (KL divergence of the guide)",
+        "log p(data)         -120.00 ± 0.01 nats = ELBO + 3.45 ± 0.13 (KL divergence of the guide)",
         "elpd (LOO)          -98.8 ± 5.4 nats",
         "time                1.2 s, 7 fitted parameters",
         "",
         "quantity  mean    sd   5%  95%",
         "x[0]         1  0.25  0.5  1.5",
+    ]
+
+
+def test_the_parts_of_the_elbo_are_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"expected_log_likelihood": -100.0, "kl_to_prior": 23.456, "entropy": -4.0}
+    errors = {f"{name}_se": 0.126 for name in parts}
+    terminal.show_fit(fit_of({**MEASURES, **parts, **errors}))
+    assert printed(capsys)[4:9] == [
+        "ELBO                              -123.46 ± 0.13 nats",
+        "  expected log likelihood         -100.00 ± 0.13 nats",
+        "  - KL divergence from the prior  23.46 ± 0.13 nats",
+        "  (entropy of the guide)          -4.00 ± 0.13 nats",
+        "k-hat of the guide                0.46 (limit 0.70: importance sampling can correct it)",
     ]
 
 
@@ -138,8 +152,8 @@ def test_what_has_no_meaning_is_left_out(capsys: pytest.CaptureFixture[str]) -> 
             "0.70 (limit 0.70: the guide misses a part of the posterior)",
         ),
         ({"high_k_rows": 0.126}, "elpd (LOO)", "unreliable for 13% of the rows"),
-        ({"kl_to_posterior": -0.02}, "log p(data)", "= ELBO + 0.00 ("),
-        ({"kl_to_posterior": 0.5}, "log p(data)", "= ELBO + 0.50 ("),
+        ({"kl_to_posterior": -0.02}, "log p(data)", "= ELBO + 0.00 ± 0.13 ("),
+        ({"kl_to_posterior": 0.5}, "log p(data)", "= ELBO + 0.50 ± 0.13 ("),
     ],
 )
 def test_a_line_of_a_fit(
@@ -256,12 +270,17 @@ def comparison(*rows: dict[str, Any], baseline: str = "laplace") -> Comparison:
             "guide": ["laplace", "laplace", "map"],
             "quantity": ["a", "b", "a"],
             "mean_shift": [0.126, -0.5, 0.25],
-            "sd_ratio": [0.876, 1.251, NAN],
+            "sd_ratio": [0.876, 1.251, 0.0],
+            "coverage": [0.455, 0.9, 0.0],
+            "corrected_mean_shift": [0.026, 0.0, NAN],
+            "corrected_sd_ratio": [1.0, 1.02, NAN],
+            "corrected_coverage": [0.9, 0.91, NAN],
         }
     )
     problem = SimpleNamespace(model=SimpleNamespace(name="m"))
-    fits: Any = {baseline: SimpleNamespace(problem=problem)}
-    return Comparison(pd.DataFrame(rows), differences, fits, 5)
+    verdict = Verdict(TRUSTED, ())
+    fits: Any = {baseline: SimpleNamespace(problem=problem, verdict=verdict)}
+    return Comparison(pd.DataFrame(rows), differences, fits, 5, baseline)
 
 
 def shown(
@@ -284,20 +303,38 @@ def shown(
 def test_a_comparison_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = shown(monkeypatch, capsys, ROW, OTHER, width=80)
+    lines = shown(monkeypatch, capsys, ROW, OTHER, width=60)
     assert lines[:2] == ["", "m, seed 5"]
     table = [cells(line) for line in lines[2:5]]
     assert table == [
-        ["guide", "verdict", "ELBO", "k-hat", "elpd", "shift", "sd ratio", "s"],
-        ["laplace ★", "trusted", "-10.13 ± 0.01", "0.46", "-9.9", "0.5", "0.88…1.25", "1.2"],
-        ["map !", "no", "-", "-", "-", "0.25", "-", "1.2"],
+        ["guide", "verdict", "ELBO", "k-hat", "elpd", "s"],
+        ["laplace ★", "trusted", "-10.13 ± 0.01", "0.46", "-9.9", "1.2"],
+        ["map !", "no", "-", "-", "-", "1.2"],
     ]
     words = ("verdict", "trusted", "no")
     ends = [line.index(word) + len(word) for line, word in zip(lines[2:5], words, strict=True)]
     assert len(set(ends)) == 1  # numbers and words are flush right, names are left
-    said = " ".join(lines[5:])
-    assert "from the best guide's" in said
-    assert "ratio of a posterior sd to the best guide's" in said
+    assert lines[-1] == "Take laplace: it is the only one that is trusted."
+
+
+def test_own_draws_and_corrected_ones_are_beside_the_reference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = shown(monkeypatch, capsys, ROW, OTHER, width=140)
+    at = lines.index("Draws beside laplace's posterior")
+    assert [cells(line) for line in lines[at + 1 : at + 4]] == [
+        ["guide", "own shift", "own sd ratio", "own 90% covers", "corrected shift",
+         "corrected sd ratio", "corrected 90% covers"],
+        ["laplace", "0.5", "0.88…1.25", "46%…90%", "0.026", "1.00…1.02", "90%…91%"],
+        ["map", "0.25", "-", "-", "-", "-", "-"],
+    ]  # fmt: skip
+    bare = comparison(ROW, OTHER)
+    doubtful = Verdict(NOT_TRUSTED, ())
+    bare.fits["laplace"] = SimpleNamespace(  # type: ignore[assignment]
+        problem=bare.fits["laplace"].problem, verdict=doubtful
+    )
+    terminal.show_comparison(bare)
+    assert "Draws beside laplace's posterior, which is not trusted itself" in printed(capsys)
 
 
 def test_a_comparison_on_a_wide_terminal(
@@ -306,12 +343,29 @@ def test_a_comparison_on_a_wide_terminal(
     rows = [{**ROW, "log_likelihood": -8.126, "verdict": CORRECTED}, OTHER]
     lines = shown(monkeypatch, capsys, *rows)
     assert [cells(line) for line in lines[2:5]] == [
-        ["guide", "verdict", "ELBO", "log likelihood", "k-hat", "elpd", "shift", "sd ratio", "s",
-         "parameters", "fitted by"],
-        ["laplace ★", "corrected", "-10.13 ± 0.01", "-8.13", "0.46", "-9.9 ± 1.3", "0.5",
-         "0.88…1.25", "1.2", "3", "trace"],
-        ["map !", "no", "-", "-", "-", "-", "0.25", "-", "1.2", "3", "trace"],
+        ["guide", "verdict", "ELBO", "log likelihood", "k-hat", "elpd", "s", "parameters",
+         "fitted by"],
+        ["laplace ★", "corrected", "-10.13 ± 0.01", "-8.13", "0.46", "-9.9 ± 1.3", "1.2", "3",
+         "trace"],
+        ["map !", "no", "-", "-", "-", "-", "1.2", "3", "trace"],
     ]  # fmt: skip
+    parts = {"expected_log_likelihood": -7.126, "kl_to_prior": 3.0}
+    lines = shown(monkeypatch, capsys, {**ROW, **parts}, {**OTHER, "elpd_loo": NAN}, width=150)
+    assert cells(lines[2])[2:5] == ["ELBO", "log likelihood part", "KL part"]
+    assert cells(lines[3])[2:5] == ["-10.13 ± 0.01", "-7.13", "3.00"]
+
+
+def test_a_column_without_a_number_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where rows have latents, there is no elpd, but there is what their weights tell."""
+    of_rows = {"active_units": 2.0, "nll": 23.824, "nll_se": 0.001, "good_rows": 0.873}
+    lines = shown(monkeypatch, capsys, {**ROW, **of_rows, "elpd_loo": NAN}, width=90)
+    assert cells(lines[2]) == [
+        "guide", "verdict", "ELBO", "k-hat", "s", "active", "NLL", "good rows",
+    ]  # fmt: skip
+    assert cells(lines[3])[-3:] == ["2", "23.82", "87%"]
+    assert "NLL: minus the log density of a row" in " ".join(lines)
 
 
 def test_columns_that_only_some_comparisons_have(
@@ -338,7 +392,7 @@ def test_no_line_of_a_comparison_is_wrapped(
     """Columns that have no room are left out, be it by one character."""
     scores = {"test_log_density": -2.126, "test_log_density_se": 0.126, "test_unreliable": 0.06}
     heads = set()
-    for width in range(90, 150):
+    for width in range(75, 150):
         lines = shown(monkeypatch, capsys, {**ROW, **scores}, {**OTHER, **scores}, width=width)
         assert [cells(line)[0] for line in lines[2:5]] == ["guide", "laplace ★", "map !"]
         assert lines[5].startswith("★ best ELBO")
@@ -352,8 +406,8 @@ def test_a_guide_that_failed_and_the_sampler_as_baseline(
     failed = {**OTHER, "guide": "flow", "error": "it does not fit [here]"}
     lines = shown(monkeypatch, capsys, ROW, failed, baseline="nuts")
     assert [cells(line)[0] for line in lines[2:4]] == ["guide", "laplace ★"]
-    assert "from that of NUTS" in " ".join(lines)
-    assert lines[-1] == "flow failed: it does not fit [here]"
+    assert "Draws beside NUTS" in lines
+    assert lines[-3] == "flow failed: it does not fit [here]"
     none = Comparison(pd.DataFrame([{**failed, "best": False}]), pd.DataFrame({"guide": []}), {}, 5)
     terminal.show_comparison(none)
     assert printed(capsys)[-1] == "flow failed: it does not fit [here]"
@@ -568,7 +622,7 @@ def test_what_matters_stands_out_and_explanations_do_not(
     for style, text in (
         (f"{bold};{green}", "trusted"), (bold, "next"), (f"{bold};{yellow}", "not trusted"),
         (green, "ok"), (yellow, "warning"), (f"{bold};{red}", "error"), (dim, "a rung"),
-        (bold, "s, step 1"), (dim, "noise: square"), (dim, "shift: difference"),
+        (bold, "s, step 1"), (dim, "noise: square"), (dim, "own: the guide's own"),
         (bold, "m, seed 5"), (dim, "★ best"), (bold, "laplace ★"), (dim, "amortised: nats"),
         (yellow, "flow failed"),
     ):  # fmt: skip

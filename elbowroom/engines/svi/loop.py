@@ -405,12 +405,13 @@ class Optimisation:
 
     def _look(self) -> str:
         """Sees whether the recorded step still holds, and what the rule makes of the run."""
-        self.looked_at = self.step
+        before, self.looked_at = self.looked_at, self.step
         due = self.step >= min(RUN_LIMITS.grown * self.held_at, self.budget)
         if due and not self._holds():
             return ""
         self.good = self.parameters.copy()
-        if self.step < (self.settings.kl_warm_up or 0):  # what it sees is not the ELBO yet
+        if before < (self.settings.kl_warm_up or 0):  # what it saw was not the ELBO yet
+            self.rule.begin(self.elbo)
             return self.rule.end(self.elbo) if self.step >= self.budget else ""
         with users_code(f"step {self.step} of the optimiser failed", ModelError):
             status = self.rule.look(self.elbo)

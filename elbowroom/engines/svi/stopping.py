@@ -111,6 +111,9 @@ class Rule(Protocol):
     def restart(self) -> None:
         """Forgets the steps since the rate was cut: the parameters were put back."""
 
+    def begin(self, elbo: Sequence[float]) -> None:
+        """Begins here: what the run was told so far, in a warm-up, was not the ELBO."""
+
     def state(self) -> dict[str, Any]:
         """All that it holds."""
 
@@ -265,6 +268,12 @@ class Stationary:
         self.iterates.restart()
         self._looked = 0
 
+    def begin(self, elbo: Sequence[float]) -> None:
+        """Begins here: what the run was told so far, in a warm-up, was not the ELBO."""
+        self.restart()
+        self._begun = self._seen = len(elbo)
+        self.best_values = self._here = self._parameters.copy()
+
     def state(self) -> dict[str, Any]:
         """All that it holds."""
         return {
@@ -350,6 +359,9 @@ class HeldOut:
     def restart(self) -> None:
         """Forgets the steps since the rate was cut: the parameters were put back."""
 
+    def begin(self, elbo: Sequence[float]) -> None:
+        """Begins here: what the run was told so far, in a warm-up, was not the ELBO."""
+
     def state(self) -> dict[str, Any]:
         """All that it holds."""
         return {
@@ -414,6 +426,10 @@ class Scheduled:
         """Forgets the steps since the rate was cut: the parameters were put back."""
         if self.iterates is not None:
             self.iterates.restart()
+
+    def begin(self, elbo: Sequence[float]) -> None:
+        """Begins here: what the run was told so far, in a warm-up, was not the ELBO."""
+        self.restart()
 
     def state(self) -> dict[str, Any]:
         """All that it holds."""

@@ -119,6 +119,26 @@ def test_a_run_has_converged_where_all_further_cuts_would_move_it_by_half_the_to
     assert rule.moves is not converged
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_run_does_not_go_back_beyond_its_warm_up(warm: bool) -> None:
+    """In a warm-up the run is told more than the ELBO; a fall from there is no reason to go back."""
+    parameters = FlatParameters({"p": torch.zeros(1, requires_grad=True)})
+    rule: Any = Stationary(parameters, lambda *_: 1.0, 0.1)  # type: ignore[arg-type]
+    told: list[float] = [0.0] * WINDOW
+    parameters.assign([torch.ones(1)])
+    if warm:
+        rule.begin(told)
+    else:
+        rule.look(told)
+    moved = []
+    for _ in range(STOPPING.worse):
+        told += [-50.0] * WINDOW
+        rule.look(told)
+        moved.append(rule.moves)
+    assert moved == [False] * (STOPPING.worse - 1) + [not warm]
+    assert float(rule.best_values[0]) == (1.0 if warm else 0.0)
+
+
 def passed(path: np.ndarray) -> Iterates:
     """The iterates of parameters that took a path, (steps, P)."""
     parameters = FlatParameters({"p": torch.tensor(path[0], requires_grad=True)})

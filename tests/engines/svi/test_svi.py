@@ -18,6 +18,7 @@ import elbowroom as er
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.loop import RUN_LIMITS, Trained, run_svi
 from elbowroom.engines.svi.stepping import KEEPS
+from elbowroom.engines.svi.stopping import Stationary
 from elbowroom.errors import ModelError, OptionError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.space import LatentSpace
@@ -417,3 +418,27 @@ def test_weights_that_are_drawn_are_not_the_noise_of_the_first_steps() -> None:
     for each in noise[1:]:
         correlation = float(torch.corrcoef(torch.stack([centre, each]))[0, 1])
         assert abs(correlation) < 5 / 400**0.5
+
+
+def test_what_a_run_saw_in_its_warm_up_is_no_elbo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule begins at the first look with no step of the warm-up before it."""
+    begun: list[int] = []
+    looked: list[int] = []
+    begin, look = Stationary.begin, Stationary.look
+
+    def begins(rule: Stationary, elbo: Any) -> None:
+        begun.append(len(elbo))
+        begin(rule, elbo)
+
+    def looks(rule: Stationary, elbo: Any) -> Any:
+        looked.append(len(elbo))
+        return look(rule, elbo)
+
+    monkeypatch.setattr(Stationary, "begin", begins)
+    monkeypatch.setattr(Stationary, "look", looks)
+    y = torch.linspace(4.0, 6.0, 20)
+    er.fit(normal, {"y": y}, "mean_field", seed=1, engine="svi", kl_warm_up=450, steps=2000)
+    window = begun[0]
+    assert begun == [window * (i + 1) for i in range(len(begun))]
+    assert begun[-1] - window < 450 <= begun[-1]
+    assert looked[0] - begun[-1] == window
