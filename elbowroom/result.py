@@ -630,6 +630,10 @@ class Fit:
                 "learning_rate": trained.learning_rates,
             }
         )
+        # At each step they would have to be told apart; they are taken once, at the end.
+        for name in ("expected_log_likelihood", "kl_to_prior"):
+            if name in self.diagnostics and len(history):
+                history.loc[history.index[-1], name] = self.diagnostics[name]
         return run_folder.Run(
             config={
                 "model": self.problem.model.name,

@@ -377,8 +377,8 @@ def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) 
         drawn = torch.as_tensor(values)
         if problem.model.in_units is not None:
             drawn = problem.model.in_units(drawn, problem.prepared.arguments)
-        known = align_columns(problem.data, names).to_numpy(dtype=float)
-        if dispersion is not None and np.array_equal(known, known.round()):
+        there = align_columns(problem.data, names).to_numpy(dtype=float)
+        if dispersion is not None and np.array_equal(there, there.round()):
             drawn = drawn.round()  # to the levels of grey
         filled = drawn.numpy()
     return _imputed(table, names, missing, filled, interval, acceptance)

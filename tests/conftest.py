@@ -152,7 +152,7 @@ def output_of(language: str, block: str, folder: Path, children: Children) -> st
 
 
 def _commands(block: str) -> list[str]:
-    """The `elbowroom` lines of a block, but for the demonstration, which takes minutes."""
+    """The `elbowroom` lines of a block, but for the demonstration, which has a test of its own."""
     lines = block.splitlines()
     return [line for line in lines if line.startswith("elbowroom ") and "demo" not in line]
 

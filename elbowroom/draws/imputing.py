@@ -147,11 +147,11 @@ def from_chains(
                     )
             values = {name: now.nodes[name]["value"] for name in space.local if name in now.nodes}
             freed = poutine.condition(Unobserved()(model), data=values)
-            node: Any = poutine.trace(freed).get_trace(**given).nodes[observed]
-            x = torch.where(missing, node["value"].to(x), x)
+            made: Any = poutine.trace(freed).get_trace(**given).nodes[observed]
+            x = torch.where(missing, made["value"].to(x), x)
             given[observed] = x
             if step >= WARM_UP:
-                cells = node["value"] if dispersion is None else shares(node["fn"].mean, dispersion)
+                cells = made["value"] if dispersion is None else shares(made["fn"].mean, dispersion)
                 found.append(torch.where(missing, cells.to(x), x).double().cpu().numpy())
                 taken.append(float(accept.double().mean()))
     return np.stack(found), float(np.mean(taken))

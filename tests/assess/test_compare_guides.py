@@ -100,7 +100,7 @@ def test_own_draws_are_compared_with_the_posterior_in_closed_form(
 
 
 def test_corrected_draws_have_the_right_sds_beside_the_guide_s_own() -> None:
-    lines = er.compare(normal_mean, {"y": Y}, ["mean_field", "laplace"], seed=3).differences
+    lines: Any = er.compare(normal_mean, {"y": Y}, ["mean_field", "laplace"], seed=3).differences
     own, corrected = (
         lines.set_index("guide").loc["mean_field", name].to_numpy()
         for name in ("sd_ratio", "corrected_sd_ratio")

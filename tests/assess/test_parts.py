@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -203,7 +204,12 @@ def test_a_fit_has_its_parts_and_its_file_too(tmp_path: Any) -> None:
     total = measures["expected_log_likelihood"] - measures["kl_to_prior"]
     assert total == pytest.approx(measures["elbo"], rel=1e-9)
     assert measures["elbo_parts"]["draws"] == 200
-    loaded = er.load(fit.save(tmp_path / "run"), model=mean, guide=guide)
+    folder = fit.save(tmp_path / "run")
+    history = pd.read_csv(folder / "history.csv")
+    for name in ("expected_log_likelihood", "kl_to_prior"):
+        assert history[name].iloc[-1] == pytest.approx(measures[name])
+        assert history[name][:-1].isna().all()
+    loaded = er.load(folder, model=mean, guide=guide)
     assert loaded.diagnostics["elbo_parts"] == measures["elbo_parts"]
     point = er.fit(mean, {"y": Y}, "map", seed=1, steps=30)
     assert "elbo_parts" not in point.diagnostics

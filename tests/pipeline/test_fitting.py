@@ -53,6 +53,35 @@ def bound(model: Callable[..., Any] = means, **data: Any) -> Problem:
 # Guides.
 
 
+def test_a_guide_s_own_settings_give_way_to_what_the_user_gave() -> None:
+    def guided(suggested: dict[str, Any], **given: Any) -> Any:
+        own = Guide("g", "a guide", lambda space, start: start, suggested=suggested)
+        return fitting.suited(make_settings(given, {"learning_rate": 0.005}), own)
+
+    assert guided({"learning_rate": 0.02}).learning_rate == 0.02  # and not the model's
+    assert guided({"learning_rate": 0.02}, learning_rate=0.1).learning_rate == 0.1
+    assert guided({}).learning_rate == 0.005
+    warm = {"kl_warm_up": 1000}
+    assert guided(warm).kl_warm_up == 1000
+    assert guided(warm, kl_warm_up=5).kl_warm_up == 5
+    # A short run has time to end its warm-up; an objective without a KL term has none.
+    assert guided(warm, steps=400).kl_warm_up == 100
+    assert guided(warm, steps=2).kl_warm_up == 1
+    assert guided(warm, elbo="wake_sleep").kl_warm_up is None
+
+
+def test_a_fit_takes_its_guide_s_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(fitting, "fit_guide", lambda task, *_: taken.append(task.settings))
+    suggesting = replace(get_guide("mean_field", None), suggested={"particles": 3})
+    task = Task(bound(), make_settings({"steps": 9}), 1)
+    fitting.fit_task(task, suggesting, "svi")
+    assert (taken[0].particles, taken[0].steps) == (3, 9)
+    for model in ("vae", "conditional_vae"):
+        assert get_guide("local", model).suggested == {"learning_rate": 0.02}
+    assert get_guide("bayes_by_backprop", "bayesian_neural_network").suggested
+
+
 def test_auto_is_the_guide_that_the_model_s_latents_allow() -> None:
     assert resolve_guide("auto", bound(size=200)).name == "full_rank"
     assert resolve_guide("auto", bound(size=201)).name == "mean_field"

@@ -10,7 +10,7 @@ import pytest
 
 from elbowroom.comparison import Comparison
 from elbowroom.errors import DataError, RunFolderError
-from elbowroom.report import demo, outcomes
+from elbowroom.report import outcomes
 
 PIXELS = ["p0", "p1", "p2", "p3"]
 
@@ -231,26 +231,3 @@ def test_a_typical_value_is_one_of_the_column(values: list[Any], typical: Any) -
     found = outcomes._typical(pd.Series(values))
     assert found == typical
     assert found is None or found in values
-
-
-def test_the_demonstration_compares_each_model_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    saved: list[Any] = []
-
-    def compare(model: str, **given: Any) -> Any:
-        def save(path: Path, overwrite: bool) -> Path:
-            saved.append((model, given, path, overwrite))
-            return path
-
-        return SimpleNamespace(save=save)
-
-    monkeypatch.setattr(demo, "compare", compare)
-    report = print
-    folders = [folder for _, folder in demo.run_demo(tmp_path, report)]
-    assert folders == [tmp_path / model for model in demo.COMPARISONS]
-    for model, given, path, overwrite in saved:
-        assert (path, overwrite) == (tmp_path / model, True)
-        assert given["guides"] == demo.COMPARISONS[model]
-        assert given["progress"] is report
-    assert len({given["seed"] for _, given, _, _ in saved}) == 1

@@ -121,7 +121,7 @@ def test_a_run_has_converged_where_all_further_cuts_would_move_it_by_half_the_to
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_run_does_not_go_back_beyond_its_warm_up(warm: bool) -> None:
-    """In a warm-up the run is told more than the ELBO; a fall from there is no reason to go back."""
+    """In a warm-up a run is told more than the ELBO; a fall from that is no reason to go back."""
     parameters = FlatParameters({"p": torch.zeros(1, requires_grad=True)})
     rule: Any = Stationary(parameters, lambda *_: 1.0, 0.1)  # type: ignore[arg-type]
     told: list[float] = [0.0] * WINDOW
