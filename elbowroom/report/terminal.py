@@ -572,16 +572,18 @@ def show_answers(found: pd.DataFrame, guide: str) -> None:
         add(made, str(label), right, wrong, _fixed(row["sd_ratio"]), mark,
             style="bold yellow" if row["changed"] else "")  # fmt: skip
     out.print(made)
-    changed = [str(label) for label in found.index[found["changed"]]]
+    sure = (found["lower"] > 0) | (found["upper"] < 0)
+    changed = [str(label) for label in found.index[found["changed"] & sure]]
     if not changed:
-        out.print(f"{guide} gives no coefficient another sign.")
+        out.print(f"{guide} is sure of no sign that the posterior does not know.")
         return
-    listed = f"{', '.join(changed[:-1])} and {changed[-1]}" if changed[1:] else changed[0]
-    smallest = found["sd_ratio"].min()
+    several = len(changed) > 1
+    listed = f"{', '.join(changed[:-1])} and {changed[-1]}" if several else changed[0]
     out.print(
-        f"By {guide}, the signs of {listed} would be sure: its intervals leave zero out. The "
-        f"posterior does not know these signs: {guide} has sds as small as {smallest:.2f} of the "
-        "right ones. The verdict said so before anybody had to know the answer."
+        f"{guide} is sure of the sign{'s' if several else ''} of {listed}: zero is outside its "
+        f"interval{'s' if several else ''}. The posterior has both signs. The guide's sds are as "
+        f"small as {found['sd_ratio'].min():.2f} of the right ones, and its verdict says that it "
+        "cannot be trusted without knowing these."
     )
 
 

@@ -54,7 +54,7 @@ def test_the_order_is_a_trusted_fit_then_the_other_then_what_it_changes_then_com
     said = [
         "1. A fit that is trusted", "\ntrusted: Why.", "2. A guide that is not",
         "not trusted: Why.", "next: do this.", "3. What it would have done to the answer",
-        "the signs of a and b", f"results: {tmp_path}", "Go on with", *demo.COMMANDS,
+        "is sure of the sign of a: zero is outside its interval.", f"results: {tmp_path}", "Go on with", *demo.COMMANDS,
     ]  # fmt: skip
     places = [shown.output.index(each) for each in said]
     assert places == sorted(places)
@@ -64,7 +64,12 @@ def test_the_order_is_a_trusted_fit_then_the_other_then_what_it_changes_then_com
 
 def test_where_nothing_changes_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.show_answers(demo.answers(RIGHT, RIGHT), "flow")
-    assert "flow gives no coefficient another sign." in capsys.readouterr().out
+    assert "flow is sure of no sign that the posterior does not" in capsys.readouterr().out
+    several = made(NOT_TRUSTED, a=(0.5, 1.5), b=(1.0, 3.0), c=(-4.0, -2.0), d=(0.2, 0.4))
+    terminal.show_answers(demo.answers(RIGHT, several), "flow")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "flow is sure of the signs of a and d: zero is outside its intervals." in said
+    assert "as small as 0.10 of the right ones" in said
 
 
 @pytest.mark.slow
