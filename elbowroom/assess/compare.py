@@ -77,7 +77,7 @@ def comparison_table(rows: list[Row]) -> pd.DataFrame:
     clearly higher: of the trusted ones, if there are any; several may tie); error; where a
     method has them, its active_units, nll (minus the log density of a row by importance sampling,
     in nats), good_rows (the share of rows whose weights are good), amortisation_gap in nats a row,
-    and what `elbowroom.held_out` tells of held-out rows.
+    and what `elbowroom.held_out` tells of test rows.
     """
     known = [name for name in WHERE_KNOWN if any(name in row.measures for row in rows)]
     lines = []
@@ -231,7 +231,7 @@ def _where_none_is_trusted(fitted: pd.DataFrame, advice: str) -> str:
     if scores.notna().any():
         name = fitted["guide"].iloc[int(scores.fillna(-np.inf).to_numpy().argmax())]
         said = (
-            f"No guide is trusted. {name} predicts the held-out rows best "
+            f"No guide is trusted. {name} predicts the test rows best "
             f"({scores.max():.2f} nats per row): take its predictions, not its posterior."
         )
     return f"{said} Next: {advice}" if advice else said

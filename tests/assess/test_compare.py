@@ -127,7 +127,7 @@ def test_the_reference_is_nuts_or_a_trusted_guide_whose_draws_are_many() -> None
          "Take none of them: no guide is trusted. Next: do this."),
         ((("a", {**DOUBTFUL, "test_log_density": -3.0}), ("b", DOUBTFUL),
           ("c", {**DOUBTFUL, "test_log_density": -2.5})),
-         "No guide is trusted. c predicts the held-out rows best (-2.50 nats per row): take its "
+         "No guide is trusted. c predicts the test rows best (-2.50 nats per row): take its "
          "predictions, not its posterior. Next: do this."),
     ],
 )  # fmt: skip

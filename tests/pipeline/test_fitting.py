@@ -55,7 +55,7 @@ def bound(model: Callable[..., Any] = means, **data: Any) -> Problem:
 
 def test_a_guide_s_own_settings_give_way_to_what_the_user_gave() -> None:
     def guided(suggested: dict[str, Any], **given: Any) -> Any:
-        own = Guide("g", "a guide", lambda space, start: start, suggested=suggested)
+        own = replace(get_guide("mean_field", None), suggested=suggested)
         return fitting.suited(make_settings(given, {"learning_rate": 0.005}), own)
 
     assert guided({"learning_rate": 0.02}).learning_rate == 0.02  # and not the model's

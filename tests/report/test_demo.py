@@ -54,7 +54,8 @@ def test_the_order_is_a_trusted_fit_then_the_other_then_what_it_changes_then_com
     said = [
         "1. A fit that is trusted", "\ntrusted: Why.", "2. A guide that is not",
         "not trusted: Why.", "next: do this.", "3. What it would have done to the answer",
-        "is sure of the sign of a: zero is outside its interval.", f"results: {tmp_path}", "Go on with", *demo.COMMANDS,
+        "is sure of the sign of a: zero is outside its interval.", f"results: {tmp_path}",
+        "Go on with", *demo.COMMANDS,
     ]  # fmt: skip
     places = [shown.output.index(each) for each in said]
     assert places == sorted(places)
