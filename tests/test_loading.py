@@ -130,9 +130,12 @@ def test_a_folder_says_what_was_asked_and_how_it_went(changed: Fit, tmp_path: Pa
     }  # fmt: skip
     assert {name: run[name] for name in expected} == expected
     assert run["verdict"]["level"] == changed.verdict.level
-    assert pd.read_csv(path / "history.csv").to_dict("list") == {
+    history = pd.read_csv(path / "history.csv")
+    assert history[["step", "elbo", "learning_rate"]].to_dict("list") == {
         "step": [1, 2], "elbo": [-3.0, -2.5], "learning_rate": [0.1, 0.05],
     }  # fmt: skip
+    assert history.columns[3:].tolist() == ["expected_log_likelihood", "kl_to_prior"]
+    assert history["kl_to_prior"].isna().tolist() == [True, False]  # taken at the end alone
 
 
 def test_a_fit_of_float32_is_read_as_such(own: Fit, tmp_path: Path) -> None:

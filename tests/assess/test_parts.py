@@ -140,6 +140,7 @@ def test_discrete_sites_that_are_summed_out_are_in_the_likelihood() -> None:
     normal = dist.Normal(LOCATIONS + shift[:, None, None], 1.0)  # (draws, rows, components)
     exact = (normal.log_prob(Y[:, None]) + SHARES.log()).logsumexp(-1).sum(-1)
     np.testing.assert_allclose(parts.log_likelihood["y"], exact, rtol=1e-10)
+    assert set(parts.log_prior) == {"shift"}
     np.testing.assert_allclose(parts.log_prior["shift"], dist.Normal(0.0, 1.0).log_prob(shift))
 
 
