@@ -396,3 +396,16 @@ def test_text_that_is_no_category_is_refused() -> None:
     for cells in (["1,5", "2,5", "1,5"], ["a", "b", "c"], ["1", "2", "x"]):
         with pytest.raises(DataError, match="column 'school'"):
             er.fit(schools, pd.DataFrame({"school": cells, "y": [0.0, 1.0, 2.0]}))
+
+
+def test_whole_numbers_are_real_ones_where_the_model_computes_with_them() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(slope * (x - x.mean()), 1.0), obs=y)
+
+    table = pd.DataFrame({"x": [0, 1, 2, 3], "y": [0, 1, 3, 3]})
+    fit = er.fit(model, table, seed=1)
+    centred = np.arange(4) - 1.5
+    expected = centred @ table["y"] / (centred @ centred + 1 / 25)
+    assert float(fit.posterior["posterior"]["slope"].mean()) == pytest.approx(expected, abs=0.05)

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from elbowroom.data.tables import read_table
-from elbowroom.errors import DataError, ModelError, OptionError
+from elbowroom.errors import DataError, ElbowroomError, ModelError, OptionError
 from elbowroom.guides import Guide
 from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
@@ -370,18 +370,31 @@ def _unmixed(
 def _validated(
     function: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Warnings of a model's validation, and observed whole numbers that it needs as real ones.
+    """Warnings of a model's validation, and whole numbers that it needs as real ones.
 
-    Some densities of torch take real numbers alone, where a table has 0 and 1.
+    Some densities and functions of torch take real numbers alone, where a table has 0 and 1: what
+    is observed is tried first, then all whole numbers.
     """
     try:
         return validate(function, arguments), {}
     except ModelError:
-        with suppress(ModelError):
-            real = real_observations(function, arguments)
-            if real:
-                return validate(function, {**arguments, **real}), real
+        for some in (real_observations, _real_arguments):
+            with suppress(ElbowroomError):
+                real = some(function, arguments)
+                if real:
+                    return validate(function, {**arguments, **real}), real
         raise
+
+
+def _real_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The arguments that are whole numbers or truth values, as real numbers."""
+    return {
+        name: value.to(torch.get_default_dtype())
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and not value.is_floating_point()
+    }
 
 
 def _on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -384,8 +384,8 @@ def show_summary(summary: pd.DataFrame) -> None:
     """Mean, sd and interval of each quantity."""
     if summary.empty:
         console().print(
-            "The model has no quantities that all rows share. Give --keep-local to save the "
-            "latents of the rows."
+            "The posterior has no quantities that all rows share. If rows have latents, "
+            "--keep-local saves them."
         )
         return
     names = [_interval_name(name) for name in summary.columns]
