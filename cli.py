@@ -89,6 +89,14 @@ RowsOrFitted = Annotated[
 ]
 RunSeed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 RowDraws = Annotated[int, typer.Option("--draws", help="Number of draws of each row's latents.")]
+WeighedDraws = Annotated[
+    int | None,
+    typer.Option(
+        "--draws",
+        help="Number of draws of each row's latents. Default: 1000, fewer where rows are many and "
+        "wide.",
+    ),
+]
 Interval = Annotated[
     float,
     typer.Option(help="Probability of each interval; 0.9 gives the 5% and 95% quantiles."),
@@ -669,7 +677,7 @@ def impute(
 def score(
     run: Run,
     data: RowsOrFitted = None,
-    draws: RowDraws = 1000,
+    draws: WeighedDraws = None,
     quantile: Annotated[
         float | None,
         typer.Option(help="Flag rows whose log density is below this quantile of the fitted rows."),
@@ -691,7 +699,7 @@ def score(
 def embed(
     run: Run,
     data: RowsOrFitted = None,
-    draws: RowDraws = 1000,
+    draws: WeighedDraws = None,
     seed: RunSeed = 0,
     output: Annotated[Path | None, _output("RUN-embedded")] = None,
     overwrite: Overwrite = False,
@@ -701,6 +709,11 @@ def embed(
 
     fit = _loaded(run, None, False)
     table = fit.embed(data, draws, seed)
+    if "k_hat" in table and table["k_hat"].isna().all():
+        typer.echo(
+            "note: these are the guide's own means and sds, which no weights correct, as the rows "
+            "are many and wide; give --draws 200 to have them corrected, which takes longer."
+        )
     draw = outcomes.draw_latents(fit, data, table)
     _written(run, "embedded", output, overwrite, {"latents.csv": table}, draw)
 

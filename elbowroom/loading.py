@@ -20,7 +20,7 @@ from elbowroom.guides.sites import GuideSites, read_guide
 from elbowroom.guides.space import trace_model
 from elbowroom.models import Model, get_model
 from elbowroom.options import make_options, option_names
-from elbowroom.pipeline.fitting import ENUMERATION, Work, bind_model, resolve_guide
+from elbowroom.pipeline.fitting import ENUMERATION, Work, bind_model, by_row, resolve_guide
 from elbowroom.problem.bound import (
     Problem,
     bind,
@@ -110,7 +110,7 @@ def load(
         point=fitted_guide.point or sites.point,
     )
     return Fit(
-        fitted=fitted,
+        fitted=by_row(fitted),
         settings=settings,
         seed=config["seed"],
         evidence=_evidence(path, run.run["evidence"]),

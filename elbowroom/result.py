@@ -40,8 +40,10 @@ from elbowroom.problem.isolation import (
     isolated,
 )
 from elbowroom.problem.leaves import kept_buffers
+from elbowroom.problem.modules import trained_module
 from elbowroom.rows import Imputed
 from elbowroom.run import folder as run_folder
+from elbowroom.sizes import SIZES
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -142,7 +144,15 @@ class Fit:
     @property
     def amortised(self) -> bool:
         """Whether the guide gives the latents of other rows too, or they have none to be given."""
-        return self.problem.space.rows_only and (self.guide.amortised or not self.rows_apart)
+        known = self.guide.amortised or not self.rows_apart
+        return self.problem.space.rows_only and (known or self._serves_all_rows)
+
+    @cached_property
+    def _serves_all_rows(self) -> bool:
+        """Whether a guide that does not declare it is seen to be amortised."""
+        problem = self.problem
+        with self.active(0) as guide:
+            return row_weights.serves_few_rows(guide, problem.arguments, problem.space)
 
     @property
     def model_parameters(self) -> dict[str, Tensor]:
@@ -226,6 +236,34 @@ class Fit:
             arguments, _ = self.problem.new_arguments(data)
         with self.active(seed) as guide:
             return draw(self.problem.function, guide, arguments, self.problem.space, count)
+
+    def module(self, name: str) -> torch.nn.Module:
+        """A trained network of the user's own model or guide: a copy with the fit's parameters.
+
+        Args:
+            name: What `pyro.module` was told, or what the model's or guide's code calls it.
+
+        Raises:
+            OptionError: If there is no such module; the nearest name is suggested.
+            ModelError: If model and guide have none.
+
+        Example:
+            >>> import elbowroom as er, pyro, pyro.distributions as dist, torch
+            >>> def line_with(slope):
+            ...     def model(x, y):
+            ...         pyro.module("slope", slope)
+            ...         level = pyro.sample("level", dist.Normal(0.0, 1.0))
+            ...         with pyro.plate("rows", len(y)):
+            ...             mean = level + slope(x[:, None])[:, 0]
+            ...             pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+            ...     return model
+            >>> model = line_with(torch.nn.Linear(1, 1, bias=False).double())
+            >>> x = torch.linspace(-1, 1, 50)
+            >>> fit = er.fit(model, {"x": x, "y": 3 * x}, seed=1)
+            >>> fit.module("slope").weight.round(decimals=3).tolist()
+            [[3.0]]
+        """
+        return trained_module(name, [self.problem.function, self.callable], self.parameters)
 
     def _check_amortised(self) -> None:
         if not self.amortised:
@@ -356,13 +394,19 @@ class Fit:
             return log_density_of_rows(self.problem, arguments, self.global_sites())
 
     def score(
-        self, data: Any = None, draws: int = 1000, seed: int = 0, quantile: float | None = None
+        self,
+        data: Any = None,
+        draws: int | None = None,
+        seed: int = 0,
+        quantile: float | None = None,
     ) -> pd.DataFrame:
         """The log density of each row by importance sampling, for example to find unusual rows.
 
         Args:
             data: New rows, for an amortised guide; by default the fit's own.
-            draws: Of each row's latents. Where a model has none, the posterior's draws are taken.
+            draws: Of each row's latents; by default 1,000, or fewer, at least 100, where rows are
+                so many and wide that this would take minutes. Where a model has none, the
+                posterior's draws are taken.
             seed: Of the draws.
             quantile: Flags the rows less likely than this share of the fitted ones.
 
@@ -404,7 +448,7 @@ class Fit:
             table["flagged"] = value < np.quantile(fitted, quantile)
         return table
 
-    def embed(self, data: Any = None, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    def embed(self, data: Any = None, draws: int | None = None, seed: int = 0) -> pd.DataFrame:
         """Each row's latents: their posterior means and standard deviations.
 
         The draws are corrected by importance weights if the row's weights are reliable, which
@@ -412,7 +456,10 @@ class Fit:
 
         Args:
             data: New rows, for an amortised guide; by default the fit's own.
-            draws: Of each row's latents.
+            draws: Of each row's latents; by default 1,000, or fewer where rows are so many and wide
+                that these would take more than some seconds. Where even 100 of each would, as of
+                4,000 images of 28 x 28 pixels, the guide's own means and sds are given, which no
+                weights correct, and `k_hat` is missing.
             seed: Of the draws.
 
         Raises:
@@ -555,10 +602,22 @@ class Fit:
         return arguments
 
     def weigh_rows(
-        self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()
+        self, data: Any, draws: int | None, seed: int, keep: Sequence[str] = ()
     ) -> WeightedDraws:
-        """Draws of the rows' latents; or, where there are none, the rows at the posterior's."""
+        """Draws of the rows' latents; or, where there are none, the rows at the posterior's.
+
+        Args:
+            data: New rows; None for the fit's own.
+            draws: Of each row; None for as many as a minute allows.
+            seed: Of the draws.
+            keep: Latent sites whose draws are kept.
+        """
         problem, arguments = self.problem, self.row_arguments(data)
+        if draws is None:
+            draws = row_weights.draws_of_rows(
+                arguments, verbs.VERBS.draws, verbs.VERBS.fewest,
+                verbs.VERBS.scored * SIZES.evaluated,
+            )  # fmt: skip
         if self.evidence.weights.rows is not None:
             with self.active(checked_seed(seed)) as guide:
                 return row_weights.weigh_rows(
@@ -573,6 +632,23 @@ class Fit:
         with self.problem.session(0, self.parameters):
             values = row_log_likelihood(problem, arguments, self.global_sites())
         return WeightedDraws({}, values, np.zeros_like(values))
+
+    def moments_of_rows(
+        self, data: Any, sites: Sequence[str], draws: int, seed: int
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The guide's own means and sds of rows' latents, by site, each (rows, ...).
+
+        Args:
+            data: New rows; None for the fit's own.
+            sites: Which latents.
+            draws: Of each row, where the guide's distributions have no means and sds.
+            seed: Of these.
+        """
+        problem, arguments = self.problem, self.row_arguments(data)
+        with self.active(checked_seed(seed)) as guide:
+            return row_weights.moments_of_rows(
+                problem.function, guide, arguments, problem.space, sites, draws
+            )
 
     def elbo(self, data: Any = None, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The evidence lower bound in nats and its standard error, from fresh draws.

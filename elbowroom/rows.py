@@ -16,6 +16,8 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, read_table
 from elbowroom.draws.imputing import dispersion_of_shares, from_chains, from_normals
+from elbowroom.draws.row_runs import RowRuns
+from elbowroom.draws.row_weights import draws_of_rows, plate_of_rows
 from elbowroom.draws.tree import check_interval
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.errors import DataError, ModelError, OptionError
@@ -23,6 +25,8 @@ from elbowroom.guides.space import Unobserved
 from elbowroom.models import ROWS, get_model, model_summaries
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, checked_seed
+from elbowroom.problem.row_batches import some_rows
+from elbowroom.sizes import SIZES
 
 
 class FittedModel(Protocol):
@@ -57,13 +61,35 @@ class FittedModel(Protocol):
         """The model's arguments for rows whose latents the guide gives."""
 
     def weigh_rows(
-        self, data: Any, draws: int, seed: int, keep: Sequence[str] = ()
+        self, data: Any, draws: int | None, seed: int, keep: Sequence[str] = ()
     ) -> WeightedDraws:
         """Draws of the rows' latents."""
 
+    def moments_of_rows(
+        self, data: Any, sites: Sequence[str], draws: int, seed: int
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The guide's own means and sds of rows' latents, by site."""
 
-MOST_ROWS = 100_000
-"""Rows that are made at once."""
+
+@dataclass(frozen=True)
+class Verbs:
+    """How much work the verbs do unless they are told."""
+
+    most_rows: int = 100_000
+    """Rows that are made at once."""
+    draws: int = 1000
+    """Draws of each row that are weighed, where that takes seconds."""
+    fewest: int = 100
+    """Draws of a row that are worth weighing: a fifth of them is the tail that is smoothed."""
+    scored: int = 6
+    """How much longer a score may take than latents: there is no score without weights."""
+    own: int = 200
+    """Draws of a guide whose distributions have no means, which are then off by an sd in 14."""
+
+
+VERBS = Verbs()
+OWN = ("generate", "embed", "reconstruct", "interpolate")
+"""What a user's own model can do whose rows have latents, beside what all can."""
 
 
 @dataclass(frozen=True)
@@ -86,33 +112,69 @@ class Imputed:
 def check_verb(fit: FittedModel, verb: str) -> None:
     """Sees that a model has a verb.
 
+    A user's own model has those on rows if a guide draws their latents, and no others.
+
     Raises:
         ModelError: If it has not; those that have are named.
     """
-    if verb not in fit.problem.model.verbs:
-        having = [name for name in model_summaries() if verb in get_model(name).verbs]
+    problem = fit.problem
+    if verb in problem.model.verbs:
+        return
+    own = problem.model_name is None
+    if own and verb in OWN and problem.space.rows_only and fit.row_latents:
+        if verb != "interpolate" or len(_on_line(fit)) == 1:
+            return
         raise ModelError(
-            f"the model '{fit.problem.model.name}' has no command '{verb}'; these models have "
-            f"it: {', '.join(having)}."
+            f"the model '{problem.model.name}' has no command 'interpolate': there is a line "
+            "between rows where they have one continuous latent site, of real numbers."
         )
+    having = [name for name in model_summaries() if verb in get_model(name).verbs]
+    needed = (
+        " Your own model has it where all latents and observations lie in one plate of the rows, "
+        "and a guide of your own draws the latents from the rows alone, or the model takes "
+        "batch_size as the plate's subsample_size."
+        if own and verb in OWN
+        else ""
+    )
+    raise ModelError(
+        f"the model '{problem.model.name}' has no command '{verb}'; these models have "
+        f"it: {', '.join(having)}.{needed}"
+    )
 
 
-def embed(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFrame:
+def _on_line(fit: FittedModel) -> list[str]:
+    """The sites of rows' latents between which a line may be drawn."""
+    local = [name for name in fit.problem.space.local if name not in fit.problem.hidden]
+    real = {site.name for site in fit.problem.space.sites if site.real}
+    return local if set(local) <= real else []
+
+
+def embed(fit: FittedModel, data: Any, draws: int | None, seed: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.embed`."""
     check_verb(fit, "embed")
     problem = fit.problem
     if problem.model.predicts in problem.space.discrete:
         return fit.predict(data)
     sites = [name for name in problem.space.local if name not in problem.hidden]
-    weighed = fit.weigh_rows(data, draws, seed, sites)
-    found = weighed.resample(draws, np.random.default_rng(seed))
+    own = False
+    if draws is None:
+        draws = draws_of_rows(fit.row_arguments(data), VERBS.draws, 0, SIZES.evaluated)
+        own = draws < VERBS.fewest
+    if own:
+        found = fit.moments_of_rows(data, sites, VERBS.own, seed)
+        k_hat = np.full(len(found[sites[0]][0]), np.nan)
+    else:
+        weighed = fit.weigh_rows(data, draws, seed, sites)
+        values = weighed.resample(draws, np.random.default_rng(seed)).sites
+        found = {name: (values[name].double().mean(0), values[name].double().std(0))
+                 for name in sites}  # fmt: skip
+        k_hat = weighed.k_hat
     columns = {}
-    for name in sites:
-        values = found.sites[name].double().reshape(draws, len(weighed.k_hat), -1)
-        for j, label in enumerate(_labels(fit, name, values.shape[-1])):
-            columns[f"{label}.mean"] = values[..., j].mean(0).numpy()
-            columns[f"{label}.sd"] = values[..., j].std(0).numpy()
-    return pd.DataFrame({**columns, "k_hat": weighed.k_hat})
+    for name, (mean, sd) in found.items():
+        means, sds = (each.double().reshape(len(k_hat), -1).numpy() for each in (mean, sd))
+        for j, label in enumerate(_labels(fit, name, means.shape[-1])):
+            columns[f"{label}.mean"], columns[f"{label}.sd"] = means[:, j], sds[:, j]
+    return pd.DataFrame({**columns, "k_hat": k_hat})
 
 
 def _labels(fit: FittedModel, site: str, count: int) -> list[str]:
@@ -129,15 +191,21 @@ def reconstruct(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFr
     """See `elbowroom.result.Fit.reconstruct`."""
     check_verb(fit, "reconstruct")
     problem, arguments = fit.problem, fit.row_arguments(data)
+    total: Tensor | None = None
 
-    def once() -> Tensor:
-        drawn = poutine.trace(guide).get_trace(**arguments)
-        return _expected(fit, poutine.replay(problem.function, trace=drawn), arguments)
+    def of_draw(drawn: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        replayed = poutine.replay(problem.function, trace=drawn)
+        return {problem.observed: _expected(fit, replayed, given)}
 
-    with fit.active(checked_seed(seed)) as guide, torch.no_grad():
-        total = once()
-        for _ in range(draws - 1):
-            total = total + once()
+    with fit.active(checked_seed(seed)) as guide:
+        plate = plate_of_rows(guide, arguments, problem.space)
+        runs = RowRuns(problem.function, guide, arguments, problem.space, plate)
+        for part in runs.parts(of_draw, draws):
+            values = part.values[problem.observed].cpu()
+            if total is None:
+                total = torch.zeros(plate.size, *values.shape[2:], dtype=values.dtype)
+            total[part.rows] += values.sum(0)
+    assert total is not None
     return _table(fit, total / draws)
 
 
@@ -158,14 +226,39 @@ def _table(fit: FittedModel, values: Tensor) -> pd.DataFrame:
         values = problem.model.in_units(values, problem.prepared.arguments)
     if values.dim() == 1:
         return pd.DataFrame({problem.observed: values.numpy()})
+    if problem.observed not in problem.prepared.dims:
+        return _own_table(fit, values)
     dims = problem.prepared.dims[problem.observed]
     return pd.DataFrame(values.numpy(), columns=list(problem.prepared.coords[dims[-1]]))
+
+
+def _own_table(fit: FittedModel, values: Tensor) -> pd.DataFrame:
+    """Rows of a user's own model: a column for each number, named as the data's if they are."""
+    known = list(fit.problem.prepared.coords.get("column", ()))
+    if values.dim() != 2 or len(known) != values.shape[1]:
+        known = [
+            f"{fit.problem.observed}[{','.join(map(str, place))}]"
+            for place in np.ndindex(*values.shape[1:])
+        ]
+    return pd.DataFrame(values.reshape(len(values), -1).numpy(), columns=known)
 
 
 def _known_columns(fit: FittedModel) -> list[str]:
     """The columns that rows are made from, where a model has any."""
     labels = fit.problem.prepared.coords.get("known", ())
     return list(dict.fromkeys(str(label).partition("=")[0] for label in labels))
+
+
+def _rows(fit: FittedModel, arguments: Mapping[str, Any]) -> int:
+    """How many rows some arguments have."""
+    problem = fit.problem
+    if problem.model_name is not None:
+        return len(arguments[problem.observed])
+    if arguments is problem.arguments:
+        assert problem.space.subsampled is not None
+        return problem.space.subsampled.size
+    with fit.active(0) as guide:
+        return plate_of_rows(guide, arguments, problem.space).size
 
 
 def _new_rows(
@@ -194,18 +287,30 @@ def _new_rows(
                 else "this model has no known columns"
             )
             raise OptionError(f"--given {name}: '{name}' is not a known column; {has}.")
+    if problem.model_name is None:
+        return _taken(fit, problem.arguments, index), pd.DataFrame(index=range(len(index)))
     table = problem.data.iloc[index.tolist()].assign(**(given or {}))
     table.attrs = problem.data.attrs
-    made = dict(problem.new_arguments(table)[0] if given else problem.arguments)
-    dims = problem.prepared.dims
+    known = table[columns].reset_index(drop=True)
+    if not given:
+        return _taken(fit, problem.arguments, index), known
+    everything = torch.arange(len(index))
+    return _taken(fit, problem.new_arguments(table)[0], everything), known
+
+
+def _taken(fit: FittedModel, arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+    """Of some rows' arguments those of a few, without what is observed of them."""
+    if fit.problem.model_name is None:
+        return some_rows(arguments, _rows(fit, arguments), index)
+    made, dims, observed = dict(arguments), fit.problem.prepared.dims, fit.problem.observed
     for name, value in made.items():
         own = dims.get(name, ())
-        if name == problem.observed or (own and own == dims.get(problem.observed)):
+        if name == observed or (own and own == dims.get(observed)):
             made[name] = None
-        elif isinstance(value, Tensor) and own and own[0] == ROWS and not given:
+        elif isinstance(value, Tensor) and own and own[0] == ROWS:
             made[name] = value[index.to(value.device)]
     made["rows"] = len(index)
-    return made, table[columns].reset_index(drop=True)
+    return made
 
 
 def generate(
@@ -219,8 +324,8 @@ def generate(
 ) -> pd.DataFrame:
     """See `elbowroom.result.Fit.generate`."""
     check_verb(fit, "generate")
-    if not 1 <= count <= MOST_ROWS:
-        raise OptionError(f"--count {count}: give a number from 1 to {MOST_ROWS:,}.")
+    if not 1 <= count <= VERBS.most_rows:
+        raise OptionError(f"--count {count}: give a number from 1 to {VERBS.most_rows:,}.")
     if data is not None and (prior or given):
         raise OptionError("--data makes rows similar to given ones; leave --prior and --given out.")
     problem, seed = fit.problem, checked_seed(seed)
@@ -234,7 +339,7 @@ def generate(
             )
         return _near(fit, count, data, expected, seed)
     with problem.session(seed, fit.parameters), torch.no_grad():
-        index = torch.randint(len(problem.arguments[problem.observed]), (count,))
+        index = torch.randint(_rows(fit, problem.arguments), (count,))
         arguments, known = _new_rows(fit, index, given)
         if problem.space.rows_only:
             return _beside(known, _table(fit, _made(fit, free, arguments, expected)))
@@ -251,7 +356,7 @@ def generate(
 def _near(fit: FittedModel, count: int, data: Any, expected: bool, seed: int) -> pd.DataFrame:
     """Rows from the latents of given ones, which are taken in turn."""
     problem, arguments = fit.problem, fit.row_arguments(data)
-    times = -(-count // len(arguments[problem.observed]))
+    times = -(-count // _rows(fit, arguments))
     with fit.active(seed) as guide, torch.no_grad():
         traces = [poutine.trace(guide).get_trace(**arguments) for _ in range(times)]
         replayed = [poutine.replay(Unobserved()(problem.function), trace=each) for each in traces]
@@ -279,16 +384,16 @@ def interpolate(
     if steps < 2:
         raise OptionError(f"--steps {steps}: give at least 2.")
     arguments = fit.row_arguments(data)
-    rows = len(arguments[fit.problem.observed])
+    rows = _rows(fit, arguments)
     for option, row in (("--from", begin), ("--to", end)):
         if not 1 <= row <= rows:
             raise OptionError(f"{option} {row}: the rows are numbered from 1 to {rows}.")
     site = _only_site(fit)
-    means = fit.weigh_rows(data, 200, seed, [site]).sites[site].mean(0)  # (rows, latents)
+    means, _ = fit.moments_of_rows(data, [site], VERBS.own, seed)[site]  # (rows, latents)
     share = torch.linspace(0, 1, steps).to(means).unsqueeze(-1)
     z = means[begin - 1] * (1 - share) + means[end - 1] * share
     index = torch.where(share[:, 0] <= 0.5, begin - 1, end - 1)
-    return _decoded(fit, site, z, index)
+    return _decoded(fit, site, z, index, arguments)
 
 
 def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
@@ -305,7 +410,7 @@ def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
     line = normal.icdf((torch.arange(size, dtype=torch.float64) + 0.5) / size)
     # Of two, rows go downwards and columns to the right.
     z = line.unsqueeze(-1) if latents == 1 else torch.cartesian_prod(-line, line).flip(-1)
-    return _decoded(fit, site, z, torch.zeros(len(z), dtype=torch.int64))
+    return _decoded(fit, site, z, torch.zeros(len(z), dtype=torch.int64), fit.problem.arguments)
 
 
 def _only_site(fit: FittedModel) -> str:
@@ -314,13 +419,23 @@ def _only_site(fit: FittedModel) -> str:
     return site
 
 
-def _decoded(fit: FittedModel, site: str, z: Tensor, index: Tensor) -> pd.DataFrame:
-    """The expected row of each of some latents, which stand before it."""
+def _decoded(
+    fit: FittedModel, site: str, z: Tensor, index: Tensor, arguments: Mapping[str, Any]
+) -> pd.DataFrame:
+    """The expected row of each of some latents, which stand before it.
+
+    Args:
+        fit: The fit.
+        site: Of the latents.
+        z: The latents, (rows, ...).
+        index: The rows whose known columns these have.
+        arguments: Of those.
+    """
     problem = fit.problem
     with problem.session(0, fit.parameters), torch.no_grad():
         values = {site: z.to(problem.device, problem.dtype)}
         model = poutine.condition(Unobserved()(problem.function), data=values)
-        expected = _expected(fit, model, _new_rows(fit, index)[0])
+        expected = _expected(fit, model, _taken(fit, arguments, index))
     labels = _labels(fit, site, z.shape[-1])
     return pd.concat([pd.DataFrame(z.numpy(), columns=labels), _table(fit, expected)], axis=1)
 

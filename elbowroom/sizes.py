@@ -11,6 +11,8 @@ class Sizes:
     """Numbers that one batch of evaluations may hold: 160 MB in float64."""
     cache: int = 50_000
     """Numbers of one operation that stay in a core's cache; larger batches are slower."""
+    evaluated: int = 300_000_000
+    """Numbers of rows, once for each draw of their latents, that a few seconds evaluate."""
     dense: int = 2000
     """The largest dimension in which covariances are stored whole: their factors take a second."""
     products: int = 300

@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,18 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
     """
 
     def prepare(data: Any, options: Any, training: Training | None = None) -> Prepared:
+        coords: dict[str, Sequence[Any]] = {}
         levels: dict[str, list[Any]] = {}
-        if isinstance(data, pd.DataFrame):
+        if isinstance(data, pd.DataFrame) and (name := _of_table(function, data)):
+            coords = {"column": [str(column) for column in data.columns]}
+            data = {name: numeric_columns(data, allow_constant=True).to_numpy("float64", copy=True)}
+        elif isinstance(data, pd.DataFrame):
             source = data if training is None else training.table
             levels = _levels(function, source if isinstance(source, pd.DataFrame) else data)
             data = _columns_by_name(function, data, levels, partial=training is not None)
         return Prepared(
             arguments={key: _argument(key, value) for key, value in data.items()},
-            coords=dict(levels),
+            coords={**coords, **levels},
             doubts=tuple(_coded(name, known) for name, known in levels.items()),
         )
 
@@ -59,6 +63,13 @@ def _coded(name: str, levels: list[Any]) -> str:
     shown = ", ".join(f"{code} = {level}" for code, level in enumerate(levels[:LISTED]))
     more = ", …" if len(levels) > LISTED else ""
     return f"Column '{name}' has categories, which the model takes as codes: {shown}{more}."
+
+
+def _of_table(function: Callable[..., Any], table: pd.DataFrame) -> str | None:
+    """The argument that a table of several columns is: the only one, where none has its name."""
+    needed = required(function)
+    alone = len(needed) == 1 and not any(p.name in table.columns for p in _named(function))
+    return needed[0] if alone and len(table.columns) > 1 else None
 
 
 def _columns_by_name(

@@ -371,7 +371,7 @@ def test_a_score_is_the_log_of_the_mean_weight(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Fit, "weigh_rows", weighed)
     fit = made()
     found = fit.score()
-    assert asked == [(None, 1000, 0)]
+    assert asked == [(None, None, 0)]
     assert list(found) == ["log_density", "standard_error", "effective_sample_size", "k_hat"]
     np.testing.assert_allclose(found["log_density"], np.log([2.0, 2.5, 4.0, 8.0]))
     np.testing.assert_allclose(found["effective_sample_size"], [16, 20, 20, 20])
@@ -412,6 +412,11 @@ def test_rows_are_weighed_by_the_guide_or_at_the_posterior(monkeypatch: pytest.M
     call = ("the model", "the guide", {"own": True}, space, 50)
     assert weighed.calls == [(*call, ()), (*call, ["z"])]
     assert fit.problem.sessions == [(3, "the parameters")] * 2  # type: ignore[attr-defined]
+    # By default as many as a minute allows.
+    for columns, draws in ((1, 1000), (784, 229), (100_000, 100)):
+        fit.problem.arguments["x"] = torch.empty(10_000, columns, device="meta")
+        fit.weigh_rows(None, None, 3)
+        assert weighed.calls[-1][4] == draws
     plain = made()
     found = plain.weigh_rows("rows", 50, 3)
     assert likelihood.calls == [(plain.problem, {"new": "rows"}, "the posterior's")]

@@ -17,6 +17,7 @@ from torch import Tensor
 from elbowroom import rows as verbs
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.errors import DataError, ModelError, OptionError
+from elbowroom.guides.space import Plate
 from elbowroom.models import ROWS, get_model, model_summaries
 
 WEIGHTS = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
@@ -26,7 +27,12 @@ LABELS = (0.0, 100.0, 200.0, 300.0)
 """Of the fitted rows: what is known of them, and is added to each cell."""
 
 
-def model(x: Tensor | None = None, label: Tensor | None = None, rows: int | None = None) -> None:
+def model(
+    x: Tensor | None = None,
+    label: Tensor | None = None,
+    rows: int | None = None,
+    batch_size: int | None = None,
+) -> None:
     """Cells of next to no noise about WEIGHTS z + level + label."""
     level = pyro.sample("level", dist.Normal(torch.tensor(-7.0, dtype=torch.float64), 1e-9))
     assert label is not None
@@ -64,7 +70,8 @@ class Made:
         }  # fmt: skip
         declared.update({name: given.pop(name) for name in list(given) if name in declared})
         space = {
-            "discrete": (), "local": ("z",), "rows_only": True,
+            "discrete": (), "local": ("z",), "rows_only": True, "dimension": 8,
+            "subsampled": Plate(ROWS, -1, 4),
             "sites": [SimpleNamespace(name="z", shape=torch.Size([2]))],
         }  # fmt: skip
         space.update({name: given.pop(name) for name in list(given) if name in space})
@@ -77,7 +84,8 @@ class Made:
             model=SimpleNamespace(**declared), space=SimpleNamespace(**space), prepared=prepared,
             function=function, arguments=arguments, hidden=set(), observed="x",
             data=pd.DataFrame({"label": LABELS, "a": 1.0}), device=torch.device("cpu"),
-            dtype=torch.float64, session=self.session, new_arguments=self.new_arguments,
+            model_name="m", dtype=torch.float64,
+            session=self.session, new_arguments=self.new_arguments,
         )  # fmt: skip
         self.problem.data.attrs = {"roles": {"a": "cell"}}
         vars(self.problem).update(given)
@@ -110,9 +118,16 @@ class Made:
     def predict(self, data: Any = None) -> Any:
         return ("described", data)
 
-    def weigh_rows(self, data: Any, draws: int, seed: int, keep: Any = ()) -> WeightedDraws:
+    def moments_of_rows(self, data: Any, sites: Any, draws: int, seed: int) -> Any:
+        """Row i has the latents (i, 10 i), and sds a tenth of that."""
+        self.asked.append((data, list(sites), draws, seed))
+        centre = torch.arange(4.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 10.0])
+        return {"z": (centre, centre / 10)}
+
+    def weigh_rows(self, data: Any, draws: int | None, seed: int, keep: Any = ()) -> WeightedDraws:
         """Draws of equal weight: row i has the latents (i, 10 i) and more with each draw."""
         self.asked.append((data, draws, seed, list(keep)))
+        assert draws is not None
         centre = torch.arange(4.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 10.0])
         away = torch.linspace(-1, 1, draws, dtype=torch.float64)[:, None, None]
         zeros = np.zeros((draws, 4))
@@ -172,10 +187,11 @@ def test_a_number_of_a_latent_has_its_name(
 
 
 def test_a_reconstruction_is_the_mean_over_the_draws_in_units() -> None:
-    """Draw k of the latents is k: the mean of 0, ..., 4 is 2."""
+    """Draw k of the latents is k: the mean of 1, ..., 5 is 3; the first run shows the plates."""
     drawn = iter(range(100))
 
-    def counting(x: Tensor, label: Tensor) -> None:
+    def counting(x: Tensor, label: Tensor, batch_size: int | None = None) -> None:
+        float(torch.rand(()))  # which no batch of draws has
         pyro.sample("level", dist.Delta(torch.tensor(0.0, dtype=torch.float64)))
         z = torch.full((len(x), 2), float(next(drawn)), dtype=torch.float64)
         with pyro.plate("rows", len(x)):
@@ -188,9 +204,9 @@ def test_a_reconstruction_is_the_mean_over_the_draws_in_units() -> None:
     fit = Made(guide=counting, in_units=in_units)
     found = verbs.reconstruct(fit, None, 5, 0)
     assert list(found) == list(CELLS)
-    cells = 2 * WEIGHTS.sum(0).numpy() + np.array(LABELS)[:, None]
+    cells = 3 * WEIGHTS.sum(0).numpy() + np.array(LABELS)[:, None]
     np.testing.assert_allclose(found, 10 * cells + 1)
-    assert next(drawn) == 5
+    assert next(drawn) == 6
 
 
 def test_a_draw_stands_for_a_mean_that_is_unknown_and_one_cell_is_a_column() -> None:
@@ -314,13 +330,13 @@ def test_how_many_rows_can_be_made_and_from_what() -> None:
             made_by(fit, 1, data=[1], **given)
     with pytest.raises(OptionError, match="no latents for each row"):
         made_by(Made(row_latents=False), 1, data=[1])
-    assert len(made_by(Made(rows_only=True), verbs.MOST_ROWS)) == 100_000
+    assert len(made_by(Made(rows_only=True), verbs.VERBS.most_rows)) == 100_000
 
 
 def test_rows_on_a_line_begin_at_one_row_and_end_at_another() -> None:
     fit = Made()
     found = verbs.interpolate(fit, 2, 4, 5, None, 7)
-    assert fit.asked[-1] == (None, 200, 7, ["z"])
+    assert fit.asked[-1] == (None, ["z"], 200, 7)
     z = found[["z[0]", "z[1]"]].to_numpy()
     np.testing.assert_allclose(z, np.linspace([1, 10], [3, 30], 5), atol=1e-12)
     label = np.array([100.0, 100, 100, 300, 300])  # what is known is that of the nearer end
@@ -337,6 +353,37 @@ def test_rows_on_a_line_begin_at_one_row_and_end_at_another() -> None:
             verbs.interpolate(fit, begin, end, steps, None, 7)
     with pytest.raises(OptionError, match="from 1 to 2"):
         verbs.interpolate(fit, 1, 3, 3, [1, 2], 7)  # of the rows that are given
+
+
+def test_rows_on_a_line_have_what_is_known_of_the_rows_that_are_given() -> None:
+    fit = Made()
+    fit.row_arguments = lambda data: {  # type: ignore[method-assign]
+        "x": torch.zeros(6, 3), "label": torch.arange(6, dtype=torch.float64) * 7
+    }  # fmt: skip
+    fit.moments_of_rows = lambda *_: {  # type: ignore[method-assign]
+        "z": (torch.zeros(6, 2, dtype=torch.float64), None)
+    }
+    found = verbs.interpolate(fit, 6, 2, 2, "rows", 7)
+    np.testing.assert_allclose(found[list(CELLS)], [[35 - 7] * 3, [7 - 7] * 3], atol=1e-6)
+
+
+def test_the_guides_own_moments_stand_for_weighed_draws_where_these_would_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The arguments have 16 numbers."""
+    fit = Made()
+    for budget, draws in ((16_000, 1000), (16 * 170, 170), (16 * 100, 100)):
+        monkeypatch.setattr(verbs, "SIZES", SimpleNamespace(evaluated=budget))
+        assert verbs.embed(fit, None, None, 7)["k_hat"].notna().all()
+        assert fit.asked[-1] == (None, draws, 7, ["z"])
+    monkeypatch.setattr(verbs, "SIZES", SimpleNamespace(evaluated=16 * 100 - 1))
+    found = verbs.embed(fit, None, None, 7)
+    assert fit.asked[-1] == (None, ["z"], verbs.VERBS.own, 7)
+    np.testing.assert_allclose(found["z[1].mean"], [0, 10, 20, 30])
+    np.testing.assert_allclose(found["z[1].sd"], [0, 1, 2, 3])
+    assert found["k_hat"].isna().all()
+    verbs.embed(fit, None, 60, 7)  # as many as are asked for
+    assert fit.asked[-1] == (None, 60, 7, ["z"])
 
 
 def test_a_manifold_is_a_square_of_quantiles() -> None:

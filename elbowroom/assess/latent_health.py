@@ -1,6 +1,6 @@
 """The health of a fit whose rows have latents: what they carry, and what the guide gives away."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from elbowroom.draws.row_weights import plate_of_rows
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import FixedRows, LatentSpace, Plate, of_each_row, sample_sites
 from elbowroom.problem.score import map_draws
+from elbowroom.recording.record import record_agreeing
+from elbowroom.recording.replay import BranchError
 from elbowroom.sizes import SIZES
 
 
@@ -348,14 +350,34 @@ def own_bound(
         log_q = torch.distributions.Normal(centre, log_width.exp()).log_prob(z).sum(-1)
         return log_p - log_q
 
-    def bounds(count: int) -> Tensor:
-        return map_draws(bound, {"noise": torch.randn(count, *centre.shape).to(centre)})
+    def noise(count: int) -> Tensor:
+        return torch.randn(count, *centre.shape).to(centre)
 
-    for step in range(LATENTS.steps):
+    def gradients(drawn: Tensor) -> list[Tensor]:
+        loss = -map_draws(bound, {"noise": drawn}).sum(-1).mean()
+        return list(torch.autograd.grad(loss, [centre, log_width]))
+
+    def move() -> None:
+        with torch.no_grad():
+            centre.add_(torch.randn_like(centre))
+
+    begun = centre.detach().clone()
+    replay: Callable[[Tensor], Sequence[Tensor]] | None = None
+    if like.device.type == "cpu":
+        probes = [[noise(LATENTS.particles)] for _ in range(3)]
+        replay = record_agreeing(gradients, probes, [model], [centre, log_width], move)
+    with torch.no_grad():
+        centre.copy_(begun)
+    step = replay or gradients
+    for number in range(LATENTS.steps):
         for group in optimizer.param_groups:
-            group["lr"] = LATENTS.learning_rate * 0.5 * (1 + np.cos(np.pi * step / LATENTS.steps))
-        loss = -bounds(LATENTS.particles).sum(-1).mean()
-        centre.grad, log_width.grad = torch.autograd.grad(loss, [centre, log_width])
+            group["lr"] = LATENTS.learning_rate * 0.5 * (1 + np.cos(np.pi * number / LATENTS.steps))
+        try:
+            found = step(noise(LATENTS.particles))
+        except BranchError:
+            found = gradients(noise(LATENTS.particles))
+        centre.grad, log_width.grad = found
         optimizer.step()
     with torch.no_grad():
-        return bounds(LATENTS.draws).double().mean(0).cpu().numpy()
+        bounds = map_draws(bound, {"noise": noise(LATENTS.draws)}, LATENTS.particles)
+        return bounds.double().mean(0).cpu().numpy()

@@ -1,6 +1,7 @@
 """Draws of each row's latents from a fitted guide, where all latents belong to rows."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,18 +9,20 @@ from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from elbowroom.draws.of_guide import chunk_size
+from elbowroom.draws.row_runs import RowRuns
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import (
-    FixedRows,
     LatentSpace,
     Plate,
     of_each_row,
     plates_of,
     sample_sites,
 )
-from elbowroom.problem.score import each_tensor, map_draws
-from elbowroom.sizes import SIZES
+from elbowroom.problem.row_batches import some_rows
+from elbowroom.recording.record import alike
+
+LOG_P, LOG_Q, REST = "/log_p", "/log_q", "/rest"
+"""Names beside those of sites."""
 
 
 def weigh_rows(
@@ -41,34 +44,33 @@ def weigh_rows(
         keep: Latent sites whose draws are kept.
     """
     plate = plate_of_rows(guide, arguments, space)
-    rows, size = plate.size, max(1, min(plate.size, SIZES.memory // count))
-    blocks, axes = [], {}
-    for block in torch.arange(rows).split(size):
-        given = {**arguments, "batch_size": len(block)}
+    axes: dict[str, int] = {}
 
-        def at(
-            _: dict[str, Tensor], block: Tensor = block, given: dict[str, Any] = given
-        ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-            with FixedRows({plate.name: block}):
-                drawn = poutine.trace(guide).get_trace(**given)
-                scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(**given)
-            kept = {}
-            for name, node in sample_sites(drawn):
-                if name in keep:
-                    axes[name] = len(node["fn"].batch_shape) + plate.dim
-                    kept[name] = node["value"].movedim(axes[name], 0)
-            log_p, log_q = of_each_row(scored, plate), of_each_row(drawn, plate)
-            return kept, log_p.double(), log_q.double(), _of_no_row(scored, plate).double()
+    def of_draw(drawn: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(**given)
+        found = {
+            LOG_P: of_each_row(scored, plate),
+            LOG_Q: of_each_row(drawn, plate),
+            REST: _of_no_row(scored, plate),
+        }
+        for name, node in sample_sites(drawn):
+            if name in keep:
+                axes[name] = len(node["fn"].batch_shape) + plate.dim
+                found[name] = node["value"].movedim(axes[name], 0)
+        return found
 
-        share = len(block) / rows
-        chunk = max(1, min(count, int(chunk_size(arguments, space) / share)))
-        with torch.no_grad():
-            *of_rows, rest = each_tensor(Tensor.cpu, map_draws(at, {}, chunk, count))
-        blocks.append(tuple(of_rows))
-    sites, log_p, log_q = each_tensor(lambda *each: torch.cat(each, 1), *blocks)
-    return WeightedDraws(
-        sites, log_p.numpy(), log_q.numpy(), rest.numpy(), axes, discrete=not space.sites
-    )
+    whole: dict[str, Tensor] = {}
+    for part in RowRuns(model, guide, arguments, space, plate).parts(of_draw, count):
+        for name, value in part.values.items():
+            of_rows = name != REST
+            if name not in whole:
+                kind = value.dtype if name in keep else torch.float64
+                shape = (count, plate.size, *value.shape[2:]) if of_rows else (count,)
+                whole[name] = torch.empty(shape, dtype=kind)
+            place = (part.draws, part.rows) if of_rows else (part.draws,)
+            whole[name][place] = value.cpu()
+    log_p, log_q, rest = (whole.pop(name).numpy() for name in (LOG_P, LOG_Q, REST))
+    return WeightedDraws(whole, log_p, log_q, rest, axes, discrete=not space.sites)
 
 
 def _of_no_row(trace: Any, plate: Plate) -> Tensor:
@@ -93,3 +95,122 @@ def plate_of_rows(
     assert space.subsampled is not None
     name = space.subsampled.name
     return next(plate for plate in plates if plate.name == name)
+
+
+def moments_of_rows(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    space: LatentSpace,
+    names: Sequence[str],
+    count: int,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The guide's own means and sds of rows' latents, as its distributions have them.
+
+    Where these have none, or depend on what is drawn of other sites, they are those of draws.
+
+    Args:
+        model: The Pyro model.
+        guide: The fitted guide, with its parameters in the active store.
+        arguments: Keyword arguments of both.
+        space: The model's latent space.
+        names: Of the sites.
+        count: How many draws, where they are needed.
+
+    Returns:
+        By site, each (rows, ...), on the CPU.
+    """
+    plate = plate_of_rows(guide, arguments, space)
+    with torch.no_grad():
+        runs = [dict(sample_sites(poutine.trace(guide).get_trace(**arguments))) for _ in range(2)]
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in names:
+        first, second = (_moments(run[name]["fn"]) for run in runs)
+        if first is None or second is None or not all(map(torch.equal, first, second)):
+            break
+        place = len(runs[0][name]["fn"].batch_shape) + plate.dim
+        mean, sd = (each.movedim(place, 0).cpu() for each in first)
+        found[name] = mean, sd
+    else:
+        return found
+
+    def of_draw(drawn: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        nodes = dict(sample_sites(drawn))
+        return {
+            name: nodes[name]["value"].movedim(
+                len(nodes[name]["fn"].batch_shape) + plate.dim, 0
+            )
+            for name in names
+        }  # fmt: skip
+
+    blocks: dict[int, list[dict[str, Tensor]]] = {}
+    for part in RowRuns(model, guide, arguments, space, plate).parts(of_draw, count):
+        blocks.setdefault(part.rows.start, []).append(part.values)
+    whole = {
+        name: torch.cat(
+            [torch.cat([each[name].cpu() for each in block]) for block in blocks.values()], 1
+        ).double()
+        for name in names
+    }
+    return {name: (values.mean(0), values.std(0)) for name, values in whole.items()}
+
+
+def serves_few_rows(
+    guide: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace
+) -> bool:
+    """Whether a guide gives some rows alone the distributions that they have among all rows.
+
+    One that has parameters of each row cannot be run for others, in one way or another.
+
+    Args:
+        guide: The fitted guide, with its parameters in the active store.
+        arguments: Its keyword arguments.
+        space: The model's latent space.
+    """
+    whole = dict(arguments)
+    try:
+        plate = plate_of_rows(guide, whole, space)
+        index = torch.arange(plate.size)[-3:-1]
+        with torch.no_grad():
+            drawn = poutine.trace(guide).get_trace(**whole)
+            own = {
+                name: node["value"].index_select(
+                    len(node["fn"].batch_shape) + plate.dim, index.to(node["value"].device)
+                )
+                for name, node in sample_sites(drawn)
+            }
+            conditioned = poutine.condition(guide, data=own)
+            alone = poutine.trace(conditioned).get_trace(**some_rows(whole, plate.size, index))
+            few = of_each_row(alone, replace(plate, size=len(index)))
+            expected = of_each_row(drawn, plate)[index]
+    # A guide of the fitted rows fails with others in as many ways as there are guides.
+    except Exception:
+        return False
+    return few.shape == expected.shape and len(index) > 0 and alike(few, expected)
+
+
+def _moments(fn: Any) -> tuple[Tensor, Tensor] | None:
+    """The mean and sd of a distribution; None if they are not known."""
+    try:
+        mean, variance = fn.mean, fn.variance
+    except (NotImplementedError, AttributeError):
+        return None
+    known = bool(torch.isfinite(mean).all() and torch.isfinite(variance).all())
+    return (mean, variance.sqrt()) if known else None
+
+
+def draws_of_rows(arguments: Mapping[str, Any], wanted: int, least: int, budget: int) -> int:
+    """As many draws of each row as a budget allows of those wanted, but some.
+
+    Args:
+        arguments: Of the model.
+        wanted: How many at most.
+        least: How many at least.
+        budget: Numbers of the data, once for each draw.
+
+    Example:
+        >>> draws_of_rows({"x": torch.zeros(100, 10)}, wanted=1000, least=100, budget=500_000)
+        500
+    """
+    numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
+    return min(wanted, max(least, budget // max(1, numbers)))

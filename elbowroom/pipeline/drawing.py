@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
+from elbowroom import budget
 from elbowroom.assess.latent_health import latent_health
 from elbowroom.density.density import Density
 from elbowroom.density.importance import k_hat_threshold
@@ -14,11 +16,10 @@ from elbowroom.density.landscape import Landscape
 from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.of_guide import draw
 from elbowroom.draws.refining import sampled, sampled_nested
-from elbowroom.draws.row_weights import weigh_rows
+from elbowroom.draws.row_weights import draws_of_rows, weigh_rows
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Gaussian
 from elbowroom.engines.task import Task
-from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated, reseed
 from elbowroom.sizes import SIZES
 
@@ -31,6 +32,10 @@ class Weighed:
     """The most draws weighed where weights are uneven, as a multiple of those asked for."""
     row_draws: int = 4
     """The same of each row, where all latents belong to rows."""
+    share: float = 0.1
+    """Of the rows that a long training has run the model for, the share that may be weighed."""
+    gradient: int = 3
+    """Runs of a model that cost as much as a run and its gradient."""
     enough: float = 1000.0
     """Effective draws at which no more are weighed."""
     even: float = 0.7
@@ -85,7 +90,7 @@ def draw_posterior(task: Task, fitted: Fitted, landscape: Landscape, count: int)
     with fitted.problem.session(task.seed + 1, fitted.parameters):
         space = fitted.problem.space
         if space.rows_only and not fitted.point and set(space.discrete) <= fitted.sites.discrete:
-            return _of_rows(fitted, count, random)
+            return _of_rows(task, fitted, count, random)
         return _of_guide(fitted, count, random)
 
 
@@ -126,17 +131,19 @@ def _raw(
     return WeightedDraws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
 
 
-def _of_rows(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
+def _of_rows(task: Task, fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
     """Draws where all latents belong to rows, each of which has weights of its own."""
     problem, space = fitted.problem, fitted.problem.space
-    weighed = weigh_rows(
-        problem.function, fitted.callable, problem.arguments, space, _weighed(count, space),
-        space.local,
-    )  # fmt: skip
-    health, said = latent_health(
-        problem.function, fitted.callable, problem.arguments, space, weighed,
-        amortised=fitted.guide.amortised,
-    )  # fmt: skip
+    with budget.stage("weighing the draws of each row"):
+        weighed = weigh_rows(
+            problem.function, fitted.callable, problem.arguments, space,
+            _weighed(task, fitted, count), space.local,
+        )  # fmt: skip
+    with budget.stage("measuring what the latents carry"):
+        health, said = latent_health(
+            problem.function, fitted.callable, problem.arguments, space, weighed,
+            amortised=fitted.guide.amortised,
+        )  # fmt: skip
     return Drawn(
         weighed.together.first(count),
         weighed.resample(count, random),
@@ -157,9 +164,17 @@ def _of_guide(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
     return Drawn(drawn.first(count), drawn.resample(count, random))
 
 
-def _weighed(count: int, space: LatentSpace) -> int:
-    """Draws of each row that are weighed: a few times as many, where memory allows."""
-    return max(count, min(WEIGHED.row_draws * count, SIZES.memory // max(space.dimension, 1)))
+def _weighed(task: Task, fitted: Fitted, count: int) -> int:
+    """Draws of each row that are weighed: a few times as many, where memory and time allow."""
+    problem, settings = fitted.problem, task.settings
+    assert problem.space.subsampled is not None
+    rows = problem.space.subsampled.size
+    numbers = sum(v.numel() for v in problem.arguments.values() if isinstance(v, Tensor))
+    batch = min(rows, settings.batch_size or rows)
+    runs = len(fitted.trained.elbo_history) * batch * settings.particles * WEIGHED.gradient
+    affordable = max(SIZES.evaluated, int(WEIGHED.share * runs * numbers / rows))
+    most = min(WEIGHED.row_draws * count, SIZES.memory // max(problem.space.dimension, 1))
+    return draws_of_rows(problem.arguments, max(count, most), count, affordable)
 
 
 def _wasteful(drawn: WeightedDraws) -> bool:

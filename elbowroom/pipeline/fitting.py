@@ -12,8 +12,10 @@ from pyro.infer.autoguide import AutoGuide
 
 from elbowroom import budget
 from elbowroom.density.landscape import Landscape
+from elbowroom.draws.row_weights import serves_few_rows
 from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.options import DeterministicOptions, NumberOptions
+from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import (
     Settings,
@@ -44,6 +46,7 @@ from elbowroom.problem.enumeration import enumerated
 from elbowroom.problem.isolation import resolve_device
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.problem.precision import resolve_dtype, unmixed
+from elbowroom.problem.row_batches import in_batches, plate_of_all
 from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request, change_request, unfinished
 from elbowroom.sizes import SIZES
@@ -349,9 +352,31 @@ def fit_guide(task: Task, guide: Guide, engine: str, landscape: Landscape | None
         task.announce(plan)
     start = landscape or chosen.start(task, guide)
     with budget.stage(f"fitting {guide.name}", SHARES.optimising):
-        fitted = chosen.fit(task, guide, start)
+        fitted = by_row(chosen.fit(task, guide, start))
     count = chosen.draws if task.draws is None else task.draws
     with budget.stage("drawing from the posterior", SHARES.drawing):
         drawn = draw_posterior(task, fitted, start, count)
     with budget.stage("checking the draws"):
         return conclude(task, fitted, drawn, start)
+
+
+def by_row(fitted: Fitted) -> Fitted:
+    """A fit whose rows are weighed each by itself, where all latents lie in one plate of rows.
+
+    That is so of a model that takes minibatches anyway. Of another one, the guide must be seen to
+    give the latents of some rows from these alone.
+    """
+    problem, space = fitted.problem, fitted.problem.space
+    plate = plate_of_all(space)
+    own = problem.model_name is None and fitted.guide.model is None and fitted.engine == "svi"
+    if not own or plate is None or space.subsampled is not None or fitted.point:
+        return fitted
+    space = replace(space, subsampled=plate)
+    with problem.session(0, fitted.parameters):
+        if not serves_few_rows(fitted.callable, problem.arguments, space):
+            return fitted
+    function, called = (
+        in_batches(each, plate, problem.arguments) for each in (problem.function, fitted.callable)
+    )
+    model = replace(problem.model, function=function)
+    return replace(fitted, problem=replace(problem, model=model, space=space), callable=called)

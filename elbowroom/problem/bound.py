@@ -1,6 +1,6 @@
 """A model bound to its data: what every later step of a fit is asked about."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -17,7 +17,7 @@ from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError, ElbowroomError, ModelError, OptionError
 from elbowroom.guides import Guide
 from elbowroom.guides.parameters import held
-from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names
+from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names, trace_model
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model, required
 from elbowroom.problem.isolation import Parameters, isolated, placed
@@ -236,6 +236,20 @@ class Problem:
         value = self.prepared.arguments.get(name)
         return isinstance(value, Tensor) and value.is_floating_point()
 
+    @property
+    def _observing(self) -> set[str]:
+        """The arguments of a user's own model that are what a site observes, whatever its name."""
+        if set(self.space.observed) <= set(self.arguments):
+            return set()
+        nodes = trace_model(self.function, self.arguments).nodes
+        seen: list[Any] = [nodes[name]["value"] for name in self.space.observed]
+        return {
+            name
+            for name, value in self.arguments.items()
+            if isinstance(value, Tensor)
+            and any(value.shape == each.shape and torch.equal(value, each) for each in seen)
+        }
+
     def new_arguments(self, data: Any) -> tuple[dict[str, Any], bool]:
         """The model's arguments for new rows, prepared as the fit's were.
 
@@ -254,12 +268,15 @@ class Problem:
             new = self.model.prepare(data, self.options, training).arguments
             if self.model_name is not None:
                 return placed(new, self.dtype, self.device), new[self.observed] is not None
-            complete = without_observation(self.prepared.arguments, new, self.space)
+            observing = {*self.space.observed, *self._observing}
+            complete = without_observation(self.prepared.arguments, new, observing)
             complete = {
                 name: value.to(self.dtype) if self._is_real(name) else value
                 for name, value in complete.items()
             }
-            observed = not any(name not in new for name in self.space.observed)
+            observed = not any(
+                name not in new for name in observing if name in self.prepared.arguments
+            )
             arguments = placed(complete, self.dtype, self.device)
             # What stands in the place of an observation has its shape alone.
             (validate if observed else check_shapes)(self.function, arguments)
@@ -402,14 +419,14 @@ def _on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_observation(
-    arguments: Mapping[str, Any], given: Mapping[str, Any], space: LatentSpace
+    arguments: Mapping[str, Any], given: Mapping[str, Any], observed: Collection[str]
 ) -> dict[str, Any]:
     """The arguments for new data of a user's own model that lacks the observed one.
 
     Args:
         arguments: Those of the fit.
         given: Those that the new data has.
-        space: The model's latent space on the fit's data.
+        observed: The arguments that are observed.
 
     Returns:
         `given`, with zeros of the new length in place of a missing observation: it is drawn, not
@@ -429,7 +446,7 @@ def without_observation(
             continue
         if not isinstance(value, Tensor) or value.dim() == 0:
             complete[name] = value
-        elif name in space.observed and len(lengths) == 1:
+        elif name in observed and len(lengths) == 1:
             ((old, new),) = lengths
             complete[name] = value.new_zeros(
                 (new if len(value) == old else len(value), *value.shape[1:])

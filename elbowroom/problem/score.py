@@ -431,17 +431,9 @@ def map_draws(
         The same as `function`, with a leading dim for the draws.
     """
     count = len(next(iter(draws.values()))) if count is None else count
-
-    def of_one(values: dict[str, Tensor], _: Tensor) -> Any:
-        return function(values)
-
-    state, numbers = torch.get_rng_state(), torch.zeros(count)  # vmap needs something to batch
+    state = torch.get_rng_state()
     try:
-        with warnings.catch_warnings(), Batchable():
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            warnings.filterwarnings("ignore", "An output with one or more", UserWarning)
-            batched = vmap(of_one, randomness="different", chunk_size=chunk)
-            return batched(dict(draws), numbers)
+        return vmapped(function, draws, chunk, count)
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         torch.set_rng_state(state)
     results = []
@@ -450,6 +442,32 @@ def map_draws(
             break
         results.append(function({name: value[i] for name, value in draws.items()}))
     return each_tensor(lambda *each: torch.stack(each), *results)
+
+
+def vmapped(
+    function: Callable[[dict[str, Tensor]], Any],
+    draws: Mapping[str, Tensor],
+    chunk: int,
+    count: int,
+) -> Any:
+    """The same by `vmap` alone, which raises what it raises where the code does not allow it.
+
+    Args:
+        function: See `map_draws`.
+        draws: See `map_draws`.
+        chunk: See `map_draws`.
+        count: How many draws.
+    """
+
+    def of_one(values: dict[str, Tensor], _: Tensor) -> Any:
+        return function(values)
+
+    numbers = torch.zeros(count)  # vmap needs something to batch
+    with warnings.catch_warnings(), Batchable():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        warnings.filterwarnings("ignore", "An output with one or more", UserWarning)
+        batched = vmap(of_one, randomness="different", chunk_size=chunk)
+        return batched(dict(draws), numbers)
 
 
 def each_tensor(function: Callable[..., Tensor], *trees: Any) -> Any:

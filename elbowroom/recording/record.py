@@ -31,6 +31,7 @@ from elbowroom.recording.operations import (
     mapped,
     name_of,
 )
+from elbowroom.recording.python_state import python_numbers
 from elbowroom.recording.replay import Replay
 from elbowroom.recording.simplifying import Simplifier
 
@@ -229,6 +230,15 @@ def _follows_batch(operation: Operation) -> bool:
     return any(isinstance(leaf, Affine) for leaf in taken)
 
 
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding, relative to the largest number."""
+    expected = expected.detach()
+    finite = expected[torch.isfinite(expected)].abs()
+    largest = float(finite.max()) if finite.numel() else 0.0
+    relative = torch.finfo(expected.dtype).eps ** 0.5
+    return torch.allclose(found, expected, rtol=relative, atol=relative * largest, equal_nan=True)
+
+
 @_uncollected()
 def record_step(
     function: Callable[..., Sequence[Tensor]],
@@ -287,6 +297,52 @@ def record_step(
     fixed = {index: constants[index] for index in steps.folded}
     left, given = Simplifier(one.values, fixed, steps.mutated)(kept, wanted)
     return Replay(left, constants, entries, given, batched=False)
+
+
+def record_agreeing(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Sequence[Tensor]],
+    owners: Sequence[Any],
+    state: Sequence[Tensor] = (),
+    between: Callable[[], None] = lambda: None,
+) -> Replay | None:
+    """A recording of a function on the CPU that gives the same numbers as the function.
+
+    Args:
+        function: See `record_step`.
+        inputs: Three of what it takes, the last one to compare the recording with the function.
+        owners: Functions of a user's that it runs, which may keep numbers where no recording sees.
+        state: See `record_step`.
+        between: See `record_step`.
+
+    Returns:
+        None where it cannot be recorded, or the recording gives other numbers.
+
+    Example:
+        >>> inputs = [[torch.full((2,), value)] for value in (1.0, 2.0, 3.0)]
+        >>> replay = record_agreeing(lambda x: [x.exp().sum()], inputs, [])
+        >>> replay(torch.zeros(2))
+        (tensor(2.),)
+        >>> calls = []
+        >>> counted = lambda x: [x.exp().sum()] if calls.append(1) is None else []
+        >>> record_agreeing(counted, inputs, [calls]) is None
+        True
+    """
+    numbers = python_numbers(*owners)
+    with torch.random.fork_rng(devices=[]):
+        # It fails to be recorded in as many ways as there are users' functions, which then are run.
+        try:
+            replay = record_step(function, inputs[0], inputs[1], state, between)
+            between()
+            before = torch.random.get_rng_state()
+            found = replay(*inputs[2])
+            after = torch.random.get_rng_state()
+            torch.random.set_rng_state(before)
+            expected = function(*inputs[2])
+        except Exception:
+            return None
+        same = all(map(alike, found, expected)) and torch.equal(after, torch.random.get_rng_state())
+    return replay if same and python_numbers(*owners) == numbers else None
 
 
 class _Steps:

@@ -283,6 +283,7 @@ CASES: list[tuple[str, str, dict[str, Any], Any, Any]] = [
     ("improper_posterior", "direction", {}, None, "b +1.00"),
     ("invalid_model", "invalid", {}, "", "the scale of 'y' is negative at 3 draws."),
     ("no_maximum", "no_maximum", {}, "", "The likelihood grows without end."),
+    ("out_of_time", "out_of_time", {}, "", "The time of the fit, 9 s, was over."),
     ("unresolved", "unresolved", {}, (), ("The sd of x cannot be estimated well.",)),
 ]  # fmt: skip
 

@@ -391,6 +391,7 @@ def test_a_fit_is_planned_begun_fitted_drawn_and_concluded(monkeypatch: pytest.M
         fit=lambda task, guide, start: ("fitted", guide, start),
     )
     monkeypatch.setitem(fitting.ENGINES, "fixed_draws", engine)
+    monkeypatch.setattr(fitting, "by_row", lambda fitted: fitted)
     monkeypatch.setattr(fitting, "draw_posterior", lambda task, *given: ("drawn", *given))
     monkeypatch.setattr(fitting, "conclude", lambda task, *given: given)
     announced: list[Any] = []

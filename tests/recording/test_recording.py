@@ -13,7 +13,7 @@ from torch.func import grad_and_value, vmap
 
 from elbowroom.problem.isolation import isolated
 from elbowroom.recording.operations import name_of
-from elbowroom.recording.record import NotRecordableError, record
+from elbowroom.recording.record import NotRecordableError, record, record_agreeing
 
 SIZES = (1, 2, 7, 64)
 DIMENSION = 3
@@ -313,3 +313,16 @@ def test_random_programs_replay(program: list[Any]) -> None:
     for size in (1, 4):
         points = some_points(size, seed=size)
         torch.testing.assert_close(replay(points), function(points), rtol=1e-10, atol=1e-12)
+
+
+def test_a_recording_that_gives_other_numbers_is_none() -> None:
+    """Here since the function, when it is compared, is no longer what it was."""
+    calls = iter((1.0, 1.0, 2.0))
+    inputs = [[torch.full((2,), value)] for value in (1.0, 2.0, 3.0)]
+    assert record_agreeing(lambda x: [x * next(calls)], inputs, []) is None
+    replay = record_agreeing(lambda x: [x * torch.rand(2)], inputs, [])
+    assert replay is not None
+    torch.manual_seed(0)
+    noise = torch.rand(2)
+    torch.manual_seed(0)
+    torch.testing.assert_close(replay(torch.ones(2))[0], noise)

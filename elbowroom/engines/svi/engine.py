@@ -31,7 +31,7 @@ from elbowroom.problem.isolation import (
 
 UNDECLARED = (
     "the guide '{}' has no parameters of single rows. If it is amortised, set guide.amortised = "
-    "True: held-out rows then decide when to stop, and the guide gives latents for new rows."
+    "True: held-out rows then decide when to stop."
 )
 
 

@@ -25,7 +25,7 @@ from elbowroom.objectives import warm_up as warming
 from elbowroom.objectives.estimators import Objective
 from elbowroom.problem.isolation import reseed
 from elbowroom.recording.python_state import python_numbers
-from elbowroom.recording.record import record_step
+from elbowroom.recording.record import alike, record_step
 from elbowroom.recording.replay import BranchError, Replay
 
 ELEMENTWISE = (
@@ -375,15 +375,6 @@ class Step:
         if not math.isfinite(value):  # it would never be again
             baselines.keep(memory)
         return value
-
-
-def alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are the same but for rounding, relative to the largest number."""
-    expected = expected.detach()
-    finite = expected[torch.isfinite(expected)].abs()
-    largest = float(finite.max()) if finite.numel() else 0.0
-    relative = torch.finfo(expected.dtype).eps ** 0.5
-    return torch.allclose(found, expected, rtol=relative, atol=relative * largest, equal_nan=True)
 
 
 @contextmanager
