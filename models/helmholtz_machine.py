@@ -176,7 +176,7 @@ register(
         images=vae.images,
         suggested={
             "learning_rate": 3e-3, "batch_size": 100, "draws": 200, "dtype": "float32",
-            "particles": 10,
+            "particles": 10, "time": 3600.0,
         },
         verbs=("generate", "score", "embed", "reconstruct", "impute"),
         continuous=False,

@@ -306,7 +306,9 @@ def images(arguments: Mapping[str, Any]) -> tuple[tuple[int, ...], float] | None
 
 
 VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
-SUGGESTED = {"learning_rate": 5e-3, "batch_size": 128, "draws": 200, "dtype": "float32"}
+SUGGESTED = {
+    "learning_rate": 5e-3, "batch_size": 128, "draws": 200, "dtype": "float32", "time": 3600.0,
+}  # fmt: skip
 
 TEN = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8c6d1f",
        "#7a7a7a", "#5a3e9c")  # fmt: skip
