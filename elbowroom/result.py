@@ -23,7 +23,7 @@ from elbowroom.draws.groups import canonical_sites, posterior_tree
 from elbowroom.draws.of_guide import draw
 from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
 from elbowroom.draws.proposal import Proposal
-from elbowroom.draws.tree import check_interval, summarise, to_arviz
+from elbowroom.draws.tree import check_interval, summarise, to_arviz, to_zarr
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
@@ -668,6 +668,15 @@ class Fit:
     def to_arviz(self) -> Any:
         """The posterior as the installed ArviZ takes it: InferenceData on 0.x, the tree on 1.x."""
         return to_arviz(self.posterior)
+
+    def to_zarr(self, path: str | Path) -> Path:
+        """Writes the posterior as a Zarr store, which `xarray.open_datatree` opens.
+
+        Raises:
+            OptionError: If Zarr is not installed.
+            RunFolderError: If there is something at the path already, or it cannot be written.
+        """
+        return to_zarr(self.posterior, path)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the run folder, completely or not at all.

@@ -27,12 +27,15 @@ class Prepared:
         arguments: What the Pyro function is called with: tensors, and plain values.
         dims: For a site or argument, the names of its dims, the draws aside.
         coords: For a dim, its labels.
+        columns: For a site or argument, the user's column that it holds, or the columns along its
+            last dim.
         doubts: What the model may be wrong for in these data, as sentences for the verdict.
     """
 
     arguments: dict[str, Any]
     dims: dict[str, tuple[str, ...]] = field(default_factory=dict)
     coords: dict[str, Sequence[Any]] = field(default_factory=dict)
+    columns: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
 

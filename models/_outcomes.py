@@ -111,6 +111,7 @@ def predictors_and_response(
             "centre": ("predictor",), "spread": ("predictor",),
         },
         coords={"predictor": list(design.columns), "class": levels or []},
+        columns={"response": response, "predictors": tuple(design.columns)},
     )  # fmt: skip
 
 

@@ -153,6 +153,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "standardised_coefficients": ("predictor",),
         },
         coords={"predictor": design.columns},
+        columns={"response": design.name, "predictors": tuple(design.columns)},
         doubts=doubts,
     )
 

@@ -187,6 +187,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "prior": ("number",),
         },
         coords={"predictor": names, "term": ["intercept", *names] if names else []},
+        columns={"y": response},
     )  # fmt: skip
 
 

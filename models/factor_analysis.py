@@ -174,6 +174,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "noise": () if options.noise == "shared" else ("column",),
         },
         coords={"column": names, "latent": list(range(options.latent))},
+        columns={"x": tuple(names)},
         doubts=doubts,
     )  # fmt: skip
 

@@ -158,6 +158,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "other_column": list(chosen.columns),
             "component": list(range(options.components)),
         },
+        columns={"x": tuple(chosen.columns)},
         doubts=doubts,
     )
 

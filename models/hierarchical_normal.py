@@ -169,6 +169,10 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "unseen_effects": ("unseen_group",),
         },
         coords={"group": [str(name) for name in names]},
+        columns={
+            "y": response, **({} if by is None else {"group": by}),
+            **({} if known is None else {"standard_error": known}),
+        },
     )  # fmt: skip
 
 

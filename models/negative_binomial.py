@@ -148,6 +148,10 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "standardised_coefficients": ("predictor",),
         },
         coords={"predictor": design.columns},
+        columns={
+            "response": design.name, "predictors": tuple(design.columns),
+            **({"exposure": known[0]} if known else {}),
+        },
     )  # fmt: skip
 
 

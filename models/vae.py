@@ -248,6 +248,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "z": (ROWS, "latent"), "dequantisation": (ROWS, "column"),
         },
         coords={"column": names, "latent": list(range(options.latent))},
+        columns={} if shape or pixels else {"x": tuple(names)},
     )  # fmt: skip
 
 

@@ -152,7 +152,10 @@ def resampled(
     random: np.random.Generator,
     along: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Indices of draws of equal weight, by systematic resampling, in random order, (count,).
+    """Indices of draws of equal weight, by systematic resampling, (count,).
+
+    Draws that are taken several times follow one another, in a random order otherwise: read as a
+    chain, they then have the autocorrelation that tells how many draws they are worth.
 
     Args:
         weights: Summing to one.
@@ -165,4 +168,6 @@ def resampled(
     cumulative = np.cumsum(weights[order])
     at = (np.arange(count) + random.random()) / count * cumulative[-1]
     picked = order[np.searchsorted(cumulative, at).clip(max=len(order) - 1)]
-    return random.permutation(picked)
+    taken, times = np.unique(picked, return_counts=True)
+    order = random.permutation(len(taken))
+    return np.repeat(taken[order], times[order])

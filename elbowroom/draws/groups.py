@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray
 from torch import Tensor
@@ -32,9 +33,13 @@ class GroupSizes:
     """Draws of the prior predictive and of the log likelihood that a check of the model uses."""
     most_points: int = 1000
     """Point parameters that are stored as a group, at most."""
+    fewest_kept: int = 100
+    """Draws below which a posterior of large latents is better left out."""
 
 
 GROUP_SIZES = GroupSizes()
+DENSITIES = ("log_p", "log_q")
+POSTERIORS = ("posterior", "raw_posterior", "corrected_posterior", "unconstrained_posterior")
 
 
 def posterior_tree(
@@ -48,7 +53,8 @@ def posterior_tree(
     Args:
         problem: The model bound to its data.
         drawn: "posterior", the draws of every latent site; "sample_stats", for each draw, if the
-            other groups are wanted too; "raw_posterior" or "corrected_posterior", the other draws.
+            other groups are wanted too; "raw_posterior" or "corrected_posterior", the other draws,
+            with "raw_stats" or "corrected_stats", for each of them; "row_weights", of each row.
         attributes: Of the tree.
         keep_local: Whether to keep large latents that each row has, and discrete ones.
 
@@ -56,12 +62,17 @@ def posterior_tree(
         The tree, and a line for everything that was left out of it.
     """
     sites, space, arguments = drawn["posterior"], problem.space, problem.arguments
-    kept, notes = _kept(problem, sites, keep_local)
+    kept, notes, step_of_posterior = _kept(problem, sites, keep_local)
 
     groups: dict[str, Mapping[str, Any]] = {"posterior": reported_quantities(problem, sites, kept)}
     for name in ("raw_posterior", "corrected_posterior"):
         if name in drawn:
-            groups[name] = reported_quantities(problem, drawn[name], kept)
+            groups[name] = {
+                **reported_quantities(problem, drawn[name], kept),
+                **drawn.get(name.replace("posterior", "stats"), {}),
+            }
+    if "row_weights" in drawn:
+        groups["row_weights"] = drawn["row_weights"]
     if "sample_stats" in drawn:
         groups["sample_stats"] = drawn["sample_stats"]
         groups["unconstrained_posterior"] = {
@@ -70,7 +81,8 @@ def posterior_tree(
             if site.name in kept
         }
         data, constants = _data(problem)
-        groups["observed_data"], groups["constant_data"] = data, constants
+        groups["observed_data"] = in_columns(problem, data)
+        groups["constant_data"] = {**constants, **_predictors(problem, constants)}
         groups["point_parameters"] = _points(problem)
         count = len(drawn["sample_stats"]["log_p"])
         step = _thinning(count, data)
@@ -84,7 +96,7 @@ def posterior_tree(
             )
         elif data:
             drawn_data = _predicted(problem, few, number)
-            groups["posterior_predictive"] = drawn_data
+            groups["posterior_predictive"] = in_columns(problem, drawn_data)
             if not drawn_data:
                 notes.append(
                     "the group posterior_predictive is left out: the observed sites cannot be "
@@ -97,11 +109,74 @@ def posterior_tree(
                     "the posterior, to save space."
                 )
             scored = evaluate(problem.function, arguments, few, space, count=number)
-            pointwise = scored.log_likelihood
-            groups["log_likelihood"] = _log_likelihood(problem, pointwise, notes)
+            pointwise = _log_likelihood(problem, scored.log_likelihood, notes)
+            groups["log_likelihood"] = in_columns(problem, pointwise, whole_rows=True)
+            if problem.posterior is None:
+                prior = scored.log_prior
+                groups["log_prior"] = {name: prior[name] for name in kept if name in prior}
         groups.update(_prior(problem, data, notes))
-    tree, more = build_tree(groups, Names(problem.dims, problem.prepared.coords), attributes)
+    steps = dict.fromkeys(POSTERIORS, step_of_posterior)
+    tree, more = build_tree(groups, names_of(problem), attributes, steps)
     return tree, notes + more
+
+
+def names_of(problem: Problem) -> Names:
+    """Names of the dims of a problem's sites, arguments and columns."""
+    columns, dims = problem.prepared.columns, problem.dims
+    rows = dims.get(problem.observed, ())[:1] if problem.space.observed else ()
+    held = {
+        str(each): dims.get(name, ())[:1]
+        for name, own in columns.items()
+        for each in ((own,) if isinstance(own, str) else own)
+    }
+    own_rows = dict.fromkeys([*_of_table(problem), *DENSITIES], rows)
+    return Names(dims, problem.prepared.coords, {**own_rows, **held})
+
+
+def in_columns(
+    problem: Problem, values: Mapping[str, Tensor], whole_rows: bool = False
+) -> dict[str, Tensor]:
+    """What was observed or predicted, by the user's columns.
+
+    Args:
+        problem: The model bound to its data.
+        values: By site, each (..., rows) or (..., rows, columns).
+        whole_rows: Whether a row has one value, whatever its columns, as (..., rows).
+
+    Returns:
+        A variable a column, (..., rows), under the column's name. What is of several columns
+        together, and sites of which no column is known, keep the site's name.
+    """
+    named: dict[str, Tensor] = {}
+    for name, value in values.items():
+        own = problem.prepared.columns.get(name, name)
+        if isinstance(own, str):
+            named[own] = value
+        elif whole_rows:
+            named[own[0] if len(own) == 1 else name] = value
+        else:
+            named.update(zip(own, value.unbind(-1), strict=True))
+    return named
+
+
+def _of_table(problem: Problem) -> dict[str, np.ndarray]:
+    """The columns of numbers that are predictors, where they are no argument as they are."""
+    table = problem.data
+    if not isinstance(table, pd.DataFrame) or problem.model_name is None:
+        return {}
+    wanted = [name for name in problem.prepared.coords.get("predictor", ()) if name in table]
+    return {
+        name: table[name].to_numpy(float)
+        for name in wanted
+        if pd.api.types.is_numeric_dtype(table[name])
+    }
+
+
+def _predictors(problem: Problem, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that hold columns, each column by itself."""
+    held = problem.prepared.columns
+    arguments = {name: value for name, value in constants.items() if name in held}
+    return {**_of_table(problem), **in_columns(problem, arguments)}
 
 
 def canonical_sites(
@@ -148,15 +223,17 @@ def replicated(
     space = problem.space
     if not data or not sites or space.shared_discrete or space.row_latents(sites):
         return {}, {}
-    first = {
-        site.name: sites[site.name][: GROUP_SIZES.checked_draws] for site in problem.space.sites
-    }
-    count = len(next(iter(first.values())))
-    step = _thinning(count, data)
-    few = {name: values[::step] for name, values in first.items()}
+    drawn = {site.name: sites[site.name] for site in problem.space.sites}
+    count = len(next(iter(drawn.values())))
+    # Every so many-th: draws that were taken several times follow one another.
+    step = max(-(-count // GROUP_SIZES.checked_draws), _thinning(count, data))
+    few = {name: values[::step] for name, values in drawn.items()}
     return (
-        {name: values.numpy() for name, values in data.items()},
-        {name: values.numpy() for name, values in _predicted(problem, few).items()},
+        {name: values.numpy() for name, values in in_columns(problem, data).items()},
+        {
+            name: values.numpy()
+            for name, values in in_columns(problem, _predicted(problem, few)).items()
+        },
     )
 
 
@@ -172,19 +249,25 @@ def _predicted(
 
 def _kept(
     problem: Problem, sites: Mapping[str, Tensor], keep_local: bool
-) -> tuple[dict[str, Tensor], list[str]]:
-    kept, notes = {}, []
+) -> tuple[dict[str, Tensor], list[str], int]:
+    """The sites of a posterior, a line for each that is left out, and every how many-th draw."""
+    kept: dict[str, Tensor] = {}
+    large: dict[str, Tensor] = {}
     for name, values in sites.items():
         local = name in problem.space.local
         beside = name in problem.space.discrete and problem.space.sites
-        if not keep_local and local and (beside or values.numel() > LARGEST_GROUP // 5):
-            notes.append(
-                f"'{name}', a latent for each row, is left out of the posterior; "
-                "--keep-local keeps it."
-            )
-        else:
-            kept[name] = values
-    return kept, notes
+        left_out = local and (beside or values.numel() > LARGEST_GROUP // 5)
+        (large if left_out and not keep_local else kept)[name] = values
+    if large and not kept and not problem.space.discrete:
+        # Nothing but latents of rows: fewer draws of them are better than none.
+        numbers = sum(values.numel() for values in large.values())
+        step = -(-numbers // (LARGEST_GROUP // 5))
+        if len(next(iter(large.values()))) >= step * GROUP_SIZES.fewest_kept:
+            return large, [], step
+    return kept, [
+        f"'{name}', a latent for each row, is left out of the posterior; --keep-local keeps it."
+        for name in large
+    ], 1  # fmt: skip
 
 
 def _thinning(count: int, data: Mapping[str, Tensor]) -> int:
@@ -254,4 +337,5 @@ def _prior(
         return {}
     local = set(problem.space.local) | problem.hidden
     prior = {k: v for k, v in drawn.items() if k not in data and k not in local}
-    return {"prior": prior, "prior_predictive": {name: drawn[name] for name in data}}
+    predicted = {name: drawn[name] for name in data}
+    return {"prior": prior, "prior_predictive": in_columns(problem, predicted)}

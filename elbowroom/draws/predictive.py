@@ -108,16 +108,18 @@ def evaluate(
     pointwise: bool = True,
     count: int | None = None,
 ) -> Score:
-    """The model's log joint density, pointwise log likelihood and deterministic sites, at draws.
+    """The model's log joint density, pointwise densities and deterministic sites, at draws.
 
     Each value has the draws as its leading dim; see `elbowroom.problem.score.Score`.
-    The likelihood of every row is large, and can be left out. How many draws, `count` tells where
+    The pointwise densities are large, and can be left out. How many draws, `count` tells where
     there are no sites.
     """
 
-    def at(values: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def at(values: dict[str, Tensor]) -> tuple[Any, ...]:
         found = score(model, arguments, values, space)
-        return found.log_joint, found.log_likelihood if pointwise else {}, found.deterministics
+        if not pointwise:
+            return found.log_joint, {}, found.deterministics, {}
+        return found.log_joint, found.log_likelihood, found.deterministics, found.log_prior
 
     return Score(*_evaluate(at, sites, arguments, space, count))
 

@@ -39,16 +39,22 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
         if drawn.corrected is not None:
             other = canonical_sites(problem, _as(drawn.corrected.sites, problem.dtype), own)
             posterior = other if corrected else own
-            groups["raw_posterior" if corrected else "corrected_posterior"] = (
-                own if corrected else other
+            beside, sites, source = (
+                ("raw", own, drawn.raw) if corrected else ("corrected", other, drawn.corrected)
             )
+            groups[f"{beside}_posterior"] = sites
+            groups[f"{beside}_stats"] = _densities(source)
         shown = Shown(_reported(problem, own), _weighted(problem, drawn.together, own), posterior)
         collected = collect(task, fitted, drawn, landscape, shown)
     source = drawn.corrected if drawn.corrected is not None and corrected else drawn.raw
     groups["posterior"] = posterior
-    groups["sample_stats"] = {"log_p": source.log_p, "log_q": source.log_q}
+    groups["sample_stats"] = _densities(source)
+    if weighted is not None and weighted.per_row:
+        groups["row_weights"] = _densities(weighted)
     origin = "corrected" if corrected else "raw"
     attributes = _attributes(task, fitted, judge(collected.evidence).level, origin)
+    if weighted is not None:
+        attributes["effective_draws"] = collected.evidence.weights.effective
 
     def complete() -> tuple[Any, list[str]]:
         with problem.session(task.seed + 2, fitted.parameters):
@@ -83,6 +89,10 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
         origin=origin,
         proposal=proposal,
     )
+
+
+def _densities(draws: WeightedDraws) -> dict[str, np.ndarray]:
+    return {"log_p": draws.log_p, "log_q": draws.log_q}
 
 
 def _reported(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,13 @@ from torch import Tensor
 
 from elbowroom.assess.reference import compare_with_reference, how_well, reference_sentence
 from elbowroom.density.landscape import density_of
-from elbowroom.draws.groups import canonical_sites, posterior_tree, reported_quantities
-from elbowroom.draws.tree import Names, build_tree, in_chains
+from elbowroom.draws.groups import (
+    canonical_sites,
+    names_of,
+    posterior_tree,
+    reported_quantities,
+)
+from elbowroom.draws.tree import build_tree, in_chains
 from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.nuts.sampler import NutsDraws, sample_nuts
 from elbowroom.errors import OptionError
@@ -91,8 +96,8 @@ def add_reference(
     sites = {name: values.to(problem.dtype) for name, values in flat.items()}
     with problem.session(seed, fit.parameters):
         sites = canonical_sites(problem, sites, fit.global_sites())
-        names = Names(problem.dims, problem.prepared.coords)
-        made, _ = build_tree({"posterior": reported_quantities(problem, sites)}, names, {})
+        quantities = reported_quantities(problem, sites)
+        made, _ = build_tree({"posterior": quantities}, names_of(problem), {})
     reference = in_chains(made["posterior"].to_dataset(), len(nuts.points))
     table = compare_with_reference(tree["posterior"].to_dataset(), reference)
     tree["reference_posterior"] = reference
@@ -138,11 +143,16 @@ def _taken(
     statistics: dict[str, Any] = {"log_p": np.full(count, np.nan), "log_q": np.full(count, np.nan)}
     groups: dict[str, Any] = {"posterior": sites, "sample_stats": statistics}
     attributes: dict[Any, Any] = {**before.attrs, "draws": "nuts"}
+    attributes.pop("effective_draws", None)  # of the weights, which these draws do not have
     with fit.problem.session(fit.seed, fit.parameters):
         tree, notes = posterior_tree(fit.problem, groups, attributes, keep_local=True)
     for name, node in tree.children.items():
         whole = node.to_dataset()
         if name not in ("prior", "prior_predictive") and whole.sizes.get("draw") == count:
             tree[name] = in_chains(whole, len(nuts.points))
-    tree["raw_posterior"] = before.children.get("raw_posterior", before["posterior"]).copy()
+    if "raw_posterior" in before.children:
+        tree["raw_posterior"] = before["raw_posterior"].copy()
+    else:
+        own = before["posterior"].to_dataset()
+        tree["raw_posterior"] = own.merge(before["sample_stats"].to_dataset())
     return tree, notes

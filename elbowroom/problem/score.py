@@ -124,11 +124,14 @@ class Score:
         log_likelihood: For each observed site, the log density of each of its events given the
             latent values, its row's discrete sites summed out.
         deterministics: The values of the deterministic sites.
+        log_prior: For each continuous latent site, its log density given the sites that it depends
+            on, unless that is a mixture over discrete ones.
     """
 
     log_joint: Tensor
     log_likelihood: dict[str, Tensor]
     deterministics: dict[str, Tensor]
+    log_prior: dict[str, Tensor]
 
 
 def _run(
@@ -204,8 +207,15 @@ def score(
     }
     scored = [(name, node) for name, node in sample_sites(trace) if name not in deterministics]
     likelihood = {name: node["log_prob"] for name, node in scored if name in space.observed}
+    latent = {site.name for site in space.sites}
+    prior = {
+        name: node["log_prob"]
+        for name, node in scored
+        if name in latent and node["log_prob"].dim() <= space.max_plate_nesting
+    }
     if not ids:
-        return Score(sum(node["log_prob"].sum() for _, node in scored), likelihood, deterministics)
+        total = sum(node["log_prob"].sum() for _, node in scored)
+        return Score(total, likelihood, deterministics, prior)
     _check_enumerated(scored, ids)
     factors = [_factor(name, node, space) for name, node in scored]
     for name, tensor in (tilt or {}).items():
@@ -223,7 +233,7 @@ def score(
         joint = next(factor for factor in remaining if name in factor.sites)
         if joint.sites & set(space.observed) == {name}:
             likelihood[name] = _of_observed(name, joint, factors, plates_of)
-    return Score(log_joint, likelihood, deterministics)
+    return Score(log_joint, likelihood, deterministics, prior)
 
 
 def log_prior(

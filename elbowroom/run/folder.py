@@ -262,6 +262,8 @@ def load(path: str | Path) -> Run:
         data = read_data(folder, config["scalars"])
         with xarray.open_datatree(folder / "posterior.nc", engine="h5netcdf") as tree:
             posterior = tree.load()
+        for node in (posterior, *posterior.children.values()):  # numbers as they were, not numpy's
+            node.attrs.update({k: v.item() for k, v in node.attrs.items() if hasattr(v, "item")})
         return Run(
             config=config,
             run=run,

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from arviz_stats.base import array_stats
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import halfcauchy, multivariate_normal, norm
 
 import elbowroom as er
+from elbowroom.draws import groups
+from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.result import Fit
 
 GROUPS = {
@@ -22,6 +25,7 @@ GROUPS = {
     "unconstrained_posterior",
     "posterior_predictive",
     "log_likelihood",
+    "log_prior",
     "sample_stats",
     "prior",
     "prior_predictive",
@@ -69,7 +73,7 @@ def test_pointwise_log_likelihood_is_in_the_units_of_the_data(
         + table[["bmi", "bp"]].to_numpy() @ posterior["coefficients"].to_numpy()
     )
     expected = norm(mean, float(posterior["sigma"])).logpdf(table["progression"])
-    found = regression.posterior["log_likelihood"]["response"].isel(chain=0, draw=0)
+    found = regression.posterior["log_likelihood"]["progression"].isel(chain=0, draw=0)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
     flowers = er.load_dataset("iris").iloc[:, :4].to_numpy()
@@ -89,7 +93,7 @@ def test_predictive_draws_have_the_moments_of_the_posterior(regression: Fit) -> 
     row = er.load_dataset("diabetes")[["bmi", "bp"]].to_numpy()[0]
     mean = posterior["intercept"].values[0] + posterior["coefficients"].values[0] @ row
     variance = mean.var() + np.mean(posterior["sigma"].values[0] ** 2)
-    drawn = regression.posterior["posterior_predictive"]["response"].values[0, :, 0]
+    drawn = regression.posterior["posterior_predictive"]["progression"].values[0, :, 0]
     error = np.sqrt(variance / len(drawn))
     assert abs(drawn.mean() - mean.mean()) < 4 * error
     assert abs(drawn.var() / variance - 1) < 4 * np.sqrt(2 / len(drawn))
@@ -145,6 +149,88 @@ def test_large_local_latents_are_left_out_with_a_line(autoencoder: Fit) -> None:
     assert kept.posterior["posterior"]["z"].dims == ("chain", "draw", "rows", "latent")
     # Small ones need no line: they are kept.
     assert "z" in autoencoder.posterior["posterior"]
+
+
+def test_what_was_observed_has_the_names_of_the_users_columns(
+    regression: Fit, mixture: Fit, own: Fit
+) -> None:
+    table = er.load_dataset("diabetes")
+    for group in ("observed_data", "posterior_predictive", "prior_predictive", "log_likelihood"):
+        assert list(regression.posterior[group].data_vars) == ["progression"]
+        assert list(own.posterior[group].data_vars) == ["effect"]
+    constants = regression.posterior["constant_data"]
+    for name in ("bmi", "bp"):
+        assert constants[name].dims == ("rows",)
+        np.testing.assert_array_equal(constants[name], table[name])
+    flowers = er.load_dataset("iris").iloc[:, :4]
+    for group in ("observed_data", "posterior_predictive", "prior_predictive"):
+        assert list(mixture.posterior[group].data_vars) == list(flowers.columns)
+    np.testing.assert_array_equal(
+        mixture.posterior["observed_data"]["petal_width"], flowers["petal_width"]
+    )
+    # A row of several columns has one log likelihood; a row of one column has the column's.
+    assert list(mixture.posterior["log_likelihood"].data_vars) == ["x"]
+    options: dict[str, Any] = {"components": 2, "guide": "laplace", "draws": 100, "restarts": 2}
+    one = er.fit("gaussian_mixture", flowers[["petal_width"]], seed=1, **options).posterior
+    for group in ("observed_data", "posterior_predictive", "log_likelihood"):
+        assert one[group]["petal_width"].dims[-1:] == ("rows",)
+
+
+@pytest.mark.parametrize("column", ["rows", "draw", "chain", "predictor", "sigma", "response"])
+def test_columns_with_the_names_of_dims_and_sites_are_kept_apart(column: str) -> None:
+    table = er.load_dataset("diabetes").head(30)[["bmi", "bp", "progression"]]
+    table = table.rename(columns={"bmi": column})
+    options: dict[str, Any] = {"response": "progression", "guide": "laplace", "draws": 100}
+    for response in ("progression", column):
+        fit = er.fit("bayesian_regression", table, seed=1, **{**options, "response": response})
+        group = fit.posterior["observed_data" if response == column else "constant_data"]
+        found = group.get(f"{column}_column", group.get(column))
+        assert found is not None
+        np.testing.assert_array_equal(found, table[column])
+
+
+def test_log_priors_are_those_of_the_model(own: Fit, mixture: Fit) -> None:
+    posterior, prior = own.posterior["posterior"], own.posterior["log_prior"]
+    expected = {
+        "mean": norm(0, 5).logpdf(posterior["mean"]),
+        "spread": halfcauchy(scale=5).logpdf(posterior["spread"]),
+        "offset": norm(0, 1).logpdf(posterior["offset"]),
+    }
+    assert set(prior.data_vars) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(prior[name], values, rtol=1e-10)
+    assert prior["offset"].dims == ("chain", "draw", "school")
+    # All of the density: what is left is the likelihood.
+    weights = mixture.posterior["log_prior"]["weights"]
+    np.testing.assert_allclose(weights, np.log(2), rtol=1e-12)  # Dirichlet(1, 1, 1)
+
+
+def test_the_chain_of_resampled_draws_is_worth_what_its_weights_are() -> None:
+    """ArviZ's effective draws are those of a mean of which each draw counts as often as taken."""
+    random = np.random.default_rng(3)
+    found = []
+    for seed in range(20):
+        values = random.standard_normal(2000)
+        log_weights = 1.2 * values - 0.72  # Kish's share is exp(-1.44)
+        weighted = WeightedDraws({"z": torch.as_tensor(values)}, log_weights, np.zeros(2000))
+        drawn = weighted.resample(1000, np.random.default_rng(seed)).sites["z"].numpy()
+        taken, times = np.unique(drawn, return_counts=True)
+        variance = np.square(times * (taken - drawn.mean())).sum() / 1000**2
+        wanted = drawn.var() / variance
+        assert wanted < 500  # not the 1,000 that there are
+        found.append(float(array_stats.ess(drawn[None], method="mean")) / wanted)
+    assert abs(np.log(np.median(found))) < 0.15
+
+
+def test_large_latents_are_kept_thinned_where_the_posterior_has_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The exact factor analysis: its file has a posterior group that ArviZ reads."""
+    monkeypatch.setattr(groups, "LARGEST_GROUP", 5 * 40_000)  # of 150 rows, 2 latents, 400 draws
+    fit = er.fit("factor_analysis", "iris", guide="exact", seed=1, draws=400)
+    z = fit.posterior["posterior"]["z"]
+    assert z.sizes["draw"] == 134  # one in 3
+    assert not any("'z'" in note for note in fit.notes)
 
 
 def test_an_improper_prior_leaves_the_prior_groups_out_and_says_so() -> None:

@@ -176,9 +176,10 @@ def check_schema(fit: Fit, guide: Guide) -> None:
         assert group in fit.posterior.children, group
     assert ("prior_predictive" in fit.posterior.children) != guide.likelihood
     assert (fit.problem.posterior is not None) == guide.likelihood
-    observed = fit.problem.observed
-    predicted = fit.posterior["posterior_predictive"][observed]
-    assert predicted.dims == ("chain", "draw", *fit.posterior["observed_data"][observed].dims)
+    observed = fit.problem.prepared.columns.get(fit.problem.observed, fit.problem.observed)
+    for name in [observed] if isinstance(observed, str) else observed:
+        predicted = fit.posterior["posterior_predictive"][name]
+        assert predicted.dims == ("chain", "draw", *fit.posterior["observed_data"][name].dims)
     assert not set(posterior.data_vars) & set(fit.problem.model.internal)
 
 
