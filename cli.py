@@ -405,10 +405,14 @@ def estimators(
 ) -> None:
     """Measure bias, noise and cost of every gradient estimator of the ELBO.
 
+    At the end, also log p(data) by draws of the prior and of the guide, and what these waste.
+
     Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
 
     Objectives have options, too, such as --alpha; 'elbowroom objectives' lists them.
     """
+    import pandas as pd
+
     from elbowroom.api import estimators as run_estimators
     from elbowroom.report import pictures, terminal
     from elbowroom.run.folder import check_target, writing
@@ -420,6 +424,7 @@ def estimators(
     terminal.show_estimators(table)
     with writing(folder, overwrite, marker) as filled:
         table.to_csv(filled / marker, index=False)
+        pd.DataFrame(table.attrs["evidence"]).to_csv(filled / "evidence.csv", index=False)
         pictures.picture_of_estimators(table, filled / "estimators.png", f"{model}, {guide}")
     terminal.show_saved(folder)
 

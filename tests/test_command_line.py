@@ -303,6 +303,7 @@ def test_estimators_writes_a_table_and_a_picture(
     assert "sticking_the_landing" in out
     assert len(pd.read_csv(folder / "estimators.csv")) == 30
     assert (folder / "estimators.png").read_bytes().startswith(b"\x89PNG")
+    assert pd.read_csv(folder / "evidence.csv")["drawn_from"].tolist() == ["prior", "guide"]
     code, _, err = call(*arguments, capsys=capsys)
     assert code == 1
     assert "--overwrite" in err

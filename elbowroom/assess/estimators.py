@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 import pyro
 import torch
 
+from elbowroom.assess.prior_sampling import evidence_by_sampling
 from elbowroom.density.landscape import explore
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.loop import Optimisation, unconstrained_parameters
@@ -42,6 +43,8 @@ class Sampling:
     """Draws of the bounds that take several."""
     warm_up: int = 300
     """Evaluations before those that count, in which baselines are learned."""
+    evidence_draws: int = 4000
+    """Draws of the prior, and of the guide at the end, by which the evidence is estimated."""
     biased_errors: float = 3.5
     """Standard errors of a mean gradient from the exact one above which it is called biased."""
 
@@ -154,6 +157,10 @@ def measure(
         another bound than the ELBO; `biased` whether that is more than chance would do; `ms` the
         median time of a step; `recorded` whether it is recorded; `cost` noise² x ms, as a multiple
         of the stage's lowest: how much longer it takes to the same precision.
+
+        Its `attrs["evidence"]` are the lines of
+        `elbowroom.assess.prior_sampling.evidence_by_sampling` as dicts: the evidence by draws of
+        the prior and of the guide at the end, and what these waste.
     """
     landscape = explore(problem, settings.restarts, seed)
     rows: list[dict[str, Any]] = []
@@ -185,7 +192,11 @@ def measure(
                     problem, called, each, settings.batch_size, values, gradients, seed
                 )
             rows += _rows(stage, step, found, problem, called, settings.batch_size, values, seed)
-    return pd.DataFrame(rows)
+        torch.manual_seed(seed)  # the parameters are those of the end, the last that were measured
+        evidence = evidence_by_sampling(problem, called, sites, SAMPLING.evidence_draws)
+    table = pd.DataFrame(rows)
+    table.attrs["evidence"] = [asdict(line) for line in evidence]
+    return table
 
 
 def _forget() -> None:

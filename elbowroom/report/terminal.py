@@ -221,6 +221,36 @@ def show_estimators(measured: pd.DataFrame) -> None:
         "a recording). cost: time to the same precision, relative to the best estimator.",
         style="dim",
     )
+    evidence = measured.attrs.get("evidence", [])
+    if evidence:
+        _show_evidence(evidence)
+
+
+def _show_evidence(lines: list[dict[str, Any]]) -> None:
+    """The evidence by draws of the prior and of the guide, and what these waste."""
+    out = console()
+    out.print()
+    out.print(Text(f"log p(data) by {lines[0]['draws']:,} draws", style="bold"))
+    made = table(
+        "drawn from", "log p(data)", "effective", "wasted", "k-hat",
+        right=("log p(data)", "effective", "wasted", "k-hat"),
+    )  # fmt: skip
+    for line in lines:
+        add(
+            made,
+            line["drawn_from"],
+            _with_error(line["log_evidence"], line["log_evidence_se"], 2),
+            f"{line['effective_draws']:,.1f}",
+            f"{100 * line['wasted']:.1f}%",
+            f"{line['k_hat']:.2f}",
+        )
+    out.print(made)
+    out.print(
+        "effective: draws of equal weight that the estimate is worth. wasted: share of the draws "
+        "that it could do without. A k-hat above 0.7: its error is larger than stated, and it is "
+        "likely to be too low.",
+        style="dim",
+    )
 
 
 def show_rung(line: str) -> None:

@@ -9,9 +9,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from torch import Tensor
 
 import elbowroom as er
+from elbowroom.assess.estimators import SAMPLING
 from elbowroom.errors import OptionError
 from elbowroom.objectives import estimators
 from elbowroom.report.pictures import picture_of_estimators
@@ -63,6 +65,20 @@ def test_the_table_shows_score_functions_against_reparameterisation(table: pd.Da
     pathwise = noise(table, "end", "trace")
     landed = noise(table, "end", "sticking_the_landing")
     assert plain > 5 * pathwise > 25 * landed  # the posterior is Normal
+
+
+def test_the_evidence_by_the_prior_and_by_the_guide(table: pd.DataFrame) -> None:
+    prior, guide = table.attrs["evidence"]
+    assert (prior["drawn_from"], guide["drawn_from"]) == ("prior", "guide")
+    assert prior["draws"] == guide["draws"] == SAMPLING.evidence_draws
+    design = np.stack([np.ones(40), X.numpy()])
+    covariance = 9 * design.T @ design + 0.25 * np.eye(40)
+    truth = multivariate_normal(np.zeros(40), covariance).logpdf(DATA["y"].numpy())
+    assert abs(guide["log_evidence"] - truth) < max(4 * guide["log_evidence_se"], 1e-3)
+    assert abs(prior["log_evidence"] - truth) < 4 * prior["log_evidence_se"]
+    assert guide["wasted"] < 0.05 < 0.95 < prior["wasted"]
+    # The attributes do not stand in the way.
+    assert len(pd.concat([table, table])) == 2 * len(table)
 
 
 @pytest.mark.slow

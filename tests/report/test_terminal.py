@@ -436,6 +436,18 @@ def test_estimators_are_shown_by_cost_at_each_stage(capsys: pytest.CaptureFixtur
         "slow        3.46  1.3 !  0.13 e  12.3",
     ]
     assert lines[5:7] == ["", "end, step 1,000: the gradient has norm 0.5"]
+    assert not any("log p(data)" in each for each in lines)
+    table.attrs["evidence"] = [
+        {"drawn_from": "prior", "draws": 4000, "log_evidence": -12.345, "log_evidence_se": 0.456,
+         "effective_draws": 5.67, "wasted": 0.99858, "k_hat": 0.876},
+    ]  # fmt: skip
+    terminal.show_estimators(table)
+    lines = printed(capsys)
+    begin = lines.index("log p(data) by 4,000 draws")
+    assert lines[begin + 1 : begin + 3] == [
+        "drawn from    log p(data)  effective  wasted  k-hat",
+        "prior       -12.35 ± 0.46        5.7   99.9%   0.88",
+    ]
 
 
 def test_a_reference_names_the_most_different_first(capsys: pytest.CaptureFixture[str]) -> None:
