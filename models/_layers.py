@@ -19,22 +19,26 @@ Layer = tuple[Tensor, Tensor]
 """The weights of a layer, (outputs, inputs), and its biases, (outputs,)."""
 
 
-def sample_layers(inputs: int, widths: Sequence[int], outputs: int, scale: float) -> list[Layer]:
+def sample_layers(
+    inputs: int, widths: Sequence[int], outputs: int, scale: float, scaled: bool = True
+) -> list[Layer]:
     """The weights and biases of a perceptron, as the sites `layer_0.weight`, `layer_0.bias`, ....
 
     The prior standard deviation of a bias is `scale`, that of a weight `scale` over the root of the
     layer's inputs, so that the spread of the outputs does not grow with the width (Neal, 1996,
-    "Bayesian learning for neural networks").
+    "Bayesian learning for neural networks"). If it is not `scaled`, that of a weight is `scale`,
+    too: with 1, the Normal(0, 1) of many papers, under which wide layers vary more.
 
     Args:
         inputs: Columns of what goes in.
         widths: Units of each hidden layer.
         outputs: Units of the last one.
         scale: See above.
+        scaled: See above.
     """
     layers = []
     for i, width in enumerate([*widths, outputs]):
-        spread = scale / inputs**0.5
+        spread = scale / inputs**0.5 if scaled else scale
         weight = pyro.sample(
             f"layer_{i}.weight", dist.Normal(torch.zeros(width, inputs), spread).to_event(2)
         )

@@ -47,10 +47,22 @@ class NetworkOptions:
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="prior sd of a bias; for a weight it is divided by the square root of the "
-            "layer's inputs",
+            description="prior sd of a bias; for a weight, --weight-prior may divide it by the "
+            "square root of the layer's inputs",
         ),
     ] = 1.0
+    weight_prior: Annotated[
+        Literal["scaled", "unscaled"],
+        Field(
+            description="prior sd of a weight: scaled (the prior scale divided by the square root "
+            "of the layer's inputs) or unscaled (the prior scale, so 1 by default)"
+        ),
+    ] = "scaled"
+
+    @property
+    def prior(self) -> tuple[float, bool]:
+        """The prior sd of a bias, and whether that of a weight is divided by √inputs."""
+        return self.prior_scale, self.weight_prior == "scaled"
 
 
 def predictors_and_response(

@@ -14,7 +14,8 @@ those of independent Normals hardly do (Foong, Burt, Li and Turner, 2020, "On th
 approximate inference in Bayesian neural networks"). The hidden units can be exchanged and their
 signs flipped, so the weights themselves have many equal modes: read the predictions, not the
 weights.
-Reported: `sigma`, in the response's unit.
+Reported: `sigma`, in the response's unit. With `--weight-prior unscaled`, weights have the prior
+standard deviation of the biases.
 """
 
 from collections.abc import Callable, Mapping
@@ -73,7 +74,7 @@ def bayesian_neural_network(
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     rows, inputs = predictors.shape
-    layers = sample_layers(inputs, options.hidden, classes or 1, options.prior_scale)
+    layers = sample_layers(inputs, options.hidden, classes or 1, *options.prior)
     if not classes:
         noise = pyro.sample("standardised_sigma", dist.Exponential(torch.ones(())))
         sigma = pyro.deterministic("sigma", response_spread * noise)

@@ -11,7 +11,8 @@ outputs for K components, and m, s the response's mean and standard deviation,
 with the component k summed over (Bishop, 1994, "Mixture density networks"). If one input can have
 several responses, as in inverse problems, their mean may be far from all of them; the density shows
 each of them. The weights have a posterior under `bayes_by_backprop`; `map` and `mle`
-give points. The likelihood alone may have no maximum: a component can collapse onto one row.
+give points. With `--weight-prior unscaled`, the weights have the prior standard deviation of the
+biases. The likelihood alone may have no maximum: a component can collapse onto one row.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,7 +64,7 @@ def mixture_density_network(
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     rows, inputs = predictors.shape
-    layers = sample_layers(inputs, options.hidden, 3 * options.components, options.prior_scale)
+    layers = sample_layers(inputs, options.hidden, 3 * options.components, *options.prior)
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         x = pyro.subsample(predictors, event_dim=1)
         y = None if response is None else pyro.subsample(response, event_dim=0)

@@ -11,6 +11,7 @@ from scipy import integrate
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
+from elbowroom.models._layers import sample_layers, through
 from elbowroom.pipeline.fitting import bind_model
 
 MODEL = "bayesian_neural_network"
@@ -143,3 +144,17 @@ def test_what_cannot_be_used_is_named(
 ) -> None:
     with pytest.raises(kind, match=message):
         er.fit(MODEL, pd.DataFrame(rows), **options)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_variance_of_a_prior_network_is_that_of_its_layers(scaled: bool) -> None:
+    """Half of what goes into rectified units comes out, times the units if nothing is scaled."""
+    x, units, draws = torch.tensor([1.5, -2.0]), 30, 3000
+    torch.manual_seed(2)
+    outputs = torch.stack(
+        [through(sample_layers(2, (units,), 1, 1.0, scaled), x, "relu")[0] for _ in range(draws)]
+    )
+    inside = 1 + float(x.square().sum()) / (2 if scaled else 1)  # of a unit
+    wanted = 1 + (1 if scaled else units) * inside / 2
+    # The variance of a sample variance is (kurtosis - 1) / draws, of at most 6 here.
+    assert abs(float(outputs.var()) / wanted - 1) < 4 * (5 / draws) ** 0.5

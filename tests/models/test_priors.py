@@ -25,11 +25,11 @@ def normal(size: Any, sd: float, mean: float = 0.0) -> Any:
     return dist.Normal(torch.full(size, mean), sd).to_event(len(size))
 
 
-def layers(sizes: list[int], sd: float) -> dict[str, Any]:
+def layers(sizes: list[int], sd: float, power: float = 0.5) -> dict[str, Any]:
     """Of the weights from each size to the next, `sd` over the root of the inputs, and biases."""
     found = {}
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-        found[f"layer_{i}.weight"] = normal((outputs, inputs), sd / inputs**0.5)
+        found[f"layer_{i}.weight"] = normal((outputs, inputs), sd / inputs**power)
         found[f"layer_{i}.bias"] = normal((outputs,), sd)
     return found
 
@@ -62,6 +62,17 @@ PRIORS: list[tuple[str, pd.DataFrame, dict[str, Any], dict[str, Any]]] = [
     (
         "mixture_density_network", NUMBERS, {"response": "y", "hidden": (4,), "components": 2},
         layers([2, 4, 6], 1.0),
+    ),
+    (
+        "bayesian_neural_network", NUMBERS,
+        {"response": "y", "hidden": (3,), "weight_prior": "unscaled"},
+        {**layers([2, 3, 1], 1.0, 0.0), "standardised_sigma": dist.Exponential(1.0)},
+    ),
+    (
+        "mixture_density_network", NUMBERS,
+        {"response": "y", "hidden": (4,), "components": 2, "weight_prior": "unscaled",
+         "prior_scale": 2.0},
+        layers([2, 4, 6], 2.0, 0.0),
     ),
     ("conjugate", NUMBERS, {"response": "y"}, {"mean": dist.Normal(MEAN, 10 * SPREAD)}),
     (
