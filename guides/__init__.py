@@ -66,6 +66,8 @@ class Guide:
         likelihood: Whether the priors of what it estimates are left out.
         steps: Given the model's arguments and the columns' names, the steps of
             expectation-maximisation; see `elbowroom.engines.em.expectation_maximisation.Steps`.
+        hard: Whether these put each row's latent at its most probable value, so that they maximise
+            the likelihood of the rows and those values together.
         suggested: Settings of the fit that suit it better than the model's, by name.
     """
 
@@ -83,6 +85,7 @@ class Guide:
     fixed_draws: "FixedDraws | None" = None
     likelihood: bool = False
     steps: Callable[[Mapping[str, Any], Sequence[str]], Any] | None = None
+    hard: bool = False
     suggested: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

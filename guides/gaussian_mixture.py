@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from elbowroom.guides import Start, register
 from elbowroom.guides.auto import sample_normal
@@ -168,6 +170,10 @@ class MixtureSteps:
         units: What the logarithms of the columns' scales take from the log density.
         whole: Lower Cholesky factor of the covariance of all rows, as far as components have one;
             None if it is singular.
+        hard: Whether each row has its most probable component alone. The ELBO is then the log
+            density of the rows and their components, which no step lowers either (Celeux and
+            Govaert, 1992, "A classification EM algorithm for clustering and two stochastic
+            versions").
     """
 
     arguments: Mapping[str, Any]
@@ -175,9 +181,12 @@ class MixtureSteps:
     x: Tensor
     units: float
     whole: Tensor | None
+    hard: bool = False
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], columns: Sequence[str]) -> "MixtureSteps":
+    def of(
+        cls, arguments: Mapping[str, Any], columns: Sequence[str], hard: bool = False
+    ) -> "MixtureSteps":
         """The steps for a model's arguments and the columns' names.
 
         Example:
@@ -200,7 +209,7 @@ class MixtureSteps:
             whole = torch.diag(whole.diagonal())
         singular = float(torch.linalg.eigvalsh(whole)[0]) < NARROWEST
         factor = None if singular else torch.linalg.cholesky(whole)
-        return cls(arguments, columns, scaled, units, factor)
+        return cls(arguments, columns, scaled, units, factor, hard)
 
     @property
     def rows(self) -> int:
@@ -229,6 +238,9 @@ class MixtureSteps:
 
     def expect(self, values: Components) -> Tensor:
         """The responsibilities: each row's probabilities of the components, (rows, components)."""
+        if self.hard:
+            joint = self._joint(values)
+            return one_hot(joint.argmax(-1), joint.shape[-1]).to(joint)
         return self._joint(values).softmax(-1)
 
     def maximise(self, expected: Tensor) -> Components:
@@ -341,3 +353,22 @@ def em(space: LatentSpace, start: Start) -> Callable[..., Any]:
                 pyro.sample(site.name, dist.Delta(values[site.name], event_dim=site.event_dim))
 
     return guide
+
+
+@register(
+    "hard_em",
+    "each row in its most probable component alone: a point, without priors, as k-means is",
+    model="gaussian_mixture",
+    point=True,
+    likelihood=True,
+    engines=("em",),
+    steps=partial(MixtureSteps.of, hard=True),
+    hard=True,
+)
+def hard_em(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """The point that the steps found: the best parameters for the best components of the rows.
+
+    It is not at the maximum of the likelihood: the components overlap too little, since rows
+    between two of them belong to one.
+    """
+    return em(space, start)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.decomposition import FactorAnalysis
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -197,6 +198,54 @@ def test_factor_analysis_ends_where_scikit_learns_ends() -> None:
     expected = len(x) * (peer.score(scaled(data)) - np.log(data.std()).sum())
     assert expected - ARRIVED < fit.elbo_history[-1] < expected + ARRIVED
     assert fit.verdict.level == "trusted"
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10_000), rows=st.integers(12, 60), shape=st.sampled_from(SHAPES))
+def test_no_hard_step_lowers_the_likelihood_of_rows_and_components(
+    seed: int, rows: int, shape: str
+) -> None:
+    arguments: dict[str, Any] = {**table(seed, rows, 2), "components": 2, "covariance_type": shape}
+    steps = MixtureSteps.of(arguments, list("ab"), hard=True)
+    found = climb(steps, steps.starts(1, seed)[0])
+    slack = ROUNDING * (1 + abs(found.elbo[0]))
+    assert (np.diff(found.elbo) >= -slack).all()
+    if found.status == "converged":
+        assert ((found.expected == 0) | (found.expected == 1)).all()
+        assert found.elbo[-1] <= steps.log_likelihood(found.values) + slack
+        # Every row has its most probable component under the parameters of all.
+        again = steps.expect(steps.maximise(found.expected))
+        assert torch.equal(again, found.expected)
+
+
+def test_hard_steps_find_the_best_of_all_partitions() -> None:
+    """Of ten rows in two components, each of 1,022 partitions by its own weights and Normals."""
+    x = np.array([-2.1, -1.7, -1.2, -0.9, -0.2, 0.6, 1.3, 1.6, 2.2, 3.1])
+    data = pd.DataFrame({"x": x})
+
+    def joint(members: np.ndarray) -> float:
+        total = 0.0
+        for part in (x[members], x[~members]):
+            total += (
+                len(part) * np.log(len(part) / len(x))
+                + norm(part.mean(), part.std()).logpdf(part).sum()
+            )
+        return float(total)
+
+    best = max(
+        joint(members)
+        for code in range(1, 2**9)
+        if 2 <= (members := np.array([code >> i & 1 for i in range(10)], dtype=bool)).sum() <= 8
+    )
+    fit = er.fit("gaussian_mixture", data, "hard_em", components=2, restarts=8, seed=1, draws=100)
+    assert fit.elbo_history[-1] == pytest.approx(best, abs=1e-9)
+    assert "the log likelihood of rows and components no longer rose" in fit.trained.reason
+    # The likelihood that is told is that of the rows alone, at those parameters.
+    soft = er.fit("gaussian_mixture", data, "em", components=2, restarts=8, seed=1, draws=100)
+    told = fit.diagnostics["log_likelihood"]
+    assert best < told < soft.diagnostics["log_likelihood"]
+    assert fit.objective[1].endswith("by hard expectation-maximisation")
+    assert not any("maximum" in said for said in fit.verdict.reasons)
 
 
 @pytest.mark.slow

@@ -16,6 +16,11 @@ from elbowroom.guides.space import trace_model
 from elbowroom.problem.isolation import Parameters, isolated, placed_values
 
 OBJECTIVE = ("em", "the log likelihood, by expectation-maximisation")
+HARD = ("em", "the log likelihood of rows and components, by hard expectation-maximisation")
+
+
+def _objective(guide: Guide) -> tuple[str, str]:
+    return HARD if guide.hard else OBJECTIVE
 
 
 class ExpectationMaximisation:
@@ -29,7 +34,8 @@ class ExpectationMaximisation:
     def plan(self, task: Task, guide: Guide) -> Plan:
         """The steps that the guide declares."""
         problem = task.problem.for_guide(guide)
-        return Plan(problem, guide, task.settings, OBJECTIVE, task.seed, self.name)
+        objective = _objective(guide)
+        return Plan(problem, guide, task.settings, objective, task.seed, self.name)
 
     def start(self, task: Task, guide: Guide) -> Landscape:
         """The origin: the steps have starts of their own."""
@@ -76,20 +82,21 @@ class ExpectationMaximisation:
             parameters=parameters,
             trained=Trained(
                 found.status,
-                _reason(found),
+                _reason(found, guide),
                 history,
                 np.full(len(history), np.nan),
                 0,
                 time.perf_counter() - began,
                 space.dimension if of_sites else space.parameters.size,
             ),
-            objective=OBJECTIVE,
+            objective=_objective(guide),
             engine=self.name,
             point=guide.point,
             starts=None if diverged else (found.reached, found.tried),
             remarks=() if diverged else (*remarks, *_of_starts(found, guide)),
             remedy=remedy,
-            seeks_maximum=found.status == "converged",  # else the status says it
+            # Else the status says it; and hard steps do not seek that of the likelihood.
+            seeks_maximum=found.status == "converged" and not guide.hard,
         )
 
 
@@ -106,15 +113,16 @@ def _of_starts(found: Found, guide: Guide) -> list[str]:
     return said
 
 
-def _reason(found: Found) -> str:
+def _reason(found: Found, guide: Guide) -> str:
     count = len(found.elbo)
+    risen = "log likelihood of rows and components" if guide.hard else "log likelihood"
     if found.status == "diverged":
         return (
             "the likelihood has no maximum: a part of the model collapsed from each of "
             f"{found.tried} starts. In the first, {found.cause}"
         )
     return {
-        "converged": f"the log likelihood no longer rose after {count:,} steps.",
-        "budget": f"stopped at the budget of {count:,} steps: the log likelihood still rose.",
+        "converged": f"the {risen} no longer rose after {count:,} steps.",
+        "budget": f"stopped at the budget of {count:,} steps: the {risen} still rose.",
         "interrupted": f"interrupted after {count:,} steps; what was fitted so far is kept.",
     }[found.status]
