@@ -222,6 +222,25 @@ def test_the_chain_of_resampled_draws_is_worth_what_its_weights_are() -> None:
     assert abs(np.log(np.median(found))) < 0.15
 
 
+def test_a_check_takes_draws_from_the_whole_chain(
+    own: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were taken several times follow one another."""
+    taken: list[Any] = []
+
+    def predict(function: Any, arguments: Any, sites: Any, *others: Any) -> dict[str, Any]:
+        taken.append(sites["mean"])
+        return {}
+
+    monkeypatch.setattr(groups, "predict_sites", predict)
+    sites = {
+        name: each[:1].expand(1000, *each.shape[1:]) for name, each in own.global_sites().items()
+    }
+    sites["mean"] = torch.arange(1000.0)
+    groups.replicated(own.problem, sites)
+    assert taken[0].tolist() == list(range(0, 1000, 3))
+
+
 def test_large_latents_are_kept_thinned_where_the_posterior_has_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

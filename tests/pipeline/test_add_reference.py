@@ -191,6 +191,8 @@ def test_draws_of_nuts_are_taken_as_the_posterior(fit: Fit, run: Any) -> None:
     # A prior is no draw of the posterior's chains.
     assert tree["prior"]["part.scale"].sizes["chain"] == 1
     assert tree.attrs["draws"] == "nuts"
+    assert "effective_draws" not in tree.attrs
+    assert {"log_p", "log_q"} < set(tree["raw_posterior"].data_vars)
     assert tree.attrs["model"] == "spread"
     assert found.diagnostics["draws"] == 4 * LENGTH
     own = fit.posterior.children.get("raw_posterior", fit.posterior["posterior"])
@@ -212,8 +214,10 @@ def test_the_guide_s_own_draws_stay_beside_those_of_nuts(fit: Fit, run: Any) -> 
     found, _ = run(replace(fit, complete=lambda: (tree, [])), take=True)
     np.testing.assert_array_equal(found.posterior["raw_posterior"]["variance"], own["variance"])
     del tree["raw_posterior"]
-    own = tree["posterior"].to_dataset()
+    own, densities = tree["posterior"].to_dataset(), tree["sample_stats"].to_dataset()
     found, _ = run(replace(fit, complete=lambda: (tree, [])), take=True)
+    for name in ("log_p", "log_q"):
+        np.testing.assert_array_equal(found.posterior["raw_posterior"][name], densities[name])
     np.testing.assert_array_equal(found.posterior["raw_posterior"]["variance"], own["variance"])
 
 
