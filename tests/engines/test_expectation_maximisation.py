@@ -245,6 +245,7 @@ def test_hard_steps_find_the_best_of_all_partitions() -> None:
     told = fit.diagnostics["log_likelihood"]
     assert best < told < soft.diagnostics["log_likelihood"]
     assert fit.objective[1].endswith("by hard expectation-maximisation")
+    assert (fit.fitted.seeks_maximum, soft.fitted.seeks_maximum) == (False, True)
     assert not any("maximum" in said for said in fit.verdict.reasons)
 
 
