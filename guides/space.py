@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -149,12 +151,13 @@ class LatentSpace:
     Attributes:
         sites: The continuous latent sites, in the order of the model.
         discrete: Discrete latent sites, each with its plates.
+        unweighted: Of these, the ones whose whole density `poutine.mask(mask=False)` takes out.
         observed: The observed sites' names.
         observed_plates: For each of them, its plates.
         deterministic_plates: For each deterministic site, the same.
         subsampled: The plate that `batch_size` subsamples, if there is one.
         parameters: The model's point parameters (`pyro.param`).
-        max_plate_nesting: The number of dims that plates take.
+        max_plate_nesting: The number of dims that plates, and vectors in no plate, take.
         location_scale: Sites of a location-scale family on the real line whose scale depends on
             another latent site.
         layers: Layers of a network whose weights are latent sites, by name.
@@ -180,6 +183,7 @@ class LatentSpace:
     deterministic_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     location_scale: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    unweighted: tuple[str, ...] = ()
     sizes: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -204,7 +208,8 @@ class LatentSpace:
         deepest = 0
         for name, node in sample_sites(trace):
             plates = plates_of(node)
-            deepest = max([deepest, *(-plate.dim for plate in plates)])
+            # Dims of vectors in no plate as well: values that are summed over go to their left.
+            deepest = max([deepest, len(node["fn"].batch_shape), *(-p.dim for p in plates)])
             if node["is_observed"]:
                 if node["infer"].get("_deterministic"):
                     deterministic[name] = plates
@@ -233,6 +238,7 @@ class LatentSpace:
                 site.name for site in sites if _scaled_by_latents(site.name, trace, other)
             ),
             layers=tuple(seen.names),
+            unweighted=tuple(name for name in discrete if trace.nodes[name]["mask"] is False),
         )
 
     @property
@@ -363,11 +369,20 @@ class SeenRows(Messenger):
 
 
 class Unobserved(UnconditionMessenger):
-    """Draws what was observed, but leaves deterministic values: Pyro observes these too."""
+    """Draws what was observed, but leaves deterministic values: Pyro observes these too.
+
+    A hidden Markov model whose steps are all alike is drawn for as many as were observed.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
+        if msg["infer"].get("_deterministic"):
+            return
+        fn, value = msg["fn"], msg["value"]
+        if msg["is_observed"] and isinstance(fn, HiddenMarkovModel) and fn.duration is None:
+            steps = value.shape[-fn.event_dim]
+            msg["fn"] = fn = copy(fn)
+            fn._duration, fn._event_shape = steps, torch.Size([steps, *fn.event_shape[1:]])
+        super()._pyro_sample(msg)
 
 
 def of_each_row(trace: Any, plate: Plate, names: Collection[str] | None = None) -> Tensor:

@@ -81,7 +81,7 @@ class Model:
             `Training` of the fit when the table has new rows, else None.
         observed: The observed site.
         predicts: The site that `predict` describes for new rows.
-        dataset: The bundled dataset of the examples.
+        dataset: The bundled dataset of the examples, or the arguments that a module holds itself.
         internal: Latent sites that the user sees through a deterministic site in their own units.
         starts: `starts(arguments, count, seed)` gives initial values of sites, best guess first.
         canonical: `canonical(sites, reference)` relabels exchangeable parts of every draw to
@@ -112,7 +112,7 @@ class Model:
     prepare: Callable[[Any, Any, Training | None], Prepared]
     observed: str
     predicts: str
-    dataset: str | None = None
+    dataset: str | Mapping[str, Any] | None = None
     internal: tuple[str, ...] = ()
     starts: Callable[[Mapping[str, Any], int, int], list[dict[str, Any]]] | None = None
     canonical: Callable[..., dict[str, Any]] | None = None

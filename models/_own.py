@@ -4,12 +4,14 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from elbowroom.data.columns import category_levels
 from elbowroom.data.tables import align_columns, numeric_columns
@@ -19,7 +21,10 @@ from elbowroom.models._columns import LISTED, codes
 
 
 def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
-    """A declaration for a Pyro function that has none.
+    """A declaration for a Pyro function or module that has none.
+
+    A module is run by its `forward`, or by its `model` where it has no `forward`. A Gaussian
+    process of `pyro.contrib.gp` has both, of which `model` is the model; its data are its own.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -30,8 +35,18 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
         >>> own_model(model).prepare({"y": [1.0, 2.0]}, None, None).arguments
         {'y': tensor([1., 2.], dtype=torch.float64)}
     """
+    label = name or str(getattr(function, "__name__", type(function).__name__))
+    process = _gaussian_process(function)
+    held = None if process is None else _held_data(process)
+    if isinstance(function, nn.Module):
+        function = _entry(function)
 
     def prepare(data: Any, options: Any, training: Training | None = None) -> Prepared:
+        if training is not None and process is not None:
+            raise ModelError(
+                "the rows of a Gaussian process depend on each other, so new rows need the old "
+                f"ones; run {type(process).__name__}.forward at the parameters of the fit."
+            )
         coords: dict[str, Sequence[Any]] = {}
         levels: dict[str, list[Any]] = {}
         if isinstance(data, pd.DataFrame) and (name := _of_table(function, data)):
@@ -47,8 +62,64 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
             doubts=tuple(_coded(name, known) for name, known in levels.items()),
         )
 
-    label = name or str(getattr(function, "__name__", type(function).__name__))
-    return Model(label, function, None, prepare, observed="", predicts="", verbs=("score",))
+    return Model(
+        label, function, None, prepare, observed="", predicts="", dataset=held, verbs=("score",)
+    )
+
+
+def own_guide(guide: Callable[..., Any]) -> Callable[..., Any]:
+    """A guide that is called as the model is, from one that may be a Gaussian process' own."""
+    process = _gaussian_process(getattr(guide, "__self__", None))
+    return guide if process is None else _with_data(process, guide)
+
+
+def _gaussian_process(module: Any) -> Any | None:
+    """The Gaussian process that a module is, if it is one of Pyro's."""
+    # Whoever has one has imported it; to import it here would cost everybody else's time.
+    pyros = sys.modules.get("pyro.contrib.gp.models.model")
+    return module if pyros is not None and isinstance(module, pyros.GPModel) else None
+
+
+def _entry(module: nn.Module) -> Callable[..., Any]:
+    """The Pyro function that a module is fitted by."""
+    model: Any = getattr(module, "model", None)
+    if _gaussian_process(module) is not None:
+        return _with_data(module, model)
+    if type(module).forward is nn.Module.forward and callable(model):
+        return model
+
+    self = module  # so that what is said of its parts names them as its own code does
+
+    @wraps(module.forward)
+    def function(*args: Any, **arguments: Any) -> Any:
+        return self(*args, **arguments)
+
+    return function
+
+
+def _held_data(process: Any) -> dict[str, torch.Tensor]:
+    """The data that a Gaussian process holds; its inputs may be a latent site instead."""
+    held = {name: vars(process).get(name) for name in ("X", "y")}
+    return {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
+
+
+def _with_data(process: Any, method: Callable[[], Any]) -> Callable[..., Any]:
+    """A method of a Gaussian process as a function of its data, which it holds again afterwards."""
+
+    def function(**data: torch.Tensor) -> Any:
+        before = {name: getattr(process, name) for name in data}
+        try:
+            for name, value in data.items():
+                setattr(process, name, value)
+            return method()
+        finally:
+            for name, value in before.items():
+                setattr(process, name, value)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [inspect.Parameter(name, kind) for name in _held_data(process)]
+    function.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    return function
 
 
 def _levels(function: Callable[..., Any], table: pd.DataFrame) -> dict[str, list[Any]]:
@@ -116,7 +187,9 @@ def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _argument(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple, np.ndarray, np.generic, pd.Series)):
+    # A tuple of named parts, such as torch's packed sequences, is what the model makes of it.
+    plain = type(value) in (list, tuple)
+    if plain or isinstance(value, (np.ndarray, np.generic, pd.Series)):
         try:
             array = np.array(value)
         except ValueError as error:

@@ -40,6 +40,8 @@ class GroupSizes:
 GROUP_SIZES = GroupSizes()
 DENSITIES = ("log_p", "log_q")
 POSTERIORS = ("posterior", "raw_posterior", "corrected_posterior", "unconstrained_posterior")
+UNSAMPLED = (AssertionError, NotImplementedError, ModelError, ValueError, RuntimeError)
+"""What a distribution that cannot be sampled raises."""
 
 
 def posterior_tree(
@@ -240,11 +242,18 @@ def replicated(
 def _predicted(
     problem: Problem, sites: Mapping[str, Tensor], count: int | None = None
 ) -> dict[str, Tensor]:
-    """Draws of the observed sites; empty if a distribution has no sampler."""
+    """Draws of the observed sites; empty if a distribution has no sampler for their shapes."""
     try:
-        return predict_sites(problem.function, problem.arguments, sites, problem.space, count)
-    except (NotImplementedError, ModelError, ValueError, RuntimeError):
+        drawn = predict_sites(problem.function, problem.arguments, sites, problem.space, count)
+    except UNSAMPLED:
         return {}
+    observed, _ = _data(problem)
+    return drawn if _alike(drawn, observed) else {}
+
+
+def _alike(drawn: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> bool:
+    """Whether each draw is as long as what was observed, as some samplers cannot know it."""
+    return all(drawn[name][0].numel() == value.numel() for name, value in observed.items())
 
 
 def _kept(
@@ -330,7 +339,9 @@ def _prior(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of unlikely draws of a wide prior
             drawn = prior_sites(problem.function, problem.arguments, problem.space, count)
-    except (NotImplementedError, ModelError, ValueError, RuntimeError):
+        if not _alike(drawn, data):
+            raise NotImplementedError
+    except UNSAMPLED:
         notes.append(
             "the groups prior and prior_predictive are left out: a prior cannot be sampled."
         )

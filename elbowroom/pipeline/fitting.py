@@ -32,6 +32,7 @@ from elbowroom.guides import Guide, Start, get_guide, guides_for
 from elbowroom.guides.roots import numerical_failures
 from elbowroom.guides.space import LatentSpace
 from elbowroom.models import Model
+from elbowroom.models._own import own_guide
 from elbowroom.options import make_options, option_names
 from elbowroom.pipeline.concluding import conclude
 from elbowroom.pipeline.drawing import draw_posterior
@@ -110,7 +111,7 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         name = getattr(guide, "__name__", type(guide).__name__)
         amortised = bool(getattr(guide, "amortised", False))
         with problem.session(0):
-            called = unmixed(guide, problem.arguments)
+            called = unmixed(own_guide(guide), problem.arguments)
         if problem.unseen:
             called = pyro.poutine.block(called, hide=[*problem.unseen])
         return Guide(name, "the user's own guide", lambda space, start: called, amortised=amortised)

@@ -342,6 +342,10 @@ def bind(
             model = replace(model, function=function)
         with isolated(0, dtype=dtype, device=device):
             space = LatentSpace.of(model.function, arguments)
+            if space.unweighted:
+                # Pyro's sums leave such a mask out: it is put where they see it.
+                free = _LeftOut(space.unweighted)(model.function)
+                model = replace(model, function=_named_as(model.function, free))
             check_parameters(model.function, arguments)
     return Problem(
         model, options, data, prepared, arguments, space, dtype, device,

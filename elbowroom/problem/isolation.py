@@ -209,10 +209,22 @@ def _isolated(
 
 
 def placed(arguments: dict[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Arguments with their floating-point tensors in a dtype and all tensors on a device."""
-    return {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in arguments.items()
-    }
+    """Arguments with their floating-point tensors in a dtype and all tensors on a device.
+
+    Those in lists, tuples and dicts as well: of another type they would lose digits.
+
+    Example:
+        >>> half = torch.tensor(0.5, dtype=torch.float32)
+        >>> found = placed({"y": {"a": [half]}}, torch.float64, torch.device("cpu"))
+        >>> found["y"]["a"][0].dtype
+        torch.float64
+    """
+    return {name: _placed(value, dtype, device) for name, value in arguments.items()}
+
+
+def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+    if type(value) in (list, tuple):
+        return type(value)(_placed(each, dtype, device) for each in value)
+    return placed(value, dtype, device) if type(value) is dict else value

@@ -8,12 +8,15 @@ factor graphs").
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
+from pyro.ops import special
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 from torch.func import vmap
@@ -43,17 +46,41 @@ class Factor:
         log_prob: One dim for each name.
         names: Of the dims; a plate's is a string, an enumerated site's an integer.
         sites: The sites whose log probability it holds.
+        scale: What the log probability is multiplied by once nothing is left to sum over; its dims
+            are plates.
     """
 
     log_prob: Tensor
     names: tuple[Any, ...]
     sites: frozenset[str]
+    scale: "Factor | None" = None
 
     def summed_over(self, drop: set[Any]) -> "Factor":
         """The product over some plates."""
         dims = [i for i, name in enumerate(self.names) if name in drop]
         kept = tuple(name for name in self.names if name not in drop)
-        return Factor(self.log_prob.sum(dims) if dims else self.log_prob, kept, self.sites)
+        return replace(
+            self, log_prob=self.log_prob.sum(dims) if dims else self.log_prob, names=kept
+        )
+
+    def scaled(self) -> "Factor":
+        """The same, multiplied by its scale.
+
+        Raises:
+            ModelError: If the scale differs within a plate that was multiplied over.
+        """
+        if self.scale is None:
+            return self
+        lost = set(self.scale.names) - set(self.names)
+        if lost:
+            raise ModelError(
+                f"site '{min(self.sites)}': poutine.scale differs within plate "
+                f"'{min(lost)}', whose members share a discrete site that is summed over; "
+                "give one number."
+            )
+        return replace(
+            self, log_prob=self.log_prob * _aligned([self.scale], self.names), scale=None
+        )
 
 
 def _aligned(factors: list[Factor], names: tuple[Any, ...]) -> Tensor:
@@ -70,7 +97,27 @@ def _aligned(factors: list[Factor], names: tuple[Any, ...]) -> Tensor:
 def _joined(factors: list[Factor]) -> Factor:
     names = tuple(dict.fromkeys(name for factor in factors for name in factor.names))
     sites = frozenset().union(*(factor.sites for factor in factors))
-    return Factor(_aligned(factors, names), names, sites)
+    scales = [factor.scale for factor in factors]
+    if any(not _same(scales[0], scale) for scale in scales[1:]):
+        raise ModelError(
+            f"sites {', '.join(map(repr, sorted(sites)[:4]))} are summed over together, but "
+            "poutine.scale multiplies them by different numbers; put one poutine.scale around all "
+            "of them."
+        )
+    return Factor(_aligned(factors, names), names, sites, scales[0])
+
+
+def _same(first: Factor | None, second: Factor | None) -> bool:
+    """Whether two scales are the same."""
+    if first is second:
+        return True
+    one = Factor(torch.ones(()), (), frozenset())
+    first, second = first or one, second or one
+    if first.names != second.names:
+        return False
+    with suppress(RuntimeError):  # the numbers of a batch cannot be read; those of a point can
+        return bool((first.log_prob == second.log_prob).all())
+    return True
 
 
 def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) -> list[Factor]:
@@ -110,7 +157,7 @@ def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) ->
         joined = _joined(touching)
         dim = joined.names.index(index)
         names = tuple(name for name in joined.names if name != index)
-        factors = [*rest, Factor(joined.log_prob.logsumexp(dim), names, joined.sites)]
+        factors = [*rest, replace(joined, log_prob=joined.log_prob.logsumexp(dim), names=names)]
         remaining.discard(index)
     return factors
 
@@ -150,26 +197,69 @@ def _run(
     return trace
 
 
-def _factor(name: str, node: Any, space: LatentSpace) -> Factor:
-    log_prob = node["log_prob"]
+def _factor(name: str, node: Any, space: LatentSpace, weighted: bool) -> Factor:
+    """A site's log probability, with names of its dims.
+
+    As in Pyro's `TraceEnum_ELBO`, what depends on a site that is summed over is masked inside the
+    sum, and scaled outside of it. The site itself is not masked: where all that depends on it is,
+    its probabilities add up to one.
+
+    Args:
+        name: Of the site.
+        node: Of the site, in a trace.
+        space: The model's latent space.
+        weighted: Whether scales count.
+    """
+    if "_enumerate_dim" in node["infer"]:
+        tensor, names = _named(name, node, node["unscaled_log_prob"], space)
+        summed = True
+    else:
+        tensor, names = _named(name, node, node["log_prob"], space)
+        summed = any(not isinstance(each, str) for each in names)
+        if summed:
+            masked = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+            tensor, names = _named(name, node, masked, space)
+    factor = Factor(tensor, names, frozenset([name]))
+    plain = not isinstance(node["scale"], Tensor) and node["scale"] == 1
+    if not summed or plain or not weighted:
+        return factor
+    scale, of = _named(name, node, torch.as_tensor(node["scale"], dtype=tensor.dtype), space)
+    return replace(factor, scale=Factor(scale, of, factor.sites))
+
+
+def _named(
+    name: str, node: Any, tensor: Tensor, space: LatentSpace
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """A tensor of a site's batch with the dims of plates and enumerated sites alone, and these.
+
+    The elements of a latent vector in no plate are added up.
+    """
     ids = node["infer"].get("_dim_to_id", {})
     plates = {frame.dim: frame.name for frame in node["cond_indep_stack"] if frame.vectorized}
-    names, shape = [], []
-    for dim in range(-log_prob.dim(), 0):
+    names, shape, loose = [], [], []
+    for dim in range(-tensor.dim(), 0):
         enumerated = dim < -space.max_plate_nesting
-        if enumerated and log_prob.shape[dim] > 1 and dim in ids:
+        if enumerated and tensor.shape[dim] > 1 and dim in ids:
             names.append(ids[dim])
         elif dim in plates and not enumerated:
             names.append(plates[dim])
-        elif log_prob.shape[dim] > 1:
-            raise ModelError(
-                f"site '{name}': dim {dim} of its log probability belongs to no plate; "
-                "declare it with .to_event(), or put the site in a plate."
-            )
+        elif tensor.shape[dim] > 1:
+            loose.append(dim)
+            continue
         else:
             continue
-        shape.append(log_prob.shape[dim])
-    return Factor(log_prob.reshape(shape), tuple(names), frozenset([name]))
+        shape.append(tensor.shape[dim])
+    if loose and (
+        name in space.observed
+        or loose[0] < -space.max_plate_nesting
+        or any(not isinstance(each, str) for each in names)
+        or "_enumerate_dim" in node["infer"]
+    ):
+        raise ModelError(
+            f"site '{name}': dim {loose[0]} of its log probability belongs to no plate; "
+            "declare it with .to_event(), or put the site in a plate."
+        )
+    return (tensor.sum(loose) if loose else tensor).reshape(shape), tuple(names)
 
 
 def score(
@@ -188,11 +278,12 @@ def score(
             summed out.
         space: The model's latent space.
         tilt: For enumerated sites, added to the log probability of their values, each
-            (support, plates...); its gradient is their marginals.
+            (support, plates...); its gradient is their marginals, because the log density is then
+            the one without the scales of what is summed over.
 
     Raises:
-        ModelError: If a dim of a log probability belongs to no plate, or an enumerated site's
-            density is scaled or masked.
+        ModelError: If a dim of a log probability belongs to no plate, or sites that are summed over
+            together have different scales.
     """
     trace = _run(model, arguments, values, space)
     ids = {
@@ -216,8 +307,7 @@ def score(
     if not ids:
         total = sum(node["log_prob"].sum() for _, node in scored)
         return Score(total, likelihood, deterministics, prior)
-    _check_enumerated(scored, ids)
-    factors = [_factor(name, node, space) for name, node in scored]
+    factors = [_factor(name, node, space, weighted=tilt is None) for name, node in scored]
     for name, tensor in (tilt or {}).items():
         names = (ids[name], *(plate.name for plate in space.discrete[name]))
         factors.append(Factor(tensor, names, frozenset([name])))
@@ -228,7 +318,7 @@ def score(
         if ids[name] in present  # a site with a single value has no dim to sum over
     }
     remaining = eliminate(factors, plates_of)
-    log_joint = torch.stack([factor.log_prob.sum() for factor in remaining]).sum()
+    log_joint = torch.stack([factor.scaled().log_prob.sum() for factor in remaining]).sum()
     for name in likelihood:
         joint = next(factor for factor in remaining if name in factor.sites)
         if joint.sites & set(space.observed) == {name}:
@@ -258,7 +348,7 @@ def log_prior(
     summed = {n: nodes[n]["infer"] for n in nodes if "_enumerate_dim" in nodes[n]["infer"]}
     if not summed:
         return {name: nodes[name]["log_prob"].sum() for name in nodes if name in latent}
-    factors = [_factor(name, nodes[name], space) for name in nodes if name in latent]
+    factors = [_factor(name, nodes[name], space, True) for name in nodes if name in latent]
     present = {name for factor in factors for name in factor.names}
     plates_of = {
         infer["_dim_to_id"][infer["_enumerate_dim"]]: frozenset(
@@ -271,23 +361,8 @@ def log_prior(
         given = factor.sites & set(values)
         if given:  # the others sum to one
             name = ", ".join(sorted(given))
-            found[name] = found.get(name, torch.zeros(())) + factor.log_prob.sum()
+            found[name] = found.get(name, torch.zeros(())) + factor.scaled().log_prob.sum()
     return found
-
-
-def _check_enumerated(scored: list[tuple[str, Any]], ids: Mapping[str, Any]) -> None:
-    """Sees that no enumerated site, nor what depends on it, is scaled or masked."""
-    if any(isinstance(node["scale"], Tensor) or node["scale"] != 1 for _, node in scored):
-        raise ModelError(
-            "poutine.scale around sites that are summed over or depend on these is not "
-            "supported; remove it."
-        )
-    for name, node in scored:
-        if name in ids and node["mask"] is not None and node["mask"] is not True:
-            raise ModelError(
-                f"site '{name}' is summed over and has a mask, so its values would count in "
-                "masked rows, too; put the mask on the observed site only."
-            )
 
 
 def _of_observed(
@@ -304,7 +379,7 @@ def _of_observed(
     kept = {index for factor in others for index in factor.names} & set(plates_of)
     latents = eliminate(others, {index: plates_of[index] for index in kept})
     prior = [factor for factor in latents if factor.sites < joint.sites]
-    return joint.log_prob - _aligned(prior, joint.names)
+    return replace(joint, log_prob=joint.log_prob - _aligned(prior, joint.names)).scaled().log_prob
 
 
 def assignment_probabilities(
@@ -364,12 +439,20 @@ def _picked(index: Any) -> tuple[Any, ...] | None:
 _WHOLE = (torch.int64, torch.int32)
 
 
+def _safe_log(x: Tensor) -> Tensor:
+    """Pyro's `safe_log`, whose gradient at zero is finite: of operations that can be batched."""
+    least = torch.finfo(x.dtype).eps
+    near = x.detach().log() + (x - x.detach()) / least
+    return torch.where(x > least, torch.where(x > least, x, 1.0).log(), near)
+
+
 class Batchable(TorchFunctionMode):
     """Says in another way what `vmap` refuses.
 
     Random numbers are made anew where torch fills a tensor in place, a boolean mask is filled where
-    it is indexed, a scalar tensor indexes as a vector of one, and what a normalisation layer in
-    training keeps of a batch is not updated.
+    it is indexed, a scalar tensor indexes as a vector of one, what a normalisation layer in
+    training keeps of a batch is not updated. Pyro's `safe_log` and clamping in place, which its
+    hidden Markov models are made of, are written out.
 
     Args:
         batched: A scalar zero of the batch. What a model makes to be filled in place is then made
@@ -378,10 +461,29 @@ class Batchable(TorchFunctionMode):
 
     _normalising = frozenset({torch.batch_norm, torch.instance_norm})
     _blank = frozenset({torch.zeros, torch.ones, torch.empty, torch.full})
+    _looped: ClassVar[dict[Any, Callable[..., Tensor]]] = {
+        Tensor.clamp_: torch.clamp,
+        Tensor.clamp_min_: torch.clamp_min,
+        Tensor.clamp_max_: torch.clamp_max,
+    }
+    """In place, of which `vmap` makes a loop over the batch; and the same out of place."""
 
     def __init__(self, batched: Tensor | None = None) -> None:
         super().__init__()
         self.batched = batched
+        self._wrote = False
+
+    def __enter__(self) -> Any:
+        # A subclass of autograd.Function, which no mode sees. Sessions take turns.
+        self._wrote = "apply" not in vars(special._SafeLog)
+        if self._wrote:
+            special._SafeLog.apply = staticmethod(_safe_log)  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._wrote:
+            del special._SafeLog.apply
+        super().__exit__(*error)
 
     _made: ClassVar[dict[Any, Callable[..., Tensor]]] = {
         Tensor.normal_: lambda like, mean=0.0, std=1.0, generator=None: (
@@ -409,6 +511,8 @@ class Batchable(TorchFunctionMode):
                 return None
         if function is Tensor.__getitem__ and (index := _picked(args[1])) is not None:
             return function(args[0], index).squeeze(0)
+        if function in self._looped:
+            return args[0].copy_(self._looped[function](*args, **(kwargs or {})))
         if function in self._normalising and args[5]:
             args = (*args[:3], None, None, *args[5:])
         if function is Tensor.add_ and args[0].dtype is torch.int64 and args[1:] == (1,):

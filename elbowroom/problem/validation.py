@@ -21,6 +21,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -265,14 +266,14 @@ def _run(
         try:
             with pyro.validation_enabled(False):
                 trace = _trace(model, arguments, width)
-                _shapes(trace, arguments)
+                _shapes(trace, arguments, latents)
                 wrong = tuple(_arguments(trace))
         except ElbowroomError as failure:
             return _Run(failure=_plainer(failure, arguments))
         text = str(refused).split(", but found invalid values")[0]
         edit = "correct this value; if it is right, give the distribution validate_args=False."
         return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
-    _shapes(trace, arguments)
+    loose = _shapes(trace, arguments, latents)
     with pyro.validation_enabled(True):
         observed = [
             (name, node) for name, node in sample_sites(trace)
@@ -286,7 +287,7 @@ def _run(
                     faults += list(_values(name, node))
             except ElbowroomError as failure:
                 return _Run(failure=_plainer(failure, arguments))
-        return _Run((*faults, *_seen_twice(observed)))
+        return _Run((*loose, *faults, *_seen_twice(observed)))
 
 
 def _trace(model: ModelFunction, arguments: Mapping[str, Any], width: float | None) -> Any:
@@ -344,12 +345,23 @@ def _minibatch(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
 # Shapes
 
 
-def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
+def _shapes(
+    trace: Any, arguments: Mapping[str, Any], latents: set[str] | None = None
+) -> tuple[Fault, ...]:
     """Each site's log probability fits its plates, and has one term for each value.
+
+    Args:
+        trace: Of the model.
+        arguments: Its keyword arguments.
+        latents: Latent sites that were given values.
+
+    Returns:
+        Latent vectors whose elements are in no plate: all rows have all of them.
 
     Raises:
         ModelError: If not.
     """
+    loose_latents = []
     sites = list(sample_sites(trace))
     nesting = max((-plate.dim for _, node in sites for plate in plates_of(node)), default=0)
     for name, node in sites:
@@ -368,18 +380,35 @@ def _shapes(trace: Any, arguments: Mapping[str, Any]) -> None:
                 if dim not in plates and shape[dim] > 1
             ]  # fmt: skip
             edit = _shape_edit(arguments)
-            if loose and not node["is_observed"]:
+            if loose and (not node["is_observed"] or name in (latents or ())):
                 edit = (
                     f"Dim {loose[0]} of the log probability is in no plate: make it part of the "
                     f"event by .to_event({-loose[0]}), or put the site into a pyro.plate of that "
                     "dim."
                 )
+                if not node["fn"].support.is_discrete and _fits(node, shape, loose, nesting):
+                    text = f"site '{name}': {edit[0].lower()}{edit[1:]}"
+                    loose_latents.append(Fault((name, "plate"), text, None))
+                    continue
             inside = ", ".join(f"'{p.name}' ({p.size}, dim {p.dim})" for p in plates.values())
             first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
             raise ModelError(
                 f"site '{name}': its log probability has shape {list(shape)}, which does not "
                 f"match its plates: {inside or 'it has none'}. {first}. {edit}"
             ) from error
+    return tuple(loose_latents)
+
+
+def _fits(node: Any, shape: torch.Size, loose: Sequence[int], nesting: int) -> bool:
+    """Whether a site's log probability fits its plates, some of its dims aside."""
+    rest = list(shape)
+    for dim in loose:
+        rest[dim] = 1
+    try:
+        check_site_shape({**node, "log_prob": torch.empty(rest, device="meta")}, nesting)
+    except ValueError:
+        return False
+    return True
 
 
 def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.Size:
@@ -405,7 +434,7 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
             f"site '{name}': the value has batch shape {list(batch)} and its distribution "
             f"{list(fn.batch_shape)}, which do not match. {edit}"
         ) from error
-    if events < 0 or value.shape[events:] != fn.event_shape:
+    if events < 0 or value.shape[events:] != _event_shape(fn, value):
         raise ModelError(
             f"site '{name}': the value has shape {list(value.shape)}, but an event of its "
             f"distribution has shape {list(fn.event_shape)}. The value would be repeated, and "
@@ -418,6 +447,22 @@ def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.
             f"{edit}"
         )
     return _widened(name, node, scored)
+
+
+def _event_shape(fn: Any, value: Tensor) -> torch.Size:
+    """The shape of an event of a distribution.
+
+    A hidden Markov model whose steps are all alike takes as many of them as the value has.
+    """
+    own = fn
+    while isinstance(own, WRAPPERS):
+        own = own.base_dist
+    alike = isinstance(own, HiddenMarkovModel) and own.duration is None
+    if not alike and not (hasattr(own, "transition_logits") and own.event_shape[0] == 1):
+        return fn.event_shape
+    shape = list(fn.event_shape)
+    shape[-own.event_dim] = value.shape[-own.event_dim]
+    return torch.Size(shape)
 
 
 def _widened(name: str, node: Any, scored: torch.Size) -> torch.Size:

@@ -1,8 +1,9 @@
 """The log density with discrete sites summed out, against sums written out by hand."""
 
+import math
 from collections.abc import Callable, Iterator
-from itertools import product
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -10,12 +11,20 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.ops import special
+from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
-from elbowroom.problem.score import Score, assignment_probabilities, map_draws, score
+from elbowroom.problem.score import (
+    Batchable,
+    Score,
+    assignment_probabilities,
+    map_draws,
+    score,
+)
 
 EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}
 """Two ways to the same sum in float64."""
@@ -97,6 +106,57 @@ def one_kind(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0), obs=y)
 
 
+def sightings(y: Tensor) -> None:
+    """Animals that may be gone for good; before the first sighting, nothing is known of them."""
+    mean = mean_site()
+    kept, seen = torch.sigmoid(mean), torch.sigmoid(-1.0 - mean)
+    known: Any = torch.zeros(len(y), dtype=torch.bool)
+    alive = torch.ones(len(y))
+    rows = pyro.plate("rows", len(y))
+    for t in pyro.markov(range(y.shape[1])):
+        with rows, poutine.mask(mask=known):
+            alive = pyro.sample(f"alive_{t}", dist.Bernoulli(torch.where(known, kept * alive, 1.0)))
+            pyro.sample(f"seen_{t}", dist.Bernoulli(seen * alive), obs=y[:, t])
+        known = known | (y[:, t] > 0)
+
+
+def ragged(y: Tensor) -> None:
+    """Chains of unequal lengths side by side, the rest of each masked."""
+    mean, state = mean_site(), torch.tensor(0)
+    lengths: Any = torch.arange(len(y)) + 1
+    with pyro.plate("rows", len(y)):
+        for t in pyro.markov(range(y.shape[1])):
+            with poutine.mask(mask=t < lengths):
+                state = categorical(f"state_{t}", torch.tensor([[0.6, 0.4], [0.2, 0.8]])[state])
+                pyro.sample(f"y_{t}", dist.Normal(mean + 2.0 * state, 1.0), obs=y[:, t])
+
+
+def second_order(y: Tensor) -> None:
+    mean, moves = mean_site(), torch.tensor([[[0.6, 0.4], [0.2, 0.8]], [[0.5, 0.5], [0.9, 0.1]]])
+    before = state = torch.tensor(0)
+    for t in pyro.markov(range(len(y)), history=2):
+        before, state = state, categorical(f"state_{t}", Vindex(moves)[before, state])
+        pyro.sample(f"y_{t}", dist.Normal(mean + 2.0 * state, 1.0), obs=y[t])
+
+
+def scaled(y: Tensor) -> None:
+    mean = mean_site()
+    with pyro.plate("rows", len(y)), poutine.scale(scale=0.3):
+        kind = categorical("kind", FIRST)
+        pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0 + kind), obs=y)
+
+
+def scaled_by_a_tensor(y: Tensor) -> None:
+    """Half of it masked too, and a site beside it that is scaled otherwise."""
+    mean = mean_site()
+    with poutine.scale(scale=torch.tensor(2.0)):
+        pyro.sample("z", dist.Normal(mean, 1.0), obs=y[0])
+    factor, above = torch.tensor(0.7), cast("Any", y > 0)
+    with pyro.plate("rows", len(y)), poutine.scale(scale=factor), poutine.mask(mask=above):
+        kind = categorical("kind", FIRST)
+        pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0 + kind), obs=y)
+
+
 MODELS: list[tuple[Callable[..., Any], tuple[int, ...]]] = [
     (mixture, (5,)),
     (two_in_a_plate, (3,)),
@@ -104,6 +164,7 @@ MODELS: list[tuple[Callable[..., Any], tuple[int, ...]]] = [
     (whole, (4,)),
     (chain, (4,)),
     (markov_chain, (4,)),
+    (second_order, (4,)),
     (one_kind, (3,)),
 ]
 
@@ -145,11 +206,16 @@ def test_sums_over_discrete_sites_are_the_brute_force_ones(
     torch.testing.assert_close(scored(model, y).log_joint, brute_force(model, y), **EXACT)
 
 
-@pytest.mark.parametrize(("model", "shape"), MODELS[:6])
+@pytest.mark.parametrize(
+    ("model", "shape"), [*MODELS[:7], (ragged, (3, 4)), (scaled, (5,)), (scaled_by_a_tensor, (5,))]
+)
 def test_sums_over_discrete_sites_are_pyros(
     model: Callable[..., Any], shape: tuple[int, ...]
 ) -> None:
-    y = data(*shape)
+    check_against_pyro(model, data(*shape))
+
+
+def check_against_pyro(model: Callable[..., Any], y: Tensor) -> None:
 
     def guide(y: Tensor) -> None:
         pyro.sample("mean", dist.Delta(VALUES["mean"]))
@@ -157,6 +223,70 @@ def test_sums_over_discrete_sites_are_pyros(
     objective = TraceEnum_ELBO(max_plate_nesting=2)
     loss = objective.loss(config_enumerate(model, "parallel"), guide, y)
     assert float(scored(model, y).log_joint) == pytest.approx(-loss, rel=1e-10)
+
+
+HISTORIES = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 1], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_a_masked_state_is_as_the_model_says_where_what_depends_on_it_is_masked() -> None:
+    """Alive before the first sighting: by Cormack's recursion for histories of captures."""
+    y = HISTORIES.double()
+    check_against_pyro(sightings, y)
+    mean = float(VALUES["mean"])
+    kept, seen = 1 / (1 + math.exp(-mean)), 1 / (1 + math.exp(1 + mean))
+    never = [1.0]  # to be seen again, by the seasons left
+    for _ in range(y.shape[1]):
+        never.append(1 - kept + kept * (1 - seen) * never[-1])
+    total = float(dist.Normal(0.0, 1.0).log_prob(VALUES["mean"]))
+    for history in HISTORIES.tolist():
+        when = [t for t, sighted in enumerate(history) if sighted]
+        for first, then in pairwise(when):
+            total += (then - first) * math.log(kept * (1 - seen)) + math.log(seen / (1 - seen))
+        if when:
+            total += math.log(never[len(history) - 1 - when[-1]])
+    assert float(scored(sightings, y).log_joint) == pytest.approx(total, rel=1e-12)
+
+
+def test_rows_count_by_their_weights_outside_of_the_sum() -> None:
+    weights = torch.tensor([0.0, 1.0, 2.0, 0.5, 3.0])
+
+    def model(y: Tensor) -> None:
+        mean = mean_site()
+        with pyro.plate("rows", len(y)), poutine.scale(scale=weights):
+            kind = categorical("kind", FIRST)
+            pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0 + kind), obs=y)
+
+    y = data(5)
+    found = scored(model, y)
+    of_rows = weights * joint_by_hand(y).logsumexp(0)
+    prior = dist.Normal(0.0, 1.0).log_prob(VALUES["mean"])
+    torch.testing.assert_close(found.log_joint, of_rows.sum() + prior, **EXACT)
+    torch.testing.assert_close(found.log_likelihood["y"], of_rows, **EXACT)
+    space = LatentSpace.of(model, {"y": y})
+    probabilities = assignment_probabilities(model, {"y": y}, VALUES, space)["kind"]
+    torch.testing.assert_close(probabilities, joint_by_hand(y).softmax(0), **EXACT)
+
+
+def test_scales_that_no_sum_has_are_refused() -> None:
+    def unequal(y: Tensor) -> None:
+        mean = mean_site()
+        with pyro.plate("rows", len(y)):
+            kind = categorical("kind", FIRST)
+            with poutine.scale(scale=0.5):
+                pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0), obs=y)
+
+    def weighted(y: Tensor) -> None:
+        """All rows share one kind, which has a weight for each of them."""
+        mean = mean_site()
+        with poutine.scale(scale=y.abs()):
+            kind = categorical("kind", FIRST)
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Normal(mean + 2.0 * kind, 1.0), obs=y)
+
+    with pytest.raises(ModelError, match=r"'kind', 'y'.*poutine\.scale multiplies them by diff"):
+        scored(unequal, data(3))
+    with pytest.raises(ModelError, match=r"dim -1 .* belongs to no plate|poutine\.scale"):
+        scored(weighted, data(3))
 
 
 def test_crossed_plates_are_refused_rather_than_summed_wrongly() -> None:
@@ -351,3 +481,36 @@ def test_scalar_draws_index_in_a_batch() -> None:
         alone = pick({name: values[number] for name, values in drawn.items()})
         for batched, single in zip(found, alone, strict=True):
             torch.testing.assert_close(batched[number], single)
+
+
+def test_vectors_in_no_plate_stay_out_of_what_is_summed_over() -> None:
+    """Values of a discrete site get a dim of their own, left of the vectors'."""
+
+    def model(y: Tensor) -> None:
+        mean_site()
+        kind = categorical("kind", FIRST)
+        levels = pyro.sample("levels", dist.Normal(torch.zeros(2), 1.0))
+        with pyro.plate("rows", len(y), dim=-1):
+            pyro.sample("y", dist.Normal(levels[kind], 1.0), obs=y)
+
+    y, levels = data(4), torch.tensor([0.4, -1.2])
+    found = scored(model, y, levels=levels).log_joint
+    of_kinds = torch.tensor(FIRST).log() + dist.Normal(levels, 1.0).log_prob(y[:, None]).sum(0)
+    priors = dist.Normal(0.0, 1.0).log_prob(torch.cat([levels, VALUES["mean"][None]])).sum()
+    torch.testing.assert_close(found, of_kinds.logsumexp(0) + priors, **EXACT)
+
+
+def test_pyros_safe_log_is_the_same_in_a_batch() -> None:
+    x = torch.tensor([0.0, 1e-30, 0.3, 2.0], dtype=torch.float64)
+
+    def logarithm(value: Tensor) -> Tensor:
+        return special.safe_log(value)
+
+    alone = x.clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(logarithm(alone).sum(), alone)
+    with Batchable(), Batchable():
+        batched = torch.func.vmap(torch.func.grad_and_value(logarithm))(x)
+        curved = torch.func.vmap(torch.func.grad(torch.func.grad(logarithm)))(x[2:])
+    torch.testing.assert_close(batched, (slopes, x.log()), **EXACT)
+    torch.testing.assert_close(curved, -1 / x[2:] ** 2, **EXACT)
+    assert "apply" not in vars(special._SafeLog)

@@ -199,20 +199,19 @@ def _minibatches(subject: Subject) -> list[str]:
             every.append(_terms(subject, run, torch.arange(plate.size), None))
     warnings = []
     for name, first in every[0].items():
-        ratio = some[0][name].scale / (first.scale * plate.size / size)
-        if first.of_rows and abs(ratio - 1) > 1e-6:
+        weight, wanted = _of(some[0], name).scale, first.scale * plate.size / size
+        if first.of_rows and name in some[0] and abs(weight / wanted - 1) > 1e-6:
             raise ModelError(
                 f"{name}: with minibatches of {size} rows, a row counts with weight "
-                f"{some[0][name].scale:.4g}, but should with "
-                f"{first.scale * plate.size / size:.4g}, since with all {plate.size} rows it "
+                f"{weight:.4g}, but should with {wanted:.4g}, since with all {plate.size} rows it "
                 f"counts with {first.scale:.4g}. The plate "
                 f"'{plate.name}' with subsample_size=batch_size sets this weight; remove every "
                 "other poutine.scale of the rows."
             )
         if not _differs(some, every, name, CHECKING.errors):
             continue
-        expected = np.mean([terms[name].value for terms in every])
-        found = np.mean([terms[name].value for terms in some])
+        expected = np.mean([_of(terms, name).value for terms in every])
+        found = np.mean([_of(terms, name).value for terms in some])
         text = (
             f"{name}: its mean log density is {found:.4g} in minibatches of {size} rows "
             f"and {expected:.4g} in all {plate.size}; they should be equal on average"
@@ -235,13 +234,18 @@ class _Term:
     scale: float
 
 
+def _of(terms: dict[str, _Term], name: str) -> _Term:
+    """A site's term; zero where these rows have no such site, as for a step past their ends."""
+    return terms.get(name, _Term(0.0, True, 1.0))
+
+
 def _differs(
     some: list[dict[str, _Term]], every: list[dict[str, _Term]], name: str, errors: float
 ) -> bool:
     """Whether the means of a term over two lists of runs differ by more than some errors."""
-    whole = np.array([terms[name].value for terms in every])
+    whole = np.array([_of(terms, name).value for terms in every])
     with np.errstate(invalid="ignore"):  # infinite values differ
-        gaps = np.array([terms[name].value for terms in some]) - whole
+        gaps = np.array([_of(terms, name).value for terms in some]) - whole
         error = gaps.std(ddof=1) / len(gaps) ** 0.5
     return not abs(gaps.mean()) <= errors * error + 1e-4 * max(1.0, abs(whole.mean()))
 
