@@ -242,7 +242,7 @@ def fit(
     ] = False,
     fallback: Annotated[
         str | None,
-        typer.Option(help="Give nuts to use the draws of NUTS if no guide is trusted."),
+        typer.Option(help="Sampler to use if no guide is trusted: nuts."),
     ] = None,
     output: Annotated[Path | None, _output("runs/MODEL-GUIDE-TIME")] = None,
     overwrite: Overwrite = False,
@@ -403,7 +403,7 @@ def estimators(
     output: Annotated[Path | None, _output("runs/MODEL-estimators-TIME")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure bias, noise and cost of every gradient estimator of the ELBO.
+    """Measure the gradient estimators that suit a model and a guide: bias, noise and cost.
 
     At the end, also log p(data) by draws of the prior and of the guide, and what these waste.
 
@@ -672,7 +672,7 @@ def impute(
     output: Annotated[Path | None, _output("RUN-imputed")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fill missing cells with posterior draws, means and intervals."""
+    """Fill missing cells with posterior means, and write draws and intervals."""
     found = _loaded(run, None, False).impute(data, draws, interval, seed)
     tables = {"completed.csv": found.completed, "cells.csv": found.cells, "draws.csv": found.draws}
     _written(run, "imputed", output, overwrite, tables, lambda path: None)

@@ -115,7 +115,8 @@ def fetch(name: str) -> pandas.DataFrame:
     side = math.isqrt(pixels.shape[1])
     if side**2 != pixels.shape[1]:
         raise DataError(
-            f"'{name}' from OpenML has {pixels.shape[1]} columns: its images are not square."
+            f"'{name}' from OpenML has {pixels.shape[1]} columns, so its images are not square: "
+            "give its IDX file, such as --data train-images-idx3-ubyte.gz."
         )
     top = float(pixels.max())
     if top <= 1:  # some are handed on as shares of the top

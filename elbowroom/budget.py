@@ -109,4 +109,4 @@ def check() -> None:
         OutOfTimeError: If its time is over.
     """
     if current().over():
-        raise OutOfTimeError(f"its time was over while {current().stage}; give a longer --time.")
+        raise OutOfTimeError(f"the time was over while {current().stage}; give a longer --time.")

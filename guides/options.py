@@ -31,7 +31,7 @@ class CorrelatedOptions:
     correlated: Annotated[
         str | None,
         Field(
-            description="for models with over 2,000 latent numbers: sites, separated by commas, "
+            description="for models with over 2,000 latent dimensions: sites, separated by commas, "
             "whose covariance linear_response computes (by default those that all groups share)"
         ),
     ] = None

@@ -57,7 +57,7 @@ def of_all_labellings(
         more = sum(orders for orders in apart if orders is not None)
         note = (
             f"log p(data) counts all labellings of the {counts} exchangeable parts: {more:.4g} "
-            "nats, the log of their number, were added. The draws have one labelling."
+            "nats, the log of the number of labellings, were added. The draws have one labelling."
         )
         return (log_evidence[0] + more, log_evidence[1]), note
     whole = len(groups) == 1 and groups[0].count <= WHOLE and points is not None

@@ -147,13 +147,13 @@ def _active(means: Tensor, variances: Tensor, draws: int) -> np.ndarray:
 def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
     lower, upper = measures["mutual_information"], measures["mutual_information_upper"]
     limit = measures["mutual_information_limit"]
-    telling = f"between {lower:.3g} and {upper:.3g}"
+    telling = f"between {lower:.3g} and {upper:.3g} nats"
     if lower > limit - LATENTS.near_limit:
         telling += f" (the number of rows compared cannot show more than {limit:.3g})"
     sentences = [
-        f"{active.sum()} of {len(active)} latents are active. Their KL divergence is "
-        f"{measures['kl_per_row']:.3g} nats per row; {telling} nats of it carry "
-        "information about the row."
+        f"{active.sum()} of {len(active)} latents are active. The KL divergence of all latents "
+        f"from their prior is {measures['kl_per_row']:.3g} nats per row; their mutual information "
+        f"with the row is {telling}."
     ]
     silent = np.flatnonzero(~active)
     if len(silent):
@@ -161,14 +161,15 @@ def _sentences(measures: Mapping[str, Any], active: np.ndarray) -> list[str]:
             len(silent) > LATENTS.named
         )
         sentences.append(
-            f"Posterior collapse: {len(silent)} of {len(active)} latents ({listed}) carry no "
-            "information; fit with --kl-warm-up 1000, --free-bits 0.1, or a smaller --latent."
+            f"Posterior collapse: {len(silent)} of {len(active)} latents carry no information "
+            f"({listed}, counted from 0); fit with --kl-warm-up 1000, --free-bits 0.1, or fewer "
+            "latents."
         )
     if "amortisation_gap" in measures and measures["inference_gap"] > LATENTS.noticed_gap:
         shared, form = measures["amortisation_gap"], measures["approximation_gap"]
         sentences.append(
-            f"The ELBO is {shared + form:.2g} nats per row below the log density: {shared:.2g} "
-            f"because one encoder serves all rows, and {form:.2g} because the posteriors do not "
+            f"The ELBO is {shared + form:.2g} nats per row below log p(x): {shared:.2g} because "
+            f"one encoder serves all rows, and {form:.2g} because the posteriors do not "
             "have the guide's form."
         )
     return sentences
@@ -197,7 +198,7 @@ def _binary_health(names: list[str], weighed: WeightedDraws) -> tuple[dict[str, 
         "inference_gap": gap,
     }
     if gap > LATENTS.noticed_gap:
-        sentences.append(f"The ELBO is {gap:.2g} nats per row below the log density.")
+        sentences.append(f"The ELBO is {gap:.2g} nats per row below log p(x).")
     return measures, sentences
 
 

@@ -211,9 +211,9 @@ def _of_row_weights(evidence: Evidence, count: int, unreliable: float, limit: fl
         if weights.effective > 0.999 * weights.draws:
             return f"In each of the {count:,} rows all importance weights are equal."
         return (
-            f"In 95% of the {count:,} rows, nearly all weight is on values that were drawn more "
-            f"than once. In these rows at least {weights.effective:,.0f} of {weights.draws:,} "
-            "draws are effective."
+            f"In 95% of the {count:,} rows, k-hat does not apply, since the draws repeat a few "
+            f"discrete values. In these rows at least {weights.effective:,.0f} of "
+            f"{weights.draws:,} draws are effective."
         )
     few = round(unreliable * count)
     left = (
@@ -362,7 +362,7 @@ def optimum_not_reached(evidence: Evidence) -> str | None:
 
 @_check(
     Severity.NOT_REACHED,
-    "give a longer --time, a simpler model, or use the draws of NUTS: --fallback nuts.",
+    "give a longer --time or a simpler model, or use the draws of NUTS (--fallback nuts).",
 )
 def out_of_time(evidence: Evidence) -> str | None:
     """A part of the fit was cut short."""
@@ -371,8 +371,8 @@ def out_of_time(evidence: Evidence) -> str | None:
 
 @_check(
     Severity.WEIGHTS,
-    "fit with --guide local, which fits each row by itself, or with --elbo iwae --particles 10. "
-    "'elbowroom score RUN' shows the k-hat of each row.",
+    "fit with --guide local (each row by itself) if the model has it, or with --particles 10 and "
+    "--elbo iwae (vimco for discrete latents). 'elbowroom score RUN' shows the k-hat of each row.",
 )
 def weights_of_rows(evidence: Evidence) -> str | None:
     """Too many rows have poor weights."""
@@ -533,5 +533,6 @@ def unresolved(evidence: Evidence) -> str | None:
     if not evidence.unresolved:
         return None
     more = len(evidence.unresolved) - LIMITS.named
-    rest = [f"The same holds for {more} more quantities."] if more > 0 else []
+    several = f"{more} more quantities" if more > 1 else "1 more quantity"
+    rest = [f"The same holds for {several}."] if more > 0 else []
     return " ".join([*evidence.unresolved[: LIMITS.named], *rest])

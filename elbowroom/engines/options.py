@@ -16,16 +16,16 @@ class NumberOptions:
     dtype: Annotated[
         Literal["auto", "float64", "float32"],
         Field(
-            description="type of all numbers: float64, float32, or auto: that of the model's "
-            "networks, else float64"
+            description="type of all numbers: float64, float32, or auto (that of the model's "
+            "networks, else float64)"
         ),
     ] = "auto"
     time: Annotated[
         float | None,
         Field(
             gt=0,
-            description="seconds that the fit may take; it then ends with the best it has, not "
-            "trusted; by default 300, without a limit where --steps or --epochs is given",
+            description="maximum time of the fit in seconds; it then ends with the best result so "
+            "far, which is not trusted. Default: 300, or no limit with --steps or --epochs",
         ),
     ] = None
 
@@ -39,7 +39,7 @@ class SearchOptions:
         Field(
             ge=1,
             description="number of starts of the search for modes, at most 3 where an evaluation "
-            "of the density is expensive; more are added where the density suggests it",
+            "of the density is expensive; more are added if these may have missed a mode",
         ),
     ] = 8
 

@@ -101,7 +101,7 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         if named.model is None and not (space.sites or named.point):
             raise OptionError(
                 f"the guide '{guide}' is for continuous latents, and the model has none; fit with "
-                "--guide map, which puts its point parameters at their maximum likelihood."
+                "--guide auto, which takes enumeration or, for point parameters, map."
             )
         return named
     if isinstance(guide, type) and issubclass(guide, AutoGuide):
@@ -170,7 +170,7 @@ def bind_model(
     problem = bind(declaration, data, bound, dtype, device)
     if settings.correlated is not None and problem.space.dimension <= SIZES.dense:
         raise OptionError(
-            f"--correlated: this model has {problem.space.dimension} latent numbers, few enough "
+            f"--correlated: this model has {problem.space.dimension} latent dimensions, few enough "
             "for all covariances; leave it out."
         )
     plate, size = problem.space.subsampled, settings.batch_size
@@ -322,7 +322,7 @@ def fit_task(
                 raise
             why = str(error).partition(";")[0]
             found = fit_guide(task, guide, "svi", None)
-            return found.with_remarks(f"Fitted by stochastic gradients instead: {why}.")
+            return found.with_remarks(f"Fitted with --engine svi, not fixed_draws: {why}.")
 
 
 def suited(settings: Settings, guide: Guide) -> Settings:

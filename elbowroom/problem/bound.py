@@ -147,9 +147,8 @@ class Problem:
         space, sites = self.space, [site.name for site in self.space.sites]
         if not sites:
             raise OptionError(
-                "--guide mle: the model has no continuous latent to estimate; its point "
-                "parameters are at the maximum of their likelihood under any guide; fit with "
-                "--guide auto."
+                "--guide mle: the model has no continuous latent to estimate, and every guide puts "
+                "its point parameters at their maximum likelihood; fit with --guide auto."
             )
         if space.per_observation:
             raise OptionError(
@@ -456,5 +455,8 @@ def without_observation(
                 (new if len(value) == old else len(value), *value.shape[1:])
             )
         else:
-            raise DataError(f"'{name}', an argument of the model, is missing in the new data.")
+            raise DataError(
+                f"'{name}', an argument of the model, is missing in the new data; add a column or "
+                "key of this name."
+            )
     return complete

@@ -110,7 +110,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         ... except DataError as error:
         ...     print(str(error).replace(": ", ":\n"))
         site 'y':
-        1 of 2 values is not in the support of its Bernoulli, 0 or 1:
+        1 of 2 values is not in the support of its Bernoulli (0 or 1):
         row 2 (counted from 1) has 2. Its values begin at 1:
         code them from 0, obs=y - 1.
     """
@@ -748,7 +748,7 @@ def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
         f"the first value outside the support of its {family}"
         if first
         else f"{count:,} of {total:,} {'events' if event else 'values'} "
-        f"{'is' if count == 1 else 'are'} not in the support of its {family}, {wanted}"
+        f"{'is' if count == 1 else 'are'} not in the support of its {family} ({wanted})"
     )
     return Fault(
         (name, "support"),

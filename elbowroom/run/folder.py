@@ -239,7 +239,10 @@ def load(path: str | Path) -> Run:
             f"--resume {folder}'."
         )
     if not (folder / "config.json").is_file():
-        raise RunFolderError(f"'{folder}' is not a run folder: it has no config.json.")
+        raise RunFolderError(
+            f"'{folder}' is not a run folder: it has no config.json; give a folder that 'elbowroom "
+            "fit' or Fit.save has written."
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("format", FORMAT) > FORMAT:

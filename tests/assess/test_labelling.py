@@ -79,7 +79,7 @@ def test_labellings_that_are_apart_are_counted() -> None:
     assert evidence == (pytest.approx(-3.0 + np.log(12.0)), 0.2)
     assert note is not None
     assert "all labellings of the 2 and 3 exchangeable parts" in note
-    assert "exchangeable parts: 2.485 nats, the log of their number, were added" in note
+    assert "exchangeable parts: 2.485 nats, the log of the number of labellings, were added" in note
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -156,7 +156,7 @@ def test_a_latent_is_active_or_carries_nothing_and_never_both() -> None:
     assert fit.measures["kl_per_latent"][1] < 0.01
     said = " ".join(fit.verdict.reasons)
     assert "2 of 3 latents are active" in said
-    assert "1 of 3 latents (0) carry no information" in said
+    assert "1 of 3 latents carry no information (0, counted from 0)" in said
 
 
 def test_what_so_few_rows_cannot_show_is_said() -> None:

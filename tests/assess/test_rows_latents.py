@@ -96,8 +96,8 @@ def test_the_gap_of_an_encoder_is_that_of_its_means_and_that_of_its_form(
     assert measures["active_units"] == 2
     said = (parts, measures["amortisation_gap"], measures["approximation_gap"])
     assert sentences[-1] == (
-        "The ELBO is {:.2g} nats per row below the log density: {:.2g} because one encoder serves "
-        "all rows, and {:.2g} because the posteriors do not have the guide's form.".format(*said)
+        "The ELBO is {:.2g} nats per row below log p(x): {:.2g} because one encoder serves all "
+        "rows, and {:.2g} because the posteriors do not have the guide's form.".format(*said)
     )
 
 
@@ -259,8 +259,8 @@ def sentences(active: int, silent: int, **changed: float) -> list[str]:
 
 def test_what_latents_carry_is_told_and_the_limit_where_it_is_near() -> None:
     assert sentences(3, 0) == [
-        "3 of 3 latents are active. Their KL divergence is 2.5 nats per row; between 1 and 1.5 "
-        "nats of it carry information about the row."
+        "3 of 3 latents are active. The KL divergence of all latents from their prior is 2.5 nats "
+        "per row; their mutual information with the row is between 1 and 1.5 nats."
     ]
     near = "(the number of rows compared cannot show more than 5)"
     assert near in sentences(3, 0, mutual_information=4.1)[0]
@@ -269,12 +269,13 @@ def test_what_latents_carry_is_told_and_the_limit_where_it_is_near() -> None:
 
 @pytest.mark.parametrize(
     ("silent", "listed"),
-    [(1, "(0)"), (5, "(0, 1, 2, 3, 4)"), (6, "(0, 1, 2, 3, 4, ...)")],
+    [(1, "0"), (5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4, ...")],
 )
 def test_silent_latents_are_listed_but_no_more_than_a_few(silent: int, listed: str) -> None:
     said = sentences(2, silent)
     assert said[0].startswith(f"2 of {silent + 2} latents are active")
-    assert f"{silent} of {silent + 2} latents {listed} carry no information" in said[1]
+    told = f"{silent} of {silent + 2} latents carry no information ({listed}, counted from 0)"
+    assert told in said[1]
 
 
 @pytest.mark.parametrize(("gap", "told"), [(0.011, True), (0.009, False)])
@@ -282,7 +283,7 @@ def test_a_gap_of_a_hundredth_of_a_nat_is_told(gap: float, told: bool) -> None:
     parts = {"amortisation_gap": 0.3, "approximation_gap": 0.14}
     said = sentences(1, 0, inference_gap=gap, **parts)
     assert len(said) == 1 + told
-    assert not told or "is 0.44 nats per row below the log density: 0.3 because" in said[-1]
+    assert not told or "is 0.44 nats per row below log p(x): 0.3 because" in said[-1]
     # Of a guide whose gap has no parts, nothing is told.
     assert len(sentences(1, 0, inference_gap=gap)) == 1
 
@@ -322,7 +323,7 @@ def test_the_gap_of_binary_latents_is_that_of_their_weights(spread: float, told:
     gap = math.log(math.cosh(spread))
     assert measures["inference_gap"] == pytest.approx(gap)
     assert said[0] == "1 of 1 binary latents are active."
-    assert said[1:] == ([f"The ELBO is {gap:.2g} nats per row below the log density."] * told)
+    assert said[1:] == ([f"The ELBO is {gap:.2g} nats per row below log p(x)."] * told)
 
 
 @pytest.mark.parametrize(("share", "active"), [(0.62, 1), (0.58, 0)])

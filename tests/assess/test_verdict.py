@@ -227,6 +227,8 @@ def test_of_many_unresolved_quantities_the_first_are_named_and_the_rest_counted(
     assert found.reasons == (
         " ".join([*names[: LIMITS.named], "The same holds for 4 more quantities."]),
     )
+    one_more = verdict(unresolved=names[: LIMITS.named + 1]).reasons[0]
+    assert one_more.endswith("The same holds for 1 more quantity.")
     assert verdict(unresolved=names[: LIMITS.named]).reasons == (" ".join(names[: LIMITS.named]),)
 
 
@@ -387,8 +389,8 @@ ROWS = (200, 0.03)
         ),
         (
             {"k_hat": -np.inf, "effective": 3995.0},
-            "In 95% of the 200 rows, nearly all weight is on values that were drawn more than "
-            "once. In these rows at least 3,995 of 4,000 draws are effective.",
+            "In 95% of the 200 rows, k-hat does not apply, since the draws repeat a few discrete "
+            "values. In these rows at least 3,995 of 4,000 draws are effective.",
         ),
     ],
 )

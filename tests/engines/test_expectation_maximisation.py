@@ -259,7 +259,7 @@ def test_the_mixture_of_stochastic_gradients_is_the_same() -> None:
     assert likelihoods[0] == pytest.approx(found.elbo_history[-1], rel=ROUNDING)
     assert (np.diff(found.elbo_history) > 0).all()
     assert found.converged
-    assert "8 of 8 starts reached the best maximum." in found.notes
+    assert "8 of 8 climbs ended at the best maximum." in found.notes
     assert not found.verdict.trusted
     means = [each.posterior["posterior"]["means"].mean("draw") for each in (found, other)]
     # In the units of each column's noise, that 0.01 nats cost.
@@ -277,7 +277,7 @@ def test_a_component_that_closes_in_is_named(tmp_path: Path) -> None:
     fit = er.fit("gaussian_mixture", doubled(), "em", components=2, restarts=3, seed=1, draws=100)
     assert fit.trained.status == "diverged"
     said = " ".join(fit.verdict.reasons)
-    assert "The likelihood has no maximum: a part of the model collapsed from each of 3" in said
+    assert "The likelihood has no maximum: a part of the model collapsed in each of 3" in said
     assert "In the first, component 2 of 2, at a 20, collapses onto 3 rows (41, 42, 43)." in said
     assert "fewer --components, --covariance-type diagonal, or --guide map" in fit.verdict.advice
     assert not fit.verdict.trusted
@@ -332,7 +332,7 @@ def test_what_was_found_before_an_interrupt_is_kept() -> None:
 def test_starts_that_close_in_are_dropped() -> None:
     fit = er.fit("gaussian_mixture", "iris", "em", components=6, seed=1, draws=100)
     assert fit.converged
-    assert any("2 of 8 starts were dropped" in note for note in fit.notes)
+    assert any("2 of 8 climbs were dropped" in note for note in fit.notes)
     assert any("component 2 of 6" in note and "may be chance" in note for note in fit.notes)
 
 

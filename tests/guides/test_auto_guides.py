@@ -317,7 +317,7 @@ def test_where_the_mode_is_no_use_auto_goes_by_stochastic_gradients(
     options: dict[str, Any] = {"formula": "progression ~ bmi", "seed": 1}
     found = er.fit("bayesian_regression", None, "mean_field", **options)
     assert found.engine == "svi"
-    assert "Fitted by stochastic gradients instead: mean_field needs a mode." in found.notes
+    assert "Fitted with --engine svi, not fixed_draws: mean_field needs a mode." in found.notes
     for guide, engine in (("mean_field", "fixed_draws"), ("laplace", "auto")):
         with pytest.raises(GuideError, match="needs a mode"):
             er.fit("bayesian_regression", None, guide, engine=engine, **options)

@@ -193,7 +193,7 @@ def test_a_model_is_bound_by_its_own_options_and_the_fit_s_numbers() -> None:
 def test_correlations_are_chosen_where_not_all_are_taken(size: int, few: bool) -> None:
     data = {"y": Y, "size": size}
     if few:
-        with pytest.raises(OptionError, match="2000 latent numbers, few enough for all"):
+        with pytest.raises(OptionError, match="2000 latent dimensions, few enough for all"):
             bind_model(means, data, {"correlated": "mean"})
     else:
         assert bind_model(means, data, {"correlated": "mean"})[1].correlated == "mean"
@@ -358,7 +358,7 @@ NO_MODE = NoModeError("the density has no mode; fit with another guide")
 def test_without_a_mode_stochastic_gradients_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     fits = Fits(monkeypatch, NO_MODE)
     found: Any = fitting.fit_task(task(), "mean_field", landscape=WHERE)
-    assert found == ("fit", "Fitted by stochastic gradients instead: the density has no mode.")
+    assert found == ("fit", "Fitted with --engine svi, not fixed_draws: the density has no mode.")
     assert fits.made == [("mean_field", "fixed_draws", WHERE), ("mean_field", "svi", None)]
 
 

@@ -105,11 +105,11 @@ def _of_starts(found: Found, guide: Guide) -> list[str]:
     said = []
     if found.dropped:
         said.append(
-            f"{found.dropped} of {found.tried} starts were dropped: a part of the model "
-            "collapsed onto a few rows, where the likelihood grows without limit."
+            f"{found.dropped} of {found.tried} climbs were dropped: a part of the model "
+            "collapsed, and the likelihood grew without limit."
         )
     if guide.point:
-        said.append(f"{found.reached} of {found.tried} starts reached the best maximum.")
+        said.append(f"{found.reached} of {found.tried} climbs ended at the best maximum.")
     return said
 
 
@@ -118,11 +118,11 @@ def _reason(found: Found, guide: Guide) -> str:
     risen = "log likelihood of rows and components" if guide.hard else "log likelihood"
     if found.status == "diverged":
         return (
-            "the likelihood has no maximum: a part of the model collapsed from each of "
-            f"{found.tried} starts. In the first, {found.cause}"
+            "the likelihood has no maximum: a part of the model collapsed in each of "
+            f"{found.tried} climbs. In the first, {found.cause}"
         )
     return {
-        "converged": f"the {risen} no longer rose after {count:,} steps.",
+        "converged": f"converged after {count:,} steps: the {risen} no longer rose.",
         "budget": f"stopped at the budget of {count:,} steps: the {risen} still rose.",
         "interrupted": f"interrupted after {count:,} steps; what was fitted so far is kept.",
     }[found.status]

@@ -82,8 +82,9 @@ def _scaled(mode: Mode) -> Coordinates:
 def _of_optimum(optimum: Optimum | None, name: str) -> Approximation:
     if optimum is None:
         raise GuideError(
-            f"{name} has no optimum over fixed draws: the posterior has a funnel, a flat direction "
-            "or no density near the mode; --guide auto also tries other coordinates."
+            f"{name} has no optimum over fixed draws: the posterior has a funnel or a flat "
+            "direction, or its density is zero close to the mode. For a model of your own, --guide "
+            "auto also tries non-centred sites."
         )
     return Approximation(
         optimum.mean,
@@ -103,8 +104,8 @@ def _how_it_ended(optimum: Optimum | Response) -> str:
             "draws was zero."
         )
     return (
-        f"converged: the gradient of the ELBO over {optimum.draws} fixed draws is zero. Other "
-        f"draws would move {optimum.errors}."
+        f"converged: the gradient of the ELBO over {optimum.draws} fixed draws is zero. The choice "
+        f"of draws gives standard errors of up to {optimum.errors}."
     )
 
 

@@ -98,8 +98,8 @@ class FixedDraws:
                 gaussian = Gaussian(found.distribution, proposal)
         if start.likelihood is not None and not start.likelihood.converged:
             reason = (
-                "the marginal likelihood of the point parameters had not converged after "
-                f"{start.likelihood.climbs} climbs."
+                "the maximum of the point parameters' marginal likelihood was not reached in "
+                f"{start.likelihood.climbs} rounds."
             )
             found = replace(found, status="budget", reason=reason)
         seconds = start.seconds + time.perf_counter() - began

@@ -143,13 +143,13 @@ class Errors:
         return [(what, times) for what, times in found if not np.isnan(times)]
 
     def __str__(self) -> str:
-        said = [f"no mean by more than {_shown(self.mean)} posterior sd"]
+        said = [f"{_shown(self.mean)} posterior sd for a mean"]
         if self.log_sd >= 0:
-            said.append(f"no sd by more than {_percent(max(self.log_sd, SMALLEST))}")
+            said.append(f"{_percent(max(self.log_sd, SMALLEST))} for an sd")
         if self.correlation >= 0 and self.dimension > 1:
-            said.append(f"no correlation by more than {_shown(self.correlation)}")
+            said.append(f"{_shown(self.correlation)} for a correlation")
         if self.loss > 0:
-            said.append(f"the ELBO by no more than {_shown(self.loss)} nats")
+            said.append(f"{_shown(self.loss)} nats for the ELBO")
         return ", ".join(said[:-1]) + " and " * (len(said) > 1) + said[-1]
 
 

@@ -280,8 +280,8 @@ def _columns(
         columns[:, c] = solved
     if len(chosen) and not positive_definite(_symmetric(columns[chosen])):
         raise GuideError(
-            "the ELBO has no maximum where the optimiser ended; fit with --guide auto, which tries "
-            "other coordinates, or with --guide mean_field."
+            "the ELBO has no maximum where the optimiser ended; fit with --guide mean_field or, "
+            "for a model of your own, with --guide auto, which also tries non-centred sites."
         )
     return columns
 

@@ -202,11 +202,10 @@ def _minibatches(subject: Subject) -> list[str]:
         weight, wanted = _of(some[0], name).scale, first.scale * plate.size / size
         if first.of_rows and name in some[0] and abs(weight / wanted - 1) > 1e-6:
             raise ModelError(
-                f"{name}: with minibatches of {size} rows, a row counts with weight "
-                f"{weight:.4g}, but should with {wanted:.4g}, since with all {plate.size} rows it "
-                f"counts with {first.scale:.4g}. The plate "
-                f"'{plate.name}' with subsample_size=batch_size sets this weight; remove every "
-                "other poutine.scale of the rows."
+                f"{name}: in minibatches of {size} rows each row has weight {weight:.4g}. The "
+                f"weight should be {wanted:.4g}, since it is {first.scale:.4g} with all "
+                f"{plate.size} rows. The plate '{plate.name}' with subsample_size=batch_size sets "
+                "this weight; remove every other poutine.scale of the rows."
             )
         if not _differs(some, every, name, CHECKING.errors):
             continue

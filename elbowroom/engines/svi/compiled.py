@@ -335,7 +335,7 @@ class Compiled:
     ) -> None:
         kind = type(optimizer).__name__
         if kind not in RULES:
-            raise NotCompilableError(f"there is no compiled {kind}; there is {', '.join(RULES)}")
+            raise NotCompilableError(f"only {', '.join(RULES)} can be compiled, not {kind}")
         if len(parameters.vectors) != 1:
             raise NotCompilableError("the parameters have several dtypes")
         (self.vector,) = parameters.vectors

@@ -30,8 +30,8 @@ from elbowroom.problem.isolation import (
 )
 
 UNDECLARED = (
-    "the guide '{}' has no parameters of single rows. If it is amortised, set guide.amortised = "
-    "True: held-out rows then decide when to stop."
+    "the guide '{}' has no parameters of its own for each row. If it is amortised, set "
+    "guide.amortised = True: held-out rows then decide when to stop."
 )
 
 

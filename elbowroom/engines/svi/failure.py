@@ -50,7 +50,7 @@ def culprit(
                     "The ELBO is finite, but its gradient with respect to the parameter "
                     f"'{name}' is not: look for a square root, a norm or a power at zero."
                 )
-    return f"In {TRIES} further runs it was finite."
+    return f"In {TRIES} further runs the ELBO and its gradient were finite."
 
 
 def _at_site(whose: str, name: str, node: Any) -> str | None:

@@ -513,16 +513,17 @@ class Optimisation:
     def _reason(self, status: str) -> str:
         steps = len(self.elbo)
         text = {
-            "converged": f"{self.rule.found} after {steps:,} steps.",
+            "converged": f"converged after {steps:,} steps: {self.rule.found}.",
             "budget": f"{self._ended(steps)}: {self.rule.unmet}."
             if self.settings.schedule != "cosine" or steps < self.budget
-            else f"ran all {steps:,} steps of the cosine schedule. At its end the ELBO is always "
-            "level, so this does not show convergence: compare the ELBO with that of a longer run.",
+            else f"ran all {steps:,} steps of the cosine schedule. At its end the learning rate "
+            "is zero, so a level ELBO does not show convergence: compare the ELBO with that of a "
+            "longer run.",
             "interrupted": f"interrupted after {steps:,} steps; what was fitted so far is kept.",
-            "diverged": "the ELBO or its gradient was not finite "
-            f"{RUN_LIMITS.unusable_steps} times in a row up to step {steps:,}, also after a return "
-            "to the last good parameters at half the rate. Those parameters are kept. Give a "
-            "smaller --learning-rate.",
+            "diverged": f"the ELBO or its gradient was not finite in {RUN_LIMITS.unusable_steps} "
+            f"steps in a row up to step {steps:,}, even with the learning rate halved "
+            f"{RUN_LIMITS.returns} times. The last good parameters are kept. Give a smaller "
+            "--learning-rate.",
         }[status]
         if self.skipped and status != "diverged":
             text += f" {self.skipped:,} steps with a non-finite ELBO or gradient were left out."

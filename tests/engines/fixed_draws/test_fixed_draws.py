@@ -539,7 +539,8 @@ def test_what_is_not_known_well_is_said() -> None:
         assert any(
             "the fixed draws are too few: the sds have an error of" in note for note in fit.notes
         )
-        assert "no sd by more than" in fit.trained.reason
+        assert "posterior sd for a mean" in fit.trained.reason
+        assert "% for an sd" in fit.trained.reason
 
 
 def test_nested_families_come_out_in_their_order() -> None:

@@ -275,7 +275,7 @@ def gamma_guide(x: Tensor, y: Tensor, batch_size: int | None = None) -> None:
 @pytest.mark.parametrize(
     ("options", "pair", "why"),
     [
-        ({"optimizer": "RMSprop"}, (), "no compiled RMSprop; there is Adam, AdamW, SGD"),
+        ({"optimizer": "RMSprop"}, (), "only Adam, AdamW, SGD can be compiled, not RMSprop"),
         ({}, (regression, gamma_guide), "standard_gamma"),
     ],
 )
