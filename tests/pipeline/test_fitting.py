@@ -96,7 +96,7 @@ def test_a_guide_s_declaration_stays_as_it_is() -> None:
     assert resolve_guide(guide, bound()) is guide
     assert resolve_guide("laplace", bound()) is guide
     assert resolve_guide("map", bound(of_points)).name == "map"
-    with pytest.raises(OptionError, match="the model has none; fit with --guide map"):
+    with pytest.raises(OptionError, match="the model has none; fit with --guide auto"):
         resolve_guide("laplace", bound(of_points))
 
 
