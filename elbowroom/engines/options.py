@@ -25,7 +25,8 @@ class NumberOptions:
         Field(
             gt=0,
             description="maximum time of the fit in seconds; it then ends with the best result so "
-            "far, which is not trusted. Default: 300, or no limit with --steps or --epochs",
+            "far, which is not trusted. Default: 300 (some models set more), or no limit with "
+            "--steps or --epochs",
         ),
     ] = None
 
