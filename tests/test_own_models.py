@@ -329,7 +329,7 @@ def test_a_mixture_of_points_is_at_its_maximum_likelihood(guide: Any) -> None:
 @pytest.mark.parametrize("guide", ["low_rank", "flow", "full_rank", "mean_field", "laplace"])
 def test_guides_for_continuous_latents_want_some(guide: str) -> None:
     data = {"x": torch.linspace(-2, 2, 30).double()}
-    with pytest.raises(OptionError, match="the model has none; fit with --guide map"):
+    with pytest.raises(OptionError, match="the model has none; fit with --guide auto"):
         er.fit(mixture_of_points, data, guide, seed=1, steps=20)
 
 

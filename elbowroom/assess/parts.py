@@ -80,8 +80,9 @@ class Parts:
             log_likelihood and log_prior, the entropy, and the kl_to_prior of the sites that have
             both.
         """
+        count = len(self.elbo)
         likelihood, prior, guide = (
-            _total(terms) for terms in (self.log_likelihood, self.log_prior, self.log_guide)
+            _total(terms, count) for terms in (self.log_likelihood, self.log_prior, self.log_guide)
         )
         found: dict[str, Any] = {}
         for name, values in (

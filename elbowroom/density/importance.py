@@ -152,10 +152,7 @@ def resampled(
     random: np.random.Generator,
     along: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Indices of draws of equal weight, by systematic resampling, (count,).
-
-    Draws that are taken several times follow one another, in a random order otherwise: read as a
-    chain, they then have the autocorrelation that tells how many draws they are worth.
+    """Indices of draws of equal weight, by systematic resampling, in random order, (count,).
 
     Args:
         weights: Summing to one.
@@ -168,6 +165,18 @@ def resampled(
     cumulative = np.cumsum(weights[order])
     at = (np.arange(count) + random.random()) / count * cumulative[-1]
     picked = order[np.searchsorted(cumulative, at).clip(max=len(order) - 1)]
+    return random.permutation(picked)
+
+
+def side_by_side(picked: np.ndarray) -> np.ndarray:
+    """The same indices with those that come several times one after the other.
+
+    Read as a chain, the draws then have the autocorrelation that tells how many they are worth.
+
+    Example:
+        >>> side_by_side(np.array([3, 7, 3, 7, 3])).tolist()
+        [3, 3, 3, 7, 7]
+    """
     taken, times = np.unique(picked, return_counts=True)
-    order = random.permutation(len(taken))
+    order = np.random.default_rng(len(taken)).permutation(len(taken))
     return np.repeat(taken[order], times[order])

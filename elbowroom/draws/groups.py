@@ -253,7 +253,11 @@ def _predicted(
 
 def _alike(drawn: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> bool:
     """Whether each draw is as long as what was observed, as some samplers cannot know it."""
-    return all(drawn[name][0].numel() == value.numel() for name, value in observed.items())
+    return all(
+        values[0].numel() == observed[name].numel()
+        for name, values in drawn.items()
+        if name in observed
+    )
 
 
 def _kept(

@@ -16,6 +16,7 @@ from elbowroom.density.importance import (
     log_mean_exp,
     normalised,
     resampled,
+    side_by_side,
     smoothed,
 )
 
@@ -253,7 +254,7 @@ class WeightedDraws:
         corrected = self.reliable if self.per_row else np.asarray(True)
         for row in np.ndindex(rows):
             if corrected[row]:
-                picked[:, *row] = _picked(self.weights[:, *row], count, random, along)
+                picked[:, *row] = side_by_side(_picked(self.weights[:, *row], count, random, along))
             else:
                 picked[:, *row] = np.arange(count) % draws
         index = (torch.as_tensor(picked), *(torch.arange(size) for size in rows))
