@@ -16,6 +16,8 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom import budget
 from elbowroom.density.density import Density
+from elbowroom.density.mixtures import Mixture
+from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.engines.nuts.sampler import sample_nuts
 from elbowroom.engines.settings import make_settings, seconds_allowed
 from elbowroom.errors import OutOfTimeError
@@ -136,3 +138,30 @@ def test_a_stage_without_time_is_noted_and_named() -> None:
 )
 def test_the_time_of_a_fit(given: dict[str, Any], seconds: float | None) -> None:
     assert seconds_allowed(make_settings(given)) == seconds
+
+
+def test_what_was_cut_short_is_named(clock: Callable[[int], list[int]]) -> None:
+    clock(20)
+    fit = er.fit(two_means, {"x": X}, seed=1, draws=200, time=60)
+    assert fit.evidence.out_of_time.startswith(
+        "The time of the fit, 60 s, was over before the search for modes and"
+    )
+
+
+def test_draws_that_a_new_beginning_would_replace_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"x": torch.as_tensor(X)}
+    density = Density(two_means, arguments, LatentSpace.of(two_means, arguments))
+    wide = Mixture.of(np.ones(1), np.zeros((1, 3)), 4 * np.eye(3)[None])  # needs adapting
+    sampling = AdaptiveImportance(density, wide, np.random.default_rng(0))
+    begin_anew = sampling.freeze
+
+    def in_time() -> None:
+        begin_anew()
+        assert not sampling.rounds
+        monkeypatch.setattr("elbowroom.budget.time", SimpleNamespace(monotonic=lambda: 1e9))
+
+    monkeypatch.setattr(sampling, "freeze", in_time)
+    with budget.limited(60.0), pytest.raises(OutOfTimeError):
+        sampling.run()
+    assert sampling.rounds > 1
+    assert len(sampling.points) == len(sampling.log_weights) > 1000
