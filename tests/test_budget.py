@@ -22,6 +22,7 @@ from elbowroom.engines.nuts.sampler import sample_nuts
 from elbowroom.engines.settings import make_settings, seconds_allowed
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
+from elbowroom.problem.isolation import isolated
 
 X = np.random.default_rng(0).normal(size=(30, 2))
 
@@ -98,7 +99,8 @@ def test_stochastic_steps_end_and_ask_for_more_time(clock: Callable[[int], list[
 
 def test_nuts_ends_with_the_draws_it_has(clock: Callable[[int], list[int]]) -> None:
     arguments = {"x": torch.as_tensor(X)}
-    density = Density(two_means, arguments, LatentSpace.of(two_means, arguments))
+    with isolated(0):
+        density = Density(two_means, arguments, LatentSpace.of(two_means, arguments))
     clock(12)
     with budget.limited(60.0):
         found = sample_nuts(density, np.zeros((2, 3)), draws=100_000, tune=100, seed=1)
@@ -150,18 +152,19 @@ def test_what_was_cut_short_is_named(clock: Callable[[int], list[int]]) -> None:
 
 def test_draws_that_a_new_beginning_would_replace_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {"x": torch.as_tensor(X)}
-    density = Density(two_means, arguments, LatentSpace.of(two_means, arguments))
+    with isolated(0):
+        density = Density(two_means, arguments, LatentSpace.of(two_means, arguments))
     wide = Mixture.of(np.ones(1), np.zeros((1, 3)), 4 * np.eye(3)[None])  # needs adapting
     sampling = AdaptiveImportance(density, wide, np.random.default_rng(0))
     begin_anew = sampling.freeze
 
     def in_time() -> None:
         begin_anew()
-        assert not sampling.rounds
+        assert not len(sampling.points)
         monkeypatch.setattr("elbowroom.budget.time", SimpleNamespace(monotonic=lambda: 1e9))
 
     monkeypatch.setattr(sampling, "freeze", in_time)
-    with budget.limited(60.0), pytest.raises(OutOfTimeError):
+    with isolated(0), budget.limited(60.0), pytest.raises(OutOfTimeError):
         sampling.run()
     assert sampling.rounds > 1
     assert len(sampling.points) == len(sampling.log_weights) > 1000

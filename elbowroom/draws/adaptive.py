@@ -346,7 +346,7 @@ class AdaptiveImportance:
         try:
             self.finish()
         except OutOfTimeError:
-            if not self.rounds:  # the draws before are all there will be
+            if not len(self.points):  # the draws before are all there will be
                 vars(self).update(before)
             raise
 

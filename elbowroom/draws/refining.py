@@ -83,7 +83,7 @@ def sampled_nested(
     try:
         found.run()
     except OutOfTimeError:
-        if not found.rounds:
+        if not len(found.points):
             return None
         found.cut = True
     return found
@@ -128,7 +128,7 @@ def sampled(
         for better in _improved(found, curvature, first, places):
             found = better
     except OutOfTimeError:
-        if not found.rounds:
+        if not len(found.points):
             raise
         found.cut = True
     return found
