@@ -497,7 +497,7 @@ def base_of(fn: Any) -> Any:
 
 
 def _subsampled_plate(model: Callable[..., Any], arguments: Mapping[str, Any]) -> Plate | None:
-    if not takes_batches(model):
+    if not takes_batches(model) or "batch_size" in arguments:  # or one of the model's own
         return None
     small = trace_model(model, {**arguments, "batch_size": 1})
     for _, node in sample_sites(small):

@@ -242,3 +242,21 @@ def test_a_model_that_takes_no_minibatches_is_weighed_by_row_too(own: Fit, tmp_p
     again = er.load(tmp_path / "run", whole_model, guide=whole_guide)
     pd.testing.assert_frame_equal(again.score(few, 200), fit.score(few, 200))
     pd.testing.assert_frame_equal(again.generate(3), fit.generate(3))
+
+
+def test_an_argument_called_batch_size_may_mean_something_else() -> None:
+    """Pyro's own AIR gives the number of its images so."""
+
+    def model(x: Tensor, batch_size: int) -> None:
+        with pyro.plate("rows", batch_size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(batch_size), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor, batch_size: int) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("rows", batch_size):
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+    data = {"x": np.random.default_rng(0).normal(size=20), "batch_size": 20}
+    fit = er.fit(model, data, guide, seed=1, steps=50, draws=200)
+    assert fit.posterior["posterior"]["z"].shape == (1, 200, 20)

@@ -372,6 +372,8 @@ def by_row(fitted: Fitted) -> Fitted:
     own = problem.model_name is None and fitted.guide.model is None and fitted.engine == "svi"
     if not own or plate is None or space.subsampled is not None or fitted.point:
         return fitted
+    if "batch_size" in problem.arguments:  # an argument of the model's own, by that name
+        return fitted
     space = replace(space, subsampled=plate)
     with problem.session(0, fitted.parameters):
         if not serves_few_rows(fitted.callable, problem.arguments, space):

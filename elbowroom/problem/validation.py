@@ -122,7 +122,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         failure = runs[0].failure
         if failure is not None and all(run.failure for run in runs):
             raise failure
-        if takes_batches(model):
+        if takes_batches(model) and "batch_size" not in arguments:
             _minibatch(model, arguments)
         valid = [run for run in runs if run.failure is None]
         always = _always(model, arguments, valid, len(widths))
