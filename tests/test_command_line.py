@@ -367,6 +367,7 @@ def test_a_point_has_no_sd(capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow  # tests/report/test_terminal.py has no bars in a pipe either
 def test_nothing_of_the_progress_is_in_a_pipe(tmp_path: Path, children: Any) -> None:
     process = _spawned(
         children, "fit", "bayesian_regression", *QUICK, "--output", "run",
