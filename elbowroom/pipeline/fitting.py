@@ -331,9 +331,8 @@ def suited(settings: Settings, guide: Guide) -> Settings:
         if name == "kl_warm_up" and settings.steps is not None:
             value = max(1, min(value, settings.steps // 4))
         if name not in settings.given:
-            with suppress(
-                OptionError, ValueError
-            ):  # such as a warm-up of an objective without a KL term
+            # Some do not go with what was given, such as a warm-up of an ELBO without a KL term.
+            with suppress(ValueError):
                 settings = replace(settings, **{name: value})
     return settings
 

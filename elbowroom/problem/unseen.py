@@ -9,7 +9,7 @@ others: its values are drawn given those. Where something depends on the values 
 masked, the masked ones are given their prior, which changes nothing for the others either.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -26,7 +26,7 @@ _at_rest: ContextVar[bool] = ContextVar("at_rest", default=False)
 
 
 @contextmanager
-def at_rest() -> Any:
+def at_rest() -> Iterator[None]:
     """A block in which values that are integrated out are not drawn: only densities are wanted."""
     token = _at_rest.set(True)
     try:
