@@ -343,7 +343,8 @@ class Fit:
     def predict(self, data: Any = None, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
         """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.
 
-        For a mixture, the probabilities of the row's component instead. `log_density` is the log
+        For a mixture, the probabilities of the row's component instead; where labels are known, the
+        fitted rows keep theirs, and new rows are described without theirs. `log_density` is the log
         posterior predictive density of the row, if the row has what was observed.
 
         Args:

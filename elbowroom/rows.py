@@ -23,6 +23,7 @@ from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.errors import DataError, ModelError, OptionError
 from elbowroom.guides.space import Unobserved
 from elbowroom.models import ROWS, get_model, model_summaries
+from elbowroom.models._columns import codes
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, checked_seed
 from elbowroom.problem.row_batches import some_rows
@@ -246,7 +247,9 @@ def _own_table(fit: FittedModel, values: Tensor) -> pd.DataFrame:
 def _known_columns(fit: FittedModel) -> list[str]:
     """The columns that rows are made from, where a model has any."""
     labels = fit.problem.prepared.coords.get("known", ())
-    return list(dict.fromkeys(str(label).partition("=")[0] for label in labels))
+    return _labelled_column(fit) + list(
+        dict.fromkeys(str(label).partition("=")[0] for label in labels)
+    )
 
 
 def _rows(fit: FittedModel, arguments: Mapping[str, Any]) -> int:
@@ -305,7 +308,8 @@ def _taken(fit: FittedModel, arguments: Mapping[str, Any], index: Tensor) -> dic
     made, dims, observed = dict(arguments), fit.problem.prepared.dims, fit.problem.observed
     for name, value in made.items():
         own = dims.get(name, ())
-        if name == observed or (own and own == dims.get(observed)):
+        told = name in (observed, fit.problem.model.labels)
+        if told or (own and own == dims.get(observed)):
             made[name] = None
         elif isinstance(value, Tensor) and own and own[0] == ROWS:
             made[name] = value[index.to(value.device)]
@@ -344,13 +348,47 @@ def generate(
         if problem.space.rows_only:
             return _beside(known, _table(fit, _made(fit, free, arguments, expected)))
         sites = {} if prior else fit.global_sites()
-        rows = []
+        asked, columns = _of_label(fit, given), _labelled_column(fit)
+        rows, labels = [], []
         for i in range(count):
             picked = torch.randint(len(next(iter(sites.values()))), ()) if sites else None
             values = {name: value[picked].to(problem.device) for name, value in sites.items()}
-            model = poutine.condition(free, data=values)
-            rows.append(_made(fit, model, _new_rows(fit, index[i : i + 1])[0], expected))
-        return _table(fit, torch.cat(rows))
+            model: Any = poutine.condition(free, data={**values, **asked})
+            arguments = _new_rows(fit, index[i : i + 1])[0]
+            if columns:
+                trace: Any = poutine.trace(model).get_trace(**arguments)
+                labels.append(_label(fit, int(trace.nodes[problem.model.predicts]["value"])))
+                model = poutine.replay(model, trace=trace)
+            rows.append(_made(fit, model, arguments, expected))
+        made = _table(fit, torch.cat(rows))
+        return _beside(pd.DataFrame(dict.fromkeys(columns, labels)), made)
+
+
+def _labelled_column(fit: FittedModel) -> list[str]:
+    """The column that tells the discrete site of some rows, where the fit has one."""
+    problem = fit.problem
+    own = problem.prepared.columns.get(problem.model.labels or "")
+    return [] if own is None else [str(own)]
+
+
+def _label(fit: FittedModel, value: int) -> Any:
+    """What that column says of a value of the site; None where no label has it."""
+    levels = fit.problem.arguments["levels"]
+    return levels[value] if value < len(levels) else None
+
+
+def _of_label(fit: FittedModel, given: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """The discrete site of a row with a label that is given, (1,).
+
+    Raises:
+        DataError: If the label did not occur in the fitted rows.
+    """
+    for name in _labelled_column(fit):
+        if name in (given or {}):
+            label = pd.Series([str((given or {})[name])], name=name)
+            levels = list(map(str, fit.problem.arguments["levels"]))
+            return {fit.problem.model.predicts: codes(label, levels).to(fit.problem.device)}
+    return {}
 
 
 def _near(fit: FittedModel, count: int, data: Any, expected: bool, seed: int) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from elbowroom.guides import Start, register
 from elbowroom.guides.auto import sample_normal
 from elbowroom.guides.families import sample_site, scales
 from elbowroom.guides.space import LatentSpace
-from elbowroom.models.gaussian_mixture import starts
+from elbowroom.models.gaussian_mixture import allowed, starts
 
 CONCENTRATION = 20.0
 """The Dirichlet's total concentration for each component, where a guide begins."""
@@ -128,6 +128,9 @@ def local(space: LatentSpace, start: Start) -> Callable[..., Any]:
                 lambda: initial_logits(values, arguments),
                 event_dim=1,
             )
+            if arguments.get("labels") is not None:
+                known = pyro.subsample(arguments["labels"], event_dim=0)
+                logits = logits + allowed(known, arguments["components"])
             pyro.sample("assignments", dist.Categorical(logits=logits), infer=ASSIGNMENTS)
 
     return guide
@@ -174,6 +177,8 @@ class MixtureSteps:
             density of the rows and their components, which no step lowers either (Celeux and
             Govaert, 1992, "A classification EM algorithm for clustering and two stochastic
             versions").
+        left: Minus infinity where a row has the label of another component, else zero, (rows,
+            components).
     """
 
     arguments: Mapping[str, Any]
@@ -182,6 +187,7 @@ class MixtureSteps:
     units: float
     whole: Tensor | None
     hard: bool = False
+    left: Tensor | None = None
 
     @classmethod
     def of(
@@ -209,7 +215,9 @@ class MixtureSteps:
             whole = torch.diag(whole.diagonal())
         singular = float(torch.linalg.eigvalsh(whole)[0]) < NARROWEST
         factor = None if singular else torch.linalg.cholesky(whole)
-        return cls(arguments, columns, scaled, units, factor, hard)
+        labels = arguments.get("labels")
+        left = None if labels is None else allowed(labels.cpu(), arguments["components"]).double()
+        return cls(arguments, columns, scaled, units, factor, hard, left)
 
     @property
     def rows(self) -> int:
@@ -227,14 +235,15 @@ class MixtureSteps:
         return found
 
     def _joint(self, values: Components) -> Tensor:
-        """Log p(row, component), (rows, components)."""
+        """Log p(row, component), and its label if it has one, (rows, components)."""
         factor = torch.linalg.cholesky(values.covariances)  # (components, columns, columns)
         apart = self.x - values.means.unsqueeze(1)  # (components, rows, columns)
         standard = torch.linalg.solve_triangular(factor, apart.mT, upper=False)
         log_determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         columns = self.x.shape[1]
         log_density = -0.5 * (standard.square().sum(1) + columns * LOG_TWO_PI).T - log_determinant
-        return log_density + values.weights.log()
+        joint = log_density + values.weights.log()
+        return joint if self.left is None else joint + self.left
 
     def expect(self, values: Components) -> Tensor:
         """The responsibilities: each row's probabilities of the components, (rows, components)."""
@@ -289,12 +298,16 @@ class MixtureSteps:
         )
 
     def _named(self, values: Components, number: int) -> str:
-        """A component by its number among those in the order of the first column, and its mean."""
-        at = values.means[:, 0]
+        """A component by its label, or its number in the order of the first column and its mean."""
+        levels = self.arguments.get("levels", ())
+        if number < len(levels):
+            return f"component '{levels[number]}'"
+        number, at = number - len(levels), values.means[len(levels) :, 0]
         rank = int((at < at[number]).sum()) + 1
         centre, spread = (float(self.arguments[name][0]) for name in ("centre", "spread"))
         mean = centre + spread * float(at[number])
-        return f"component {rank} of {len(at)}, at {self.columns[0]} {mean:.4g},"
+        kind = "unlabelled component" if levels else "component"
+        return f"{kind} {rank} of {len(at)}, at {self.columns[0]} {mean:.4g},"
 
     def sites(self, values: Components) -> dict[str, Tensor]:
         """The model's sites, in scaled columns."""
@@ -320,9 +333,15 @@ class MixtureSteps:
         named = f"{self._named(values, few[0])} rests on only {rows:.1f} rows"
         others = f"; so do {len(few) - 1} more" if len(few) > 1 else ""
         return [
-            f"{named}{others}. A component of so few rows may be chance: give fewer --components, "
-            "or --guide map."
+            f"{named}{others}. A component of so few rows may be chance: {self._more_rows}, or "
+            "--guide map."
         ]
+
+    @property
+    def _more_rows(self) -> str:
+        """How a component gets more of them."""
+        fewer = self.arguments["components"] > len(self.arguments.get("levels", ()))
+        return "give fewer --components" if fewer else "label more rows"
 
     @property
     def remedy(self) -> str:
@@ -330,7 +349,7 @@ class MixtureSteps:
         simpler = {"full": "diagonal", "diagonal": "spherical"}
         kind = simpler.get(self.arguments["covariance_type"])
         other = f"--covariance-type {kind}, " if kind else ""
-        return f"give fewer --components, {other}or --guide map, whose priors prevent this."
+        return f"{self._more_rows}, {other}or --guide map, whose priors prevent this."
 
 
 @register(

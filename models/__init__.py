@@ -84,8 +84,10 @@ class Model:
         dataset: The bundled dataset of the examples, or the arguments that a module holds itself.
         internal: Latent sites that the user sees through a deterministic site in their own units.
         starts: `starts(arguments, count, seed)` gives initial values of sites, best guess first.
-        canonical: `canonical(sites, reference)` relabels exchangeable parts of every draw to
-            agree with the reference's, or orders them where there is no reference.
+        canonical: `canonical(sites, reference, arguments)` relabels exchangeable parts of every
+            draw to agree with the reference's, or orders them where there is no reference.
+        labels: The argument that tells the site `predicts` in some rows, if there is one. New rows
+            are described and made without it.
         in_units: `in_units(values, arguments)` gives predicted values in the user's units, where
             the site is in others.
         images: `images(arguments)` gives the shape of the images that rows are, height first, and
@@ -116,6 +118,7 @@ class Model:
     internal: tuple[str, ...] = ()
     starts: Callable[[Mapping[str, Any], int, int], list[dict[str, Any]]] | None = None
     canonical: Callable[..., dict[str, Any]] | None = None
+    labels: str | None = None
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
     images: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], float] | None] | None = None
     code_in: Callable[[Any], str | None] | None = None

@@ -1,6 +1,7 @@
 """Which column is the response, and which are the predictors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,37 @@ def response_column(table: pd.DataFrame, given: str | None, hint: str) -> str:
 
 LISTED = 20
 """Labels in a message."""
+MOST_CLASSES = 100
+"""More different values than any column of classes has."""
+
+
+def without_blanks(column: pd.Series) -> pd.Series:
+    """A column in whose blank cells a value is missing.
+
+    Example:
+        >>> without_blanks(pd.Series(["a", " ", None])).isna().tolist()
+        [False, True, True]
+    """
+    blank = np.array([isinstance(cell, str) and not cell.strip() for cell in column], dtype=bool)
+    return column.mask(blank)
+
+
+def levels_of(column: pd.Series) -> list[Any]:
+    """The different values of a column, but for missing ones: numbers as floats, by their size.
+
+    Those of a categorical column have its order, others that of the alphabet.
+
+    Example:
+        >>> levels_of(pd.Series([2, None, 1])), levels_of(pd.Series(["b", "a", None]))
+        ([1.0, 2.0], ['a', 'b'])
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        there = set(column.dropna())
+        return [level for level in column.cat.categories if level in there]
+    distinct = column.dropna().unique()
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return sorted(float(each) for each in distinct)
+    return sorted(distinct, key=str)
 
 
 def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:

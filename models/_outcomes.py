@@ -12,11 +12,15 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Prepared, Training
-from elbowroom.models._columns import cells, indicators, predictor_columns, response_column
+from elbowroom.models._columns import (
+    MOST_CLASSES,
+    cells,
+    indicators,
+    predictor_columns,
+    response_column,
+)
 from elbowroom.models._options import Exclude
 
-MOST_CLASSES = 100
-"""More different values than any response of classes has."""
 SCALING = ("centre", "spread", "response_centre", "response_spread")
 
 

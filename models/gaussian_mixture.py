@@ -16,9 +16,14 @@ covariances; a spherical one has one t for all columns. The assignments z are a 
 can be summed over, or drawn from a guide. The components are numbered by the posterior mean of
 their first column, smallest first, and every draw is matched to that numbering. Reported, in the
 user's units: `weights`, `means`, `standard_deviations` and, for full ones, `covariances`.
+
+With `--labels COLUMN`, z[i] is known where the cell is not blank (a supervised mixture; Nigam et
+al., 2000, "Text classification from labeled and unlabeled documents using EM"). The components then
+have the labels' names and order, and only those beyond are numbered.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -29,14 +34,22 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans, kmeans_plusplus
 from torch import Tensor
 
 from elbowroom.data.bundled import load_dataset
-from elbowroom.data.tables import align_columns, numeric_columns
-from elbowroom.errors import OptionError
+from elbowroom.data.tables import align_columns, named_columns, numeric_columns
+from elbowroom.errors import DataError, OptionError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
-from elbowroom.models._columns import cells, varying
+from elbowroom.models._columns import (
+    LISTED,
+    MOST_CLASSES,
+    cells,
+    levels_of,
+    varying,
+    without_blanks,
+)
 from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import groups
 
@@ -45,13 +58,32 @@ from elbowroom.models._recipes import groups
 class Options:
     """Options of `gaussian_mixture`."""
 
-    components: Annotated[int, Field(ge=1, description="number of components, K")] = 3
+    components: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="number of components, K; by default 3, or with --labels one a label",
+        ),
+    ] = None
     covariance_type: Annotated[
         Literal["full", "diagonal", "spherical"],
         Field(description="covariance of each component: full, diagonal or spherical"),
     ] = "full"
+    labels: Annotated[
+        str | None,
+        Field(
+            description="column that names the component of the rows in which it is known; in the "
+            "others its cells are blank"
+        ),
+    ] = None
     columns: Columns = None
     exclude: Exclude = ()
+
+
+COMPONENTS = 3
+"""K, where neither labels nor the user tell it."""
+LLOYD = 100
+"""Steps of k-means with labels, at most."""
 
 
 def gaussian_mixture(
@@ -61,6 +93,8 @@ def gaussian_mixture(
     rows: int,
     components: int,
     covariance_type: str,
+    labels: Tensor | None = None,
+    levels: tuple[str | int, ...] = (),
     batch_size: int | None = None,
 ) -> None:
     """The Pyro model.
@@ -72,6 +106,8 @@ def gaussian_mixture(
         rows: The number of rows.
         components: K.
         covariance_type: "full", "diagonal" or "spherical".
+        labels: Each row's component, -1 where it is unknown, (rows,); None if all are.
+        levels: What the labels are called: the names of the first components.
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     columns = len(centre)
@@ -98,9 +134,15 @@ def gaussian_mixture(
         pyro.deterministic("covariances", scale_tril @ scale_tril.mT)
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         batch = None if x is None else pyro.subsample(x, event_dim=1)
-        assignments = pyro.sample(
-            "assignments", dist.Categorical(weights), infer={"enumerate": "parallel"}
-        )
+        chances = dist.Categorical(weights)
+        if labels is not None:
+            # A label has its weight as its probability, and leaves its row one component.
+            least = torch.finfo(weights.dtype).tiny
+            known = pyro.subsample(labels, event_dim=0)
+            left = weights.clamp_min(least).log() + allowed(known, components)
+            pyro.factor("labels", left.logsumexp(-1))
+            chances = dist.Categorical(logits=left)
+        assignments = pyro.sample("assignments", chances, infer={"enumerate": "parallel"})
         likelihood = (
             dist.MultivariateNormal(means[assignments], scale_tril=scale_tril[assignments])
             if full
@@ -109,22 +151,53 @@ def gaussian_mixture(
         pyro.sample("x", likelihood, obs=batch)
 
 
+def allowed(labels: Tensor, components: int) -> Tensor:
+    """Zero where a row may be of a component, and minus infinity elsewhere, (rows, components).
+
+    Args:
+        labels: Each row's component, -1 where it is unknown, (rows,).
+        components: K.
+
+    Example:
+        >>> allowed(torch.tensor([1, -1]), 2)
+        tensor([[-inf, 0.],
+                [0., 0.]])
+    """
+    each = torch.arange(components, device=labels.device)
+    other = (labels.unsqueeze(-1) != each) & (labels >= 0).unsqueeze(-1)
+    return torch.zeros(other.shape, device=labels.device).masked_fill(other, -torch.inf)
+
+
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 
+    New rows are described by their columns alone: a label among them is not looked at, so that
+    predictions can be compared with it.
+
     Raises:
         DataError: If a column cannot be used; the message names it.
-        OptionError: If there are more components than rows.
+        OptionError: If there are more components than rows, or fewer than labels.
     """
     spherical = options.covariance_type == "spherical"
     source = table if training is None else training.table
-    used, doubts = varying(source, options.columns, options.exclude)
+    labels, exclude = None, options.exclude
+    levels: tuple[str | int, ...] = ()
+    if options.labels is not None:
+        labels, levels = _labelled(source, options)
+        exclude = tuple(dict.fromkeys((*exclude, options.labels)))
+    components = options.components or len(levels) or COMPONENTS
+    used, doubts = varying(source, options.columns, exclude)
+    if labels is not None and components > len(levels) and bool((labels >= 0).all()):
+        doubts += (
+            f"Every row has one of the {len(levels)} labels, so that the other "
+            f"{components - len(levels)} of the {components} components have no rows.",
+        )
     if training is None:
         chosen = numeric_columns(used)
-        if options.components > len(chosen):
+        if components > len(chosen):
             raise OptionError(
-                f"--components {options.components} is more than the {len(chosen)} rows of the "
-                "table; give a smaller number."
+                f"--components {components} is more than the {len(chosen)} rows of the table; "
+                "give a smaller number."
             )
         x = cells(chosen)  # (rows, columns)
         centre, spread = x.mean(0), x.std(0)
@@ -140,11 +213,14 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "centre": centre,
             "spread": spread,
             "rows": len(x),
-            "components": options.components,
+            "components": components,
             "covariance_type": options.covariance_type,
+            "labels": labels if training is None else None,
+            "levels": levels,
         },
         dims={
             "x": (ROWS, "column"),
+            "labels": (ROWS,),
             "centre": ("column",),
             "spread": ("column",),
             "assignments": (ROWS,),
@@ -156,15 +232,70 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         coords={
             "column": list(chosen.columns),
             "other_column": list(chosen.columns),
-            "component": list(range(options.components)),
+            "component": _names(levels, components),
         },
-        columns={"x": tuple(chosen.columns)},
+        columns={
+            "x": tuple(chosen.columns),
+            **({} if options.labels is None else {"labels": options.labels}),
+        },
         doubts=doubts,
     )
 
 
+def _labelled(
+    source: pd.DataFrame, options: Options
+) -> tuple[Tensor | None, tuple[str | int, ...]]:
+    """The number of each fitted row's component, -1 where it is unknown, and their names.
+
+    Raises:
+        DataError: If there is no such column, all of its cells are blank, or they are no labels.
+        OptionError: If the column is among those that the components describe, or there are fewer
+            components than labels.
+    """
+    assert options.labels is not None
+    (name,) = named_columns(source, "labels", options.labels)
+    if name in (options.columns or ()):
+        raise OptionError(f"'{name}' is in --labels; leave it out of --columns.")
+    column = without_blanks(source[name])
+    found = levels_of(column)
+    if not found:
+        raise DataError(
+            f"--labels {name}: the column is blank in every row; label some rows, or leave "
+            "--labels out."
+        )
+    numbers = all(isinstance(level, float) for level in found)
+    whole = not numbers or all(level == int(level) for level in found)
+    if not whole or len(found) > MOST_CLASSES:
+        raise DataError(
+            f"--labels {name}: the column has {len(found)} different values, such as {found[0]}; "
+            f"labels are text or whole numbers, of at most {MOST_CLASSES} kinds. Give the column "
+            "with the labels."
+        )
+    if options.components is not None and options.components < len(found):
+        listed = ", ".join(map(str, found[:LISTED])) + ", …" * (len(found) > LISTED)
+        raise OptionError(
+            f"--components {options.components} is fewer than the {len(found)} labels of column "
+            f"'{name}' ({listed}); give {len(found)} or more, or leave --components out."
+        )
+    place = {level: k for k, level in enumerate(found)}
+    codes = torch.tensor([-1 if pd.isna(cell) else place[cell] for cell in column])
+    return codes, tuple(int(level) if numbers else str(level) for level in found)
+
+
+def _names(levels: tuple[str | int, ...], components: int) -> list[str | int]:
+    """Of the components: the labels, and numbers for those without one."""
+    beyond = components - len(levels)
+    if not levels or not beyond:
+        return [*levels, *range(beyond)]
+    if beyond == 1:
+        return [*map(str, levels), "unlabelled"]
+    return [*map(str, levels), *(f"unlabelled {k + 1}" for k in range(beyond))]
+
+
 def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str, Tensor]]:
     """Initial values from k-means with different seeds, smallest inertia first.
+
+    Rows with a label are in its component.
 
     Args:
         arguments: The model's arguments.
@@ -176,22 +307,22 @@ def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str
     """
     centre, spread = arguments["centre"], arguments["spread"]
     data = ((arguments["x"] - centre) / spread).double().cpu().numpy()  # (rows, columns)
-    components, spherical = arguments["components"], arguments["covariance_type"] == "spherical"
-    fits = [KMeans(components, n_init=1, random_state=seed + i).fit(data) for i in range(count)]
+    spherical = arguments["covariance_type"] == "spherical"
+    grouped = [_grouped(data, arguments, seed + i, varied=i > 0) for i in range(count)]
     values = []
-    for fit in sorted(fits, key=lambda fit: fit.inertia_):
-        order = np.argsort(fit.cluster_centers_[:, 0])
-        groups = [data[fit.labels_ == k] for k in order]
+    for number, centres, _ in sorted(grouped, key=lambda found: found[2]):
+        groups = [data[number == k] for k in range(len(centres))]
         share = np.array([len(group) + 1.0 for group in groups])
         # A group of one row has no spread: a tenth of the column's keeps the start finite.
-        scales = np.stack([np.sqrt(group.var(0) + 0.01) for group in groups])
+        variances = [group.var(0) if len(group) else data.var(0) for group in groups]
+        scales = np.sqrt(np.stack(variances) + 0.01)
         if spherical:
             scales = np.sqrt((scales**2).mean(1, keepdims=True))
-        identity = torch.eye(data.shape[1]).expand(components, -1, -1)
+        identity = torch.eye(data.shape[1]).expand(len(centres), -1, -1)
         values.append(
             {
                 "weights": torch.as_tensor(share / share.sum()).to(centre),
-                "standardised_means": torch.as_tensor(fit.cluster_centers_[order]).to(centre),
+                "standardised_means": torch.as_tensor(centres).to(centre),
                 "standardised_scales": torch.as_tensor(scales).to(centre),
                 "correlation_cholesky": identity.to(centre),
             }
@@ -199,28 +330,84 @@ def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str
     return values
 
 
+def _grouped(
+    data: np.ndarray, arguments: Mapping[str, Any], seed: int, varied: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Groups of rows by k-means; a row with a label stays in its group.
+
+    Basu, Banerjee and Mooney, 2002, "Semi-supervised clustering by seeding". Groups without a
+    label come after the others, in the order of their first column.
+
+    Args:
+        data: Scaled rows, (rows, columns).
+        arguments: Of the model.
+        seed: Of the random numbers.
+        varied: Whether the group of a label begins at one of its rows, not at their mean.
+
+    Returns:
+        The number of each row's group, (rows,), the groups' centres, (components, columns), and the
+        sum of squared distances from them.
+    """
+    components, levels = arguments["components"], len(arguments.get("levels", ()))
+    labels = np.full(len(data), -1)
+    if levels:
+        labels = arguments["labels"].cpu().numpy()
+    free = labels < 0
+    if not levels:
+        fit = KMeans(components, n_init=1, random_state=seed).fit(data)
+        number, centres = fit.labels_, fit.cluster_centers_
+    else:
+        random = np.random.default_rng(seed)
+        own = [data[labels == k] for k in range(levels)]
+        begin = [random.choice(each) if varied else each.mean(0) for each in own]
+        if components > levels:
+            among = data[free] if free.sum() >= components - levels else data
+            begin += [*kmeans_plusplus(among, components - levels, random_state=seed)[0]]
+        number, centres = labels, np.array(begin)
+        for _ in range(LLOYD):
+            nearest = cdist(data, centres).argmin(1)
+            before, number = number, np.where(free, nearest, labels)
+            if (before == number).all():
+                break
+            held = [data[number == k] for k in range(components)]
+            centres = np.array(
+                [each.mean(0) if len(each) else centre
+                 for each, centre in zip(held, centres, strict=True)]
+            )  # fmt: skip
+    order = np.concatenate([np.arange(levels), levels + centres[levels:, 0].argsort()])
+    inertia = float(np.square(data - centres[number]).sum())
+    return order.argsort()[number], centres[order], inertia
+
+
 def canonical(
-    sites: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
+    sites: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor] | None,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """Renumbers the components of every draw.
+    """Renumbers the components of every draw; those that have a label stay in their place.
 
     Args:
         sites: Draws of the latent sites, each (draws, ...).
         reference: Draws already in canonical order, whose mean the components are matched to by
             the Hungarian method; None orders these draws' own mean by the first column.
+        arguments: Of the model.
 
     Returns:
         The same draws with their components renumbered.
     """
-    means = sites["standardised_means"]  # (draws, components, columns)
+    levels = len(arguments.get("levels", ()))
+    means = sites["standardised_means"][:, levels:]  # (draws, components without a label, columns)
+    if means.shape[1] < 2:
+        return dict(sites)
     if reference is None:
         target = means.mean(0)
         target = target[target[:, 0].argsort()]
     else:
-        target = reference["standardised_means"].mean(0)
+        target = reference["standardised_means"][:, levels:].mean(0)
     distances = torch.cdist(target.expand_as(means), means).double().cpu().numpy()
     orders = np.stack([linear_sum_assignment(distance)[1] for distance in distances])
-    order = torch.as_tensor(orders, device=means.device)  # (draws, components)
+    in_place = np.tile(np.arange(levels), (len(orders), 1))
+    order = torch.as_tensor(np.concatenate([in_place, levels + orders], 1), device=means.device)
     renumbered = dict(sites)
     for name, values in sites.items():
         if name == "assignments":  # (draws, rows): the inverse permutation of each label
@@ -304,6 +491,7 @@ register(
         internal=("standardised_means", "standardised_scales", "correlation_cholesky"),
         starts=starts,
         canonical=canonical,
+        labels="labels",
         verbs=("generate", "score", "embed", "impute"),
         normals=normals,
         recipe=Recipe(groups, {"components": 2, "restarts": 2}),

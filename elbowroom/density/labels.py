@@ -8,8 +8,8 @@ their mean, where q̄ is the mean of q over the K! relabellings of a point: p is
 using bridge sampling techniques").
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
 from math import lgamma
 
@@ -32,6 +32,8 @@ class Relabelling:
     """Random points at which a permutation is tried."""
     alike: float = 0.1
     """The distance, in sds, up to which a relabelled mode is the same mode."""
+    few: int = 20
+    """The most parts of which some alone are looked for: each pair of neighbours is exchanged."""
     apart: float = 10.0
     """Nats from a mode down to the middle between it and a relabelled one, from which they are
     separate."""
@@ -42,17 +44,31 @@ RELABELLING = Relabelling()
 
 @dataclass(frozen=True)
 class Labels:
-    """K parts that can be put in any order without a change of the density.
+    """Parts that can be put in any order without a change of the density.
 
     Attributes:
         density: The log density.
-        count: K.
+        length: How many parts there are, those that keep their place among them.
         axes: For each site that holds them, the axes of its value along which they lie.
+        first: The first of those that can be put in any order, which stand beside each other.
+        last: The one after the last of them.
     """
 
     density: Density
-    count: int
+    length: int
     axes: dict[str, tuple[int, ...]]
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        """How many can be put in any order, K."""
+        return self.last - self.first
+
+    def in_place(self, order: Sequence[int]) -> tuple[int, ...]:
+        """An order of these, counted from 0, as one of all parts."""
+        others = range(self.last, self.length)
+        return (*range(self.first), *(self.first + each for each in order), *others)
 
     @property
     def log_orders(self) -> float:
@@ -62,7 +78,7 @@ class Labels:
     def relabelled(
         self, points: np.ndarray, order: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unconstrained points, (n, D), with their parts in another order.
+        """Unconstrained points, (n, D), with the parts in another order, one of all of them.
 
         Returns:
             The points, and the log of the volume that the change gives to a unit of it, (n,).
@@ -84,7 +100,7 @@ class Labels:
         """Whether the density is the same at some points with their parts in other orders."""
         plain = self.density.value(points)
         orders = [(1, 0, *range(2, self.count)), (*range(1, self.count), 0)]
-        for order in orders:
+        for order in map(self.in_place, orders):
             moved, volumes = self.relabelled(points, order)
             with np.errstate(invalid="ignore"):
                 gaps = np.abs(self.density.value(moved) - volumes - plain)
@@ -99,7 +115,7 @@ class Labels:
             for j in range(i):
                 order = [*range(self.count)]
                 order[i], order[j] = j, i
-                found.append(tuple(order))
+                found.append(self.in_place(order))
         return found
 
 
@@ -133,17 +149,38 @@ def labels_of(density: Density, centre: np.ndarray, scales: np.ndarray) -> list[
         # A square matrix of each part has other axes of the same length.
         for kept in (slice(None), slice(1)):
             axes = {name: each[kept] for name, each in every.items() if each}
-            labels = Labels(density, size, axes)
             try:
-                if not labels.hold(points):
-                    continue
+                groups = _exchangeable(Labels(density, size, axes, 0, size), points)
             except (RuntimeError, ValueError, NotImplementedError):  # of a transform's inverse
                 continue
-            moved = [labels.relabelled(centre[None], order)[0][0] for order in labels.exchanges()]
-            if any((np.abs(each - centre) > RELABELLING.alike * scales).any() for each in moved):
-                found.append(labels)
+            if not groups:
+                continue
+            for labels in groups:
+                orders = labels.exchanges()
+                moved = [labels.relabelled(centre[None], order)[0][0] for order in orders]
+                if any((np.abs(m - centre) > RELABELLING.alike * scales).any() for m in moved):
+                    found.append(labels)
             break
     return found
+
+
+def _exchangeable(whole: Labels, points: np.ndarray) -> list[Labels]:
+    """All parts, if they can be put in any order; else the runs of neighbours that can.
+
+    Some of the parts of a mixture may be named by labels of the data, and others not.
+    """
+    if whole.hold(points):
+        return [whole]
+    runs: list[Labels] = []
+    first = 0
+    if whole.length <= RELABELLING.few:
+        for last in range(1, whole.length + 1):
+            pair = replace(whole, first=last - 1, last=last + 1)
+            if last == whole.length or not pair.hold(points):
+                if last - first > 1:
+                    runs.append(replace(whole, first=first, last=last))
+                first = last
+    return runs
 
 
 def log_orders_apart(labels: Labels, mode: np.ndarray, precision: np.ndarray) -> float | None:
@@ -168,7 +205,7 @@ def log_mean_proposal(
         log_proposal: The log density of the proposal, (n, D) to (n,).
     """
     found = []
-    for order in permutations(range(labels.count)):
+    for order in map(labels.in_place, permutations(range(labels.count))):
         moved, volumes = labels.relabelled(points, order)
         found.append(log_proposal(moved) + volumes)
     return logsumexp(found, axis=0) - labels.log_orders

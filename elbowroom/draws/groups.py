@@ -187,7 +187,7 @@ def canonical_sites(
     """Draws with exchangeable parts in the model's canonical order."""
     if problem.model.canonical is None:
         return dict(sites)
-    return problem.model.canonical(sites, reference or None)
+    return problem.model.canonical(sites, reference or None, problem.arguments)
 
 
 def reported_quantities(

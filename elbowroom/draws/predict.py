@@ -60,9 +60,11 @@ def predict_rows(
     if target in problem.space.discrete:
         probabilities = assignments(problem.function, arguments, given, problem.space, count)
         shares = probabilities[target].numpy()  # (support, rows)
-        table = pd.DataFrame({target: shares.argmax(0)})
-        for k, row in enumerate(shares):
-            table[f"probability[{k}]"] = row
+        named = problem.prepared.coords.get("component", ())
+        names = list(named) if len(named) == len(shares) else list(range(len(shares)))
+        table = pd.DataFrame({target: [names[k] for k in shares.argmax(0)]})
+        for name, row in zip(names, shares, strict=True):
+            table[f"probability[{name}]"] = row
     elif classes:
         table = _classes(problem, arguments, sites, list(classes))
     else:

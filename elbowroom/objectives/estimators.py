@@ -20,6 +20,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import MultiFrameTensor, get_plate_stacks, is_identically_zero
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.overrides import TorchFunctionMode
 
 from elbowroom.errors import OptionError
 from elbowroom.guides.sites import GuideSites
@@ -300,6 +301,26 @@ def still(trace: poutine.Trace) -> poutine.Trace:
     return found
 
 
+class _ZerosForMissing(TorchFunctionMode):
+    """Puts zeros where a mask leaves numbers out: their sums are the same, and have fixed shapes.
+
+    Pyro's sums leave out values without probability, such as those that a label excludes.
+
+    Example:
+        >>> with _ZerosForMissing():
+        ...     torch.tensor([1.0, -torch.inf]).masked_select(torch.tensor([True, False]))
+        tensor([1., 0.])
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (Tensor.masked_select, torch.masked_select):
+            values, mask = args
+            return torch.where(mask, values, 0.0)
+        return function(*args, **(kwargs or {}))
+
+
 @register("trace_enum")
 class Summed(Objective):
     """The ELBO, summed over discrete sites instead of drawing them: `trace_enum`, Pyro's."""
@@ -313,7 +334,8 @@ class Summed(Objective):
         pyros = TraceEnum_ELBO(num_particles=self.particles, max_plate_nesting=self.nesting)
         if not torch.is_grad_enabled():
             return (torch.as_tensor(pyros.loss(model, guide, **arguments)),) * 2
-        loss = pyros.differentiable_loss(model, guide, **arguments)
+        with _ZerosForMissing():
+            loss = pyros.differentiable_loss(model, guide, **arguments)
         return loss.detach(), loss
 
 

@@ -146,3 +146,20 @@ def test_one_group_that_is_not_apart_is_enough_to_not_count_them_all() -> None:
     assert evidence == (-3.0, 0.2)
     assert note is not None
     assert "some labellings of the 2 and 3" in note
+
+
+def test_parts_that_labels_of_the_data_name_keep_their_place() -> None:
+    """Three parts, of which the last two can be exchanged: two labellings."""
+    found = landscape(TRIPLE)
+
+    def value(points: np.ndarray) -> np.ndarray:
+        named = multivariate_normal(TRIPLE[:1]).logpdf(points[:, :1])
+        return np.asarray(named + log_normals(points[:, 1:], TRIPLE[1:]))
+
+    found.density.value = value
+    (labels,) = exchangeable(found)
+    assert (labels.first, labels.last, labels.count) == (1, 3, 2)
+    evidence, note = of_all_labellings(found, (-3.0, 0.2))
+    assert evidence[0] == pytest.approx(-3.0 + np.log(2.0))
+    assert note is not None
+    assert "all labellings of the 2 exchangeable parts" in note
