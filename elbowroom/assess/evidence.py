@@ -130,7 +130,7 @@ class Remarks:
     """Sentences that decide nothing.
 
     Attributes:
-        doubts: What the model may be wrong for in these data.
+        doubts: What the model may be wrong for in these data, and an objective that is no bound.
         health: What the latents of rows carry.
         predictive: Statistics of the data that the model does not reproduce.
     """

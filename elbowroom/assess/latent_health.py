@@ -8,16 +8,20 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from scipy.special import logsumexp
 from torch import Tensor
 
 from elbowroom.draws.row_weights import plate_of_rows
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import FixedRows, LatentSpace, Plate, of_each_row, sample_sites
+from elbowroom.objectives.information import (
+    RowDensities,
+    is_standard_normal,
+    log_marginal,
+    single,
+)
 from elbowroom.problem.score import map_draws
 from elbowroom.recording.record import record_agreeing
 from elbowroom.recording.replay import BranchError
-from elbowroom.sizes import SIZES
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def latent_health(
     with torch.no_grad():
         prior = dict(sample_sites(poutine.trace(model).get_trace(**arguments)))
         own_form = dict(sample_sites(poutine.trace(guide).get_trace(**arguments)))
-    names = [name for name in space.local if _is_standard_normal(prior[name]["fn"])]
+    names = [name for name in space.local if is_standard_normal(prior[name]["fn"])]
     if not names:
         return _binary_health([n for n in space.local if _is_binary(prior[n]["fn"])], weighed)
     draws, rows = weighed.log_p.shape
@@ -121,7 +125,7 @@ def latent_health(
         "mutual_information_upper": min(upper, together),
         "inference_gap": float(gap.mean()),
     }
-    name, plain = names[0], isinstance(_single(own_form[names[0]]["fn"]), dist.Normal)
+    name, plain = names[0], isinstance(single(own_form[names[0]]["fn"]), dist.Normal)
     if amortised and space.local == (name,) and plain:
         # In order: Pyro leaves the rows of data as they are where a minibatch has all of them.
         picked = torch.randperm(rows)[: LATENTS.refitted_rows].sort().values
@@ -208,19 +212,7 @@ def _entropy(probability: Tensor) -> Tensor:
 
 
 def _is_binary(fn: Any) -> bool:
-    return isinstance(_single(fn), dist.Bernoulli)
-
-
-def _single(fn: Any) -> Any:
-    """The distribution of one number of a site."""
-    while isinstance(fn, (torch.distributions.Independent, dist.ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
-def _is_standard_normal(fn: Any) -> bool:
-    fn = _single(fn)
-    return isinstance(fn, dist.Normal) and bool((fn.loc == 0).all() and (fn.scale == 1).all())
+    return isinstance(single(fn), dist.Bernoulli)
 
 
 @dataclass(frozen=True)
@@ -265,22 +257,12 @@ def compared(
     )
     number = min(min(count, LATENTS.most_draws) * len(rows), max(100, LATENTS.pairs // len(rows)))
     owners, draws = np.arange(number) % len(rows), np.arange(number) // len(rows)
-    given = {**arguments, "batch_size": len(rows)}
     picked = {name: each[draws, rows[owners]] for name, each in weighed.sites.items()}
 
-    def given_each_row(drawn: dict[str, Tensor]) -> Tensor:
-        data = {
-            name: value.expand(len(rows), *value.shape).movedim(0, weighed.axes[name])
-            for name, value in drawn.items()
-        }
-        like = next(value for value in arguments.values() if isinstance(value, Tensor))
-        with FixedRows({plate.name: torch.as_tensor(rows, device=like.device)}):
-            conditioned = poutine.condition(guide, data=data)
-            return of_each_row(poutine.trace(conditioned).get_trace(**given), plate, names)
-
-    numbers = len(rows) * sum(value[0].numel() for value in picked.values())
+    like = next(value for value in arguments.values() if isinstance(value, Tensor))
+    densities = RowDensities(guide, arguments, plate, names, weighed.axes)
     with torch.no_grad():
-        log_q = map_draws(given_each_row, picked, max(1, SIZES.memory // numbers))
+        log_q = densities.given_each(picked, torch.as_tensor(rows, device=like.device))
     return Compared(log_q.double().cpu().numpy(), owners, draws, rows)
 
 
@@ -304,11 +286,10 @@ def mutual_information(log_q: np.ndarray, owners: np.ndarray) -> tuple[float, fl
         >>> round(lower, 3), round(upper, 3)  # log 2, and far more
         (0.693, 40.0)
     """
-    rows, each = log_q.shape[1], np.arange(len(owners))
-    own, others = log_q[each, owners], log_q.copy()
-    others[each, owners] = -np.inf
-    lower = own - logsumexp(log_q, axis=1) + np.log(rows)
-    upper = own - logsumexp(others, axis=1) + np.log(rows - 1)
+    densities, of_row = torch.as_tensor(log_q), torch.as_tensor(owners)
+    own = log_q[np.arange(len(owners)), owners]
+    lower = own - log_marginal(densities, of_row, 1 / log_q.shape[1]).numpy()
+    upper = own - log_marginal(densities, of_row, 0.0).numpy()
     by_row = np.bincount(owners, lower) / np.bincount(owners)
     error = float(by_row.std(ddof=1) / len(by_row) ** 0.5)
     return float(lower.mean()), error, float(upper.mean())

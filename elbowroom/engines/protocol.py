@@ -87,6 +87,7 @@ class Fitted:
         remarks: What a reader should know.
         remedy: What to do where the optimum was not reached, if more is known than usual.
         seeks_maximum: Whether it remains to be seen that the likelihood has a maximum there.
+        said: What the verdict tells of the objective, as sentences.
     """
 
     problem: Problem
@@ -105,6 +106,7 @@ class Fitted:
     remarks: tuple[str, ...] = ()
     remedy: str = ""
     seeks_maximum: bool = True
+    said: tuple[str, ...] = ()
 
 
 class Engine(Protocol):

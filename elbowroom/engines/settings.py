@@ -60,7 +60,7 @@ class Settings(StochasticOptions, DeterministicOptions, ExpectationOptions, Numb
             raise OptionError(
                 f"--elbo {self.elbo} needs several draws; give --particles 2 or more."
             )
-        if self.kl_warm_up and not objective.of_its_loss:
+        if self.kl_warm_up and objective.of_rows:  # whose guide learns from the model's rows
             raise OptionError(
                 f"--kl-warm-up changes the weight of the KL term, and --elbo {self.elbo} has no "
                 "KL term; leave --kl-warm-up out."

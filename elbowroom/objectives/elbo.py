@@ -11,7 +11,7 @@ from elbowroom.guides.sites import GuideSites
 from elbowroom.guides.space import LatentSpace, sample_sites, trace_model
 from elbowroom.objectives import get_objective, objectives
 from elbowroom.objectives.estimators import Graph, Objective, Sampled, Summed
-from elbowroom.options import option_names
+from elbowroom.options import flag, option_names
 
 Kind = type[Objective]
 
@@ -124,10 +124,13 @@ def choose_objective(
     Raises:
         OptionError: If the objective is wrong for the pair.
     """
-    requested = requested or _asked_by_option(given)
+    by_option = None if requested else _asked_by_option(given)
+    requested = requested or by_option
     if requested is not None:
         for refusal in refusals(get_objective(requested), space, sites):
-            raise OptionError(refusal)
+            options = option_names(get_objective(requested).options_kind) if by_option else []
+            asked = [f"{flag(name)}: " for name in options if name in given]
+            raise OptionError(f"{asked[0] if asked else ''}{refusal}")
         return requested, "as asked"
     left = min(_left_out(space, sites), default="")
     summed = min(sites.enumerable, default="")

@@ -99,6 +99,17 @@ class Objective:
         """The options nearest to the given ones with which it has no parameters of its own."""
         return options
 
+    @classmethod
+    def said(cls, options: Any) -> str:
+        """What a reader should know of a fit by it; empty where there is nothing."""
+        return ""
+
+    def goal(
+        self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Tensor:
+        """What is maximised, (), where it is no longer differentiated: mostly the ELBO."""
+        return -self.loss_and_surrogate(model, guide, arguments)[0]
+
     def loss_and_surrogate(
         self, model: Callable[..., Any], guide: Callable[..., Any], arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:

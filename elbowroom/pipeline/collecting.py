@@ -116,7 +116,7 @@ def collect(
         ),
         Gaps(all_modes=_of_all_modes(task, fitted, drawn, landscape)),
         tuple(weighed.unresolved),
-        Remarks(tuple(problem.prepared.doubts), drawn.said, tuple(missed)),
+        Remarks((*problem.prepared.doubts, *fitted.said), drawn.said, tuple(missed)),
         ladder=problem.model.engine is None,
         auto=task.auto,
         out_of_time=_out_of_time(task, drawn, landscape),

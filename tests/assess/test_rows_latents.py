@@ -182,7 +182,7 @@ def test_of_several_sites_those_count_that_are_standard_normal() -> None:
     ],
 )
 def test_a_standard_normal_is_one_at_every_number(fn: Any, standard: bool) -> None:
-    assert health._is_standard_normal(fn) is standard
+    assert health.is_standard_normal(fn) is standard
 
 
 # Draws of rows given other rows.

@@ -105,6 +105,7 @@ class Stochastic:
             finally:  # a network of the user's is left as it was
                 set_parameter_values(dict(pyro.get_param_store().named_parameters()), initial)
         cut = trained.status == "budget" and budget.over()
+        said = get_objective(name).said(settings.of_objective(name))
         notes = list(warnings)
         if trained.eager is not None:
             notes.append(
@@ -127,4 +128,5 @@ class Stochastic:
             point=guide.point or sites.point,
             remarks=tuple(notes),
             remedy="give a longer --time." if cut else "",
+            said=(said,) if said else (),
         )

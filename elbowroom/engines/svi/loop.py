@@ -218,8 +218,12 @@ class Optimisation:
                 parameters,
                 lambda: -self.evaluate.loss(held, HELD_OUT_SEED) / rows,
                 settings.patience,
+                "ELBO" if self.objective.of_its_loss else "objective",
             )
-        return Stationary(parameters, Movement(self.evaluate, self._draw_rows), settings.tolerance)
+        return Stationary(
+            parameters, Movement(self.evaluate, self._draw_rows), settings.tolerance,
+            self.objective.of_its_loss,
+        )  # fmt: skip
 
     def _draw_rows(self) -> Tensor | None:
         """The rows of a minibatch that is none of the run's."""

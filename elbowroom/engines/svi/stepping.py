@@ -208,9 +208,13 @@ class Step:
         """Whether the step is replayed."""
         return self.replay is not None
 
-    def _loss_and_surrogate(
-        self, rows: Tensor | None, size: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _loss_and_surrogate(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._at(self.objective.loss_and_surrogate, rows)
+
+    def _at(
+        self, evaluate: Callable[..., Any], rows: Tensor | None, size: int | None = None
+    ) -> Any:
+        """What is evaluated of the model, the guide and the arguments for some rows."""
         with ExitStack() as around:
             if self.autocast:
                 around.enter_context(BFloat16Layers())
@@ -219,10 +223,10 @@ class Step:
                 if self.warm_up is not None:
                     around.enter_context(warming.Weighed(warming.next_weight(self.warm_up)))
             if rows is None or self.plate is None:
-                return self.objective.loss_and_surrogate(self.model, self.guide, self.arguments)
+                return evaluate(self.model, self.guide, self.arguments)
             with FixedRows({self.plate.name: rows}):
                 given = {**self.arguments, "batch_size": size or self.size}
-                return self.objective.loss_and_surrogate(self.model, self.guide, given)
+                return evaluate(self.model, self.guide, given)
 
     def _inputs(self, rows: Tensor | None) -> list[Tensor]:
         """What a step takes: its rows, if there are any, and what the baselines keep."""
@@ -336,12 +340,12 @@ class Step:
         self.replay, self.reason = None, reason
 
     def loss(self, rows: Tensor | None, seed: int) -> float:
-        """The loss alone, at the noise of a seed."""
+        """Minus what is maximised, at the noise of a seed."""
         size = None if rows is None else len(rows)
         fork = torch.random.fork_rng(devices=self.parameters.cuda)
         with _unwarned(), fork, torch.no_grad():
             reseed(seed)
-            return float(self._loss_and_surrogate(rows, size)[0])
+            return -float(self._at(self.objective.goal, rows, size))
 
     def __call__(self, rows: Tensor | None = None) -> float:
         """The loss; its gradient is put into the parameters'."""

@@ -147,6 +147,7 @@ class Stationary:
         distance: Of two sets of parameters, as a multiple of a tolerance in posterior standard
             deviations; see `elbowroom.engines.svi.movement.Movement`.
         tolerance: Posterior standard deviations that a quantity may be off by.
+        rises: Whether the ELBO that it is told is what is maximised.
     """
 
     def __init__(
@@ -154,7 +155,9 @@ class Stationary:
         parameters: FlatParameters,
         distance: Distance,
         tolerance: float,
+        rises: bool = True,
     ) -> None:
+        self.rises = rises
         self.iterates = Iterates(parameters)
         self.distance, self.tolerance = distance, tolerance
         self.moves = False
@@ -194,7 +197,7 @@ class Stationary:
         if window is not None:
             return window, 1.0
         blocks = len(self.iterates.means) // 4 * 2
-        if blocks < ITERATES.fewest_blocks:
+        if not self.rises or blocks < ITERATES.fewest_blocks:
             return 0, 0.0
         found = trend(elbo[self._begun :], blocks * self.iterates.length // 2)
         return (blocks, 0.5) if found is not None and found.level else (0, 0.0)
@@ -243,7 +246,7 @@ class Stationary:
     def _is_worse(self, elbo: Sequence[float]) -> bool:
         """Whether the ELBO since the last look, and at those before, is below what it once was."""
         steps, self._seen = len(elbo) - self._seen, len(elbo)
-        if steps < STOPPING.few_steps:
+        if not self.rises or steps < STOPPING.few_steps:
             return False
         mean, error = level(elbo, steps)
         if mean - 2 * error > self.best:
@@ -302,13 +305,20 @@ class HeldOut:
 
     Args:
         parameters: That are optimised.
-        evaluate: The ELBO of the held-out rows, in nats per row, always at the same noise.
+        evaluate: What is maximised, of the held-out rows, in nats per row, always at the same
+            noise.
         patience: Looks without a rise after which the rate is cut.
+        what: What is evaluated is called.
     """
 
     def __init__(
-        self, parameters: FlatParameters, evaluate: Callable[[], float], patience: int
+        self,
+        parameters: FlatParameters,
+        evaluate: Callable[[], float],
+        patience: int,
+        what: str = "ELBO",
     ) -> None:
+        self.what = what
         self.parameters, self.evaluate, self.patience = parameters, evaluate, patience
         self.iterates: Iterates | None = None
         self.moves = False
@@ -321,12 +331,12 @@ class HeldOut:
     @property
     def found(self) -> str:
         """What was seen when the run converged."""
-        return "the ELBO of the held-out rows no longer rose"
+        return f"the {self.what} of the held-out rows no longer rose"
 
     @property
     def unmet(self) -> str:
         """What was not seen in its budget."""
-        return "the ELBO of the held-out rows may still rise"
+        return f"the {self.what} of the held-out rows may still rise"
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""
