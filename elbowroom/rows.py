@@ -367,8 +367,9 @@ def generate(
 def _labelled_column(fit: FittedModel) -> list[str]:
     """The column that tells the discrete site of some rows, where the fit has one."""
     problem = fit.problem
-    own = problem.prepared.columns.get(problem.model.labels or "")
-    return [] if own is None else [str(own)]
+    if problem.model.labels is None or problem.model.labels not in problem.prepared.columns:
+        return []
+    return [str(problem.prepared.columns[problem.model.labels])]
 
 
 def _label(fit: FittedModel, value: int) -> Any:

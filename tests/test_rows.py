@@ -65,7 +65,7 @@ class Made:
         self.point_parameters: dict[str, np.ndarray] = {"p": np.array(3.0)}
         self.asked: list[Any] = []
         declared = {
-            "name": "m", "predicts": "x", "in_units": None, "normals": None,
+            "name": "m", "predicts": "x", "in_units": None, "normals": None, "labels": None,
             "verbs": ("embed", "reconstruct", "generate", "interpolate", "manifold", "impute"),
         }  # fmt: skip
         declared.update({name: given.pop(name) for name in list(given) if name in declared})

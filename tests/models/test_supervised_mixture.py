@@ -194,6 +194,7 @@ def test_some_labels_name_the_components_and_new_rows_are_told_without_them() ->
     known, own = apart(0.7)["kind"], fit.predict()
     assert (own["assignments"] == known)[known.notna()].all()
     assert own["probability[low]"][known == "low"].to_numpy() == pytest.approx(1.0, abs=1e-12)
+    assert (predicted["probability[low]"][known == "low"] < 1 - 1e-6).all()
     made = fit.generate(40, seed=3)
     assert list(made) == ["kind", "x"]
     assert set(made["kind"]) == {"low", "side"}

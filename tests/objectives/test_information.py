@@ -20,7 +20,7 @@ from elbowroom.engines.svi.stepping import FlatParameters, Step
 from elbowroom.errors import ModelError, OptionError
 from elbowroom.guides.space import FixedRows, LatentSpace
 from elbowroom.objectives.elbo import make_objective
-from elbowroom.objectives.information import InfoMaxOptions, log_marginal
+from elbowroom.objectives.information import InfoMaxOptions, RowDensities, log_marginal
 from elbowroom.objectives.warm_up import Weighed
 from elbowroom.problem.isolation import isolated
 
@@ -183,6 +183,17 @@ def test_latents_at_several_sites_are_taken_together_and_noise_is_left_out() -> 
             torch.set_rng_state(state)
             each.append((float(goal) + found.loss(two, two_guide, x=X)) / len(X))
     close(np.array(each), exact)
+
+
+def test_densities_given_other_rows_are_those_of_the_encoder_whatever_their_weight() -> None:
+    plate = LatentSpace.of(model, {"x": X}).subsampled
+    assert plate is not None
+    rows, z = torch.tensor([4, 1, 2]), torch.tensor([-1.0, 0.5])
+    densities = RowDensities(guide, {"x": X}, plate, ["z"], {"z": 0})
+    with Weighed(torch.tensor(0.5)), torch.no_grad():
+        found = densities.given_each({"z": z}, rows)
+    each = torch.distributions.Normal(SLOPE * X[rows] + SHIFT, math.exp(LOG_WIDTH))
+    torch.testing.assert_close(found, each.log_prob(z[:, None]))
 
 
 def test_a_warm_up_of_the_divergence_leaves_the_information_as_it_is() -> None:

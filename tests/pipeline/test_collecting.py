@@ -412,7 +412,7 @@ def collected(
     fitted: Any = SimpleNamespace(
         problem=problem, trained=trained, engine=changed.get("by", "svi"), remedy="Try again.",
         point=changed.get("point", False), starts=(2, 3), gaussian=None, seeks_maximum=False,
-        guide=SimpleNamespace(steps=None),
+        guide=SimpleNamespace(steps=None), said=("No bound.",),
     )  # fmt: skip
     raw = WeightedDraws({}, np.array([-7.0, -8.0]), np.zeros(2))
     given = Drawn(raw, health={"active_units": 2}, said=("2 of 2 latents are active.",))
@@ -433,7 +433,7 @@ def test_evidence_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evidence.target == Target(0.03, "b +1.00", "The scale of 'y' is negative.")
     assert evidence.gaps.all_modes == (0.0, 0.0)
     assert evidence.unresolved == ()
-    assert evidence.remarks.doubts == ("Few rows.",)
+    assert evidence.remarks.doubts == ("Few rows.", "No bound.")
     assert evidence.remarks.health == ("2 of 2 latents are active.",)
     assert evidence.remarks.predictive == ("The model does not reproduce the mean of 'y'.",)
     assert evidence.ladder

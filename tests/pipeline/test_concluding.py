@@ -275,7 +275,8 @@ def test_exchangeable_parts_are_in_one_order_throughout(monkeypatch: pytest.Monk
     """Corrected and weighted draws follow the labels of the guide's own."""
     seen: list[Any] = []
 
-    def canonical(sites: Any, reference: Any) -> Any:
+    def canonical(sites: Any, reference: Any, arguments: Any) -> Any:
+        assert set(arguments) == {"y"}
         seen.append(None if reference is None else reference["mean"][0].item())
         return {name: values + 100 for name, values in sites.items()}
 
