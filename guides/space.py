@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from elbowroom.errors import ModelError, users_code
+from elbowroom.guides.dependence import discrete_dependence, shared_places
 from elbowroom.guides.parameters import PointParameters
 from elbowroom.guides.transforms import bijection
 
@@ -152,6 +153,8 @@ class LatentSpace:
         sites: The continuous latent sites, in the order of the model.
         discrete: Discrete latent sites, each with its plates.
         unweighted: Of these, the ones whose whole density `poutine.mask(mask=False)` takes out.
+        dependence: For each site, the discrete sites that its density depends on; None if that
+            cannot be told.
         observed: The observed sites' names.
         observed_plates: For each of them, its plates.
         deterministic_plates: For each deterministic site, the same.
@@ -184,9 +187,12 @@ class LatentSpace:
     location_scale: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     unweighted: tuple[str, ...] = ()
+    dependence: Mapping[str, frozenset[str]] | None = None
     sizes: tuple[int, ...] = field(init=False)
+    places: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "places", shared_places(self.dependence or {}))
         object.__setattr__(self, "sizes", tuple(prod(s.unconstrained_shape) for s in self.sites))
 
     @classmethod
@@ -220,6 +226,10 @@ class LatentSpace:
             else:
                 sites.append(_site(name, node, other.nodes.get(name), plates))
         parameters = PointParameters.of(trace)
+        with torch.random.fork_rng(devices=[]):
+            dependence = discrete_dependence(
+                lambda: trace_model(model, arguments), discrete, -1 - deepest
+            )
         if not sites and not discrete and not parameters.size:
             raise ModelError(
                 "the model has no latent site and no parameter: there is nothing to infer. Add a "
@@ -239,6 +249,7 @@ class LatentSpace:
             ),
             layers=tuple(seen.names),
             unweighted=tuple(name for name in discrete if trace.nodes[name]["mask"] is False),
+            dependence=dependence,
         )
 
     @property

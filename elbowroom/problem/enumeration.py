@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from elbowroom.guides.space import LatentSpace, Plate
-from elbowroom.problem.score import assignment_probabilities, supports
+from elbowroom.problem.score import Conditional, conditionals
 
 
 class OneOf(TorchDistribution):
@@ -49,31 +49,66 @@ class OneOf(TorchDistribution):
 def enumerated(model: Callable[..., Any], space: LatentSpace) -> Callable[..., Any]:
     """A guide that draws the discrete sites of a model from their exact posterior.
 
-    It draws one site after the other, each given those before it. Given what is outside a plate,
-    the values in it are independent, so the sites in fewer plates come first.
+    One run of the model gives each site's probabilities given those that are drawn before it.
 
     Args:
         model: A Pyro model without continuous latents.
         space: Its latent space.
     """
-    order = sorted(space.discrete, key=lambda name: len(space.discrete[name]))
 
     def guide(**arguments: Any) -> None:
-        known: dict[str, Tensor] = {}
+        with poutine.block():
+            parts = conditionals(model, arguments, {}, space)
+        places: dict[str, Tensor] = {}
         open_plates = space.plates(arguments)
-        for name in order:
-            with poutine.block():
-                values = supports(model, arguments, known, space)[name]
-                shares = assignment_probabilities(model, arguments, known, space)[name]
+        for name, part in parts.items():
             plates = space.discrete[name]
+            shares = _given(part, places, space).softmax(-1)
             with open_plates(plates):
-                known[name] = pyro.sample(name, OneOf(values, _in_place(shares, plates)))
+                drawn = pyro.sample(name, OneOf(part.values, _in_place(shares, plates)))
+            places[name] = _place(drawn, part.values)
 
     return guide
 
 
+def _given(part: Conditional, places: dict[str, Tensor], space: LatentSpace) -> Tensor:
+    """A site's log probabilities in all its plates, given the places of the values of others.
+
+    Args:
+        part: The site.
+        places: Of the values of the sites before it, each with a dim for each plate's dim.
+        space: The model's latent space.
+
+    Returns:
+        (plates' dims..., support); a plate in which they are the same may have size one.
+    """
+    dims = {plate.name: plate.dim for plates in space.discrete.values() for plate in plates}
+    deepest = -min((dims[name] for name in part.plates), default=0)
+    # The plates at their dims, in the order of these.
+    order = sorted(range(len(part.plates)), key=lambda i: dims[part.plates[i]])
+    found = part.log_prob.permute(*order, *range(len(order), part.log_prob.dim()))
+    at = {dims[part.plates[i]]: found.shape[k] for k, i in enumerate(order)}
+    shape = [at.get(dim, 1) for dim in range(-deepest, 0)]
+    found = found.reshape(*shape, *found.shape[len(order) :])
+    for i, name in enumerate(part.given):
+        rest = found.shape[found.dim() - len(part.given) + i - 1 :]
+        batch = torch.broadcast_shapes(places[name].shape, found.shape[: found.dim() - len(rest)])
+        index = places[name].expand(batch).reshape(*batch, *(1,) * len(rest))
+        found = found.expand(*batch, *rest)
+        found = found.gather(len(batch), index.expand(*batch, 1, *rest[1:])).squeeze(len(batch))
+    return found
+
+
+def _place(drawn: Tensor, values: Tensor) -> Tensor:
+    """Where among a site's values, (support, event...), the drawn ones are, (batch...)."""
+    events = values.dim() - 1
+    same = drawn.unsqueeze(-1 - events) == values
+    same = same.flatten(same.dim() - events).all(-1) if events else same
+    return same.to(torch.int64).argmax(-1)
+
+
 def _in_place(shares: Tensor, plates: tuple[Plate, ...]) -> Tensor:
-    """Probabilities (support, plates...) with each plate at its dim, (batch..., support)."""
+    """Probabilities (plates' dims..., support) in plates of full size."""
     at = {plate.dim: plate.size for plate in plates}
     shape = [at.get(dim, 1) for dim in range(min(at, default=0), 0)]
-    return shares.movedim(0, -1).reshape(*shape, len(shares))
+    return shares.expand(*shape, shares.shape[-1])

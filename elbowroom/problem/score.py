@@ -6,18 +6,24 @@ log probabilities, plates included (Obermeyer et al., 2019, "Tensor variable eli
 factor graphs").
 """
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from typing import Any, ClassVar
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
 from pyro.ops import special
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
@@ -25,9 +31,44 @@ from torch.overrides import TorchFunctionMode
 from elbowroom import budget
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace, sample_sites
+from elbowroom.problem.chains import log_total
 
 
-class _Enumerate(EnumMessenger):
+class _Enumerate(Messenger):
+    """Gives each discrete site all of its values, in a dim that no site near it has.
+
+    As Pyro's enumeration, but two sites share a dim where no density depends on both, whether or
+    not the model says so by `pyro.markov`. So rows, or steps of a chain, in a Python loop take as
+    many dims as one of them.
+
+    Args:
+        space: The model's latent space.
+    """
+
+    def __init__(self, space: LatentSpace) -> None:
+        super().__init__()
+        self.first = -1 - space.max_plate_nesting
+        self.dependence, self.places = space.dependence or {}, space.places
+        self.ids = {name: i for i, name in enumerate(self.places)}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if msg["done"] or not isinstance(fn, TorchDistributionMixin):
+            return
+        depends = self.dependence[name]
+        msg["infer"]["_dim_to_id"] = {self.first - self.places[n]: self.ids[n] for n in depends}
+        if msg["is_observed"] or name not in self.places:
+            return
+        dim = self.first - self.places[name]
+        support = fn.enumerate_support(expand=False)
+        value = support.reshape(len(support), *(1,) * (-1 - dim), *fn.event_shape)
+        if "_pyro_categorical_support" in vars(support):  # makes Categorical's density faster
+            vars(value).update(vars(support))
+        msg["infer"]["_enumerate_dim"] = dim
+        msg["value"], msg["done"] = value, True
+
+
+class _AsPyro(EnumMessenger):
     """Pyro's enumeration, under `vmap` too: there the base class may not look at a value."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -94,7 +135,8 @@ def _aligned(factors: list[Factor], names: tuple[Any, ...]) -> Tensor:
     return total
 
 
-def _joined(factors: list[Factor]) -> Factor:
+def _common(factors: list[Factor]) -> tuple[frozenset[str], Factor | None, tuple[Any, ...]]:
+    """The sites of factors that are multiplied, their scale, and their names."""
     names = tuple(dict.fromkeys(name for factor in factors for name in factor.names))
     sites = frozenset().union(*(factor.sites for factor in factors))
     scales = [factor.scale for factor in factors]
@@ -104,7 +146,7 @@ def _joined(factors: list[Factor]) -> Factor:
             "poutine.scale multiplies them by different numbers; put one poutine.scale around all "
             "of them."
         )
-    return Factor(_aligned(factors, names), names, sites, scales[0])
+    return sites, scales[0], names
 
 
 def _same(first: Factor | None, second: Factor | None) -> bool:
@@ -120,12 +162,18 @@ def _same(first: Factor | None, second: Factor | None) -> bool:
     return True
 
 
-def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) -> list[Factor]:
+def eliminate(
+    factors: list[Factor],
+    plates_of: Mapping[int, frozenset[str]],
+    joined: dict[int, Factor] | None = None,
+) -> list[Factor]:
     """Sums enumerated sites out, the most deeply plated first.
 
     Args:
         factors: Of the model.
         plates_of: For the id of each enumerated site, the plates it lies in.
+        joined: Filled with the product of factors that each site was summed out of, in the order
+            of the sums, the site's dim the last one; chains are summed over one by one then.
 
     Returns:
         Factors whose dims are all plates.
@@ -133,33 +181,166 @@ def eliminate(factors: list[Factor], plates_of: Mapping[int, frozenset[str]]) ->
     Raises:
         ModelError: If discrete sites lie in crossed plates, where no order of summing is right.
     """
-    remaining = set(plates_of)
-    while remaining:
-        # The deepest first; of those, the one whose joined factor has the fewest dims.
-        joined_names = {
-            index: {n for factor in factors if index in factor.names for n in factor.names}
-            for index in remaining
-        }
-        index = min(remaining, key=lambda i: (-len(plates_of[i]), len(joined_names[i])))
-        touching = []
-        for factor in factors:
-            if index in factor.names:
-                extra = {n for n in factor.names if isinstance(n, str)} - plates_of[index]
-                others = {n for n in factor.names if n in remaining and n != index}
-                if any(extra & plates_of[other] for other in others):
-                    raise ModelError(
-                        f"site '{min(factor.sites)}' depends on discrete sites in crossed plates "
-                        f"({', '.join(sorted(extra | plates_of[index]))}), which cannot be summed "
-                        "over; sample them in a hand-written guide."
-                    )
-                touching.append(factor.summed_over(extra))
-        rest = [factor for factor in factors if index not in factor.names]
-        joined = _joined(touching)
-        dim = joined.names.index(index)
-        names = tuple(name for name in joined.names if name != index)
-        factors = [*rest, replace(joined, log_prob=joined.log_prob.logsumexp(dim), names=names)]
-        remaining.discard(index)
-    return factors
+    held, numbers = dict(enumerate(factors)), itertools.count(len(factors))
+    touching: dict[int, dict[int, None]] = {index: {} for index in plates_of}
+    for number, factor in held.items():
+        for name in factor.names:
+            if name in touching:
+                touching[name][number] = None
+
+    def rank(index: int) -> tuple[int, int, int]:
+        """The deepest first; of those, the one whose joined factor has the fewest dims."""
+        names = {name for number in touching[index] for name in held[number].names}
+        return -len(plates_of[index]), len(names), index
+
+    ranks = {index: rank(index) for index in plates_of}
+    waiting = [*ranks.values()]
+    heapify(waiting)
+    while waiting:
+        first = heappop(waiting)
+        index = first[-1]
+        if ranks.get(index) != first:  # another one by now, or summed over
+            continue
+        chain = [index]
+        if joined is None:
+            chain = _chain_from(index, held, touching, plates_of, ranks)
+        for each in chain:
+            del ranks[each]
+        used = dict.fromkeys(i for each in chain for i in touching.pop(each))
+        parts = [_within(held[i], index, plates_of, ranks) for i in used]
+        changed = {name for i in used for name in held[i].names if name in ranks}
+        for i in used:
+            for name in held.pop(i).names:
+                if name in ranks:
+                    touching[name].pop(i, None)
+        if joined is not None:
+            sites, scale, every = _common(parts)
+            names = (*(name for name in every if name != index), index)
+            joined[index] = Factor(_aligned(parts, names), names, sites, scale)
+        number = next(numbers)
+        held[number] = made = _summed_over(chain, parts)
+        for name in made.names:
+            if name in ranks:
+                touching[name][number] = None
+        for name in changed:
+            ranks[name] = rank(name)
+            heappush(waiting, ranks[name])
+    return [*held.values()]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Which discrete sites are summed over as a chain."""
+
+    shortest: int = 8
+    """Sites of a chain: fewer are summed over one by one."""
+    hub: int = 4
+    """Neighbours up to which a site may be one of a chain: one with more is beside it."""
+
+
+CHAINS = Chains()
+
+
+def _chain_from(
+    index: int,
+    held: Mapping[int, Factor],
+    touching: Mapping[int, Mapping[int, None]],
+    plates_of: Mapping[int, frozenset[str]],
+    remaining: Collection[int],
+) -> list[int]:
+    """The sites that are a chain with one at its end, each sharing factors with its neighbours.
+
+    They may all share factors with a site beside the chain, such as one that tells its kind.
+
+    Args:
+        index: Of the site.
+        held: The factors, by their numbers.
+        touching: For each site, the numbers of the factors that it is in.
+        plates_of: For each site, the plates that it is in.
+        remaining: The sites that are not summed over yet.
+
+    Returns:
+        Those sites in order; the site alone where these are few, or no chain.
+    """
+
+    def near(site: int) -> set[int]:
+        names = {name for i in touching[site] for name in held[i].names if name in remaining}
+        return names - {site}
+
+    def beside(site: int) -> set[int]:
+        return {other for other in near(site) if len(near(other)) <= CHAINS.hub}
+
+    def form(site: int) -> tuple[int, frozenset[str]]:
+        factor = held[next(iter(touching[site]))]
+        return factor.log_prob.shape[factor.names.index(site)], plates_of[site]
+
+    chain, further = [index], beside(index)
+    while len(further) == 1:
+        (site,) = further
+        if form(site) != form(index):
+            return [index]
+        chain.append(site)
+        further = beside(site) - {chain[-2]}
+    return chain if not further and len(chain) >= CHAINS.shortest else [index]
+
+
+def _summed_over(chain: list[int], parts: list[Factor]) -> Factor:
+    """The product of factors, summed over one site or over those of a chain.
+
+    Args:
+        chain: The sites, in order.
+        parts: All factors of these, each of one or of two beside each other.
+    """
+    sites, scale, every = _common(parts)
+    names = tuple(name for name in every if name not in chain)
+    if len(chain) == 1:
+        log_prob = _aligned(parts, (*names, *chain)).logsumexp(-1)
+        return Factor(log_prob, names, sites, scale)
+    position = {site: step for step, site in enumerate(chain)}
+    states = next(p.log_prob.shape[p.names.index(chain[0])] for p in parts if chain[0] in p.names)
+    blank = Factor(parts[0].log_prob.new_zeros(states), (chain[0],), frozenset())
+    single: list[list[Factor]] = [[replace(blank, names=(site,))] for site in chain]
+    pairs: list[list[Factor]] = [[] for _ in chain[1:]]
+    for part in parts:
+        steps = [position[name] for name in part.names if name in position]
+        (single if len(steps) == 1 else pairs)[min(steps)].append(part)
+
+    def stacked(lists: list[list[Factor]], width: int) -> Tensor:
+        lists = [[_once(factor) for factor in each] for each in lists]
+        ends = (chain[step : step + width] for step in range(len(lists)))
+        found = [_aligned(each, (*names, *own)) for each, own in zip(lists, ends, strict=True)]
+        return torch.stack(torch.broadcast_tensors(*found))
+
+    sizes = {n: k for part in parts for n, k in zip(part.names, part.log_prob.shape, strict=True)}
+    total = log_total(stacked(single, 1), stacked(pairs, 2))
+    return Factor(total.expand([sizes[name] for name in names]), names, sites, scale)
+
+
+def _once(factor: Factor) -> Factor:
+    """A factor with one of the numbers that a plate repeats, for all."""
+    dims = [dim for dim, name in enumerate(factor.names) if isinstance(name, str)]
+    return replace(factor, log_prob=_unrepeated(factor.log_prob, dims))
+
+
+def _within(
+    factor: Factor,
+    index: int,
+    plates_of: Mapping[int, frozenset[str]],
+    remaining: Collection[int],
+) -> Factor:
+    """A factor with the product taken over the plates that a site to be summed over is not in.
+
+    Raises:
+        ModelError: If another site to be summed over is in one of these.
+    """
+    extra = {name for name in factor.names if isinstance(name, str)} - plates_of[index]
+    if any(name in remaining and extra & plates_of[name] for name in factor.names):
+        raise ModelError(
+            f"site '{min(factor.sites)}' depends on discrete sites in crossed plates "
+            f"({', '.join(sorted(extra | plates_of[index]))}), which cannot be summed "
+            "over; sample them in a hand-written guide."
+        )
+    return factor.summed_over(extra)
 
 
 @dataclass(frozen=True)
@@ -189,12 +370,50 @@ def _run(
 ) -> poutine.Trace:
     enumerated = any(name not in values for name in space.discrete)
     conditioned = poutine.condition(model, data=dict(values))
-    if enumerated:
+    if enumerated and space.dependence is not None:
+        conditioned = _Enumerate(space)(conditioned)
+    elif enumerated:
         conditioned = config_enumerate(conditioned, "parallel")
-        conditioned = _Enumerate(first_available_dim=-1 - space.max_plate_nesting)(conditioned)
+        conditioned = _AsPyro(first_available_dim=-1 - space.max_plate_nesting)(conditioned)
     trace = poutine.trace(conditioned).get_trace(**arguments)
+    for _, node in sample_sites(trace):
+        if "_enumerate_dim" in node["infer"]:
+            node["unscaled_log_prob"] = of_values = _of_values(node["fn"], node["value"])
+            node["log_prob"] = scale_and_mask(of_values, node["scale"], node["mask"])
     trace.compute_log_prob()
     return trace
+
+
+def _of_values(fn: Any, values: Tensor) -> Tensor:
+    """The log probability of an enumerated site's values.
+
+    Where a plate repeats its parameters, those are looked at once, and what is found is repeated.
+    """
+    name = next((name for name in ("probs", "logits") if name in vars(fn)), "")
+    if type(fn) not in (dist.Categorical, dist.Bernoulli) or not name:
+        return fn.log_prob(values)
+    once, parameter = copy(fn), vars(fn)[name]
+    for lazy in ("probs", "logits"):
+        vars(once).pop(lazy, None)
+    batch = len(fn.batch_shape)
+    narrow = _unrepeated(parameter, range(batch))
+    vars(once).update({name: narrow, "_param": narrow, "_batch_shape": narrow.shape[:batch]})
+    if "_pyro_categorical_support" in vars(values):
+        vars(values).update(_pyro_categorical_support=id(once))
+    found = once.log_prob(values)
+    return found.expand(torch.broadcast_shapes(found.shape, fn.batch_shape))
+
+
+def _unrepeated(tensor: Tensor, dims: Iterable[int]) -> Tensor:
+    """A tensor with one of the numbers that are repeated along dims, in the place of all.
+
+    It is their mean: the gradient of taking the first would be a tensor of zeros as large as all.
+    """
+    for dim in dims:
+        size = tensor.shape[dim]
+        if size > 1 and tensor.stride(dim) == 0:
+            tensor = tensor.sum(dim, keepdim=True) / size
+    return tensor
 
 
 def _factor(name: str, node: Any, space: LatentSpace, weighted: bool) -> Factor:
@@ -318,10 +537,12 @@ def score(
         if ids[name] in present  # a site with a single value has no dim to sum over
     }
     remaining = eliminate(factors, plates_of)
-    log_joint = torch.stack([factor.scaled().log_prob.sum() for factor in remaining]).sum()
+    log_joint = sum((factor.scaled().log_prob.sum() for factor in remaining), torch.zeros(()))
+    joined = {name: factor for factor in remaining for name in factor.sites}
+    observed = set(space.observed)
     for name in likelihood:
-        joint = next(factor for factor in remaining if name in factor.sites)
-        if joint.sites & set(space.observed) == {name}:
+        joint = joined[name]
+        if joint.sites & observed == {name}:
             likelihood[name] = _of_observed(name, joint, factors, plates_of)
     return Score(log_joint, likelihood, deterministics, prior)
 
@@ -375,11 +596,79 @@ def _of_observed(
 
     What is left without the observation is the density of the latents themselves.
     """
-    others = [factor for factor in factors if name not in factor.sites]
+    near = [factor for factor in factors if factor.sites <= joint.sites]
+    others = [factor for factor in near if name not in factor.sites]
     kept = {index for factor in others for index in factor.names} & set(plates_of)
     latents = eliminate(others, {index: plates_of[index] for index in kept})
     prior = [factor for factor in latents if factor.sites < joint.sites]
     return replace(joint, log_prob=joint.log_prob - _aligned(prior, joint.names)).scaled().log_prob
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """A discrete site given others, as the posterior has it.
+
+    Attributes:
+        values: Those that it may have, (support, event...).
+        given: The other sites.
+        plates: The names of plates that the probabilities differ in.
+        log_prob: Of each value, up to a number that is the same for all: (plates..., a dim for each
+            of the others, support).
+    """
+
+    values: Tensor
+    given: tuple[str, ...]
+    plates: tuple[str, ...]
+    log_prob: Tensor
+
+
+def conditionals(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+) -> dict[str, Conditional]:
+    """Each discrete site given those before it in the result, all others summed over.
+
+    Their product is the joint posterior: drawing one after the other filters a hidden Markov model
+    in one direction and samples it in the other (Frühwirth-Schnatter, 1994, "Data augmentation and
+    dynamic linear models").
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+        values: Of the sites that are known.
+        space: The model's latent space.
+    """
+    nodes = dict(sample_sites(_run(model, arguments, values, space)))
+    known = [name for name, node in nodes.items() if node["infer"].get("_deterministic")]
+    factors = [_factor(n, node, space, False) for n, node in nodes.items() if n not in known]
+    infer = {n: node["infer"] for n, node in nodes.items() if "_enumerate_dim" in node["infer"]}
+    sites = {each["_dim_to_id"][each["_enumerate_dim"]]: name for name, each in infer.items()}
+    present = {name for factor in factors for name in factor.names}
+    plates_of = {
+        index: frozenset(plate.name for plate in space.discrete[name])
+        for index, name in sites.items()
+        if index in present
+    }
+    joined: dict[int, Factor] = {}
+    eliminate(factors, plates_of, joined)
+    found = {}
+    for index in sites.keys() - joined.keys():  # sites with a single value
+        joined[index] = Factor(torch.zeros(1), (index,), frozenset())
+    for index, factor in reversed(joined.items()):
+        plates = tuple(name for name in factor.names if isinstance(name, str))
+        given = tuple(name for name in factor.names[:-1] if name not in plates)
+        order = [factor.names.index(name) for name in (*plates, *given, index)]
+        fn = nodes[sites[index]]["fn"]
+        support = fn.enumerate_support(expand=False)
+        found[sites[index]] = Conditional(
+            support.reshape(len(support), *fn.event_shape),
+            tuple(sites[each] for each in given),
+            plates,
+            factor.log_prob.permute(order),
+        )
+    return found
 
 
 def assignment_probabilities(
@@ -407,21 +696,6 @@ def assignment_probabilities(
         return score(model, arguments, values, space, tilt).log_joint
 
     return torch.func.grad(log_joint)(tilts)
-
-
-def supports(
-    model: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    values: Mapping[str, Tensor],
-    space: LatentSpace,
-) -> dict[str, Tensor]:
-    """The values that each discrete site may have given the others', (support, event...)."""
-    found = {}
-    for name, node in sample_sites(_run(model, arguments, values, space)):
-        if "_enumerate_dim" in node["infer"]:
-            support, fn = node["fn"].enumerate_support(expand=False), node["fn"]
-            found[name] = support.reshape(len(support), *fn.event_shape)
-    return found
 
 
 def _picked(index: Any) -> tuple[Any, ...] | None:

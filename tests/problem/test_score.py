@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any, cast
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
+from elbowroom.problem import score as module
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.score import (
+    CHAINS,
     Batchable,
     Score,
     assignment_probabilities,
@@ -514,3 +517,90 @@ def test_pyros_safe_log_is_the_same_in_a_batch() -> None:
     torch.testing.assert_close(batched, (slopes, x.log()), **EXACT)
     torch.testing.assert_close(curved, -1 / x[2:] ** 2, **EXACT)
     assert "apply" not in vars(special._SafeLog)
+
+
+def in_a_loop(y: Tensor) -> None:
+    """The mixture, one row after the other."""
+    mean = mean_site()
+    for i in map(int, pyro.plate("rows", len(y))):
+        kind = categorical(f"kind_{i}", FIRST)
+        pyro.sample(f"y_{i}", dist.Normal(mean + 2.0 * kind, 1.0 + kind), obs=y[i])
+
+
+def test_rows_in_a_loop_are_summed_over_like_those_of_a_plate() -> None:
+    """More of them than a tensor has dims; Pyro gives each a dim of its own."""
+    y = data(80)
+    expected, found = scored(mixture, y), scored(in_a_loop, y)
+    torch.testing.assert_close(found.log_joint, expected.log_joint, **EXACT)
+    rows = torch.stack([found.log_likelihood[f"y_{i}"] for i in range(len(y))])
+    torch.testing.assert_close(rows, expected.log_likelihood["y"], **EXACT)
+    space = LatentSpace.of(in_a_loop, {"y": y})
+    shares = assignment_probabilities(in_a_loop, {"y": y}, VALUES, space)
+    found_shares = torch.stack([shares[f"kind_{i}"] for i in range(len(y))], 1)
+    torch.testing.assert_close(found_shares, joint_by_hand(y).softmax(0), **EXACT)
+
+
+def of_a_kind(y: Tensor) -> None:
+    """Chains, each with a kind that all its steps depend on; some are shorter."""
+    mean, state = mean_site(), torch.tensor(0)
+    moves = torch.tensor([[[0.6, 0.4], [0.2, 0.8]], [[0.1, 0.9], [0.7, 0.3]]])
+    lengths: Any = torch.arange(y.shape[1]) + 8
+    with pyro.plate("rows", y.shape[1]):
+        kind = categorical("kind", FIRST)
+        for t in range(len(y)):
+            with poutine.mask(mask=t < lengths):
+                state = categorical(f"state_{t}", Vindex(moves)[kind, state])
+                pyro.sample(f"y_{t}", dist.Normal(mean + 2.0 * state, 1.0), obs=y[t])
+
+
+def side_by_side(y: Tensor) -> None:
+    """Two chains that are seen as one."""
+    mean, one, two = mean_site(), torch.tensor(0), torch.tensor(0)
+    moves = torch.tensor([[0.6, 0.4], [0.2, 0.8]])
+    for t in range(len(y)):
+        one, two = categorical(f"one_{t}", moves[one]), categorical(f"two_{t}", moves[two])
+        pyro.sample(f"y_{t}", dist.Normal(mean + one - 3.0 * two, 1.0), obs=y[t])
+
+
+def long_chain(y: Tensor) -> None:
+    mean, state = mean_site(), torch.tensor(0)
+    moves = torch.tensor([[0.6, 0.4], [0.2, 0.8]])
+    with pyro.plate("rows", y.shape[1]):
+        for t in pyro.markov(range(len(y))):
+            state = categorical(f"state_{t}", moves[state])
+            pyro.sample(f"y_{t}", dist.Normal(mean + 2.0 * state, 1.0), obs=y[t])
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(of_a_kind, (9, 2)), (side_by_side, (9,)), (long_chain, (9, 2))]
+)
+def test_longer_chains_are_summed_over_as_step_by_step(
+    model: Callable[..., Any], shape: tuple[int, ...]
+) -> None:
+    """With the gradient, by one sum after the other: no chain is as long as a million steps."""
+    y, found = data(*shape), {}
+    for shortest in (CHAINS.shortest, 1_000_000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "CHAINS", replace(CHAINS, shortest=shortest))
+            space = LatentSpace.of(model, {"y": y})
+
+            def total(mean: Tensor, space: LatentSpace = space) -> Tensor:
+                return score(model, {"y": y}, {"mean": mean}, space).log_joint
+
+            found[shortest] = torch.func.grad_and_value(total)(VALUES["mean"])
+    one, other = found.values()
+    torch.testing.assert_close(one, other, **EXACT)
+    if model is not side_by_side:
+        check_against_pyro(model, y)
+
+
+def test_a_long_chain_is_the_forward_recursion() -> None:
+    y = data(120, 3)
+    moves = torch.tensor([[0.6, 0.4], [0.2, 0.8]]).log()
+    seen = dist.Normal(VALUES["mean"] + torch.tensor([0.0, 2.0]), 1.0).log_prob(y.unsqueeze(-1))
+    alpha = moves[0] + seen[0]  # (rows, states)
+    for each in seen[1:]:
+        alpha = (alpha.unsqueeze(-1) + moves).logsumexp(-2) + each
+    prior = dist.Normal(0.0, 1.0).log_prob(VALUES["mean"])
+    expected = alpha.logsumexp(-1).sum() + prior
+    torch.testing.assert_close(scored(long_chain, y).log_joint, expected, **EXACT)
