@@ -13,24 +13,25 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 MOST = 6
-"""Terms of a sum that are looked at."""
+"""Terms of a sum that are looked at, and sums."""
 
 
 class Branch(TorchFunctionMode):
     """Puts one term in the place of a log of a sum of exponentials that is a single number.
 
-    Sums for each row are left: their terms are no parts of the whole density.
+    Sums for each row are left: their terms are no parts of the whole density. So are those of a
+    model that takes one row after the other: there are many.
 
     Args:
         index: Of the term; None changes nothing.
 
     Attributes:
-        terms: The most terms that such a sum had.
+        terms: The most terms that such a sum had; none where there are more than `MOST` sums.
     """
 
     def __init__(self, index: int | None) -> None:
         super().__init__()
-        self.index, self.terms = index, 0
+        self.index, self.terms, self._sums = index, 0, 0
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -45,7 +46,8 @@ class Branch(TorchFunctionMode):
             terms = [*args[0].unbind(dims[0])] if single else []
         else:
             return result
-        self.terms = max(self.terms, len(terms))
+        self._sums += bool(terms)
+        self.terms = max(self.terms, len(terms)) if self._sums <= MOST else 0
         if self.index is None or not terms:
             return result
         return terms[min(self.index, len(terms) - 1)].reshape(result.shape)

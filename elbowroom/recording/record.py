@@ -11,7 +11,7 @@ once.
 
 import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from elbowroom.recording.gathering import gathered
 from elbowroom.recording.operations import (
     FILLED,
     READ,
@@ -420,7 +421,9 @@ def _exactly(first: Any, second: Any) -> None:
 
 
 @_uncollected()
-def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Replay:
+def record(
+    function: Callable[[Tensor], Sequence[Tensor]], points: Tensor, gather: bool = True
+) -> Replay:
     """Records a batched function.
 
     Args:
@@ -428,6 +431,8 @@ def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Re
             `vmap` and gradients.
         points: Where to run it, (5, D): no two runs see the same point, so that a branch taken on
             a value shows.
+        gather: Whether operations that are alike are done at once; see
+            `elbowroom.recording.gathering`.
 
     Returns:
         The same function of a batch of any size, faster. With `outputs=(0,)` only those outputs
@@ -467,17 +472,28 @@ def record(function: Callable[[Tensor], Sequence[Tensor]], points: Tensor) -> Re
             raise NotRecordableError
         else:
             kept.append((one, two))
+    if gather:
+        pairs, runs = [_both(*each) for each in kept], (first.values, second.values)
+        fewer = gathered(pairs, runs, constants, entry, results)
+        expected = [first.values[index] for index in results]
+        # It fails in as many ways as there are operations, which then stay as they are.
+        with suppress(Exception):
+            replay = record(fewer, points, gather=False) if fewer is not None else None
+            if replay is not None and all(map(alike, replay(points[:size]), expected)):
+                return replay
     shapes = [value.shape for value in first.values]
     try:
         operations, shapes, results = _simplified(first, second, kept, constants, results)
     except NotRecordableError:  # what is left depends on the size of the batch
         operations = [_both(one, two) for one, two in kept]
     replay = Replay(operations, constants, [entry], results)
-    replay.numbers = sum(
+    given = [
         prod(shapes[index]) // size
         for operation in replay.needed(results)
         for index in operation.outputs
-    )
+    ]
+    replay.numbers = sum(given)
+    replay.widest = 0 if gather else max(given, default=0)
     if any(is_random(operation) for operation in replay.needed(results)):
         raise NotRecordableError  # a random number that matters
     return replay

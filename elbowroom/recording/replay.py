@@ -68,10 +68,13 @@ class Replay:
 
     Attributes:
         numbers: That its operations give for each row, of a recording for batches.
+        widest: Of these, the most that one operation gives, where the turns of a loop are done at
+            once; else 0.
         branches: Whether it may find another branch than the recorded one.
     """
 
     numbers: int
+    widest: int
 
     def __init__(
         self,

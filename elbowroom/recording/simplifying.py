@@ -109,11 +109,12 @@ def _exact(number: float) -> bool:
     return isfinite(number) and number != 0 and abs(frexp(number)[0]) == 0.5
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """Nested arguments as a key of a dict: 1, 1.0 and True are not the same."""
     if isinstance(value, (list, tuple)):
-        return tuple(map(_hashable, value))
+        return tuple(map(hashable, value))
     if isinstance(value, dict):
-        return tuple((key, _hashable(each)) for key, each in value.items())
+        return tuple((key, hashable(each)) for key, each in value.items())
     return type(value), value
 
 
@@ -281,7 +282,7 @@ class Simplifier:
             operation: What it takes is in slots of its own.
             outputs: The slots of what it gives, where they are followed.
         """
-        key = (operation.function, _hashable(operation.arguments), _hashable(operation.keywords))
+        key = (operation.function, hashable(operation.arguments), hashable(operation.keywords))
         if key not in self.made:
             self.made[key] = operation.outputs
             self.kept.append(operation)
