@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
 from elbowroom import budget
+from elbowroom.density.alike_rows import kinds_of_rows
 from elbowroom.density.branches import Branch
 from elbowroom.errors import ModelError, users_code
 from elbowroom.guides.parameters import held
@@ -37,6 +38,9 @@ class Batching:
     """The work of an evaluation that runs the model itself, in the numbers of a recorded one."""
     largest: int = 4_000_000
     """Numbers of one operation on a batch, at most: it bounds the memory of intermediate values."""
+    wide: int = 24
+    """How many times as wide as one of a row the widest operation may be: where a loop's turns are
+    done at once, few operations are, and calls of the others for fewer points would cost more."""
     unsteady: float = 0.5
     """Nats by which a value that has lost its digits jumps."""
     along: int = 32
@@ -192,11 +196,15 @@ class Density:
             )
         # Recording and batching fail in as many ways as there are models, which then are run.
         batched = (self._batched, self._filled)
+        kinds = self._of_kinds(3 * points)
+        if kinds is not None:
+            return "recorded", kinds
         for function in batched:
             try:
                 recorded = record(function, points[:count])
                 if _agree(recorded(probes), expected):
                     self.work = recorded.numbers
+                    self.width = max(self.width, recorded.widest // BATCHING.wide)
                     return "recorded", recorded
             except Exception:
                 continue
@@ -207,6 +215,30 @@ class Density:
             except Exception:
                 continue
         return "one by one", self._one_by_one
+
+    def _of_kinds(self, points: Tensor) -> Callable[..., Any] | None:
+        """The density by the kinds of the rows, recorded; None where it is not the model's.
+
+        Args:
+            points: At which it has to have the model's values and gradients.
+        """
+        kinds = kinds_of_rows(self.model, self.arguments, self.space)
+        if kinds is None or self.branch is not None:
+            return None
+        whole = vars(self).copy()
+        # It fails in as many ways as there are models, whose rows then are taken one by one.
+        try:
+            expected = self._one_by_one(points)
+            self.model, self.arguments, count = kinds
+            recorded = record(self._batched, points[: sum(BATCHES)])
+            if _agree(recorded(points), expected):
+                self.work, self.width = recorded.numbers, max(1, self.space.dimension, count)
+                return recorded
+        except Exception:
+            return None
+        finally:
+            self.model, self.arguments = whole["model"], whole["arguments"]
+        return None
 
     def _check_held(self, point: Tensor) -> None:
         """Sees that no network is left whose own tensors went in where others were given."""
