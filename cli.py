@@ -54,8 +54,9 @@ GuideName = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="How the guide is fitted: fixed_draws (deterministic), svi (stochastic gradients) or "
-        "em (expectation-maximisation). auto uses fixed_draws where it can."
+        help="How the guide is fitted: fixed_draws (deterministic), svi (stochastic gradients), em "
+        "(expectation-maximisation) or coordinate_ascent (updates in closed form, for conjugate "
+        "priors). auto uses fixed_draws where it can."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Random seed. Default: a new one for each run.")]

@@ -45,9 +45,9 @@ def fit(
             posterior can be trusted; for a model with latents for each row, the one written for
             it. A function
             that tells the latents of rows from the rows alone says so: `guide.amortised = True`.
-        engine: "fixed_draws", deterministic; "svi", stochastic; "em", expectation-maximisation,
-            which the guide of that name needs; "auto" uses the first where the model, the guide
-            and the options allow it.
+        engine: "fixed_draws", deterministic; "svi", stochastic; "em", expectation-maximisation, and
+            "coordinate_ascent", which the guides of these names need; "auto" uses the first where
+            the model, the guide and the options allow it.
         seed: Random seed; by default a new one, which is recorded.
         draws: Posterior draws.
         keep_local: Whether to keep the draws of each row's latents even if they are large.

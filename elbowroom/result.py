@@ -32,6 +32,7 @@ from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
 from elbowroom.objectives import baselines
+from elbowroom.options import flag
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import (
     Parameters,
@@ -113,7 +114,7 @@ class Fit:
 
     @property
     def engine(self) -> str:
-        """The engine's name: "svi", "fixed_draws" or "em"."""
+        """The engine's name: "svi", "fixed_draws", "em" or "coordinate_ascent"."""
         return self.fitted.engine
 
     def with_remarks(self, *remarks: str) -> "Fit":
@@ -268,7 +269,18 @@ class Fit:
     def _check_amortised(self) -> None:
         if not self.amortised:
             fitting = guides_for(self.problem.model_name, True).values()
-            names = " or ".join(guide.name for guide in fitting if guide.amortised)
+            others = [each for each in fitting if each.amortised and each.name != self.guide.name]
+            names = " or ".join(guide.name for guide in others)
+            space = self.problem.space
+            shared = [site.name for site in space.sites if site.name not in space.local]
+            if self.guide.amortised and shared:
+                needed = next((each.needs for each in others if each.needs is not None), None)
+                option = "" if needed is None else f" and {flag(needed.option)} {needed.value}"
+                instead = f"fit with --guide {names}{option}" if names else "use the fitted rows"
+                raise GuideError(
+                    f"the site '{shared[0]}' is shared by all rows, so the latents of single rows "
+                    f"have no weights of their own; {instead}."
+                )
             other = f"--guide {names}" if names else "an amortised guide"
             raise GuideError(
                 f"the guide '{self.guide.name}' knows only the fitted rows; for new rows, fit "

@@ -347,7 +347,9 @@ def generate(
         arguments, known = _new_rows(fit, index, given)
         if problem.space.rows_only:
             return _beside(known, _table(fit, _made(fit, free, arguments, expected)))
-        sites = {} if prior else fit.global_sites()
+        drawn = {} if prior else fit.global_sites()
+        # New rows have latents of their own, by their prior.
+        sites = {name: each for name, each in drawn.items() if name not in problem.space.local}
         asked, columns = _of_label(fit, given), _labelled_column(fit)
         rows, labels = [], []
         for i in range(count):

@@ -44,6 +44,25 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a guide needs of its model.
+
+    Attributes:
+        option: The name of an option.
+        value: That it has to have.
+        why: What is wrong with others, as a sentence without its end.
+    """
+
+    option: str
+    value: str
+    why: str
+
+    def unmet(self, options: Any) -> bool:
+        """Whether options of the model have another value."""
+        return bool(getattr(options, self.option) != self.value)
+
+
+@dataclass(frozen=True)
 class Guide:
     """The declaration of a guide's builder.
 
@@ -64,6 +83,9 @@ class Guide:
             says how, and stochastic gradients.
         fixed_draws: What the deterministic engine does with it.
         likelihood: Whether the priors of what it estimates are left out.
+        coordinates: Given the model's arguments, the updates of coordinate ascent; see
+            `elbowroom.engines.coordinate_ascent.ascent.Coordinates`.
+        needs: The option of the model that it is written for; None for any.
         steps: Given the model's arguments and the columns' names, the steps of
             expectation-maximisation; see `elbowroom.engines.em.expectation_maximisation.Steps`.
         hard: Whether these put each row's latent at its most probable value, so that they maximise
@@ -86,6 +108,8 @@ class Guide:
     likelihood: bool = False
     steps: Callable[[Mapping[str, Any], Sequence[str]], Any] | None = None
     hard: bool = False
+    coordinates: Callable[[Mapping[str, Any]], Any] | None = None
+    needs: Needs | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -170,7 +194,7 @@ def guides_for(model: str | None, local_latents: bool = False) -> Mapping[str, G
 
     Example:
         >>> list(guides_for("bayesian_regression"))[:2]
-        ['structured', 'map']
+        ['structured', 'coordinate_ascent']
     """
     written = _written_for(model)
     return {

@@ -1,6 +1,6 @@
-"""The guide written for `bayesian_regression`."""
+"""The guides written for `bayesian_regression`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -9,9 +9,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from elbowroom.guides import Start, register
+from elbowroom.guides import Needs, Start, register
+from elbowroom.guides.conjugate_families import Gammas, guide_parameters
+from elbowroom.guides.conjugate_regression import PARAMETERS, RegressionCoordinates
 from elbowroom.guides.space import LatentSpace
-from elbowroom.models.bayesian_regression import PRIOR_SCALE
+from elbowroom.models.bayesian_regression import CONJUGATE, PRIOR_SCALE
 
 
 @register(
@@ -28,12 +30,12 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
     coordinates in which the conjugate posterior is round.
     """
     values = space.constrain(start.location)
+    conjugate = "standardised_variance" in values
+    begin = values["standardised_variance"].sqrt() if conjugate else values["standardised_sigma"]
 
     def whitening(predictors: Tensor, centre: Tensor, spread: Tensor, intercept: bool) -> Tensor:
         """Cholesky factor of the coefficients' posterior covariance where the noise is one."""
-        design = (predictors - centre) / spread  # (rows, columns)
-        if intercept:
-            design = torch.cat([torch.ones(len(design), 1), design], 1)
+        design = standardised(predictors, centre, spread, intercept)
         prior = torch.eye(design.shape[1]) / PRIOR_SCALE**2
         return torch.linalg.cholesky(torch.linalg.inv(design.mT @ design + prior))
 
@@ -51,17 +53,22 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
         response_centre: Tensor,
         response_spread: Tensor,
         has_intercept: bool = True,
+        conjugate: bool = False,
         batch_size: int | None = None,
     ) -> None:
         to_coefficients = whitening(predictors, centre, spread, has_intercept)
         size, rows = len(to_coefficients), len(predictors)
-        centre_noise = pyro.param("guide.log_noise.location", values["standardised_sigma"].log())
+        centre_noise = pyro.param("guide.log_noise.location", begin.log())
         width_noise = pyro.param(
             "guide.log_noise.scale",
             torch.tensor((2 * rows) ** -0.5),
             constraint=constraints.positive,
         )
-        noise = pyro.sample("standardised_sigma", dist.LogNormal(centre_noise, width_noise))
+        if conjugate:
+            variance = dist.LogNormal(2 * centre_noise, 2 * width_noise)
+            noise = pyro.sample("standardised_variance", variance).sqrt()
+        else:
+            noise = pyro.sample("standardised_sigma", dist.LogNormal(centre_noise, width_noise))
         location = pyro.param(
             "guide.coefficients.location", lambda: initial(to_coefficients, has_intercept)
         )
@@ -77,9 +84,62 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
             ),
             infer={"is_auxiliary": True},
         )
-        slopes = both[1:] if has_intercept else both
-        if has_intercept:
-            pyro.sample("standardised_intercept", dist.Delta(both[0]))
-        pyro.sample("standardised_coefficients", dist.Delta(slopes, event_dim=1))
+        sample_terms(both, has_intercept)
+
+    return guide
+
+
+def standardised(predictors: Tensor, centre: Tensor, spread: Tensor, intercept: bool) -> Tensor:
+    """The design matrix of the standardised terms, the intercept first, (rows, terms)."""
+    design = (predictors - centre) / spread
+    return torch.cat([torch.ones_like(design[:, :1]), design], 1) if intercept else design
+
+
+def sample_terms(both: Tensor, intercept: bool) -> None:
+    """Samples the sites of the terms at what was drawn together, (terms,)."""
+    if intercept:
+        pyro.sample("standardised_intercept", dist.Delta(both[0]))
+    slopes = both[1:] if intercept else both
+    pyro.sample("standardised_coefficients", dist.Delta(slopes, event_dim=1))
+
+
+def coordinates(arguments: Mapping[str, Any]) -> RegressionCoordinates:
+    """The updates of coordinate ascent for a model's arguments, with the conjugate priors."""
+    known = {k: v.double().cpu() for k, v in arguments.items() if isinstance(v, Tensor)}
+    intercept = arguments["has_intercept"]
+    design = standardised(known["predictors"], known["centre"], known["spread"], intercept)
+    y = (known["response"] - known["response_centre"]) / known["response_spread"]
+    shape, scale = (y.new_tensor(value) for value in (CONJUGATE.shape, CONJUGATE.scale))
+    units = len(y) * float(known["response_spread"].log())
+    prior = Gammas(shape, scale)
+    zero = torch.zeros_like(design[0])
+    return RegressionCoordinates(design, y, zero, PRIOR_SCALE, prior, units)
+
+
+@register(
+    "coordinate_ascent",
+    "Normal coefficients and an inverse-Gamma variance, by updates in closed form",
+    model="bayesian_regression",
+    engines=("coordinate_ascent",),
+    coordinates=coordinates,
+    needs=Needs(
+        "priors", "conjugate", "the Exponential prior of 'standardised_sigma' is not conjugate"
+    ),
+)
+def coordinate_ascent(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Mean field between the coefficients, with all their correlations, and the variance."""
+
+    def guide(**arguments: Any) -> None:
+        known = guide_parameters(coordinates, arguments, PARAMETERS)
+        variance = dist.InverseGamma(known["variance.shape"], known["variance.scale"])
+        pyro.sample("standardised_variance", variance)
+        both = pyro.sample(
+            "guide.coefficients",
+            dist.MultivariateNormal(
+                known["coefficients.location"], scale_tril=known["coefficients.factor"]
+            ),
+            infer={"is_auxiliary": True},
+        )
+        sample_terms(both, arguments["has_intercept"])
 
     return guide

@@ -1,6 +1,6 @@
-"""The guide written for `conjugate`: its posterior."""
+"""The guides written for `conjugate`: its posterior, and coordinate ascent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -8,7 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from elbowroom.guides import Start, register
+from elbowroom.guides import Needs, Start, register
+from elbowroom.guides.conjugate_families import Gammas, guide_parameters
+from elbowroom.guides.conjugate_regression import PARAMETERS, RegressionCoordinates
 from elbowroom.guides.space import LatentSpace
 
 
@@ -53,5 +55,37 @@ def exact(space: LatentSpace, start: Start) -> Callable[..., Any]:
                 "standardised_coefficients",
                 dist.MultivariateNormal(mean, scale_tril=variance.sqrt()[..., None, None] * factor),
             )
+
+    return guide
+
+
+def coordinates(arguments: Mapping[str, Any]) -> RegressionCoordinates:
+    """The updates of coordinate ascent for the arguments of a regression."""
+    known = {k: v.double().cpu() for k, v in arguments.items() if isinstance(v, Tensor)}
+    prior, scale = Gammas(*known["prior"]), float(arguments["prior_scale"])
+    return RegressionCoordinates(known["design"], known["y"], known["prior_mean"], scale, prior)
+
+
+@register(
+    "coordinate_ascent",
+    "Normal coefficients and an inverse-Gamma variance, by updates in closed form",
+    model="conjugate",
+    engines=("coordinate_ascent",),
+    coordinates=coordinates,
+    needs=Needs("likelihood", "regression", "one latent has its posterior by --guide exact"),
+)
+def coordinate_ascent(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Mean field between the coefficients, with all their correlations, and the variance."""
+
+    def guide(**arguments: Any) -> None:
+        known = guide_parameters(coordinates, arguments, PARAMETERS)
+        variance = dist.InverseGamma(known["variance.shape"], known["variance.scale"])
+        pyro.sample("variance", variance)
+        pyro.sample(
+            "standardised_coefficients",
+            dist.MultivariateNormal(
+                known["coefficients.location"], scale_tril=known["coefficients.factor"]
+            ),
+        )
 
     return guide

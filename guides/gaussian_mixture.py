@@ -1,8 +1,7 @@
 """The guides written for `gaussian_mixture`."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,33 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from elbowroom.guides import Start, register
+from elbowroom.guides import Needs, Start, register
 from elbowroom.guides.auto import sample_normal
+from elbowroom.guides.conjugate_families import (
+    LOG_TWO_PI,
+    DiagonalPrecisions,
+    Dirichlet,
+    Gammas,
+    Wisharts,
+    divergence_of_means,
+    guide_parameters,
+)
 from elbowroom.guides.families import sample_site, scales
 from elbowroom.guides.space import LatentSpace
-from elbowroom.models.gaussian_mixture import allowed, starts
+from elbowroom.models._wishart import Dirichlet as BatchedDirichlet
+from elbowroom.models._wishart import Wishart
+from elbowroom.models.gaussian_mixture import (
+    CONJUGATE,
+    allowed,
+    covariance_sites,
+    covariances_of,
+    means_given,
+    starts,
+)
 
 CONCENTRATION = 20.0
 """The Dirichlet's total concentration for each component, where a guide begins."""
 
-LOG_TWO_PI = math.log(2 * math.pi)
 NARROWEST = 1e-10
 """A component's variance in a direction, over that of all rows, at which it has collapsed."""
 
@@ -139,8 +155,9 @@ def local(space: LatentSpace, start: Start) -> Callable[..., Any]:
 def initial_logits(values: dict[str, Tensor], arguments: Any) -> Tensor:
     """Log responsibilities of diagonal Normals at the start, up to a constant, (rows, K)."""
     x = (arguments["x"] - arguments["centre"]) / arguments["spread"]  # (rows, columns)
-    means, widths = values["standardised_means"], values["standardised_scales"]
-    normal = dist.Normal(means, widths.expand_as(means)).to_event(1)
+    means = values["standardised_means"]
+    variances = covariances_of(values).diagonal(dim1=-2, dim2=-1)
+    normal = dist.Normal(means, variances.sqrt()).to_event(1)
     return normal.log_prob(x.unsqueeze(1)) + values["weights"].log()
 
 
@@ -229,9 +246,8 @@ class MixtureSteps:
         found = []
         for values in starts(self.arguments, count, seed):
             named = {name: value.double().cpu() for name, value in values.items()}
-            means = named["standardised_means"]
-            variances = named["standardised_scales"].square().expand_as(means)
-            found.append(Components(named["weights"], means, torch.diag_embed(variances)))
+            means, covariances = named["standardised_means"], covariances_of(named)
+            found.append(Components(named["weights"], means, covariances))
         return found
 
     def _joint(self, values: Components) -> Tensor:
@@ -311,14 +327,10 @@ class MixtureSteps:
 
     def sites(self, values: Components) -> dict[str, Tensor]:
         """The model's sites, in scaled columns."""
-        deviations = values.covariances.diagonal(dim1=-2, dim2=-1).sqrt()
-        factor = torch.linalg.cholesky(values.covariances)
-        spherical = self.arguments["covariance_type"] == "spherical"
         return {
             "weights": values.weights,
             "standardised_means": values.means,
-            "standardised_scales": deviations[:, :1] if spherical else deviations,
-            "correlation_cholesky": factor / deviations.unsqueeze(-1),
+            **covariance_sites(self.arguments, values.covariances),
         }
 
     def remarks(self, values: Components, expected: Tensor) -> list[str]:
@@ -391,3 +403,244 @@ def hard_em(space: LatentSpace, start: Start) -> Callable[..., Any]:
     between two of them belong to one.
     """
     return em(space, start)
+
+
+@dataclass(frozen=True)
+class MixtureFactors:
+    """The factors of a guide for a mixture with conjugate priors, in scaled columns.
+
+    Attributes:
+        responsibilities: Each row's probabilities of the components, (rows, components).
+        weights: Of the components.
+        means: (components, columns).
+        counts: The precision of each component's mean is so many times its own, (components,).
+        precisions: Of the components.
+    """
+
+    responsibilities: Tensor
+    weights: Dirichlet
+    means: Tensor
+    counts: Tensor
+    precisions: Wisharts | DiagonalPrecisions
+
+
+@dataclass(frozen=True)
+class MixtureCoordinates:
+    """Coordinate ascent for a mixture of Normals with conjugate priors, in float64.
+
+    Attias, 1999, "Inferring parameters and structure of latent variable models by variational
+    Bayes"; Bishop, 2006, "Pattern recognition and machine learning", 10.2. See
+    `elbowroom.engines.coordinate_ascent.ascent.Coordinates`.
+
+    Attributes:
+        arguments: Of the model.
+        x: Scaled rows, (rows, columns).
+        units: What the logarithms of the columns' scales take from the log density.
+        left: What a row's label leaves of the components; see
+            `elbowroom.models.gaussian_mixture.allowed`. None if no row has one.
+    """
+
+    arguments: Mapping[str, Any]
+    x: Tensor
+    units: float
+    left: Tensor | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "MixtureCoordinates":
+        """The updates for a model's arguments."""
+        centre, spread, x = (arguments[n].double().cpu() for n in ("centre", "spread", "x"))
+        labels, units = arguments.get("labels"), len(x) * float(spread.log().sum())
+        left = None if labels is None else allowed(labels.cpu(), arguments["components"]).double()
+        return cls(arguments, (x - centre) / spread, units, left)
+
+    @property
+    def _prior(self) -> tuple[Dirichlet, Wisharts | DiagonalPrecisions]:
+        """Of the weights, and of one component's precision."""
+        columns, kind = self.x.shape[1], self.arguments["covariance_type"]
+        components = self.arguments["components"]
+        concentration = torch.full_like(self.x[0, :1], CONJUGATE.concentration)
+        weights = Dirichlet(concentration.expand(components))
+        if kind == "full" and columns > 1:
+            scatter = CONJUGATE.variance * torch.eye(columns).to(self.x)
+            freedom = torch.tensor(columns + CONJUGATE.freedom).to(self.x)
+            return weights, Wisharts(freedom, scatter)
+        width = self.x[0, : 1 if kind == "spherical" else columns]
+        rate = torch.full_like(width, CONJUGATE.variance / 2)
+        shape = torch.full_like(width, (1 + CONJUGATE.freedom) / 2)
+        return weights, DiagonalPrecisions(Gammas(shape, rate), columns)
+
+    @property
+    def updates(self) -> Mapping[str, Callable[[MixtureFactors], MixtureFactors]]:
+        """Of the assignments, the weights, and the means and precisions together."""
+        return {
+            "assignments": self.assignments,
+            "weights": self.weights,
+            "components": self.components,
+        }
+
+    def starts(self, count: int, seed: int) -> list[MixtureFactors]:
+        """Those of the model, by k-means, with the responsibilities of its components."""
+        found = []
+        for values in starts(self.arguments, count, seed):
+            named = {name: value.double().cpu() for name, value in values.items()}
+            centre, spread = torch.zeros(()), torch.ones(())
+            scaled = {"x": self.x, "centre": centre, "spread": spread}
+            logits = initial_logits(named, scaled)
+            logits = logits if self.left is None else logits + self.left
+            found.append(self.begun(logits.softmax(-1)))
+        return found
+
+    def begun(self, responsibilities: Tensor) -> MixtureFactors:
+        """All other factors at their optimum given responsibilities, (rows, components)."""
+        weights, precisions = self._prior
+        components = responsibilities.shape[1]
+        means = self.x.new_zeros(components, self.x.shape[1])
+        counts = self.x.new_ones(components)
+        first = MixtureFactors(responsibilities, weights, means, counts, precisions)
+        return self.components(self.weights(first))
+
+    def _joint(self, factors: MixtureFactors) -> Tensor:
+        """The expected log p(row, component), (rows, components)."""
+        columns, precisions = self.x.shape[1], factors.precisions
+        apart = self.x.unsqueeze(1) - factors.means  # (rows, components, columns)
+        squares = precisions.expected_square(apart) + columns / factors.counts
+        log_density = 0.5 * (precisions.mean_log_determinant - columns * LOG_TWO_PI - squares)
+        joint = factors.weights.mean_log + log_density
+        return joint if self.left is None else joint + self.left
+
+    def assignments(self, factors: MixtureFactors) -> MixtureFactors:
+        """Each row's probabilities."""
+        return replace(factors, responsibilities=self._joint(factors).softmax(-1))
+
+    def weights(self, factors: MixtureFactors) -> MixtureFactors:
+        """The Dirichlet counts the rows of each component."""
+        prior, _ = self._prior
+        counts = factors.responsibilities.sum(0)
+        return replace(factors, weights=Dirichlet(prior.concentration + counts))
+
+    def components(self, factors: MixtureFactors) -> MixtureFactors:
+        """Normal-Wishart, or Normal-Gamma, of each component."""
+        shares, (_, prior) = factors.responsibilities, self._prior
+        rows = shares.sum(0)  # (components,)
+        counts = CONJUGATE.rows + rows
+        means = (shares.T @ self.x) / counts.unsqueeze(-1)  # the prior's mean is zero
+        apart = self.x.unsqueeze(1) - means  # (rows, components, columns)
+        if isinstance(prior, Wisharts):
+            squares = torch.einsum("nk,nki,nkj->kij", shares, apart, apart)
+            squares = squares + CONJUGATE.rows * means.unsqueeze(-1) * means.unsqueeze(-2)
+            precisions: Any = Wisharts(prior.freedom + rows, prior.scatter + squares)
+        else:
+            squares = torch.einsum("nk,nki->ki", shares, apart.square())
+            squares = squares + CONJUGATE.rows * means.square()
+            numbers = rows.unsqueeze(-1)
+            if prior.gammas.rate.shape[-1] < self.x.shape[1]:  # one of all columns
+                squares, numbers = squares.sum(-1, keepdim=True), self.x.shape[1] * numbers
+            gammas = Gammas(prior.gammas.shape + numbers / 2, prior.gammas.rate + squares / 2)
+            precisions = DiagonalPrecisions(gammas, self.x.shape[1])
+        return replace(factors, means=means, counts=counts, precisions=precisions)
+
+    def elbo(self, factors: MixtureFactors) -> float:
+        """Of rows and assignments, less the divergences of the factors from their priors."""
+        shares, (weights, prior) = factors.responsibilities, self._prior
+        # A component that a label excludes has no share of the row.
+        rows = torch.where(shares > 0, shares * self._joint(factors), 0.0).sum()
+        rows = rows - torch.xlogy(shares, shares).sum()
+        divergence = factors.weights.divergence(weights)
+        precisions: Any = factors.precisions
+        divergence = divergence + precisions.divergence(prior).sum()
+        square = precisions.expected_square(factors.means)
+        columns = self.x.shape[1]
+        means = divergence_of_means(factors.counts, CONJUGATE.rows, square, columns)
+        return float(rows - divergence - means.sum()) - self.units
+
+    def remarks(self, factors: MixtureFactors) -> list[str]:
+        """How many components have no rows."""
+        empty = int((factors.responsibilities.sum(0) < 1).sum())
+        if not empty:
+            return []
+        return [
+            f"{empty} of {len(factors.counts)} components have less than one row: their posterior "
+            "is about their prior. Fewer --components may do."
+        ]
+
+    def parameters(self, factors: MixtureFactors) -> dict[str, Tensor]:
+        """The guide's."""
+        precisions = factors.precisions
+        if isinstance(precisions, Wisharts):
+            scale = torch.cholesky_inverse(precisions.factor)
+            own = {
+                "precisions.freedom": precisions.freedom,
+                "precisions.factor": torch.linalg.cholesky(scale),
+            }
+        else:
+            gammas = precisions.gammas
+            own = {
+                "precisions.shape": gammas.shape.expand_as(gammas.rate),
+                "precisions.rate": gammas.rate,
+            }
+        return {
+            "weights.concentration": factors.weights.concentration,
+            "means.location": factors.means,
+            "means.count": factors.counts,
+            "assignments.probabilities": factors.responsibilities,
+            **own,
+        }
+
+
+@register(
+    "coordinate_ascent",
+    "conjugate families, by updates in closed form; a Categorical for each row",
+    model="gaussian_mixture",
+    elbo="trace_enum",
+    engines=("coordinate_ascent",),
+    coordinates=MixtureCoordinates.of,
+    needs=Needs(
+        "priors",
+        "conjugate",
+        "the priors of 'standardised_means' and 'standardised_scales' are not conjugate",
+    ),
+)
+def coordinate_ascent(space: LatentSpace, start: Start) -> Callable[..., Any]:
+    """Bishop, 2006, "Pattern recognition and machine learning", 10.2.
+
+    The weights are Dirichlet, a component's precision Wishart or Gamma, its mean Normal given the
+    precision, and each row has probabilities of its own.
+    """
+    plates_of = {site.name: site.plates for site in space.sites}
+
+    def guide(**arguments: Any) -> None:
+        columns = len(arguments["centre"])
+        full = arguments["covariance_type"] == "full" and columns > 1
+        kinds = FULL if full else INDEPENDENT
+        known = guide_parameters(MixtureCoordinates.of, arguments, {**SHARED, **kinds})
+        plates = space.plates(arguments)
+        pyro.sample("weights", BatchedDirichlet(known["weights.concentration"]))
+        counts = known["means.count"]
+        with plates(plates_of["standardised_means"]):
+            if full:
+                own: Any = Wishart(
+                    known["precisions.freedom"], scale_tril=known["precisions.factor"]
+                )
+            else:
+                own = dist.Gamma(known["precisions.shape"], known["precisions.rate"]).to_event(1)
+            precision = pyro.sample("standardised_precisions", own)
+            means = means_given(precision, full, known["means.location"], counts)
+            pyro.sample("standardised_means", means)
+        with plates(space.discrete["assignments"]):
+            probabilities = pyro.subsample(known["assignments.probabilities"], event_dim=1)
+            pyro.sample("assignments", dist.Categorical(probabilities), infer=ASSIGNMENTS)
+
+    return guide
+
+
+SHARED = {
+    "weights.concentration": constraints.positive,
+    "means.location": constraints.real,
+    "means.count": constraints.positive,
+    "assignments.probabilities": constraints.simplex,
+}
+FULL = {
+    "precisions.freedom": constraints.positive,
+    "precisions.factor": constraints.lower_cholesky,
+}
+INDEPENDENT = {"precisions.shape": constraints.positive, "precisions.rate": constraints.positive}

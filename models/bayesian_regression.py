@@ -11,22 +11,31 @@ the weakly informative defaults of rstanarm (Goodrich, Gabry, Ali and Brilleman,
 Bayesian applied regression modeling via Stan"). What is reported is in the user's units:
 `intercept`, `coefficients` (the response's unit for one unit of the column) and `sigma`. Without an
 intercept nothing is centred.
+
+With `--priors conjugate`, the posterior and each update of coordinate ascent have a closed form:
+
+    τ² ~ InverseGamma(0.5, 0.01)
+    a, b[j] ~ Normal(0, 2.5 τ)
+
+so that τ is between 0.06 and 4.5 with prior probability 0.95.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.data.bundled import load_dataset
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
-from elbowroom.models._formula import RegressionOptions as Options
-from elbowroom.models._formula import code_in, read_design
+from elbowroom.models._formula import RegressionOptions, code_in, read_design
 from elbowroom.models._recipes import line
 
 FAR = 3.0
@@ -42,6 +51,32 @@ PRIOR_SCALE = 2.5
 """The prior standard deviation of the standardised intercept and coefficients."""
 
 
+@plain_dataclass(frozen=True)
+class ConjugatePriors:
+    """The conjugate prior of the noise, in standard deviations of the response."""
+
+    shape: float = 0.5
+    """Of the inverse Gamma of its variance, which so counts for one row."""
+    scale: float = 0.01
+    """The square of that row's noise, by half: small, since the noise may be."""
+
+
+CONJUGATE = ConjugatePriors()
+
+
+@dataclass(frozen=True)
+class Options(RegressionOptions):
+    """Options of `bayesian_regression`."""
+
+    priors: Annotated[
+        Literal["weak", "conjugate"],
+        Field(
+            description="priors: weak, or conjugate, whose updates have a closed form (--engine "
+            "coordinate_ascent)"
+        ),
+    ] = "weak"
+
+
 def bayesian_regression(
     predictors: Tensor,
     response: Tensor | None,
@@ -50,6 +85,7 @@ def bayesian_regression(
     response_centre: Tensor,
     response_spread: Tensor,
     has_intercept: bool = True,
+    conjugate: bool = False,
     batch_size: int | None = None,
 ) -> None:
     """The Pyro model.
@@ -62,17 +98,24 @@ def bayesian_regression(
         response_centre: The mean of the response, ().
         response_spread: The standard deviation of the response, ().
         has_intercept: Whether there is an intercept.
+        conjugate: Whether the priors are conjugate.
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     rows, columns = predictors.shape
     level = response_centre
+    width: Any = PRIOR_SCALE
+    if conjugate:
+        inverse_gamma = dist.InverseGamma(torch.tensor(CONJUGATE.shape), CONJUGATE.scale)
+        noise = pyro.sample("standardised_variance", inverse_gamma).sqrt()
+        width = PRIOR_SCALE * noise
     if has_intercept:
-        height = pyro.sample("standardised_intercept", dist.Normal(torch.zeros(()), PRIOR_SCALE))
+        height = pyro.sample("standardised_intercept", dist.Normal(torch.zeros(()), width))
         level = response_centre + response_spread * height
     slopes = pyro.sample(
-        "standardised_coefficients", dist.Normal(torch.zeros(columns), PRIOR_SCALE).to_event(1)
+        "standardised_coefficients", dist.Normal(torch.zeros(columns), width).to_event(1)
     )  # (columns,)
-    noise = pyro.sample("standardised_sigma", dist.Exponential(torch.ones(())))
+    if not conjugate:
+        noise = pyro.sample("standardised_sigma", dist.Exponential(torch.ones(())))
     coefficients = response_spread * slopes / spread  # (columns,)
     if has_intercept:
         pyro.deterministic("intercept", level - (coefficients * centre).sum(-1))
@@ -143,6 +186,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "response": outcome,
             **scaling,
             "has_intercept": has_intercept,
+            "conjugate": options.priors == "conjugate",
         },
         dims={
             "predictors": (ROWS, "predictor"),
@@ -198,7 +242,13 @@ register(
         predicts="response",
         dataset="diabetes",
         code_in=code_in,
-        internal=("standardised_coefficients", "standardised_intercept", "standardised_sigma"),
+        internal=(
+            "standardised_coefficients",
+            "standardised_intercept",
+            "standardised_sigma",
+            "standardised_variance",
+        ),
+        population=(),  # the variance scales the coefficients' prior, and is the rows' own
         recipe=Recipe(line, {"formula": "y ~ a + b"}),
         picture=picture,
     ),

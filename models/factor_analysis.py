@@ -11,9 +11,20 @@ components. The data cannot tell rotations of the latents apart. The rotation th
 the first column load on the first latent only, the second column on the first two, and so on
 (Geweke and Zhou, 1996, "Measuring the pricing error of the arbitrage pricing theory").
 `--scale none` divides all columns by one common factor, for columns in the same unit.
+
+With `--priors conjugate` there is a posterior of the points as well, and each update of coordinate
+ascent has a closed form:
+
+    mean[j] ~ Normal(0, 2)
+    loadings[j,k] ~ Normal(0, 2)    for k <= j, else 0
+    1 / noise[j]² ~ Gamma(0.5, 0.01)
+
+The sign of each latent says nothing; in every draw its loadings are those that agree with their
+posterior mean.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -35,6 +46,21 @@ from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import pixels
 
 
+@plain_dataclass(frozen=True)
+class ConjugatePriors:
+    """The conjugate priors, of scaled columns."""
+
+    width: float = 2.0
+    """The standard deviation of a mean and of a loading: the columns' own are one."""
+    shape: float = 0.5
+    """Of the Gamma of a precision, which so counts for one row."""
+    rate: float = 0.01
+    """The square of that row's noise, by half: small, since the noise may be."""
+
+
+CONJUGATE = ConjugatePriors()
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of `factor_analysis`."""
@@ -54,6 +80,13 @@ class Options:
             "columns by one factor"
         ),
     ] = "columns"
+    priors: Annotated[
+        Literal["none", "conjugate"],
+        Field(
+            description="priors of mean, loadings and noise: none (they are points), or conjugate, "
+            "whose updates have a closed form (--engine coordinate_ascent)"
+        ),
+    ] = "none"
     columns: Columns = None
     exclude: Exclude = ()
 
@@ -67,6 +100,76 @@ def points(columns: int, latent: int, shared: bool) -> tuple[Tensor, Tensor, Ten
         constraint=constraints.positive,
     )  # fmt: skip
     return mean, loadings.tril(), noise.expand(columns)
+
+
+def sampled(columns: int, latent: int, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, drawn from their conjugate priors."""
+    mean = pyro.sample(
+        "mean", dist.Normal(torch.zeros(columns), CONJUGATE.width).to_event(1)
+    )  # (columns,)
+    count = len(below(columns, latent)[0])
+    free = pyro.sample(
+        "free_loadings", dist.Normal(torch.zeros(count), CONJUGATE.width).to_event(1)
+    )  # (loadings that are not zero,)
+    size = torch.full((1 if shared else columns,), CONJUGATE.shape)
+    precision = pyro.sample("noise_precision", dist.Gamma(size, CONJUGATE.rate).to_event(1))
+    loadings = pyro.deterministic("loadings", filled(free, columns, latent))
+    noise = precision.rsqrt()
+    pyro.deterministic("noise", noise[..., 0] if shared else noise)
+    return mean, loadings, noise.expand(columns)
+
+
+def below(columns: int, latent: int) -> tuple[Tensor, Tensor]:
+    """The columns and the latents of the loadings that are not zero, column by column.
+
+    Example:
+        >>> below(3, 2)
+        (tensor([0, 1, 1, 2, 2]), tensor([0, 0, 1, 0, 1]))
+    """
+    rows, places = torch.tril_indices(columns, latent)
+    return rows, places
+
+
+def filled(free: Tensor, columns: int, latent: int) -> Tensor:
+    """Loadings (..., columns, latent), from those that are not zero (..., n)."""
+    rows, places = below(columns, latent)
+    where = torch.full((columns, latent), len(rows))  # one past the end: a zero
+    where[rows, places] = torch.arange(len(rows))
+    padded = torch.cat([free, torch.zeros_like(free[..., :1])], -1)
+    found = padded[..., where.reshape(-1).to(free.device)]
+    return found.reshape(*free.shape[:-1], columns, latent)
+
+
+def canonical(
+    sites: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor] | None,
+    arguments: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Turns the signs of each latent and its loadings, in every draw.
+
+    Args:
+        sites: Draws of the latent sites, each (draws, ...).
+        reference: Draws whose mean the loadings are to agree with; None has the diagonal of these
+            draws' own mean positive.
+        arguments: Of the model.
+
+    Returns:
+        The same draws; points have no draws, and their signs stay.
+    """
+    if "free_loadings" not in sites:
+        return dict(sites)
+    free = sites["free_loadings"]  # (draws, n)
+    columns, latent = sites["mean"].shape[-1], arguments["latent"]
+    rows, places = (index.to(free.device) for index in below(columns, latent))
+    by_latent = torch.eye(latent).to(free)[places]  # (n, latent)
+    mean = (free if reference is None else reference["free_loadings"]).mean(0)
+    if reference is None:
+        mean = mean * torch.where(mean[rows == places] < 0, -1.0, 1.0).to(mean)[places]
+    signs = torch.where((free * mean) @ by_latent < 0, -1.0, 1.0).to(free)  # (draws, latent)
+    turned = {**sites, "free_loadings": free * signs[:, places]}
+    if "z" in sites:
+        turned["z"] = sites["z"] * signs[:, None].to(sites["z"])
+    return turned
 
 
 def _initial(columns: int, latent: int) -> Tensor:
@@ -101,6 +204,7 @@ def factor_analysis(
     rows: int,
     latent: int,
     shared: bool,
+    conjugate: bool = False,
     batch_size: int | None = None,
 ) -> None:
     """The Pyro model.
@@ -112,9 +216,11 @@ def factor_analysis(
         rows: The number of rows.
         latent: Latent dimensions.
         shared: Whether all columns have the same noise.
+        conjugate: Whether mean, loadings and noise have conjugate priors; else they are points.
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
-    mean, loadings, noise = points(len(centre), latent, shared)
+    known = sampled if conjugate else points
+    mean, loadings, noise = known(len(centre), latent, shared)
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         z = pyro.sample("z", dist.Normal(torch.zeros(latent), 1.0).to_event(1))
         location = centre + spread * (mean + z @ loadings.T)  # (rows, columns)
@@ -125,16 +231,22 @@ def factor_analysis(
 def normals(
     arguments: Mapping[str, Any], sites: Mapping[str, Tensor], fitted: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distribution of a row at the fitted points: one Normal, in the user's units.
+    """The distribution of a row at the fitted points, or a draw: one Normal, in the user's units.
 
     Returns:
         Weights (1,), means (1, columns) and covariances (1, columns, columns).
     """
     centre, spread = (arguments[name].double().cpu().numpy() for name in ("centre", "spread"))
-    loadings = spread[:, None] * np.tril(fitted["loadings"])  # (columns, latent)
-    noise = np.broadcast_to(fitted["noise"], centre.shape)
+    known = {name: np.asarray(value) for name, value in fitted.items()}
+    if "free_loadings" in sites:
+        drawn = {name: value.double().cpu() for name, value in sites.items()}
+        noise = drawn["noise_precision"].rsqrt().numpy()
+        loadings = filled(drawn["free_loadings"], len(centre), arguments["latent"]).numpy()
+        known = {"mean": drawn["mean"].numpy(), "loadings": loadings, "noise": noise}
+    loadings = spread[:, None] * np.tril(known["loadings"])  # (columns, latent)
+    noise = np.broadcast_to(known["noise"], centre.shape)
     covariance = loadings @ loadings.T + np.diag(np.square(spread * noise))
-    return np.ones(1), (centre + spread * fitted["mean"])[None], covariance[None]
+    return np.ones(1), (centre + spread * known["mean"])[None], covariance[None]
 
 
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
@@ -167,6 +279,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         arguments={
             "x": x, "centre": centre, "spread": spread, "rows": len(x),
             "latent": options.latent, "shared": options.noise == "shared",
+            "conjugate": options.priors == "conjugate",
         },
         dims={
             "x": (ROWS, "column"), "centre": ("column",), "spread": ("column",),
@@ -248,6 +361,8 @@ register(
         observed="x",
         predicts="x",
         dataset="iris",
+        internal=("free_loadings", "noise_precision"),
+        canonical=canonical,
         suggested={"held_out": 0.0},
         verbs=("generate", "score", "embed", "reconstruct", "interpolate", "impute"),
         normals=normals,

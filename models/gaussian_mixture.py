@@ -20,9 +20,21 @@ user's units: `weights`, `means`, `standard_deviations` and, for full ones, `cov
 With `--labels COLUMN`, z[i] is known where the cell is not blank (a supervised mixture; Nigam et
 al., 2000, "Text classification from labeled and unlabeled documents using EM"). The components then
 have the labels' names and order, and only those beyond are numbered.
+
+With `--priors conjugate`, the priors of a component are those for which each update of coordinate
+ascent has a closed form. With d columns and P[k] the precision matrix of the scaled columns,
+
+    P[k] ~ Wishart(d + 1, 10 I)
+    m[k] ~ Normal(0, (0.02 P[k])⁻¹)
+    x[i] ~ Normal(c + s m[z], diag(s) P[z]⁻¹ diag(s))
+
+so that a component's standard deviation is between 0.12 and 1.4 of its column's with prior
+probability 0.95. Of diagonal and spherical covariances, each precision is Gamma(1, 0.05), which is
+what the Wishart says of one column.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass as plain_dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -52,6 +64,26 @@ from elbowroom.models._columns import (
 )
 from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import groups
+from elbowroom.models._wishart import Wishart
+
+
+@plain_dataclass(frozen=True)
+class ConjugatePriors:
+    """The conjugate priors, in standard deviations of the columns."""
+
+    concentration: float = 1.0
+    """Of the Dirichlet, for each component: every composition is as probable as any other."""
+    rows: float = 0.02
+    """How many rows the prior of a mean counts for: it is seven times as wide as the component, so
+    about twice as wide as all rows."""
+    freedom: float = 1.0
+    """Degrees of freedom beyond the fewest at which a variance has a density: it counts for so many
+    rows."""
+    variance: float = 0.1
+    """The scatter of those rows."""
+
+
+CONJUGATE = ConjugatePriors()
 
 
 @dataclass(frozen=True)
@@ -76,6 +108,13 @@ class Options:
             "others its cells are blank"
         ),
     ] = None
+    priors: Annotated[
+        Literal["weak", "conjugate"],
+        Field(
+            description="priors of the components: weak, or conjugate, whose updates have a closed "
+            "form (--engine coordinate_ascent)"
+        ),
+    ] = "weak"
     columns: Columns = None
     exclude: Exclude = ()
 
@@ -95,6 +134,7 @@ def gaussian_mixture(
     covariance_type: str,
     labels: Tensor | None = None,
     levels: tuple[str | int, ...] = (),
+    conjugate: bool = False,
     batch_size: int | None = None,
 ) -> None:
     """The Pyro model.
@@ -108,6 +148,7 @@ def gaussian_mixture(
         covariance_type: "full", "diagonal" or "spherical".
         labels: Each row's component, -1 where it is unknown, (rows,); None if all are.
         levels: What the labels are called: the names of the first components.
+        conjugate: Whether the priors are conjugate.
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     columns = len(centre)
@@ -116,16 +157,27 @@ def gaussian_mixture(
     widths = 1 if spherical else columns
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(components)))
     with pyro.plate("components", components):
-        location = pyro.sample(
-            "standardised_means", dist.Normal(torch.zeros(columns), 2.0).to_event(1)
-        )  # (components, columns)
-        width = pyro.sample(
-            "standardised_scales", dist.LogNormal(-torch.ones(widths), 1.0).to_event(1)
-        )  # (components, columns), or (components, 1) if spherical
-        if full:
-            cholesky = pyro.sample(
-                "correlation_cholesky", dist.LKJCholesky(columns, torch.ones(()))
-            )  # (components, columns, columns)
+        if conjugate:
+            precision = pyro.sample("standardised_precisions", prior_of_precisions(widths, full))
+            prior = means_given(precision, full, torch.zeros(columns))
+            location = pyro.sample("standardised_means", prior)  # (components, columns)
+        else:
+            location = pyro.sample(
+                "standardised_means", dist.Normal(torch.zeros(columns), 2.0).to_event(1)
+            )  # (components, columns)
+            width = pyro.sample(
+                "standardised_scales", dist.LogNormal(-torch.ones(widths), 1.0).to_event(1)
+            )  # (components, columns), or (components, 1) if spherical
+            if full:
+                cholesky = pyro.sample(
+                    "correlation_cholesky", dist.LKJCholesky(columns, torch.ones(()))
+                )  # (components, columns, columns)
+    if conjugate and full:
+        factor = CONJUGATE.rows**0.5 * prior.scale_tril  # (components, columns, columns)
+        width = factor.square().sum(-1).sqrt()
+        cholesky = factor / width.unsqueeze(-1)
+    elif conjugate:
+        width = precision.rsqrt()
     means = pyro.deterministic("means", centre + spread * location)
     deviations = spread * width  # (components, columns)
     pyro.deterministic("standard_deviations", deviations[..., 0] if spherical else deviations)
@@ -166,6 +218,38 @@ def allowed(labels: Tensor, components: int) -> Tensor:
     each = torch.arange(components, device=labels.device)
     other = (labels.unsqueeze(-1) != each) & (labels >= 0).unsqueeze(-1)
     return torch.zeros(other.shape, device=labels.device).masked_fill(other, -torch.inf)
+
+
+def prior_of_precisions(widths: int, full: bool) -> Any:
+    """The conjugate prior of one component's precision.
+
+    Args:
+        widths: How many columns it has, or one where it is spherical.
+        full: Whether it is a matrix, (widths, widths), or independent numbers, (widths,).
+    """
+    if full:
+        freedom = torch.tensor(widths + CONJUGATE.freedom)
+        return Wishart(freedom, covariance_matrix=torch.eye(widths) / CONJUGATE.variance)
+    shape = torch.full((widths,), (1 + CONJUGATE.freedom) / 2)
+    return dist.Gamma(shape, CONJUGATE.variance / 2).to_event(1)
+
+
+def means_given(
+    precisions: Tensor, full: bool, location: Tensor, rows: Tensor | float = CONJUGATE.rows
+) -> Any:
+    """The components' means given their precisions: the conjugate prior, or its posterior.
+
+    Args:
+        precisions: (components, columns, columns) if full, else (components, columns or 1).
+        full: Whether they are matrices.
+        location: (columns,) or (components, columns).
+        rows: How many a mean is known from, () or (components,).
+    """
+    rows = torch.as_tensor(rows).to(precisions)
+    if full:
+        matrices = rows[..., None, None] * precisions
+        return dist.MultivariateNormal(location, precision_matrix=matrices)
+    return dist.Normal(location, (rows[..., None] * precisions).rsqrt()).to_event(1)
 
 
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
@@ -217,6 +301,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "covariance_type": options.covariance_type,
             "labels": labels if training is None else None,
             "levels": levels,
+            "conjugate": options.priors == "conjugate",
         },
         dims={
             "x": (ROWS, "column"),
@@ -318,13 +403,12 @@ def starts(arguments: Mapping[str, Any], count: int, seed: int) -> list[dict[str
         scales = np.sqrt(np.stack(variances) + 0.01)
         if spherical:
             scales = np.sqrt((scales**2).mean(1, keepdims=True))
-        identity = torch.eye(data.shape[1]).expand(len(centres), -1, -1)
+        squares = torch.as_tensor(scales).square().expand(-1, data.shape[1])
         values.append(
             {
                 "weights": torch.as_tensor(share / share.sum()).to(centre),
                 "standardised_means": torch.as_tensor(centres).to(centre),
-                "standardised_scales": torch.as_tensor(scales).to(centre),
-                "correlation_cholesky": identity.to(centre),
+                **covariance_sites(arguments, torch.diag_embed(squares).to(centre)),
             }
         )
     return values
@@ -379,6 +463,42 @@ def _grouped(
     return order.argsort()[number], centres[order], inertia
 
 
+def covariance_sites(arguments: Mapping[str, Any], covariances: Tensor) -> dict[str, Tensor]:
+    """The sites that describe the components' covariances.
+
+    Args:
+        arguments: The model's arguments.
+        covariances: Of the scaled columns, (components, columns, columns).
+    """
+    columns, kind = covariances.shape[-1], arguments["covariance_type"]
+    variances = covariances.diagonal(dim1=-2, dim2=-1)
+    variances = variances[:, :1] if kind == "spherical" else variances
+    if not arguments.get("conjugate", False):
+        deviations = covariances.diagonal(dim1=-2, dim2=-1).sqrt()
+        factor = torch.linalg.cholesky(covariances)
+        return {
+            "standardised_scales": variances.sqrt(),
+            "correlation_cholesky": factor / deviations.unsqueeze(-1),
+        }
+    full = kind == "full" and columns > 1
+    return {"standardised_precisions": torch.linalg.inv(covariances) if full else 1 / variances}
+
+
+def covariances_of(sites: Mapping[str, Tensor]) -> Tensor:
+    """The covariances of the scaled columns, the other way round."""
+    means = sites["standardised_means"]  # (components, columns)
+    if "standardised_precisions" in sites:
+        precisions = sites["standardised_precisions"]
+        if precisions.dim() == means.dim() + 1:
+            return torch.linalg.inv(precisions)
+        return torch.diag_embed((1 / precisions).expand_as(means))
+    deviations = sites["standardised_scales"].expand_as(means)
+    factor = torch.diag_embed(deviations)
+    if "correlation_cholesky" in sites:
+        factor = deviations.unsqueeze(-1) * sites["correlation_cholesky"]
+    return factor @ factor.mT
+
+
 def canonical(
     sites: Mapping[str, Tensor],
     reference: Mapping[str, Tensor] | None,
@@ -428,12 +548,10 @@ def normals(
         columns).
     """
     centre, spread = (arguments[name].double().cpu() for name in ("centre", "spread"))
-    means = centre + spread * sites["standardised_means"].double()
-    deviations = (spread * sites["standardised_scales"].double()).expand_as(means)
-    factor = torch.diag_embed(deviations)
-    if "correlation_cholesky" in sites:
-        factor = deviations.unsqueeze(-1) * sites["correlation_cholesky"].double()
-    return sites["weights"].double().numpy(), means.numpy(), (factor @ factor.mT).numpy()
+    known = {name: value.double() for name, value in sites.items()}
+    means = centre + spread * known["standardised_means"]
+    covariances = spread.unsqueeze(-1) * covariances_of(known) * spread
+    return known["weights"].numpy(), means.numpy(), covariances.numpy()
 
 
 def picture(fit: Callable[..., Any]) -> Any:
@@ -488,7 +606,13 @@ register(
         observed="x",
         predicts="assignments",
         dataset="iris",
-        internal=("standardised_means", "standardised_scales", "correlation_cholesky"),
+        internal=(
+            "standardised_means",
+            "standardised_scales",
+            "correlation_cholesky",
+            "standardised_precisions",
+        ),
+        population=(),  # a precision scales the prior of its mean, and is the component's own
         starts=starts,
         canonical=canonical,
         labels="labels",

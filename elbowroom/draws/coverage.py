@@ -155,6 +155,7 @@ def local_components(
 ) -> Mixture:
     """Components about some places, (n, D), shaped by the curvature there."""
     factor = spread(importance)
+    factor = np.diag(factor) if factor.ndim == 1 else factor
     scales = np.sqrt(np.square(factor).sum(1))
     local = factor.T @ curvature(places, COVERAGE.fine * scales) @ factor  # in whitened coordinates
     values, vectors = np.linalg.eigh(np.where(np.isfinite(local), local, 0.0))

@@ -132,8 +132,8 @@ class DeterministicOptions(CorrelatedOptions, FixedDrawsOptions, SearchOptions):
 
 
 @dataclass(frozen=True)
-class ExpectationOptions(SearchOptions):
-    """What expectation-maximisation reads."""
+class AscentOptions(SearchOptions):
+    """What expectation-maximisation and coordinate ascent read."""
 
     steps: Annotated[
         int | None, Field(ge=1, description="maximum number of steps from each start")
@@ -143,7 +143,8 @@ class ExpectationOptions(SearchOptions):
 ENGINES: dict[str, type] = {
     "fixed_draws": DeterministicOptions,
     "svi": StochasticOptions,
-    "em": ExpectationOptions,
+    "em": AscentOptions,
+    "coordinate_ascent": AscentOptions,
 }
 """What each engine reads, beside `NumberOptions`.
 

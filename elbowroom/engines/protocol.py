@@ -88,6 +88,7 @@ class Fitted:
         remedy: What to do where the optimum was not reached, if more is known than usual.
         seeks_maximum: Whether it remains to be seen that the likelihood has a maximum there.
         said: What the verdict tells of the objective, as sentences.
+        adapts: Whether adaptive importance sampling begins at its draws.
     """
 
     problem: Problem
@@ -107,6 +108,7 @@ class Fitted:
     remedy: str = ""
     seeks_maximum: bool = True
     said: tuple[str, ...] = ()
+    adapts: bool = False
 
 
 class Engine(Protocol):

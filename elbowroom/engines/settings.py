@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from elbowroom.engines.options import (
     ENGINES,
+    AscentOptions,
     DeterministicOptions,
-    ExpectationOptions,
     NumberOptions,
     StochasticOptions,
 )
@@ -36,7 +36,7 @@ MAXIMUM_EPOCHS = 100
 
 
 @dataclass(frozen=True)
-class Settings(StochasticOptions, DeterministicOptions, ExpectationOptions, NumberOptions):
+class Settings(StochasticOptions, DeterministicOptions, AscentOptions, NumberOptions):
     """All that is asked of a fit, whoever reads it; see `elbowroom.engines.options`.
 
     Attributes:

@@ -292,7 +292,8 @@ def _of_all_modes(
     weights.
     """
     together = drawn.together
-    if fitted.gaussian is not None or together is None:
+    importance = drawn.importance
+    if fitted.gaussian is not None or importance is not None or together is None:
         return 0.0, 0.0
     try:
         found = _about_all_modes(task, landscape)

@@ -10,9 +10,12 @@ from torch.distributions import Distribution
 
 from elbowroom import budget
 from elbowroom.assess.latent_health import latent_health
+from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
 from elbowroom.density.importance import k_hat_threshold
-from elbowroom.density.landscape import Landscape
+from elbowroom.density.landscape import Landscape, density_of
+from elbowroom.density.mixtures import Mixture
+from elbowroom.density.modes import positive_definite
 from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.of_guide import draw
 from elbowroom.draws.refining import sampled, sampled_nested
@@ -20,6 +23,7 @@ from elbowroom.draws.row_weights import draws_of_rows, weigh_rows
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Gaussian
 from elbowroom.engines.task import Task
+from elbowroom.errors import OutOfTimeError
 from elbowroom.problem.isolation import isolated, reseed
 from elbowroom.sizes import SIZES
 
@@ -87,6 +91,8 @@ def draw_posterior(task: Task, fitted: Fitted, landscape: Landscape, count: int)
     random = np.random.default_rng([task.seed, 1])
     if fitted.gaussian is not None:
         return _of_gaussian(task, fitted.gaussian, landscape, count, random)
+    if fitted.adapts:
+        return _adapted(task, fitted, landscape, count, random)
     with fitted.problem.session(task.seed + 1, fitted.parameters):
         space = fitted.problem.space
         if space.rows_only and not fitted.point and set(space.discrete) <= fitted.sites.discrete:
@@ -119,6 +125,50 @@ def _of_gaussian(
             if nested is not None:
                 return Drawn(raw, nested.resample(min(count, few)), nested)
         return Drawn(raw, raw.resample(few, random))
+
+
+def _adapted(
+    task: Task, fitted: Fitted, landscape: Landscape, count: int, random: np.random.Generator
+) -> Drawn:
+    """Draws of a guide, and adaptive importance sampling that begins at their mean.
+
+    What a guide samples beside the continuous sites is summed over in the weights.
+    """
+    problem, space = fitted.problem, fitted.problem.space
+    with problem.session(task.seed + 1, fitted.parameters):
+        raw = draw(problem.function, fitted.callable, problem.arguments, space, count)
+    if space.dimension > SIZES.dense:
+        return Drawn(raw, raw.resample(count, random))
+    with (
+        isolated(task.seed + 1, dtype=torch.float64, threads=task.problem.threads),
+        np.errstate(all="ignore"),
+    ):
+        values = {site.name: raw.sites[site.name].double() for site in space.sites}
+        points = torch.vmap(space.unconstrain)(values).numpy()  # (draws, D)
+        density, curvature = landscape.density, landscape.curvature
+        if density is None or curvature is None:
+            density = density_of(problem)
+            curvature = Curvature(density)
+        try:
+            first = _about(points, curvature)
+            found = sampled(density, curvature, first, random, landscape.places)
+        except OutOfTimeError:
+            return Drawn(raw, raw.resample(count, random))
+    return Drawn(raw, found.resample(count), found)
+
+
+def _about(points: np.ndarray, curvature: Curvature) -> Mixture:
+    """The Normal at the mean of draws (n, D) with the curvature of the density there.
+
+    The draws of a product of factors are narrower than the posterior. Where it has no such
+    curvature, their covariance has to do.
+    """
+    mean, size = points.mean(0), points.shape[1]
+    covariance = np.cov(points.T).reshape(size, size)
+    precision = curvature(mean[None], np.sqrt(np.diag(covariance)))[0]
+    if np.isfinite(precision).all() and positive_definite(precision):
+        covariance = np.linalg.inv(precision)
+    return Mixture.of(np.ones(1), mean[None], covariance[None])
 
 
 def _raw(

@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from elbowroom import budget
 from elbowroom.density.landscape import Landscape
 from elbowroom.draws.row_weights import serves_few_rows
+from elbowroom.engines.coordinate_ascent.engine import check_updates
 from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.options import DeterministicOptions, NumberOptions
 from elbowroom.engines.protocol import Fitted
@@ -33,7 +34,7 @@ from elbowroom.guides.roots import numerical_failures
 from elbowroom.guides.space import LatentSpace
 from elbowroom.models import Model
 from elbowroom.models._own import own_guide
-from elbowroom.options import make_options, option_names
+from elbowroom.options import flag, make_options, option_names
 from elbowroom.pipeline.concluding import conclude
 from elbowroom.pipeline.drawing import draw_posterior
 from elbowroom.pipeline.ladder import climb_ladder
@@ -70,6 +71,8 @@ AUTO_FULL_RANK = 200
 """The largest latent dimension for which `auto` takes `full_rank` for a user's own model."""
 
 
+OWN_GUIDES = ("em", "coordinate_ascent")
+"""The engines that have guides of their own, by the same name."""
 ENUMERATION = "enumeration"
 """The guide for latents that are all discrete, which needs the model itself."""
 
@@ -82,9 +85,10 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
     """
     space = problem.space
     if isinstance(guide, Guide):
-        return guide
+        return _suiting(guide, problem)
     if guide == "auto":
-        fitting = guides_for(problem.model_name, space.local_continuous)
+        known = guides_for(problem.model_name, space.local_continuous)
+        fitting = {name: each for name, each in known.items() if not _lacking(each, problem)}
         if problem.model_name is not None:
             guide = next(iter(fitting))
         elif not space.sites and space.parameters.size:  # and what is summed over
@@ -103,7 +107,7 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
                 f"the guide '{guide}' is for continuous latents, and the model has none; fit with "
                 "--guide auto, which takes enumeration or, for point parameters, map."
             )
-        return named
+        return _suiting(named, problem)
     if isinstance(guide, type) and issubclass(guide, AutoGuide):
         name, blocked = guide.__name__, pyro.poutine.block(problem.function, hide=[*space.discrete])
         return Guide(name, "a Pyro AutoGuide", lambda space, start: guide(blocked))
@@ -118,6 +122,23 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
     raise OptionError(
         f"{guide!r} is not a guide: give a name, a guide function or an AutoGuide class."
     )
+
+
+def _lacking(guide: Guide, problem: Problem) -> bool:
+    """Whether a guide is written for other options of the model."""
+    return guide.needs is not None and guide.needs.unmet(problem.options)
+
+
+def _suiting(guide: Guide, problem: Problem) -> Guide:
+    """The guide, if it is written for the model's options.
+
+    Raises:
+        OptionError: If not, with the option to give.
+    """
+    if guide.needs is not None and _lacking(guide, problem):
+        option, value = flag(guide.needs.option), guide.needs.value
+        raise OptionError(f"the guide '{guide.name}': {guide.needs.why}; give {option} {value}.")
+    return guide
 
 
 def _enumeration(problem: Problem) -> Guide:
@@ -260,7 +281,21 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
 def _engines_own(guide: Any, engine: str) -> Any:
     """The guide, or that of an engine which has one of its own, by the same name."""
     automatic = isinstance(guide, str) and guide == "auto"
-    return engine if automatic and engine == "em" else guide
+    return engine if automatic and engine in OWN_GUIDES else guide
+
+
+def in_closed_form(problem: Problem) -> str | None:
+    """The guide of a model whose updates have a closed form with these options, if it has one.
+
+    `auto` takes it where the rows have latents, which fixed draws are not for.
+    """
+    known = guides_for(problem.model_name, problem.space.local_continuous)
+    names = (
+        name
+        for name, guide in known.items()
+        if guide.coordinates is not None and not _lacking(guide, problem)
+    )
+    return next(names, None)
 
 
 def checked_draws(draws: int | None) -> None:
@@ -290,8 +325,13 @@ def fit_task(
         report: As for `elbowroom.api.fit`.
     """
     checked_draws(task.draws)
+    if engine == "coordinate_ascent":
+        check_updates(task.problem)
     guide = _engines_own(guide, engine)
     automatic = isinstance(guide, str) and guide == "auto"
+    if automatic and engine == "auto" and task.problem.space.local_continuous:
+        guide = in_closed_form(task.problem) or guide
+        automatic = guide == "auto"
     task = replace(task, auto=automatic)
     guide = resolve_guide(guide, task.problem)
     problem, settings = task.problem, task.settings

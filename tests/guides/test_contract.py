@@ -20,7 +20,7 @@ from elbowroom.density.landscape import Landscape, explore
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.task import Task
 from elbowroom.errors import ElbowroomError
-from elbowroom.guides import Guide, guides_for
+from elbowroom.guides import Guide, Needs, guides_for
 from elbowroom.guides.sites import read_guide
 from elbowroom.models import Recipe, get_model, model_summaries
 from elbowroom.objectives import objectives
@@ -41,10 +41,10 @@ PRESENT = {
     "helmholtz_machine": {"recognition"},
     "mixture_density_network": {"bayes_by_backprop"},
     "bayesian_neural_network": {"bayes_by_backprop"},
-    "bayesian_regression": {"structured"},
-    "conjugate": {"exact"},
-    "factor_analysis": {"em", "exact", "linear", "local"},
-    "gaussian_mixture": {"collapsed", "em", "local"},
+    "bayesian_regression": {"coordinate_ascent", "structured"},
+    "conjugate": {"coordinate_ascent", "exact"},
+    "factor_analysis": {"coordinate_ascent", "em", "exact", "linear", "local"},
+    "gaussian_mixture": {"collapsed", "coordinate_ascent", "em", "local"},
     "hierarchical_normal": set(),
     "conditional_vae": {"encoder", "local"},
     "vae": {"encoder", "local"},
@@ -89,10 +89,13 @@ PAIRS = [
 
 
 @cache
-def begun(model: str) -> tuple[Problem, Settings, Landscape]:
-    """A model bound to its recipe, and where its fits begin."""
+def begun(model: str, needs: Needs | None = None) -> tuple[Problem, Settings, Landscape]:
+    """A model bound to its recipe, with what a guide needs, and where its fits begin."""
     recipe = recipe_of(model)
-    problem, settings, _ = bind_model(model, recipe.table(), {**recipe.options, "steps": STEPS})
+    options = {**recipe.options, "steps": STEPS}
+    if needs is not None:
+        options[needs.option] = needs.value
+    problem, settings, _ = bind_model(model, recipe.table(), options)
     return problem, settings, explore(problem, settings.restarts, SEED)
 
 
@@ -103,8 +106,8 @@ def guide_of(model: str, name: str) -> Guide:
 @cache
 def fitted(model: str, guide: str) -> Fit:
     """The fit of a pair, which the test of what it leaves behind is the first to ask for."""
-    problem, settings, begin = begun(model)
     declared = guide_of(model, guide)
+    problem, settings, begin = begun(model, declared.needs)
     if "svi" not in declared.engines:
         settings = replace(settings, steps=None, given=settings.given - {"steps"})
     return fit_task(Task(problem, settings, SEED, DRAWS), declared, landscape=begin)
@@ -135,7 +138,10 @@ def test_every_model_has_a_recipe_and_says_whether_its_latents_are_local(model: 
 def test_every_declaration_agrees_with_its_function(model: str) -> None:
     declared, (problem, _, _) = get_model(model), begun(model)
     known = {site.name for site in problem.space.sites} | set(problem.space.discrete)
-    assert set(declared.internal) <= known | set(problem.prepared.dims)  # some are optional
+    optional = set(problem.prepared.dims)
+    for guide in guides_for(model, local_latents=model in LOCAL).values():
+        optional |= {site.name for site in begun(model, guide.needs)[0].space.sites}
+    assert set(declared.internal) <= known | optional
     assert declared.predicts in known | set(problem.space.observed)
     assert declared.dataset in er.dataset_names()
     assert model_summaries()[model].endswith(".")
@@ -190,7 +196,7 @@ def test_every_pair_fits_saves_loads_and_leaves_no_trace(
     declared = guide_of(model, guide)
     pyro.clear_param_store()
     pyro.param("the caller's", torch.tensor(3.0))
-    begun(model)
+    begun(model, declared.needs)
     before = process_state()
     fit = fitted(model, guide)
     path = fit.save(tmp_path / "run")
@@ -223,8 +229,8 @@ def test_every_objective_that_a_guide_is_allowed_estimates_the_same_elbo(
     model: str, guide: str
 ) -> None:
     """Where the guide begins; one that left a term out would be off by more than its noise."""
-    problem, _, begin = begun(model)
     declared = guide_of(model, guide)
+    problem, _, begin = begun(model, declared.needs)
     problem = problem.for_guide(declared)
     space, arguments = problem.space, problem.arguments
     estimates = {}

@@ -124,6 +124,55 @@ PRIORS: list[tuple[str, pd.DataFrame, dict[str, Any], dict[str, Any]]] = [
         },
     ),
     (
+        "bayesian_regression", NUMBERS, {"response": "y", "priors": "conjugate"},
+        {
+            "standardised_variance": dist.InverseGamma(0.5, 0.01),
+            "standardised_intercept": lambda values: normal(
+                (), 2.5 * float(values["standardised_variance"]) ** 0.5
+            ),
+            "standardised_coefficients": lambda values: normal(
+                (2,), 2.5 * float(values["standardised_variance"]) ** 0.5
+            ),
+        },
+    ),
+    (
+        "gaussian_mixture", NUMBERS, {"components": 2, "priors": "conjugate"},
+        {
+            "weights": dist.Dirichlet(torch.ones(2)),
+            "standardised_precisions": dist.Wishart(
+                torch.tensor(4.0, dtype=torch.float64), 10 * torch.eye(3, dtype=torch.float64)
+            ),
+            "standardised_means": lambda values: dist.MultivariateNormal(
+                torch.zeros(2, 3), precision_matrix=0.02 * values["standardised_precisions"]
+            ),
+            "assignments": lambda values: dist.Categorical(values["weights"]).expand([4]),
+        },
+    ),
+    *(
+        (
+            "gaussian_mixture", NUMBERS,
+            {"components": 2, "covariance_type": kind, "priors": "conjugate"},
+            {
+                "weights": dist.Dirichlet(torch.ones(2)),
+                "standardised_precisions": dist.Gamma(torch.ones(2, width), 0.05).to_event(1),
+                "standardised_means": lambda values: dist.Normal(
+                    torch.zeros(2, 3), (0.02 * values["standardised_precisions"]).rsqrt()
+                ).to_event(1),
+                "assignments": lambda values: dist.Categorical(values["weights"]).expand([4]),
+            },
+        )
+        for kind, width in (("diagonal", 3), ("spherical", 1))
+    ),
+    (
+        "factor_analysis", NUMBERS, {"latent": 2, "priors": "conjugate"},
+        {
+            "mean": normal((3,), 2.0),
+            "free_loadings": normal((5,), 2.0),  # the second latent has no first column
+            "noise_precision": dist.Gamma(torch.full((1,), 0.5), 0.01).to_event(1),
+            "z": dist.Normal(torch.zeros(4, 2), 1.0).to_event(1),
+        },
+    ),
+    (
         "factor_analysis", NUMBERS, {"latent": 2},
         {"z": dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)},
     ),

@@ -12,8 +12,10 @@ from torch.distributions import MultivariateNormal, Normal
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Gaussian
+from elbowroom.errors import OutOfTimeError
 from elbowroom.pipeline import drawing
 from elbowroom.problem.isolation import isolated
+from elbowroom.sizes import SIZES
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def fitted(point: bool = False, of_guide: Any = (), **space: Any) -> Any:
     }  # fmt: skip
     return SimpleNamespace(
         problem=Problem(SimpleNamespace(**{**usual, **space})), point=point, gaussian=None,
+        adapts=False,
         parameters="parameters", callable="guide", sites=SimpleNamespace(discrete=set(of_guide)),
         guide=SimpleNamespace(amortised="as declared"),
         trained=SimpleNamespace(elbo_history=np.zeros(10)),
@@ -362,3 +365,63 @@ def test_uneven_draws_of_a_wide_posterior_are_made_given_some_of_its_coordinates
     assert (found.importance is None) == (kept == "own")
     few: Any = of_gaussian(monkeypatch, gaussian, Density(2, 1000), 400, nested)
     assert few.corrected.count == 400
+
+
+# Draws of a guide at whose mean adaptive importance sampling begins.
+
+
+def adapted(monkeypatch: pytest.MonkeyPatch, given: Any, dimension: int = 2) -> Any:
+    """What becomes of 300 draws around (1, 2), where sampling gives or raises something."""
+    point = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    values = point + 0.1 * torch.randn(300, 2, generator=random, dtype=torch.float64)
+    raw = Draws(np.zeros(300), 0.5, 0.1)
+    object.__setattr__(raw, "sites", {"x": values, "beside": values})
+    begun: list[Any] = []
+
+    def sampled(density: Any, curvature: Any, first: Any, random: Any, places: Any) -> Any:
+        assert (density, places) == ("density", "places")
+        begun.append(first)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    monkeypatch.setattr(drawing, "draw", lambda *_: raw)
+    monkeypatch.setattr(drawing, "sampled", sampled)
+    site = SimpleNamespace(name="x")
+    space: dict[str, Any] = {
+        "sites": [site],
+        "dimension": dimension,
+        "unconstrain": lambda found: found["x"],
+    }
+    found = fitted(**space)
+    found.adapts = True
+    curved = lambda points, scales: np.array([[[4.0, 0.0], [0.0, 16.0]]])  # noqa: E731
+    where: Any = SimpleNamespace(density="density", curvature=curved, places="places")
+    return drawing.draw_posterior(TASK, found, where, 250), begun
+
+
+def test_adaptive_sampling_begins_at_the_mean_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    importance = SimpleNamespace(resample=lambda count: ("resampled", count))
+    found, (first,) = adapted(monkeypatch, importance)
+    assert (found.corrected, found.importance) == (("resampled", 250), importance)
+    np.testing.assert_allclose(first.means, [[1.0, 2.0]], atol=0.02)
+    np.testing.assert_allclose(first.factors, [[[0.5, 0.0], [0.0, 0.25]]])
+
+
+def test_without_adaptive_sampling_the_guides_own_draws_are_weighed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there is no time for it, or there are too many dimensions."""
+    late, begun = adapted(monkeypatch, OutOfTimeError("over"))
+    assert (len(begun), late.importance, late.corrected.count) == (1, None, 250)
+    wide, begun = adapted(monkeypatch, None, SIZES.dense + 1)
+    assert (len(begun), wide.importance, wide.corrected.count) == (0, None, 250)
+
+
+def test_where_there_is_no_curvature_the_covariance_of_the_draws_has_to_do() -> None:
+    points = np.random.default_rng(0).normal(size=(50, 2)) * [1.0, 3.0]
+    for flat in (np.array([[[1.0, 0.0], [0.0, -1.0]]]), np.full((1, 2, 2), np.nan)):
+        first = drawing._about(points, lambda points, scales, flat=flat: flat)  # type: ignore[arg-type]
+        covariance = first.factors[0] @ first.factors[0].T
+        np.testing.assert_allclose(covariance, np.cov(points.T))

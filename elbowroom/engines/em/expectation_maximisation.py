@@ -153,7 +153,7 @@ def climb(
         while True:
             if progress is not None:
                 progress(len(history), budget, history[-1])
-            if _arrived(history):
+            if arrived(history):
                 return Climb(values, expected, history, "converged")
             if len(history) >= budget:
                 return Climb(values, expected, history, "budget")
@@ -172,8 +172,16 @@ def climb(
         return Climb(values, expected, history, "interrupted")
 
 
-def _arrived(history: list[float]) -> bool:
-    """Whether the rise that is left is below the tolerance."""
+def arrived(history: list[float]) -> bool:
+    """Whether the rise that is left, of an objective that never falls, is below the tolerance.
+
+    Args:
+        history: The objective after each step, in nats.
+
+    Example:
+        >>> arrived([0.0, 1.0, 1.5]), arrived([0.0, 1.0, 1.0 + 1e-6])
+        (False, True)
+    """
     if len(history) < 3:
         return False
     before, last = history[-2] - history[-3], history[-1] - history[-2]
