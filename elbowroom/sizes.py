@@ -1,6 +1,8 @@
 """Sizes up to which work is affordable, on a machine with a few cores and gigabytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,12 @@ class Sizes:
 
 
 SIZES = Sizes()
+
+
+def numbers_in(arguments: Mapping[str, Any]) -> int:
+    """How many numbers the tensors among a model's arguments hold.
+
+    Args:
+        arguments: Anything with a `numel` is a tensor.
+    """
+    return sum(value.numel() for value in arguments.values() if hasattr(value, "numel"))

@@ -321,6 +321,12 @@ class LatentSpace:
         parts = [site.transform.inv(values[site.name]).reshape(-1) for site in self.sites]
         return torch.cat(parts)
 
+    def row_plate(self, batch_size: int | None = None, **arguments: Any) -> Any:
+        """The plate that `batch_size` subsamples, for one call of a guide of Pyro's."""
+        assert self.subsampled is not None
+        plate = self.subsampled
+        return pyro.plate(plate.name, plate.size, subsample_size=batch_size, dim=plate.dim)
+
     def plates(self, arguments: Mapping[str, Any]) -> "OpenPlates":
         """The plates of one call of a guide, subsampled as `batch_size` in its arguments says."""
         return OpenPlates(self.subsampled, arguments.get("batch_size"))

@@ -25,7 +25,7 @@ from elbowroom.problem.leaves import leaves
 from elbowroom.problem.score import Batchable, score
 from elbowroom.problem.unseen import at_rest
 from elbowroom.recording.record import BATCHES, record
-from elbowroom.sizes import SIZES
+from elbowroom.sizes import SIZES, numbers_in
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Density:
             self.model = held(model, parameters)
         self.dimension = space.dimension + (space.parameters.size if with_parameters else 0)
         self.evaluations = self.unsteady = 0
-        numbers = sum(v.numel() for v in arguments.values() if isinstance(v, Tensor))
+        numbers = numbers_in(arguments)
         self.width = max([1, space.dimension, *self._widths(numbers)])
         self.work = BATCHING.one_by_one
         self.how, self._function = self._prepared()

@@ -1,5 +1,6 @@
 """The way through the house: bind, plan, start, engine, draws, verdict; `auto` climbs over it."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ from elbowroom.problem.bound import (
 from elbowroom.problem.enumeration import enumerated
 from elbowroom.problem.isolation import resolve_device
 from elbowroom.problem.leaves import kept_buffers
-from elbowroom.problem.precision import resolve_dtype, unmixed
+from elbowroom.problem.precision import resolve_dtype
 from elbowroom.problem.row_batches import in_batches, plate_of_all
 from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request, change_request, unfinished
@@ -109,15 +110,18 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
             )
         return _suiting(named, problem)
     if isinstance(guide, type) and issubclass(guide, AutoGuide):
-        name, blocked = guide.__name__, pyro.poutine.block(problem.function, hide=[*space.discrete])
-        return Guide(name, "a Pyro AutoGuide", lambda space, start: guide(blocked))
+        blocked = pyro.poutine.block(problem.function, hide=[*space.discrete])
+        plates: dict[str, Any] = {}
+        if space.subsampled and "create_plates" in inspect.signature(guide).parameters:
+            plates["create_plates"] = space.row_plate
+        return Guide(
+            guide.__name__, "a Pyro AutoGuide", lambda space, start: guide(blocked, **plates)
+        )
     if callable(guide):
         name = getattr(guide, "__name__", type(guide).__name__)
         amortised = bool(getattr(guide, "amortised", False))
         with problem.session(0):
-            called = unmixed(own_guide(guide), problem.arguments)
-        if problem.unseen:
-            called = pyro.poutine.block(called, hide=[*problem.unseen])
+            called = problem.called(own_guide(guide))
         return Guide(name, "the user's own guide", lambda space, start: called, amortised=amortised)
     raise OptionError(
         f"{guide!r} is not a guide: give a name, a guide function or an AutoGuide class."
@@ -188,7 +192,7 @@ def bind_model(
     own = [guide for guide in guides if callable(guide) and not isinstance(guide, (type, Guide))]
     dtype = resolve_dtype(settings.dtype, declaration.function, *own)
     settings = replace(settings, dtype="float32" if dtype == torch.float32 else "float64")
-    problem = bind(declaration, data, bound, dtype, device)
+    problem = bind(declaration, data, bound, dtype, device, settings.batch_size is not None)
     if settings.correlated is not None and problem.space.dimension <= SIZES.dense:
         raise OptionError(
             f"--correlated: this model has {problem.space.dimension} latent dimensions, few enough "
@@ -198,6 +202,8 @@ def bind_model(
     if "batch_size" not in options and size is not None and plate is not None:
         # A suggested minibatch gives way to a small table; one that was asked for is an error.
         settings = replace(settings, batch_size=size if size < plate.size else None)
+    if settings.batch_size is None:
+        settings = replace(settings, batch_size=problem.written_batch)
     return problem, settings, draws
 
 

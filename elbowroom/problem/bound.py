@@ -17,15 +17,23 @@ from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError, ElbowroomError, ModelError, OptionError
 from elbowroom.guides import Guide
 from elbowroom.guides.parameters import held
-from elbowroom.guides.space import LatentSpace, Plate, dependent_sites, dim_names, trace_model
+from elbowroom.guides.space import (
+    LatentSpace,
+    Plate,
+    dependent_sites,
+    dim_names,
+    takes_batches,
+    trace_model,
+)
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model, required
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers
+from elbowroom.problem.own_plates import OwnPlate, own_plates, with_all_rows, with_rows
 from elbowroom.problem.precision import unmixed
 from elbowroom.problem.unseen import without_unseen
 from elbowroom.problem.validation import check_shapes, has_gradient, real_observations, validate
-from elbowroom.sizes import SIZES
+from elbowroom.sizes import SIZES, numbers_in
 
 
 class _Reported(Messenger):
@@ -80,6 +88,7 @@ class Problem:
         posterior: The same with its priors, where these are left out.
         doubts: What may be wrong with the model or its data, each with the edit.
         unseen: Latent sites that are integrated out; see `elbowroom.problem.unseen`.
+        own_plates: Plates that would take rows at random by themselves; they are given all.
     """
 
     model: Model
@@ -94,6 +103,7 @@ class Problem:
     posterior: "Problem | None" = None
     doubts: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    own_plates: tuple[OwnPlate, ...] = ()
 
     def reparameterise(self, sites: Sequence[str]) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
@@ -175,6 +185,25 @@ class Problem:
         """What a guide is fitted to: this, or without priors if it leaves them out."""
         return self.without_priors() if guide.likelihood else self
 
+    def called(self, guide: Callable[..., Any]) -> Callable[..., Any]:
+        """A guide of the user's own, to be called with the model's arguments in a session."""
+        guide = unmixed(guide, self.arguments)
+        plates = {plate.name: plate for plate in self.own_plates}
+        with suppress(ElbowroomError):  # which is said when it is run
+            plates |= {plate.name: plate for plate in own_plates(guide, self.arguments)}
+        if plates:
+            rows = self.space.subsampled
+            named = None if rows is None or takes_batches(guide) else rows.name
+            guide = with_rows(guide, [*plates.values()], named)
+        return poutine.block(guide, hide=[*self.unseen]) if self.unseen else guide
+
+    @property
+    def written_batch(self) -> int | None:
+        """The rows of the minibatches that the model is written with, where all rows take long."""
+        plate = self.space.subsampled if self.threads is None else None
+        rows = [each.rows for each in self.own_plates if plate and each.name == plate.name]
+        return next(iter(rows), None)
+
     @property
     def hidden(self) -> set[str]:
         """Latent sites that the user sees through a deterministic site instead."""
@@ -196,8 +225,7 @@ class Problem:
     @property
     def threads(self) -> int | None:
         """Threads that a session takes; None leaves them as they are."""
-        numbers = sum(v.numel() for v in self.arguments.values() if isinstance(v, Tensor))
-        return 1 if numbers < SIZES.arguments else None
+        return 1 if numbers_in(self.arguments) < SIZES.arguments else None
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -304,8 +332,17 @@ def bind(
     options: Any,
     dtype: torch.dtype,
     device: torch.device,
+    minibatches: bool = False,
 ) -> Problem:
     """Binds a model to its data.
+
+    Args:
+        model: The declaration.
+        data: As the user gave them.
+        options: Of the model.
+        dtype: Of all numbers.
+        device: Of all tensors.
+        minibatches: Whether they are asked for.
 
     Raises:
         DataError: If the data cannot be used; the column is named.
@@ -322,6 +359,7 @@ def bind(
         data = read_table(data)
     elif model.options is not None:
         data = pd.DataFrame(dict(data))
+    plates: tuple[OwnPlate, ...] = ()
     with kept_buffers(model.function):
         with isolated(0, dtype=dtype, device=device):
             prepared = model.prepare(data, options, None)
@@ -337,6 +375,11 @@ def bind(
         unseen: tuple[str, ...] = ()
         if model.options is None:
             with isolated(0, dtype=dtype, device=device):
+                function, plates = with_all_rows(model.function, arguments, minibatches)
+                model = replace(model, function=function)
+                if plates:  # of all rows
+                    doubts = validate(function, arguments)
+            with isolated(0, dtype=dtype, device=device):
                 function, unseen = without_unseen(model.function, arguments)
             model = replace(model, function=function)
         with isolated(0, dtype=dtype, device=device):
@@ -348,7 +391,7 @@ def bind(
             check_parameters(model.function, arguments)
     return Problem(
         model, options, data, prepared, arguments, space, dtype, device,
-        doubts=(*doubts, *prepared.doubts), unseen=unseen,
+        doubts=(*doubts, *prepared.doubts), unseen=unseen, own_plates=plates,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
 from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
 from elbowroom.problem.isolation import reseed
 from elbowroom.problem.wording import ARGUMENT_EDITS, LISTED, described, rows_of, shown
-from elbowroom.sizes import SIZES
+from elbowroom.sizes import SIZES, numbers_in
 
 WIDTHS = (0.5, 2.0, None)
 """Of the random unconstrained values that a model is run at; None for draws from its priors."""
@@ -114,7 +114,7 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         row 2 (counted from 1) has 2. Its values begin at 1:
         code them from 0, obs=y - 1.
     """
-    numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
+    numbers = numbers_in(arguments)
     widths = WIDTHS[:1] if numbers > SIZES.arguments else WIDTHS
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of runs that are made for their errors alone
@@ -225,7 +225,7 @@ def invalid_draws(
         sites: Draws of its latent sites, each (draws, ...).
     """
     count = len(next(iter(sites.values()), []))
-    numbers = sum(value.numel() for value in arguments.values() if isinstance(value, Tensor))
+    numbers = numbers_in(arguments)
     chosen = torch.linspace(
         0, count - 1, min(count, 1 if numbers > SIZES.arguments else VALIDATION.draws)
     ).long()
