@@ -115,6 +115,12 @@ def _initial(msg: Any) -> Any:
     return msg["args"][1] if len(msg["args"]) > 1 else msg["kwargs"].get("init_tensor")
 
 
+def given_parameter(msg: Any) -> Tensor | None:
+    """The tensor that a message of `pyro.param` gives to be fitted itself, if it gives one."""
+    initial = _initial(msg)
+    return initial if _own_leaf(initial) else None
+
+
 def _own_leaf(initial: Any) -> bool:
     """Whether what was given is the tensor that is to be fitted, and not where one begins."""
     return isinstance(initial, Tensor) and initial.is_leaf and initial.requires_grad
@@ -165,7 +171,7 @@ class Held(Messenger):
         self.values = values
 
     def __enter__(self) -> Any:
-        self._replaced = _Replaced()
+        self._replaced = Replaced()
         self._replaced.__enter__()
         self._before = set(pyro.get_param_store())
         return super().__enter__()
@@ -194,7 +200,7 @@ class Held(Messenger):
             fn = getattr(fn, "base_dist", None)
 
 
-class _Replaced(TorchFunctionMode):
+class Replaced(TorchFunctionMode):
     """Puts other tensors in the place of some in whatever operation these go into."""
 
     def __init__(self) -> None:
@@ -202,9 +208,11 @@ class _Replaced(TorchFunctionMode):
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
 
     def put(self, tensor: Tensor, value: Tensor) -> None:
+        """Has a value in the place of a tensor."""
         self._values[id(tensor)] = tensor, value
 
     def has(self, each: Any) -> bool:
+        """Whether it is one of the tensors."""
         return id(each) in self._values
 
     def of(self, each: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
+from torch.overrides import TorchFunctionMode
 
 from elbowroom import budget
 from elbowroom.density.alike_rows import kinds_of_rows
@@ -47,6 +48,8 @@ class Batching:
     """Places on the way to it at which values are compared."""
     agreement: float = 1e-8
     """The largest relative difference between the recorded and the model's own values."""
+    agreement_in_single: float = 1e-5
+    """The same where a part of it, such as a constant of the model, has the digits of float32."""
 
 
 BATCHING = Batching()
@@ -55,6 +58,23 @@ IN_FLOAT64 = (
     "the model's log density cannot be evaluated in float64; convert its networks with "
     "network.double(), and fit with --dtype float64"
 )
+
+
+class _Singles(TorchFunctionMode):
+    """Sees whether something is computed in float32.
+
+    Attributes:
+        seen: Whether it is.
+    """
+
+    seen = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        self.seen |= isinstance(found, Tensor) and found.dtype == torch.float32
+        return found
 
 
 class Density:
@@ -186,9 +206,11 @@ class Density:
         points = 0.3 * points
         probes = points[count:]
         with users_code(IN_FLOAT64, ModelError):
-            expected = self._one_by_one(probes)
+            with _Singles() as singles:
+                expected = self._one_by_one(probes)
             self._check_held(probes[0])
-        if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected]):
+        near = BATCHING.agreement_in_single if singles.seen else BATCHING.agreement
+        if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected], near):
             raise ModelError(
                 "the model's log density is random: two runs at the same point differ. Draw "
                 "random numbers only with pyro.sample; for minibatches, give the model an argument "
@@ -202,7 +224,7 @@ class Density:
         for function in batched:
             try:
                 recorded = record(function, points[:count])
-                if _agree(recorded(probes), expected):
+                if _agree(recorded(probes), expected, near):
                     self.work = recorded.numbers
                     self.width = max(self.width, recorded.widest // BATCHING.wide)
                     return "recorded", recorded
@@ -210,7 +232,7 @@ class Density:
                 continue
         for function in batched:
             try:
-                if _agree(function(probes), expected):
+                if _agree(function(probes), expected, near):
                     return "batched", function
             except Exception:
                 continue
@@ -353,8 +375,8 @@ class Density:
         return vmap(self.space.constrain)(flat)
 
 
-def _agree(found: Any, expected: Any) -> bool:
+def _agree(found: Any, expected: Any, near: float) -> bool:
     return all(
-        torch.allclose(one, two, rtol=BATCHING.agreement, atol=BATCHING.agreement, equal_nan=True)
+        torch.allclose(one, two, rtol=near, atol=near, equal_nan=True)
         for one, two in zip(found, expected, strict=True)
     )

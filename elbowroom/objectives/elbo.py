@@ -186,14 +186,23 @@ def marked(
 
 
 def check_enumerable(
-    model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace, sites: GuideSites
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    space: LatentSpace,
+    sites: GuideSites | None = None,
 ) -> None:
     """Sees that the discrete sites left to the objective have finitely many values.
+
+    Args:
+        model: The Pyro model, to be called in a session.
+        arguments: Its keyword arguments.
+        space: Its latent space.
+        sites: Of the guide; by default one that samples no discrete site.
 
     Raises:
         ModelError: If one has not; the site is named.
     """
-    left = _left_out(space, sites)
+    left = list(space.discrete) if sites is None else _left_out(space, sites)
     if not left:
         return
     nodes = dict(sample_sites(trace_model(model, arguments)))

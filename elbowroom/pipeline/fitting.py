@@ -35,6 +35,7 @@ from elbowroom.guides.roots import numerical_failures
 from elbowroom.guides.space import LatentSpace
 from elbowroom.models import Model
 from elbowroom.models._own import own_guide
+from elbowroom.objectives.elbo import check_enumerable
 from elbowroom.options import flag, make_options, option_names
 from elbowroom.pipeline.concluding import conclude
 from elbowroom.pipeline.drawing import draw_posterior
@@ -353,6 +354,8 @@ def fit_task(
                 if reason is not None:
                     raise OptionError(f"--engine fixed_draws: {reason}; fit with --engine svi.")
                 check_read(settings, [Way(chosen)])
+                with problem.session(task.seed):
+                    check_enumerable(problem.function, problem.arguments, problem.space)
                 return climb_ladder(task, fit_guide, report)
         chosen = chosen_engine(engine, guide, problem, settings)
         check_read(settings, [Way(chosen, guide=guide)])

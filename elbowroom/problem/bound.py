@@ -28,7 +28,8 @@ from elbowroom.guides.space import (
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model, required
 from elbowroom.problem.isolation import Parameters, isolated, placed
-from elbowroom.problem.leaves import check_parameters, kept_buffers
+from elbowroom.problem.leaves import check_parameters, kept_buffers, with_fixed_values
+from elbowroom.problem.modules import with_names_of_its_own
 from elbowroom.problem.own_plates import OwnPlate, own_plates, with_all_rows, with_rows
 from elbowroom.problem.precision import unmixed
 from elbowroom.problem.unseen import without_unseen
@@ -87,7 +88,7 @@ class Problem:
         reparameterised: Location-scale sites that are written by their standardised values.
         posterior: The same with its priors, where these are left out.
         doubts: What may be wrong with the model or its data, each with the edit.
-        unseen: Latent sites that are integrated out; see `elbowroom.problem.unseen`.
+        unseen: Latent sites that are integrated out or computed; see `elbowroom.problem.unseen`.
         own_plates: Plates that would take rows at random by themselves; they are given all.
     """
 
@@ -188,6 +189,8 @@ class Problem:
     def called(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """A guide of the user's own, to be called with the model's arguments in a session."""
         guide = unmixed(guide, self.arguments)
+        with suppress(ElbowroomError, RuntimeError, ValueError, TypeError):
+            guide = with_names_of_its_own(guide, self.function, self.arguments)
         plates = {plate.name: plate for plate in self.own_plates}
         with suppress(ElbowroomError):  # which is said when it is run
             plates |= {plate.name: plate for plate in own_plates(guide, self.arguments)}
@@ -388,6 +391,9 @@ def bind(
                 # Pyro's sums leave such a mask out: it is put where they see it.
                 free = _LeftOut(space.unweighted)(model.function)
                 model = replace(model, function=_named_as(model.function, free))
+            if model.options is None:
+                function, fixed = with_fixed_values(model.function, arguments)
+                model, doubts = replace(model, function=function), (*doubts, *fixed)
             check_parameters(model.function, arguments)
     return Problem(
         model, options, data, prepared, arguments, space, dtype, device,

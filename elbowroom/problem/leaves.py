@@ -7,6 +7,8 @@ that `pyro.module` was never told of; and over those whose gradient is cut off o
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import pyro
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from elbowroom.errors import ModelError, users_code
+from elbowroom.guides.parameters import Replaced
 from elbowroom.guides.space import trace_model
 from elbowroom.recording.python_state import reached_from
 
@@ -56,13 +59,80 @@ def check_leaves(make: Callable[[], Tensor], whose: Mapping[str, Callable[..., A
     Raises:
         ModelError: If something is not; it is named as far as it can be found.
     """
-    unknown = _unknown(leaves(make()))
-    if not unknown:
-        return
-    again = {id(leaf) for leaf in leaves(make())}
-    lasting = [leaf for leaf in unknown if id(leaf) in again]
+    lasting = _lasting(make)
+    if lasting:
+        reached = [each for _, each in reached_from(*whose.values())]
+        held = {id(each) for fixed in reached if isinstance(fixed, _Fixed) for each in fixed.values}
+        lasting = [leaf for leaf in lasting if id(leaf) not in held]
     if lasting:
         raise ModelError(_refusal(lasting, whose))
+
+
+def _lasting(make: Callable[[], Tensor]) -> list[Tensor]:
+    """What requires a gradient, is no parameter, and is the same tensor in each run."""
+    unknown = _unknown(leaves(make()))
+    again = {id(leaf) for leaf in leaves(make())} if unknown else set()
+    return [leaf for leaf in unknown if id(leaf) in again]
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """Values that a model keeps; what it has computed of them once may still lead to them."""
+
+    values: tuple[Tensor, ...]
+
+
+def with_fixed_values(
+    model: Callable[..., Any], arguments: Mapping[str, Any]
+) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """A model whose modules' unregistered values are constants, as they are to Pyro.
+
+    These are values that a user gave to a module of their own or a library's. The weights of
+    torch's layers begin at random: a model that leaves them so is not what is meant.
+
+    Args:
+        model: The Pyro model, to be called in an isolated session.
+        arguments: Its keyword arguments.
+
+    Returns:
+        The model, itself if there are none, and a sentence for each of them.
+    """
+    lasting = _lasting(_density_of(model, arguments))
+    found, said = [], []
+    for leaf in lasting:
+        place = next(_places(leaf, model), None)
+        if place is None or not place.given:
+            continue
+        found.append(leaf)
+        said.append(
+            f"'{place.path}.{place.name}' requires a gradient but is not registered, so it is kept "
+            f"fixed at its value. To fit it, write pyro.module('{place.path}', {place.path}) in "
+            "the model."
+        )
+    if not found:
+        return model, ()
+    fixed = _Fixed(tuple(found))
+
+    @wraps(model)
+    def function(**given: Any) -> Any:
+        with Replaced() as replaced:
+            for leaf in fixed.values:
+                replaced.put(leaf, leaf.detach())
+            return model(**given)
+
+    return function, tuple(said)
+
+
+def _density_of(model: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable[[], Tensor]:
+    """A model's log density at the same random values in each run."""
+
+    def density() -> Tensor:
+        pyro.set_rng_seed(0)
+        trace = trace_model(model, arguments)
+        with users_code("the model's log density cannot be evaluated", ModelError):
+            return torch.as_tensor(trace.log_prob_sum())
+
+    return density
 
 
 def check_parameters(model: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -76,13 +146,7 @@ def check_parameters(model: Callable[..., Any], arguments: Mapping[str, Any]) ->
         ModelError: If it has one by a tensor that nothing would fit, or none by a parameter that it
             depends on.
     """
-
-    def density() -> Tensor:
-        pyro.set_rng_seed(0)
-        trace = trace_model(model, arguments)
-        with users_code("the model's log density cannot be evaluated", ModelError):
-            return torch.as_tensor(trace.log_prob_sum())
-
+    density = _density_of(model, arguments)
     check_leaves(density, {"the model": model})
     first = density()
     used = {id(leaf) for leaf in leaves(first)}
@@ -121,15 +185,18 @@ def _unknown(found: Iterable[Tensor]) -> list[Tensor]:
 def _refusal(tensors: list[Tensor], whose: Mapping[str, Callable[..., Any]]) -> str:
     for called, function in whose.items():
         for tensor in tensors:
-            for owner, path, name in _places(tensor, function):
-                shown, shape = f"{path}.{name}" if name else path, tuple(tensor.shape)
+            for place in _places(tensor, function):
+                path, shape = place.path, tuple(tensor.shape)
+                shown = f"{path}.{place.name}" if place.name else path
                 beside = (
                     f", and {len(tensors) - 1} more tensor{'s' if len(tensors) > 2 else ''}"
                     if len(tensors) > 1
                     else ""
                 )
                 register = (
-                    f"pyro.module('{path}', {path})" if owner else f"pyro.param('{path}', {path})"
+                    f"pyro.module('{path}', {path})"
+                    if place.name
+                    else f"pyro.param('{path}', {path})"
                 )
                 return (
                     f"{called} uses '{shown}' of shape {shape}{beside}, which requires a "
@@ -145,15 +212,31 @@ def _refusal(tensors: list[Tensor], whose: Mapping[str, Callable[..., Any]]) -> 
     )
 
 
-def _places(tensor: Tensor, function: Callable[..., Any]) -> Iterator[tuple[bool, str, str]]:
-    """Where a function reaches a tensor: whether in a module, what is to be named, the rest."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a function reaches a tensor.
+
+    Attributes:
+        path: How code names the tensor, or the module that holds it.
+        name: Of the tensor in the module; nothing for one that is in none.
+        given: Whether it is a value that a module, which is no layer of torch's, was given.
+    """
+
+    path: str
+    name: str = ""
+    given: bool = False
+
+
+def _places(tensor: Tensor, function: Callable[..., Any]) -> Iterator[_Place]:
     for path, each in reached_from(function):
         if isinstance(each, nn.Module) and path:
             for name, value in each.named_parameters():
                 if value is tensor:
-                    yield True, path, name
+                    holder = type(each.get_submodule(name.rpartition(".")[0]))
+                    of_torch = holder.__module__.partition(".")[0] == "torch"
+                    yield _Place(path, name, not of_torch)
         elif each is tensor and path:
-            yield False, path, ""
+            yield _Place(path)
 
 
 @contextmanager

@@ -1,13 +1,18 @@
 """The networks of a user's own model and guide, with the values that a fit gave them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import wraps
 from typing import Any
 
+import pyro
 import torch
-from torch import nn
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
 
 from elbowroom.errors import ModelError, unknown
+from elbowroom.guides.parameters import given_parameter
 from elbowroom.problem.isolation import Parameters
 from elbowroom.recording.python_state import reached_from
 
@@ -88,3 +93,69 @@ def modules(
             if module is each or id(module) not in seen:
                 found.setdefault(name, module)
     return found
+
+
+class _SeenParameters(Messenger):
+    """Remembers the tensors that a function gives to the parameter store, by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[str, Tensor] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        given = given_parameter(msg)
+        if given is not None:
+            self.tensors[msg["name"]] = given
+
+
+class _Renamed(Messenger):
+    """Gives parameters other names."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_param(self, msg: Any) -> None:
+        name = self.names.get(msg["name"])
+        if name is not None:
+            msg["name"], msg["args"] = name, (name, *msg["args"][1:])
+
+
+def with_names_of_its_own(
+    guide: Callable[..., Any], model: Callable[..., Any], arguments: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """A guide whose parameters are none of the model's by the same name.
+
+    Modules are named by what holds them, so that a model and a guide which both have a layer
+    `self.net` share its name: Pyro then fits one of the two tensors, and leaves the other as it is.
+
+    Args:
+        guide: The user's own, to be called in an isolated session.
+        model: The Pyro model.
+        arguments: Keyword arguments of both.
+    """
+
+    def given(function: Callable[..., Any]) -> dict[str, Tensor]:
+        store = pyro.get_param_store().scope()
+        with torch.random.fork_rng(devices=[]), store, _SeenParameters() as seen:
+            poutine.trace(function).get_trace(**arguments)
+        return seen.tensors
+
+    of_guide, of_model = given(guide), given(model)
+    shared = {name for name in of_guide if of_guide[name] is not of_model.get(name, of_guide[name])}
+    if not shared:
+        return guide
+    again, model_again = given(guide), given(model)
+    names = {
+        name: f"guide.{name}"
+        for name in shared
+        # What is made anew in each run is never the same.
+        if again.get(name) is of_guide[name] and model_again.get(name) is of_model[name]
+    }
+
+    @wraps(guide)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        with _Renamed(names):
+            return guide(*args, **kwargs)
+
+    return renamed

@@ -79,11 +79,22 @@ class _PromotedSites(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         dtype, fn = torch.get_default_dtype(), msg["fn"]
+        if "log_prob" not in vars(fn):  # which is evaluated when the model has been run
+            fn.log_prob = _promoted(fn.log_prob)
         while hasattr(fn, "__dict__"):
             for name, value in vars(fn).items():
                 if isinstance(value, Tensor) and value.dtype != dtype:
                     setattr(fn, name, _to(dtype, value))
             fn = getattr(fn, "base_dist", None)
+
+
+def _promoted(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def promoted(*given: Any, **named: Any) -> Any:
+        with Promoted():
+            return function(*given, **named)
+
+    return promoted
 
 
 def _in_place(function: Any) -> bool:

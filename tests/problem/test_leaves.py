@@ -135,3 +135,63 @@ def test_derivatives_that_a_model_takes_itself_are_no_parameters() -> None:
 def test_data_that_require_a_gradient_are_refused() -> None:
     with pytest.raises(DataError, match=r"data\['x'\] requires a gradient"):
         bind_model(by_number, {**DATA, "x": DATA["x"].clone().requires_grad_()}, {})
+
+
+class Motion(nn.Module):
+    """A library's module: its value is given, not drawn; it may keep what it has computed once."""
+
+    def __init__(self, speed: float, keeps: bool) -> None:
+        super().__init__()
+        self.speed = nn.Parameter(tensor(speed, dtype=torch.float64))
+        self.keeps, self.kept = keeps, torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.keeps and self.kept.requires_grad):
+            self.kept = self.speed * torch.ones(())
+        return self.kept * x
+
+
+@pytest.mark.parametrize("engine", ["fixed_draws", "svi"])
+def test_a_value_that_a_module_was_given_is_kept_fixed_and_told(engine: str) -> None:
+    motion = Motion(0.3, keeps=engine == "fixed_draws")
+
+    def model(x: Tensor, y: Tensor) -> None:
+        likelihood(motion(x), y)
+
+    problem = bind_model(model, DATA, {})[0]
+    assert problem.space.parameters.size == 0
+    assert any("'motion.speed' requires a gradient" in doubt for doubt in problem.doubts)
+    options: dict[str, Any] = {"steps": 20} if engine == "svi" else {}
+    fit = er.fit(model, DATA, engine=engine, guide="mean_field", seed=1, **options)
+    assert fit.model_parameters == {}
+    assert motion.speed.item() == pytest.approx(0.3)
+    assert motion.speed.requires_grad
+    assert motion.speed.grad is None
+
+
+class Network(PyroModule):
+    """A model or a guide, each with a layer of the same name."""
+
+    def __init__(self, run: Callable[..., None], size: int) -> None:
+        super().__init__()
+        self.run, self.layer = run, nn.Linear(1, size).double()
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        self.run(self.layer(x[:, None]), y)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_guide_shares_no_layer_with_the_model_by_its_name(size: int) -> None:
+    def guiding(found: Tensor, y: Tensor) -> None:
+        pyro.sample("noise", dist.LogNormal(found.mean(), pyro.param("spread", tensor(0.3))))
+
+    torch.manual_seed(0)
+    model = Network(lambda found, y: likelihood(found[:, 0], y), 1)
+    guide = Network(guiding, size)
+    fit = er.fit(model, DATA, guide=guide, seed=1, steps=200, learning_rate=0.05)
+    values = fit.parameters.values
+    assert {"layer$$$weight", "guide.layer$$$weight"} <= set(values)
+    residual = values["layer$$$weight"] * DATA["x"] + values["layer$$$bias"] - DATA["y"]
+    assert float(residual.detach().std()) < 0.6
+    assert not torch.equal(values["guide.layer$$$weight"], guide.layer.weight)
+    assert not torch.equal(values["layer$$$weight"], model.layer.weight)

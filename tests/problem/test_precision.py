@@ -11,6 +11,8 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
 import elbowroom as er
+from elbowroom.density.landscape import density_of
+from elbowroom.pipeline.fitting import bind_model
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.precision import Promoted, suited_dtype, unmixed
 
@@ -106,3 +108,38 @@ def test_a_model_that_mixes_no_types_is_left_as_it_is() -> None:
     double = nn.Linear(1, 1).double()
     single = nn.Linear(1, 1)
     assert suited_dtype(lambda: double, lambda: single) == torch.float64
+
+
+def test_a_density_of_which_a_part_is_in_float32_is_recorded() -> None:
+    """Its values agree to the digits of float32 alone."""
+    single = torch.tensor([[1.1, 0.3], [0.3, 0.7]], dtype=torch.float32)
+
+    def model(y: Tensor) -> None:
+        prior = dist.MultivariateNormal(torch.zeros(2, dtype=torch.float32), single)
+        x = pyro.sample("x", prior)
+        pyro.sample("y", dist.Normal(x.sum(), 0.5), obs=y)
+
+    problem = bind_model(model, {"y": torch.tensor(1.0).double()}, {})[0]
+    with isolated(0, dtype=torch.float64):
+        assert density_of(problem).how == "recorded"
+
+
+class Projected(dist.Normal):
+    """A library's distribution, whose density multiplies what it is given by float32 numbers."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob((torch.eye(2, dtype=torch.float32) @ value[:, None])[:, 0])
+
+
+def test_a_density_that_mixes_types_in_its_distribution_is_evaluated() -> None:
+    def model(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("rows", 2):
+            pyro.sample("y", Projected(mean, 1.0), obs=y)
+
+    problem = bind_model(model, {"y": torch.tensor([1.0, 2.0]).double()}, {})[0]
+    with isolated(0, dtype=torch.float64):
+        density = density_of(problem)
+    normal = dist.Normal(0.0, 1.0)
+    expected = normal.log_prob(torch.tensor([0.0, 1.0, 2.0]).double()).sum()
+    assert density.value(np.zeros((1, 1)))[0] == pytest.approx(float(expected), rel=1e-12)

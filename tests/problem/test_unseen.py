@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.errors import DataError
+from elbowroom.errors import DataError, ElbowroomError
 
 RANDOM = np.random.default_rng(0)
 Y = RANDOM.normal(2.0, 1.5, 60)
@@ -127,3 +127,55 @@ def test_a_flat_prior_by_a_mask_stays_flat() -> None:
 
     drawn = er.fit(model, {"y": Y}, seed=1).posterior["posterior"]["mean"]
     assert float(drawn.mean()) == pytest.approx(Y.mean(), abs=0.02)
+
+
+def test_a_delta_is_computed_from_the_others() -> None:
+    """Each draw has its own value, which has no part in the density."""
+
+    def model(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 2.0))
+        twice = pyro.sample("twice", dist.Delta(2 * mean))
+        sign = pyro.sample("sign", dist.Delta((mean > 0).float()))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(twice + 0 * sign, 1.5), obs=y)
+
+    fit = er.fit(model, {"y": Y}, seed=1)
+    drawn = fit.posterior["posterior"]
+    assert fit.verdict.trusted
+    assert (drawn["twice"].values == 2 * drawn["mean"].values).all()
+    assert set(np.unique(drawn["sign"].values)) <= {0.0, 1.0}
+    precision = len(Y) / 1.5**2 + 1 / 4.0**2  # of twice the mean
+    expected = Y.sum() / 1.5**2 / precision
+    error = precision**-0.5 / len(drawn["mean"].values[0]) ** 0.5
+    assert drawn["twice"].values.mean() == pytest.approx(expected, abs=4 * error)
+
+
+def test_counts_on_which_nothing_depends_are_predicted() -> None:
+    def model(y: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0), 1.0))
+        pyro.sample("count", dist.Poisson(3 * rate))
+        pyro.sample(
+            "several", dist.Binomial(torch.tensor([3.0, 5.0]), torch.tensor(0.5)).to_event(1)
+        )
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    y = torch.tensor([1.0, 3.0, 2.0, 2.0])
+    fit = er.fit(model, {"y": y}, seed=1)
+    drawn = fit.posterior["posterior"]
+    assert fit.verdict.trusted
+    # Gamma(10, 5), and a negative binomial of three times its rate.
+    size = len(drawn["count"].values[0])
+    sd = (3 * 2 + 9 * 2 / 5) ** 0.5
+    assert drawn["count"].values.mean() == pytest.approx(3 * 2, abs=4 * sd / size**0.5)
+    assert drawn["count"].values.std() == pytest.approx(sd, rel=0.1)
+
+
+def test_a_count_on_which_the_data_depend_is_no_prediction() -> None:
+    def model(y: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0), 1.0))
+        count = pyro.sample("count", dist.Poisson(rate))
+        pyro.sample("y", dist.Normal(count, 1.0), obs=y)
+
+    with pytest.raises(ElbowroomError, match="'count' is discrete and has infinitely"):
+        er.fit(model, {"y": torch.tensor(1.0)}, seed=1)

@@ -43,6 +43,8 @@ class Checking:
     """Standard errors up to which they differ little."""
     scales: float = 1000.0
     """The ratio of two columns' standard deviations from which optimisers have difficulty."""
+    starts: int = 5
+    """Draws at which the ELBO is looked at where a matrix cannot be factorised at the first."""
     far: float = 1e5
     """Nats of a row's ELBO at the start from which a fit does not recover."""
 
@@ -156,7 +158,13 @@ def _start(subject: Subject) -> list[str]:
     options = settings.of_objective(name)
     objective = make_objective(name, settings.particles, problem.space, options)
     with users_code("the ELBO cannot be evaluated at the start", ModelError):
-        loss = objective.loss(*pair, **problem.arguments)
+        for left in reversed(range(CHECKING.starts)):
+            try:
+                loss = objective.loss(*pair, **problem.arguments)
+                break
+            except torch.linalg.LinAlgError:  # at this noise
+                if not left:
+                    raise
     if not math.isfinite(loss):
         cause = culprit(*pair, problem.arguments, objective)
         raise ModelError(f"the ELBO is not finite at the start. {cause}")

@@ -35,6 +35,13 @@ def culprit(
         if not torch.isfinite(value).all():
             return f"The parameter '{name}' is not finite."
     for _ in range(TRIES):
+        try:
+            objective.loss(model, guide, **arguments)
+        except torch.linalg.LinAlgError as error:
+            return (
+                f"{str(error).split(' (')[0].rstrip('.')}. Add a larger number to the diagonal of "
+                "the matrix, such as a jitter of 1e-4, or fit with --dtype float64."
+            )
         with torch.no_grad():
             guide_trace = poutine.trace(guide).get_trace(**arguments)
             model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(**arguments)

@@ -204,7 +204,13 @@ class Optimisation:
                 given = {**self.arguments, **extra}
                 return self.objective.loss_and_surrogate(self.model, self.guide, given)[1]
 
-            check_leaves(surrogate, {"the model": self.model, "the guide": self.guide})
+            for left in reversed(range(RUN_LIMITS.unusable_steps)):
+                try:
+                    check_leaves(surrogate, {"the model": self.model, "the guide": self.guide})
+                    break
+                except torch.linalg.LinAlgError:  # at this noise
+                    if not left:
+                        raise
 
     def _rule(self, held: Tensor | None) -> Rule:
         settings, parameters = self.settings, self.parameters
@@ -319,9 +325,14 @@ class Optimisation:
         rows = [self._next_rows() for _ in range(count)]
         rates = [self._rate(self.step + i) for i in range(count)]
         taken = [[] if each is None else [each] for each in rows]
+        add = (lambda: None) if iterates is None else iterates.add
         with users_code(f"step {self.step + 1} of the optimiser failed", ModelError):
-            add = (lambda: None) if iterates is None else iterates.add
-            made = self.compiled(taken, rates, self.optimizer, add)
+            try:
+                made = self.compiled(taken, rates, self.optimizer, add)
+            except torch.linalg.LinAlgError:
+                self._uncompile("a matrix could not be factorised")
+                self._put_back(self.good)
+                return ""
         done, status = len(made.losses), ""
         if done:
             if iterates is not None and made.seen:

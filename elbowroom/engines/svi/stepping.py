@@ -345,14 +345,22 @@ class Step:
         fork = torch.random.fork_rng(devices=self.parameters.cuda)
         with _unwarned(), fork, torch.no_grad():
             reseed(seed)
-            return -float(self._at(self.objective.goal, rows, size))
+            try:
+                return -float(self._at(self.objective.goal, rows, size))
+            except torch.linalg.LinAlgError:
+                return math.inf
 
     def __call__(self, rows: Tensor | None = None) -> float:
-        """The loss; its gradient is put into the parameters'."""
+        """The loss; its gradient is put into the parameters'.
+
+        Where a matrix cannot be factorised the loss is infinite: such a step is left out.
+        """
         if self.replay is not None:
             states = self._random_states() if self.replay.branches else []
             try:
                 loss, *found = self.replay(*self._inputs(rows))
+            except torch.linalg.LinAlgError:
+                return math.inf
             except BranchError:  # this step is run as it stands, with the same noise
                 self.branches += 1
                 for restore, state in states:
@@ -372,10 +380,13 @@ class Step:
             gradient.zero_()
         memory = baselines.kept()
         with _unwarned():
-            loss, surrogate = self._loss_and_surrogate(rows)
-            if surrogate.requires_grad:
-                surrogate.backward()
-        value = float(loss)
+            try:
+                loss, surrogate = self._loss_and_surrogate(rows)
+                if surrogate.requires_grad:
+                    surrogate.backward()
+                value = float(loss)
+            except torch.linalg.LinAlgError:
+                value = math.inf
         if not math.isfinite(value):  # it would never be again
             baselines.keep(memory)
         return value

@@ -151,6 +151,33 @@ def test_a_bad_step_is_left_out_and_counted() -> None:
     assert location() == pytest.approx(MODE, abs=0.6)
 
 
+@pytest.mark.parametrize(("share", "recorded"), [(0.05, True), (0.2, False)])
+def test_a_matrix_that_cannot_be_factorised_costs_a_step(share: float, recorded: bool) -> None:
+    """A share of the steps meet a matrix with a negative eigenvalue."""
+
+    def model(y: Tensor) -> None:
+        normal(y)
+        noise = torch.rand(())
+        pyro.factor("factor", 0 * torch.linalg.cholesky((noise - share) * torch.eye(2)).sum())
+
+    found = run(model, steps=400, learning_rate=0.05)
+    assert (found.eager is None) == recorded
+    assert abs(found.skipped - 400 * share) < 4 * (400 * share * (1 - share)) ** 0.5
+    assert np.isinf(found.elbo_history).sum() == found.skipped
+    assert location() == pytest.approx(MODE, abs=0.6)
+
+
+def test_a_matrix_that_never_can_be_factorised_is_named() -> None:
+    def model(y: Tensor) -> None:
+        normal(y)
+        left = MODE / 2 - pyro.param("location").detach()
+        pyro.factor("factor", 0 * torch.linalg.cholesky(left * torch.eye(2)).sum())
+
+    found = run(model, steps=2000, learning_rate=0.1)
+    assert found.status == "diverged"
+    assert "not positive-definite. Add a larger number to the diagonal" in found.reason
+
+
 def test_what_a_model_keeps_in_python_is_seen_though_its_steps_are_recorded() -> None:
     """It moves by ten after the runs that a recording is made of."""
     calls = iter(range(10**6))
