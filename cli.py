@@ -245,6 +245,13 @@ def fit(
         str | None,
         typer.Option(help="Sampler to use if no guide is trusted: nuts."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Values of latent sites, by site, that the fit begins at, as a JSON file.",
+        ),
+    ] = None,
     output: Annotated[Path | None, _output("runs/MODEL-GUIDE-TIME")] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
@@ -290,6 +297,7 @@ def fit(
                 keep_local=keep_local,
                 reference=reference,
                 fallback=fallback,
+                start=start,
                 checkpoints=folder,
                 overwrite=overwrite,
                 **shown,

@@ -1,6 +1,6 @@
 """The public functions: fit a model, check one, measure its gradient estimators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from elbowroom.engines.svi.checks import Finding, run_checks
 from elbowroom.engines.task import Plan, Progress, Task
 from elbowroom.errors import OptionError, unknown
 from elbowroom.models import Model
-from elbowroom.pipeline.fitting import Work, bind_model, checked_draws, resolve_guide
+from elbowroom.pipeline.fitting import Work, bind_model, checked_draws, resolve_guide, started
 from elbowroom.problem.isolation import checked_seed
 from elbowroom.result import Fit
 from elbowroom.run.unfinished import Request
@@ -28,6 +28,7 @@ def fit(
     keep_local: bool = False,
     reference: bool = False,
     fallback: str | None = None,
+    start: Mapping[str, Any] | str | Path | None = None,
     checkpoints: str | Path | None = None,
     overwrite: bool = False,
     announce: Callable[[Plan], None] | None = None,
@@ -54,6 +55,8 @@ def fit(
         reference: Whether to compare the posterior with a run of NUTS; see
             `elbowroom.pipeline.reference.add_reference`.
         fallback: "nuts", to use draws of NUTS if no guide is trusted; by default none.
+        start: Values of latent sites that the fit begins at, by site, or a JSON file of them;
+            those of the others are found as by default. Of several starts it is the first.
         checkpoints: A folder in which the state of a stochastic fit is kept every 30 s, so that
             `elbowroom.resume` can continue after a crash. `Fit.save` to the same path replaces
             it.
@@ -79,6 +82,7 @@ def fit(
     if fallback not in (None, "nuts"):
         raise unknown("fallback", str(fallback), ["nuts"])
     problem, settings, suggested_draws = bind_model(model, data, options, guide)
+    problem = started(problem, start, guide)
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)
     checked_draws(draws)
@@ -90,7 +94,7 @@ def fit(
         "model": problem.model.name, "registered_model": problem.model_name is not None,
         "guide": guide if isinstance(guide, str) else None, "engine": engine, "seed": seed,
         "draws": draws, "keep_local": keep_local, "reference": reference, "fallback": fallback,
-        "options": options,
+        "options": options, "start": {name: v.tolist() for name, v in problem.start.items()},
     }  # fmt: skip
     return work.kept(task, Path(checkpoints), Request(asked, problem.data), overwrite)
 

@@ -20,7 +20,7 @@ from elbowroom.guides.sites import GuideSites, read_guide
 from elbowroom.guides.space import trace_model
 from elbowroom.models import Model, get_model
 from elbowroom.options import make_options, option_names
-from elbowroom.pipeline.fitting import ENUMERATION, Work, bind_model, by_row, resolve_guide
+from elbowroom.pipeline.fitting import ENUMERATION, Work, bind_model, by_row, resolve_guide, started
 from elbowroom.problem.bound import (
     Problem,
     bind,
@@ -68,7 +68,8 @@ def load(
     if isinstance(run.data, pd.DataFrame):
         run.data.attrs.update(config["attributes"])
     dtype = resolve_dtype(settings.dtype, declaration.function)
-    problem = bind(declaration, run.data, options, dtype, torch.device("cpu"))
+    batches = settings.batch_size is not None
+    problem = bind(declaration, run.data, options, dtype, torch.device("cpu"), batches)
     problem = problem.reparameterise(config.get("reparameterised", ()))
     start = Start(
         **{
@@ -213,6 +214,7 @@ def resume(
     if changes:
         options = {k: v for k, v in options.items() if k not in ("steps", "epochs")} | changes
     problem, settings, _ = bind_model(declaration, request.data, options, guide)
+    problem = started(problem, asked.get("start"), guide)
     task = Task(
         problem, settings, asked["seed"], asked["draws"], asked["keep_local"], announce, progress
     )

@@ -46,6 +46,7 @@ class Site:
         unconstrained_shape: Of its unconstrained value.
         transform: From the unconstrained value to the value.
         plates: The plates it is in, from the left dim to the right.
+        support: Of its distribution.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Site:
     unconstrained_shape: torch.Size
     transform: Transform
     plates: tuple[Plate, ...]
+    support: Any = None
 
     @property
     def real(self) -> bool:
@@ -435,7 +437,9 @@ def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
             f"site '{name}': its support, or whether it exists, depends on another latent site; "
             "give it a fixed support, for example as a fraction in (0, 1) times the bound."
         )
-    return Site(name, value.shape, distribution.event_dim, shape, transform, plates)
+    return Site(
+        name, value.shape, distribution.event_dim, shape, transform, plates, distribution.support
+    )
 
 
 def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:

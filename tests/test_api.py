@@ -96,7 +96,8 @@ def test_what_was_asked_is_kept_beside_the_checkpoints(done: list[Any], tmp_path
         "engine": "svi", "seed": 3, "draws": 300, "keep_local": True, "reference": True,
         "fallback": "nuts",
     }  # fmt: skip
-    found = api.fit(means, {"y": Y}, "map", checkpoints=str(path), steps=9, **given)
+    start = {"mean": 0.5}
+    found = api.fit(means, {"y": Y}, "map", checkpoints=str(path), steps=9, start=start, **given)
     assert found == "kept"
     api.fit("bayesian_regression", guide=means, checkpoints=path, overwrite=True, seed=3)
     first, second = done
@@ -104,7 +105,7 @@ def test_what_was_asked_is_kept_beside_the_checkpoints(done: list[Any], tmp_path
     assert (where, overwrite) == (path, False)
     assert request.asked == {
         "model": "means", "registered_model": False, "guide": "map", "options": {"steps": 9},
-        **given,
+        "start": start, **given,
     }  # fmt: skip
     assert request.data is task.problem.data
     _, _, where, request, overwrite = second

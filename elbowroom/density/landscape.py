@@ -22,6 +22,7 @@ from elbowroom.errors import OutOfTimeError
 from elbowroom.guides import Start
 from elbowroom.guides.space import FixedRows
 from elbowroom.problem.bound import Problem
+from elbowroom.problem.given_start import begun
 from elbowroom.problem.isolation import isolated, placed
 from elbowroom.sizes import SIZES
 
@@ -160,7 +161,7 @@ def explore(
     sampled: bool = False,
     climb: bool = True,
 ) -> Landscape:
-    """Climbs from several starts: the model's own, the origin, prior draws and random points.
+    """Climbs from several starts: the user's and the model's own, the origin, and random points.
 
     Then from where the modes found explain the density least, as long as that finds more of them.
 
@@ -185,7 +186,7 @@ def explore(
     if unknown or space.local_continuous or not (space.sites and climb):
         with problem.session(seed):
             near = 0.1 * torch.randn(space.dimension)
-        first = next(_own_starts(problem, 1, seed), near.double().cpu().numpy())
+        first = next(_own_starts(problem, 1, seed, near), near.double().cpu().numpy())
         return Landscape(None, None, [], 0, first, time.perf_counter() - began)
     with (
         isolated(seed, dtype=torch.float64, threads=problem.threads),
@@ -299,7 +300,7 @@ def _proper(modes: list[Mode]) -> list[Mode]:
 
 
 def _starts(problem: Problem, others: Starts, count: int, seed: int) -> Iterator[np.ndarray]:
-    """The model's own starts; else the origin; then prior draws and random points in turn."""
+    """The user's start and the model's own; else the origin; then prior draws and random points."""
     own = list(_own_starts(problem, count, seed))
     yield from own
     found = others.first()
@@ -308,8 +309,16 @@ def _starts(problem: Problem, others: Starts, count: int, seed: int) -> Iterator
     yield from found
 
 
-def _own_starts(problem: Problem, count: int, seed: int) -> Iterator[np.ndarray]:
-    """The model's own, if it declares any."""
+def _own_starts(
+    problem: Problem, count: int, seed: int, near: Tensor | None = None
+) -> Iterator[np.ndarray]:
+    """The user's start, if there is one, and the model's own, if it declares any.
+
+    Sites that the user's leaves out begin near some values, by default the origin.
+    """
+    if problem.start:
+        others = torch.zeros(problem.space.dimension) if near is None else near.cpu()
+        yield begun(problem.start, problem.space, others).numpy()
     if problem.model.starts is None:
         return
     for values in problem.model.starts(problem.arguments, count, seed):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, init_to_value
 
 from elbowroom import budget
 from elbowroom.density.landscape import Landscape
@@ -47,6 +47,7 @@ from elbowroom.problem.bound import (
     resolve_model,
 )
 from elbowroom.problem.enumeration import enumerated
+from elbowroom.problem.given_start import given_start
 from elbowroom.problem.isolation import resolve_device
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.problem.precision import resolve_dtype
@@ -112,11 +113,14 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
         return _suiting(named, problem)
     if isinstance(guide, type) and issubclass(guide, AutoGuide):
         blocked = pyro.poutine.block(problem.function, hide=[*space.discrete])
-        plates: dict[str, Any] = {}
-        if space.subsampled and "create_plates" in inspect.signature(guide).parameters:
-            plates["create_plates"] = space.row_plate
+        taken, given = inspect.signature(guide).parameters, dict[str, Any]()
+        if space.subsampled and "create_plates" in taken:
+            given["create_plates"] = space.row_plate
+        if problem.start and "init_loc_fn" in taken:
+            values = {n: v.to(problem.device, problem.dtype) for n, v in problem.start.items()}
+            given["init_loc_fn"] = init_to_value(values=values)
         return Guide(
-            guide.__name__, "a Pyro AutoGuide", lambda space, start: guide(blocked, **plates)
+            guide.__name__, "a Pyro AutoGuide", lambda space, start: guide(blocked, **given)
         )
     if callable(guide):
         name = getattr(guide, "__name__", type(guide).__name__)
@@ -206,6 +210,22 @@ def bind_model(
     if settings.batch_size is None:
         settings = replace(settings, batch_size=problem.written_batch)
     return problem, settings, draws
+
+
+def started(problem: Problem, start: Mapping[str, Any] | str | Path | None, guide: Any) -> Problem:
+    """A problem that is fitted from the user's start, if there is one.
+
+    Raises:
+        OptionError: If it does not go with the model, or the guide is a function of the user's.
+    """
+    if not start:
+        return problem
+    if callable(guide) and not isinstance(guide, (type, Guide)):
+        raise OptionError(
+            "start: a guide of your own begins where its parameters do; give pyro.param the "
+            "values, and leave start out."
+        )
+    return replace(problem, start=given_start(start, problem.space))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
@@ -90,6 +90,7 @@ class Problem:
         doubts: What may be wrong with the model or its data, each with the edit.
         unseen: Latent sites that are integrated out or computed; see `elbowroom.problem.unseen`.
         own_plates: Plates that would take rows at random by themselves; they are given all.
+        start: Values of latent sites that the user has the fit begin at.
     """
 
     model: Model
@@ -105,6 +106,7 @@ class Problem:
     doubts: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     own_plates: tuple[OwnPlate, ...] = ()
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
     def reparameterise(self, sites: Sequence[str]) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
@@ -142,8 +144,9 @@ class Problem:
             space = LatentSpace.of(function, arguments)
         model = replace(self.model, function=function)
         return replace(
-            self, model=model, data=data, prepared=prepared, arguments=arguments, space=space
-        )
+            self, model=model, data=data, prepared=prepared, arguments=arguments, space=space,
+            start={},
+        )  # fmt: skip
 
     def without_priors(self) -> "Problem":
         """The same likelihood with flat priors of the continuous latents, on the sites' values.
