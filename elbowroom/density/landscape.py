@@ -203,10 +203,11 @@ def explore(
         wide = density.dimension > SIZES.dense
         restarts = min(restarts, SEARCH.wide_starts) if wide else restarts
         batch = np.stack([first, *(next(starts) for _ in range(restarts - 1))])
-        if not np.isfinite(density.value(batch)).any():
-            elsewhere = others.feasible()
+        there = np.isfinite(density.value(batch))
+        if not there[0]:
+            elsewhere = batch[there.argmax()] if there.any() else others.feasible()
             if elsewhere is not None:
-                first = batch[0] = elsewhere
+                first = batch[0] = elsewhere.copy()
         modes: list[Mode] = []
         with suppress(OutOfTimeError):
             batch = _brought_in(density, first, batch)

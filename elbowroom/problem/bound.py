@@ -27,6 +27,7 @@ from elbowroom.guides.space import (
 )
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model, required
+from elbowroom.problem.in_support import within_supports
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers, with_fixed_values
 from elbowroom.problem.modules import with_names_of_its_own
@@ -372,6 +373,7 @@ def bind(
             arguments = placed(prepared.arguments, dtype, device)
         if model.options is None:
             model = _unmixed(model, prepared.arguments, arguments, dtype, device)
+            model = replace(model, function=within_supports(model.function))
             with isolated(0, dtype=dtype, device=device):
                 _check_missing(model.function, arguments)
         with isolated(0, dtype=dtype, device=device):

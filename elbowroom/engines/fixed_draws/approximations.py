@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal
 
+from elbowroom.density.ensemble import moments
 from elbowroom.density.landscape import Landscape
 from elbowroom.density.modes import Mode, guarded_loss
 from elbowroom.engines.fixed_draws import optima as fixed_draws
@@ -139,6 +140,21 @@ def linear_response(optima: list[Optimum]) -> Approximation:
     if best is not None and best.all_errors is not None:
         best = replace(best, errors=best.all_errors(), all_errors=None)
     return _of_optimum(best, "linear_response")
+
+
+def without_mode(landscape: Landscape, random: np.random.Generator) -> Approximation | None:
+    """The Normal with the moments of a density that is highest at an edge of its support."""
+    if landscape.density is None:
+        return None
+    found = moments(landscape.density, landscape.first, random)
+    if found is None:
+        return None
+    mean, covariance = found
+    reason = (
+        "the density has no mode inside its support: the guide is the Normal with the mean and "
+        "covariance of an ensemble of Markov chains."
+    )
+    return Approximation(mean, covariance, "exact", reason)
 
 
 def responses(

@@ -18,6 +18,7 @@ from elbowroom.engines.fixed_draws.approximations import (
     linear_response,
     responses,
     wide,
+    without_mode,
 )
 from elbowroom.engines.fixed_draws.optima import PROPOSAL, Draws, Optimum
 from elbowroom.engines.protocol import Fitted, Gaussian, Trained
@@ -124,7 +125,12 @@ def approximate(
     assert declared is not None
     responding = declared.family is None and declared.search is None
     optima = responses(landscape, random, choice if responding else PROPOSAL)
-    if responding:
+    edge = None
+    if responding and landscape.best is None and not any(each.reached for each in optima):
+        edge = without_mode(landscape, random)
+    if edge is not None:
+        approximation, optima = edge, []
+    elif responding:
         approximation = linear_response(optima)
     else:
         approximation = fitted(landscape, guide, random, choice)
