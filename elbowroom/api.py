@@ -1,12 +1,15 @@
 """The public functions: fit a model, check one, measure its gradient estimators."""
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from elbowroom import budget
 from elbowroom.assess.estimators import SAMPLING, measure
+from elbowroom.engines.settings import seconds_allowed
 from elbowroom.engines.svi.checks import Finding, run_checks
 from elbowroom.engines.task import Plan, Progress, Task
 from elbowroom.errors import OptionError, unknown
@@ -79,6 +82,7 @@ def fit(
         >>> result.summary().index.tolist()
         ['intercept', 'coefficients[bmi]', 'coefficients[bp]', 'sigma']
     """
+    began = time.monotonic()
     if fallback not in (None, "nuts"):
         raise unknown("fallback", str(fallback), ["nuts"])
     problem, settings, suggested_draws = bind_model(model, data, options, guide)
@@ -88,15 +92,16 @@ def fit(
     checked_draws(draws)
     work = Work(guide, engine, reference, fallback, report)
     task = Task(problem, settings, seed, draws, keep_local, announce, progress)
-    if checkpoints is None:
-        return work.done(task)
     asked = {
         "model": problem.model.name, "registered_model": problem.model_name is not None,
         "guide": guide if isinstance(guide, str) else None, "engine": engine, "seed": seed,
         "draws": draws, "keep_local": keep_local, "reference": reference, "fallback": fallback,
         "options": options, "start": {name: v.tolist() for name, v in problem.start.items()},
     }  # fmt: skip
-    return work.kept(task, Path(checkpoints), Request(asked, problem.data), overwrite)
+    with budget.limited(seconds_allowed(settings), spent=time.monotonic() - began):
+        if checkpoints is None:
+            return work.done(task)
+        return work.kept(task, Path(checkpoints), Request(asked, problem.data), overwrite)
 
 
 def check(

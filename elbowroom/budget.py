@@ -53,12 +53,15 @@ def current() -> Budget:
 
 
 @contextmanager
-def limited(seconds: float | None, say: Callable[[str], None] | None = None) -> Iterator[Budget]:
+def limited(
+    seconds: float | None, say: Callable[[str], None] | None = None, spent: float = 0.0
+) -> Iterator[Budget]:
     """A block that may take some seconds; within another such block, no more than that has left.
 
     Args:
         seconds: None for no limit.
         say: Called with the name of each stage that begins.
+        spent: Seconds of these that are over; half of them are left in any case.
 
     Example:
         >>> with limited(60.0) as budget:
@@ -67,7 +70,7 @@ def limited(seconds: float | None, say: Callable[[str], None] | None = None) -> 
     """
     outer = current()
     budget = Budget(inf if seconds is None else seconds, say or outer.say)
-    budget.deadline = min(budget.deadline, outer.deadline)
+    budget.deadline = min(budget.deadline - min(spent, budget.seconds / 2), outer.deadline)
     token = _budget.set(budget)
     try:
         yield budget
@@ -95,6 +98,11 @@ def stage(name: str, share: float = 1.0) -> Iterator[None]:
         yield
     finally:
         budget.stage, budget.deadline = before
+
+
+def left() -> float:
+    """The seconds that the current stage has left; infinity for no limit."""
+    return max(0.0, current().deadline - time.monotonic())
 
 
 def over() -> bool:

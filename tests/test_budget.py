@@ -23,6 +23,7 @@ from elbowroom.engines.settings import make_settings, seconds_allowed
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
+from elbowroom.problem.score import map_draws
 
 X = np.random.default_rng(0).normal(size=(30, 2))
 
@@ -168,3 +169,27 @@ def test_draws_that_a_new_beginning_would_replace_are_kept(monkeypatch: pytest.M
         sampling.run()
     assert sampling.rounds > 1
     assert len(sampling.points) == len(sampling.log_weights) > 1000
+
+
+def test_what_was_spent_before_counts_up_to_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget.time, "monotonic", lambda: 100.0)
+    for spent, left in ((0.0, 20.0), (3.0, 17.0), (50.0, 10.0)):
+        with budget.limited(20.0, spent=spent):
+            assert budget.left() == left
+    with budget.limited(None, spent=5.0):
+        assert budget.left() == np.inf
+
+
+def test_draws_in_a_batch_end_with_those_they_have(clock: Callable[[int], list[int]]) -> None:
+    """Each part of a batch is as it would be among all of them."""
+    values = {"x": torch.arange(40.0)}
+
+    def squared(given: dict[str, Tensor]) -> Tensor:
+        return given["x"] ** 2
+
+    whole = map_draws(squared, values, 10, 40, 20)
+    assert torch.equal(whole, values["x"] ** 2)
+    clock(2)
+    with budget.limited(100.0):
+        some = map_draws(squared, values, 10, 40, 20)
+    assert torch.equal(some, whole[:20])

@@ -1,10 +1,13 @@
 """From a fitted guide to draws of the posterior, weighted and corrected."""
 
+import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -17,7 +20,7 @@ from elbowroom.density.landscape import Landscape, density_of
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.modes import positive_definite
 from elbowroom.draws.adaptive import AdaptiveImportance
-from elbowroom.draws.of_guide import draw
+from elbowroom.draws.of_guide import FEWEST, draw
 from elbowroom.draws.refining import sampled, sampled_nested
 from elbowroom.draws.row_weights import draws_of_rows, weigh_rows
 from elbowroom.draws.weighted import WeightedDraws
@@ -40,6 +43,10 @@ class Weighed:
     """Of the rows that a long training has run the model for, the share that may be weighed."""
     gradient: int = 3
     """Runs of a model that cost as much as a run and its gradient."""
+    timed: int = 3
+    """Runs by which it is told how many draws the time of the fit allows."""
+    within: float = 0.6
+    """The share of the time that is left which they may take."""
     enough: float = 1000.0
     """Effective draws at which no more are weighed."""
     even: float = 0.7
@@ -209,7 +216,8 @@ def _of_guide(fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:
     drawn = draw(*drawing, count)
     if fitted.point:
         return Drawn(drawn)
-    while _wasteful(drawn) and len(drawn.log_p) < WEIGHED.most_draws * count:
+    most = WEIGHED.most_draws * count
+    while _wasteful(drawn) and len(drawn.log_p) < most and not budget.over():
         drawn = drawn.followed_by(draw(*drawing, len(drawn.log_p)))
     return Drawn(drawn.first(count), drawn.resample(count, random))
 
@@ -224,7 +232,18 @@ def _weighed(task: Task, fitted: Fitted, count: int) -> int:
     runs = len(fitted.trained.elbo_history) * batch * settings.particles * WEIGHED.gradient
     affordable = max(SIZES.evaluated, int(WEIGHED.share * runs * numbers / rows))
     most = min(WEIGHED.row_draws * count, SIZES.memory // max(problem.space.dimension, 1))
-    return draws_of_rows(problem.arguments, max(count, most), count, affordable)
+    wanted = draws_of_rows(problem.arguments, max(count, most), count, affordable)
+    left = budget.left()
+    if left == math.inf:
+        return wanted
+    began = time.monotonic()
+    for _ in range(WEIGHED.timed):
+        with torch.no_grad():
+            drawn = poutine.trace(fitted.callable).get_trace(**problem.arguments)
+            replayed = poutine.replay(problem.function, trace=drawn)
+            poutine.trace(replayed).get_trace(**problem.arguments).compute_log_prob()
+    seconds = (time.monotonic() - began) / WEIGHED.timed
+    return min(wanted, max(FEWEST, int(WEIGHED.within * left / max(seconds, 1e-9))))
 
 
 def _wasteful(drawn: WeightedDraws) -> bool:

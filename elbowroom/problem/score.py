@@ -812,8 +812,7 @@ def map_draws(
         draws: Each (draws, ...); empty if the function needs none, such as one that draws itself.
         chunk: Draws in one batched call, for the memory's sake.
         count: How many draws; needed only where `draws` is empty.
-        least: Of draws one by one, how many there are at least where the time is over; by default
-            all.
+        least: How many draws there are at least where the time is over; by default all.
 
     Returns:
         The same as `function`, with a leading dim for the draws.
@@ -821,7 +820,16 @@ def map_draws(
     count = len(next(iter(draws.values()))) if count is None else count
     state = torch.get_rng_state()
     try:
-        return vmapped(function, draws, chunk, count)
+        if least is None or count <= chunk:
+            return vmapped(function, draws, chunk, count)
+        parts = []
+        for begin in range(0, count, chunk):
+            if begin >= least and budget.over():
+                break
+            end = min(begin + chunk, count)
+            some = {name: value[begin:end] for name, value in draws.items()}
+            parts.append(vmapped(function, some, chunk, end - begin))
+        return each_tensor(lambda *each: torch.cat(each), *parts)
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         torch.set_rng_state(state)
     results = []

@@ -210,6 +210,17 @@ def test_rows_of_images_are_weighed_in_a_tenth_of_the_time_that_training_took(
     assert drawing._weighed(TASK, found, 250) == weighed
 
 
+def test_rows_are_weighed_as_often_as_the_time_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs take 0.3 s; 60 s are left."""
+    found = fitted(rows_only=True)
+    found.problem.arguments = {"x": torch.empty(100, 7)}
+    found.trained.elbo_history = np.zeros(10)
+    found.callable = found.problem.function = lambda x: None
+    monkeypatch.setattr(drawing.time, "monotonic", iter([0.0, 0.3]).__next__)
+    monkeypatch.setattr(drawing.budget, "left", lambda: 60.0)
+    assert drawing._weighed(TASK, found, 250) == 360
+
+
 @pytest.mark.parametrize(
     "given", [{"rows_only": False}, {"rows_only": True, "discrete": {"summed_out": ()}}]
 )
