@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from elbowroom.assess.evidence import Evidence
+from elbowroom.density.circles import cut_opposite
 from elbowroom.draws.proposal import Proposal
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import make_settings
@@ -70,6 +71,7 @@ def load(
     dtype = resolve_dtype(settings.dtype, declaration.function)
     batches = settings.batch_size is not None
     problem = bind(declaration, run.data, options, dtype, torch.device("cpu"), batches)
+    problem = cut_opposite(problem)
     problem = problem.reparameterise(config.get("reparameterised", ()))
     start = Start(
         **{

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -24,6 +24,9 @@ from elbowroom.errors import ModelError, users_code
 from elbowroom.guides.dependence import discrete_dependence, shared_places
 from elbowroom.guides.parameters import PointParameters
 from elbowroom.guides.transforms import bijection
+
+ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+"""Distributions on circles, whose support is the real line to torch."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Site:
         transform: From the unconstrained value to the value.
         plates: The plates it is in, from the left dim to the right.
         support: Of its distribution.
+        angles: Whether that is one of angles, whose density is the same a turn farther.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Site:
     transform: Transform
     plates: tuple[Plate, ...]
     support: Any = None
+    angles: bool = False
 
     @property
     def real(self) -> bool:
@@ -254,6 +259,15 @@ class LatentSpace:
             dependence=dependence,
         )
 
+    def with_coordinates_of(self, other: "LatentSpace") -> "LatentSpace":
+        """The same with the coordinates that another space has of its sites."""
+        known = {(site.name, site.shape): site.transform for site in other.sites}
+        sites = [
+            replace(site, transform=known.get((site.name, site.shape), site.transform))
+            for site in self.sites
+        ]
+        return replace(self, sites=tuple(sites))
+
     @property
     def dimension(self) -> int:
         """The length D of the flat unconstrained vector."""
@@ -438,8 +452,15 @@ def _site(name: str, node: Any, other: Any, plates: tuple[Plate, ...]) -> Site:
             "give it a fixed support, for example as a fraction in (0, 1) times the bound."
         )
     return Site(
-        name, value.shape, distribution.event_dim, shape, transform, plates, distribution.support
-    )
+        name, value.shape, distribution.event_dim, shape, transform, plates, distribution.support,
+        _of_angles(distribution),
+    )  # fmt: skip
+
+
+def _of_angles(fn: Any) -> bool:
+    while not isinstance(fn, ANGLES) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, ANGLES)
 
 
 def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:

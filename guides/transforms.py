@@ -1,11 +1,13 @@
 """Bijections from unconstrained vectors to supports, also where torch has none."""
 
+import math
 from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Transform, biject_to
+from torch.nn import functional
 
 SUPPORT_OF_COMPONENTS: Any = getattr(constraints, "MixtureSameFamilyConstraint", ())
 """What torch 2.7 and later wrap the support of a mixture's components in."""
@@ -112,3 +114,94 @@ def bijection(support: Any) -> Transform:
     if support is constraints.positive_definite:
         return PositiveDefinite()
     return biject_to(support)
+
+
+class Wrapped(Transform):
+    """From a real number to the angle that it is, between `low` and `low + 2 pi`.
+
+    It is its own inverse there, and no bijection: all turns are the same angle.
+
+    Args:
+        low: Where the angles begin.
+
+    Example:
+        >>> Wrapped(0.0)(torch.tensor([1.0, 1.0 + 2 * torch.pi])).round(decimals=4)
+        tensor([1., 1.])
+    """
+
+    domain = constraints.real
+    codomain: Any = constraints.real
+    bijective = True
+
+    def __init__(self, low: float) -> None:
+        super().__init__()
+        self.low = low
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Wrapped) and other.low == self.low
+
+    __hash__ = Transform.__hash__
+
+    def with_cache(self, cache_size: int = 1) -> "Wrapped":
+        """Itself: it has none."""
+        return self
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.remainder(x - self.low, 2 * torch.pi) + self.low
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(x)
+
+
+class Circle(Transform):
+    """From a real number to an angle, with the cut of the circle opposite a centre.
+
+    The angle is the centre plus 2 pi (sigmoid(x) - 1/2), turned to lie between `low` and
+    `low + 2 pi`. Whatever is near the centre is near zero, wherever the angles begin and end.
+
+    Args:
+        low: Where the angles begin.
+        centre: Of each of them.
+
+    Example:
+        >>> circle = Circle(-torch.pi, torch.tensor(3.0))
+        >>> circle(torch.tensor([0.0, 0.5])).round(decimals=3)
+        tensor([ 3.0000, -2.5140])
+        >>> circle.inv(circle(torch.tensor([0.0, 0.5]))).round(decimals=4)
+        tensor([0.0000, 0.5000])
+    """
+
+    domain = constraints.real
+    codomain: Any = constraints.real
+    bijective = True
+
+    def __init__(self, low: float, centre: Tensor) -> None:
+        super().__init__()
+        self.wrapped, self.centre = Wrapped(low), centre
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Circle) or other.wrapped != self.wrapped:
+            return False
+        return torch.equal(other.centre, self.centre)
+
+    __hash__ = Transform.__hash__
+
+    def with_cache(self, cache_size: int = 1) -> "Circle":
+        """Itself: it has none."""
+        return self
+
+    def _call(self, x: Tensor) -> Tensor:
+        centre = self.centre.to(x.device, x.dtype)
+        return self.wrapped(centre + 2 * torch.pi * (x.sigmoid() - 0.5))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        gap = Wrapped(-torch.pi)(y - self.centre.to(y.device, y.dtype))
+        return torch.logit(gap / (2 * torch.pi) + 0.5)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """That of the sigmoid, times 2 pi."""
+        return math.log(2 * math.pi) - functional.softplus(x) - functional.softplus(-x)

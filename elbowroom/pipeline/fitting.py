@@ -12,6 +12,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide, init_to_value
 
 from elbowroom import budget
+from elbowroom.density.circles import cut_opposite
 from elbowroom.density.landscape import Landscape
 from elbowroom.draws.row_weights import serves_few_rows
 from elbowroom.engines.coordinate_ascent.engine import check_updates
@@ -198,6 +199,7 @@ def bind_model(
     dtype = resolve_dtype(settings.dtype, declaration.function, *own)
     settings = replace(settings, dtype="float32" if dtype == torch.float32 else "float64")
     problem = bind(declaration, data, bound, dtype, device, settings.batch_size is not None)
+    problem = cut_opposite(problem)
     if settings.correlated is not None and problem.space.dimension <= SIZES.dense:
         raise OptionError(
             f"--correlated: this model has {problem.space.dimension} latent dimensions, few enough "

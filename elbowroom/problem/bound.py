@@ -122,7 +122,7 @@ class Problem:
 
         function = _named_as(self.model.function, changed)
         with isolated(0, dtype=self.dtype, device=self.device):
-            space = LatentSpace.of(function, self.arguments)
+            space = LatentSpace.of(function, self.arguments).with_coordinates_of(self.space)
         model = replace(self.model, function=function)
         return replace(self, model=model, space=space, reparameterised=tuple(sites))
 
@@ -142,7 +142,7 @@ class Problem:
         with isolated(0, dtype=self.dtype, device=self.device):
             prepared = self.model.prepare(data, self.options, training)
             arguments = placed(prepared.arguments, self.dtype, self.device)
-            space = LatentSpace.of(function, arguments)
+            space = LatentSpace.of(function, arguments).with_coordinates_of(self.space)
         model = replace(self.model, function=function)
         return replace(
             self, model=model, data=data, prepared=prepared, arguments=arguments, space=space,

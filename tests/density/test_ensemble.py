@@ -67,7 +67,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["uniform", "shifted exponential", pytest.param("pareto", marks=pytest.mark.slow)]
+)
 def test_a_posterior_that_ends_at_an_edge_is_that_of_quadrature(name: str) -> None:
     model, y, log_density, ranges = CASES[name]
     fit = er.fit(model, {"y": y}, seed=1)
