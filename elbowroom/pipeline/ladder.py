@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
+import torch
 
 from elbowroom import budget
 from elbowroom.assess.verdict import PROPER, found_more, improper, sentence
@@ -17,6 +17,7 @@ from elbowroom.errors import GuideError
 from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
 from elbowroom.problem.bound import Problem
+from elbowroom.problem.given_start import begun
 from elbowroom.result import Fit
 from elbowroom.sizes import SIZES
 
@@ -140,8 +141,10 @@ def _climb(ladder: Ladder, task: Task) -> None:
 
 
 def _unexplored(problem: Problem) -> Landscape:
-    """No landscape: the guide begins at the origin of the unconstrained space."""
-    return Landscape(None, None, [], 0, np.zeros(problem.space.dimension), 0.0, cut=True)
+    """No landscape: the guide begins at the user's start, or the origin of unconstrained space."""
+    origin = torch.zeros(problem.space.dimension)
+    first = begun(problem.start, problem.space, origin).numpy()
+    return Landscape(None, None, [], 0, first, 0.0, cut=True)
 
 
 def _climb_explored(ladder: Ladder, task: Task) -> None:

@@ -16,6 +16,7 @@ import elbowroom as er
 from elbowroom.density.landscape import explore
 from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.pipeline.fitting import bind_model, resolve_guide, started
+from elbowroom.pipeline.ladder import _unexplored
 
 
 def model(y: Tensor) -> None:
@@ -91,3 +92,11 @@ def test_guides_of_pyro_begin_at_it_and_those_of_the_user_refuse_it() -> None:
         assert pyro.param("AutoDiagonalNormal.loc").item() == pytest.approx(71.5)
     with pytest.raises(OptionError, match="a guide of your own begins where its parameters do"):
         er.fit(far, data, guide=lambda y: None, start={"place": 71.5})
+
+
+def test_a_search_that_ran_out_of_time_leaves_the_start() -> None:
+    problem = started(bind_model(model, DATA, {})[0], {"place": [1.0, -2.0]}, "auto")
+    first = torch.as_tensor(_unexplored(problem).first)
+    values = problem.space.constrain(first)
+    assert values["place"].tolist() == [1.0, -2.0]
+    assert float(values["scale"]) == pytest.approx(1.0)
