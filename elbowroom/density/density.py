@@ -253,7 +253,7 @@ class Density:
             expected = self._one_by_one(points)
             self.model, self.arguments, count = kinds
             recorded = record(self._batched, points[: sum(BATCHES)])
-            if _agree(recorded(points), expected):
+            if _agree(recorded(points), expected, BATCHING.agreement):
                 self.work, self.width = recorded.numbers, max(1, self.space.dimension, count)
                 return recorded
         except Exception:
