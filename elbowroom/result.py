@@ -60,7 +60,8 @@ class Fit:
         parts: Gives the parts of the ELBO, by name; None where it has none.
         measures: Numbers that were taken at the fit, by name; `diagnostics` has them all.
         remarks: What a reader should know about the fit; `notes` adds those of the tree.
-        origin: What the posterior consists of: "raw", the guide's own draws; "corrected"; "nuts".
+        origin: What the posterior consists of: "raw", the guide's own draws; "corrected"; "chains"
+            or "nuts", those of Markov chains.
         proposal: What the corrected draws of the posterior were drawn from, if not the guide.
         folder: Where its checkpoints are; `save` may replace it.
     """
@@ -306,9 +307,10 @@ class Fit:
         if self.origin == "raw":
             return self.draw(count, seed).sites
         random = np.random.default_rng(seed)
-        if self.origin == "nuts":
+        if self.origin in ("chains", "nuts"):
             kept = self.global_sites()
-            picked = torch.as_tensor(random.integers(0, self.measures["draws"], count))
+            total = len(next(iter(kept.values())))
+            picked = torch.as_tensor(random.integers(0, total, count))
             return {name: values[picked] for name, values in kept.items()}
         if self.evidence.weights.rows is not None:
             weighed = self.weigh_rows(None, 4 * count, seed, self.problem.space.local)

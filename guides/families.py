@@ -264,17 +264,19 @@ class FixedDraws:
         proposes: Whether importance sampling begins at the guide instead of linear response.
         wide: Whether it is fitted where the dimension is too large for a covariance as well: a
             family as independent Normals, linear response with some of the covariance.
+        chains: Whether Markov chains give the Normal, and the draws of the posterior.
     """
 
     family: MakeFamily | None = None
     search: Callable[[Search], Found] | None = None
     proposes: bool = False
     wide: bool = False
+    chains: bool = False
 
     @property
     def reads(self) -> tuple[type, ...]:
         """The classes of the options that it reads."""
-        if self.search is not None:
+        if self.search is not None or self.chains:
             return ()
         responds = self.family is None and self.wide
         return (FixedDrawsOptions, CorrelatedOptions) if responds else (FixedDrawsOptions,)

@@ -96,6 +96,25 @@ class Chains:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """How Markov chains have mixed whose draws are the posterior.
+
+    Attributes:
+        chains: How many there are.
+        groups: From how many places.
+        r_hat: The largest nested R-hat of an unconstrained coordinate.
+        diverged: The share of their trajectories that diverged.
+        stuck: How many chains moved next to never.
+    """
+
+    chains: int
+    groups: int
+    r_hat: float
+    diverged: float = 0.0
+    stuck: int = 0
+
+
+@dataclass(frozen=True)
 class Target:
     """The log density itself.
 
@@ -153,6 +172,8 @@ class Evidence:
         gaps: What others found beyond the draws.
         unresolved: Sentences of quantities whose mean or sd is not resolved.
         remarks: Sentences that decide nothing.
+        mixing: Of Markov chains, where the posterior consists of their draws; the effective draws
+            of the weights are then theirs.
         reference: The comparison with a long run of NUTS, as a sentence, and whether it agrees.
         out_of_time: What was cut short since the time of the fit was over, as a sentence.
         ladder: Whether the guide `auto` tries several for this model.
@@ -171,6 +192,7 @@ class Evidence:
     ladder: bool = True
     auto: bool = False
     out_of_time: str = ""
+    mixing: Mixing | None = None
 
     def plain(self) -> dict[str, Any]:
         """As it is written to a file."""
@@ -198,4 +220,6 @@ def _read(kind: Any, value: Any) -> Any:
     """A part of the evidence, or a value, in whose place JSON has lists for tuples."""
     if kind in PARTS:
         return kind(**{name: _read(None, each) for name, each in value.items()})
+    if kind == Mixing | None and value is not None:
+        return Mixing(**value)
     return tuple(value) if isinstance(value, list) else value

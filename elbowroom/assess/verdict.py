@@ -34,6 +34,10 @@ class Limits:
     """The posterior's mass that chains from the draws may find outside of them."""
     lasting: float = 0.004
     """The same where components were added there and did not help."""
+    r_hat: float = 1.01
+    """The R-hat of Markov chains above which they have not mixed."""
+    diverged: float = 0.01
+    """The share of trajectories that diverged above which some mass may be missing."""
     fewest_chains: int = 3
     """Chains that must have found mass outside before it counts."""
     slope_error: float = 1e-3
@@ -174,7 +178,7 @@ def judge(evidence: Evidence) -> Verdict:
 def _for_trust(evidence: Evidence, same: bool) -> list[str]:
     """What speaks for trust, given whether the guide's own draws are as good."""
     weights, modes = evidence.weights, evidence.modes
-    reasons = [_of_weights(evidence)]
+    reasons = [_of_weights(evidence) if evidence.mixing is None else _of_mixing(evidence)]
     if modes.starts is not None and modes.starts[1] > 1:
         reasons.append("{:,} of {:,} climbs ended at the best mode.".format(*modes.starts))
     if len(modes.shares) > 1:
@@ -183,11 +187,23 @@ def _for_trust(evidence: Evidence, same: bool) -> list[str]:
     if weights.usable and not same:
         factor = np.exp(min(weights.ratio, 99.0))
         by = f"a factor of {factor:.2g}" if factor < 1e3 else "a factor of more than 1,000"
+        which = "corrected draws" if evidence.mixing is None else "draws of the chains"
         reasons.append(
-            "The posterior consists of the corrected draws: the guide's own draws are off by up "
+            f"The posterior consists of the {which}: the guide's own draws are off by up "
             f"to {weights.shift:.2g} sd in a mean and {by} in an sd."
         )
     return reasons
+
+
+def _of_mixing(evidence: Evidence) -> str:
+    """How Markov chains have mixed, as a sentence."""
+    mixing = evidence.mixing
+    assert mixing is not None
+    return (
+        f"{mixing.chains} Markov chains from {mixing.groups} places: nested R-hat "
+        f"{mixing.r_hat:.3f} (limit {LIMITS.r_hat:.2f}), {evidence.weights.effective:,.0f} "
+        "effective draws."
+    )
 
 
 def _of_weights(evidence: Evidence) -> str:
@@ -263,7 +279,7 @@ def _agrees(evidence: Evidence) -> bool:
 
 
 def _rests_on_weights(evidence: Evidence) -> bool:
-    return not (evidence.optimum.point or _agrees(evidence))
+    return not (evidence.optimum.point or _agrees(evidence) or evidence.mixing is not None)
 
 
 def _draws_stand_alone(evidence: Evidence) -> bool:
@@ -413,6 +429,24 @@ def heavy_weights(evidence: Evidence) -> str | None:
         f"The importance weights {'cannot' if surely else 'might be unable to'} correct the "
         f"guide: {_of_weights(evidence)}"
     )
+
+
+@_check(Severity.WEIGHTS, f"{NON_CENTRED[:-1]}, or {NUTS}")
+def chains_not_mixed(evidence: Evidence) -> str | None:
+    """Markov chains tell of different posteriors, or have left a part out."""
+    mixing = evidence.mixing
+    if mixing is None or _agrees(evidence):
+        return None
+    if mixing.stuck:
+        return f"{mixing.stuck} of {mixing.chains} Markov chains are stuck: {_of_mixing(evidence)}"
+    if mixing.diverged > LIMITS.diverged:
+        return (
+            f"{mixing.diverged:.1%} of the trajectories diverged: narrow parts of the posterior "
+            "may be missing."
+        )
+    if mixing.r_hat <= LIMITS.r_hat and evidence.weights.effective >= WEIGHING.resolved:
+        return None
+    return f"The chains have not mixed: {_of_mixing(evidence)}"
 
 
 @_check(Severity.WEIGHTS, "give more --draws.")

@@ -115,6 +115,22 @@ class Landscape:
         where = "" if self.rows is None else f" of {self.rows:,} rows drawn at random"
         return f"{self.best.starts:,} of {self.tried:,} climbs ended at the best mode{where}."
 
+    def spread(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Places to begin at, far apart, (n, D): all starts or modes, and points near the first.
+
+        Args:
+            count: How many, at least.
+            random: Of the points.
+        """
+        assert self.density is not None
+        known = np.zeros((0, len(self.first))) if self.starts is None else self.starts
+        if self.proper:
+            known = np.stack([mode.location for mode in self.proper])
+        others = self.first + random.uniform(-1, 1, (max(0, count - len(known)), known.shape[1]))
+        if len(others):
+            others = _brought_in(self.density, self.first, others)
+        return np.concatenate([known, others])
+
     def start(self) -> Start:
         """Where a guide begins, in the default dtype.
 
@@ -151,6 +167,25 @@ def density_of(
                 return problem.function(**given, batch_size=rows)
 
     return Density(function, arguments, problem.space, parameters, with_parameters)
+
+
+def unclimbed(problem: Problem, seed: int, starts: np.ndarray | None = None) -> Landscape:
+    """The density of a problem without point parameters, and where to begin; no mode is sought.
+
+    Args:
+        problem: The model bound to its data.
+        seed: Of random points.
+        starts: Where to begin, (n, D), if that is known.
+    """
+    began = time.perf_counter()
+    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        density = density_of(problem)
+        first = np.zeros(density.dimension) if starts is None else starts[0]
+        if not np.isfinite(density.value(first[None])).all():
+            elsewhere = Starts(density, np.random.default_rng(seed)).feasible()
+            first = first if elsewhere is None else elsewhere
+    seconds = time.perf_counter() - began
+    return Landscape(density, None, [], 0, first, seconds, starts)
 
 
 def explore(

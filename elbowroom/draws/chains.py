@@ -28,6 +28,35 @@ TRAJECTORIES = Trajectories()
 
 
 @dataclass(frozen=True)
+class Metric:
+    """The symmetric root of a covariance: scales · (1 + directions (lengths - 1) directions').
+
+    Attributes:
+        scales: (D,).
+        directions: Orthonormal, in units of the scales, (D, R).
+        lengths: Standard deviations along these, (R,).
+    """
+
+    scales: np.ndarray
+    directions: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of_scales(cls, scales: np.ndarray) -> "Metric":
+        """Of independent coordinates."""
+        return cls(scales, np.zeros((len(scales), 0)), np.zeros(0))
+
+    def times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """The root, or its transpose, times each row of (n, D)."""
+        if transposed:
+            vectors = vectors * self.scales
+        if len(self.lengths):
+            along = (vectors @ self.directions) * (self.lengths - 1)
+            vectors = vectors + along @ self.directions.T
+        return vectors if transposed else vectors * self.scales
+
+
+@dataclass(frozen=True)
 class State:
     """Where the chains are.
 
@@ -51,34 +80,41 @@ class Chains:
     Args:
         density: The log density.
         points: Where the chains begin, (chains, D).
-        factor: Lower Cholesky factor of the posterior's covariance, (D, D), or its standard
-            deviations, (D,): the momenta are standard Normal in these units.
+        factor: Lower Cholesky factor of the posterior's covariance, (D, D), its standard
+            deviations, (D,), or another root of it: the momenta are standard Normal in these units.
         random: Of the momenta.
         steps: Leapfrog steps of a trajectory, at most.
 
     Attributes:
         state: Where they are.
         step: Of the leapfrog steps, in standard deviations.
-        length: How many there are in a trajectory.
+        accepted: The probability that each latest trajectory was accepted, (chains,).
+        lost: Nats of energy that it lost, (chains,).
     """
 
     def __init__(
         self,
         density: Density,
         points: np.ndarray,
-        factor: np.ndarray,
+        factor: np.ndarray | Metric,
         random: np.random.Generator,
         steps: int,
     ) -> None:
-        self.density, self.factor, self.random = density, factor, random
+        self.density, self.factor, self.random, self.steps = density, factor, random, steps
         self.state = State(points, *self._evaluated(points))
+        self.accepted, self.lost = np.ones(len(points)), np.zeros(len(points))
         self.step = points.shape[1] ** -0.25
         while (
-            self._moved(self.step, TRAJECTORIES.tried)[1].mean() < TRAJECTORIES.accepted
+            _probability(self._moved(self.step, TRAJECTORIES.tried)[1]).mean()
+            < TRAJECTORIES.accepted
             and self.step > TRAJECTORIES.smallest
         ):
             self.step /= TRAJECTORIES.smaller
-        self.length = min(int(np.ceil(TRAJECTORIES.length / self.step)), steps)
+
+    @property
+    def length(self) -> int:
+        """Leapfrog steps of a trajectory."""
+        return min(int(np.ceil(TRAJECTORIES.length / self.step)), self.steps)
 
     def _evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, gradients = self.density.value_and_gradient(points)
@@ -86,12 +122,14 @@ class Chains:
         return np.where(usable, values, -np.inf), np.where(usable[:, None], gradients, 0.0)
 
     def _times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
+        if isinstance(self.factor, Metric):
+            return self.factor.times(vectors, transposed)
         if self.factor.ndim == 1:
             return vectors * self.factor
         return vectors @ (self.factor if transposed else self.factor.T)
 
     def _moved(self, step: float, steps: int) -> tuple[State, np.ndarray]:
-        """The ends of trajectories, and the probability that each is accepted, (chains,)."""
+        """The ends of trajectories, and the energy that each has lost, (chains,)."""
         begin = self.state
         momenta = self.random.standard_normal(begin.points.shape)
         energy = begin.values - 0.5 * np.square(momenta).sum(1)
@@ -102,21 +140,26 @@ class Chains:
                 points = points + step * self._times(momenta)
                 values, gradients = self._evaluated(points)
                 momenta = momenta + 0.5 * step * self._times(gradients, transposed=True)
-            gain = values - 0.5 * np.square(momenta).sum(1) - energy
-        accepted = np.exp(np.minimum(np.nan_to_num(gain, nan=-np.inf), 0.0))
-        return State(points, values, gradients), accepted
+            lost = energy - values + 0.5 * np.square(momenta).sum(1)
+        return State(points, values, gradients), np.nan_to_num(lost, nan=np.inf)
 
-    def advance(self) -> State:
-        """One trajectory of every chain."""
-        step = self.step * self.random.uniform(0.8, 1.2)
-        end, probability = self._moved(step, self.length)
-        taken = self.random.uniform(size=len(probability)) < probability
+    def advance(self, shorter: float = 1.0) -> State:
+        """One trajectory of every chain, its steps so many times as long as usual."""
+        step = self.step * self.random.uniform(0.8, 1.2) * shorter
+        end, self.lost = self._moved(step, self.length)
+        self.accepted = _probability(self.lost)
+        taken = self.random.uniform(size=len(self.accepted)) < self.accepted
         self.state = State(
             np.where(taken[:, None], end.points, self.state.points),
             np.where(taken, end.values, self.state.values),
             np.where(taken[:, None], end.gradients, self.state.gradients),
         )
         return self.state
+
+
+def _probability(lost: np.ndarray) -> np.ndarray:
+    """That a trajectory is accepted, by the energy that it has lost."""
+    return np.exp(-np.maximum(lost, 0.0))
 
 
 @dataclass(frozen=True)

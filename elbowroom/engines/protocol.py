@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from elbowroom.density.landscape import Landscape
 from elbowroom.density.mixtures import LowRankNormal, Mixture
+from elbowroom.draws.many_chains import MixedChains
 from elbowroom.engines.task import Plan, Task
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.sites import GuideSites
@@ -58,11 +59,13 @@ class Gaussian:
         distribution: The Normal, in float64 on the CPU.
         proposal: Where importance sampling begins.
         low_rank: The same in so many dimensions that no covariance fits in memory.
+        chains: Markov chains whose moments it has, where their draws are the posterior.
     """
 
     distribution: Distribution
     proposal: Mixture | None = None
     low_rank: LowRankNormal | None = None
+    chains: MixedChains | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from elbowroom.assess.evidence import (
     Chains,
     Evidence,
     Gaps,
+    Mixing,
     Modes,
     Optimum,
     Remarks,
@@ -31,6 +32,7 @@ from elbowroom.density.mixtures import Mixture
 from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.coverage import deserted
 from elbowroom.draws.groups import replicated
+from elbowroom.draws.many_chains import MixedChains
 from elbowroom.draws.refining import sampled
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted
@@ -119,6 +121,7 @@ def collect(
         Remarks((*problem.prepared.doubts, *fitted.said), drawn.said, tuple(missed)),
         ladder=problem.model.engine is None,
         auto=task.auto,
+        mixing=_mixing(drawn.chains),
         out_of_time=_out_of_time(task, drawn, landscape),
     )
     measures = {**weighed.measures, "predictive_checks": shares, **drawn.health}
@@ -135,6 +138,7 @@ def _out_of_time(task: Task, drawn: Drawn, landscape: Landscape) -> str:
         for name, cut in (
             ("the search for modes", landscape.cut),
             ("drawing from the posterior", importance is not None and importance.cut),
+            ("the Markov chains", drawn.chains is not None and drawn.chains.cut),
             ("checking the draws", budget.over()),
         )
         if cut
@@ -157,6 +161,8 @@ class _Weighed:
 
 def _weighed(fitted: Fitted, drawn: Drawn, landscape: Landscape, shown: Shown) -> _Weighed:
     weighted = drawn.weighted
+    if drawn.chains is not None:
+        return _of_chains(drawn, drawn.chains, shown)
     if weighted is None:
         return _Weighed(Weights(math.inf, len(drawn.raw.log_p), 0.0, usable=False))
     if weighted.per_row:
@@ -179,6 +185,26 @@ def _weighed(fitted: Fitted, drawn: Drawn, landscape: Landscape, shown: Shown) -
     measures = _measured(weights, log_evidence, drawn.raw)
     measures["heaviest_tail"] = max(shapes.values(), default=math.nan)
     return _Weighed(weights, measures, unresolved, [] if labelled is None else [labelled])
+
+
+def _of_chains(drawn: Drawn, chains: MixedChains, shown: Shown) -> _Weighed:
+    """What is told of draws of Markov chains, beside the guide that has their moments."""
+    raw, count = drawn.raw, len(next(iter(shown.posterior.values())))
+    equal = np.full(count, 1 / count)
+    shapes, unresolved = unresolved_quantities(shown.weighted, equal)
+    moved = _moved(shown.own, shown.weighted, equal)
+    effective = min(chains.effective, float(count))
+    weights = Weights(raw.worst_k_hat, len(raw.log_p), effective, True, *moved)
+    evidence = raw.log_evidence if raw.usable else (math.nan, math.nan)
+    measures = _measured(weights, evidence, raw)
+    measures |= {"heaviest_tail": max(shapes.values(), default=math.nan), "r_hat": chains.r_hat}
+    return _Weighed(weights, measures, unresolved)
+
+
+def _mixing(chains: MixedChains | None) -> Mixing | None:
+    if chains is None:
+        return None
+    return Mixing(chains.chains, chains.groups, chains.r_hat, chains.diverged, chains.stuck)
 
 
 def _weights(
@@ -240,7 +266,9 @@ def _modes(fitted: Fitted, drawn: Drawn, landscape: Landscape) -> Modes:
     if best is not None:
         starts = (best.starts, landscape.tried)
     # The evidence of some of the rows is none of all of them.
-    if best is not None and together is not None and landscape.rows is None:
+    weighed = together is not None and drawn.chains is None
+    if best is not None and weighed and landscape.rows is None:
+        assert together is not None
         evidence = together.log_evidence[0]
         missing = best.log_evidence - evidence
         if missing < -SPIKE:  # a narrow spike, which has none of the mass

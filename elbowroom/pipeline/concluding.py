@@ -31,7 +31,7 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
     the other ones lie beside them, in `raw_posterior` or `corrected_posterior`.
     """
     problem, weighted = fitted.problem, drawn.weighted
-    corrected = weighted is not None and weighted.usable
+    corrected = drawn.chains is not None or (weighted is not None and weighted.usable)
     with problem.session(task.seed + 1, fitted.parameters):
         own = canonical_sites(problem, _as(drawn.raw.sites, problem.dtype), None)
         posterior = own
@@ -44,7 +44,8 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
             )
             groups[f"{beside}_posterior"] = sites
             groups[f"{beside}_stats"] = _densities(source)
-        shown = Shown(_reported(problem, own), _weighted(problem, drawn.together, own), posterior)
+        together = drawn.together if drawn.chains is None else drawn.corrected
+        shown = Shown(_reported(problem, own), _weighted(problem, together, own), posterior)
         collected = collect(task, fitted, drawn, landscape, shown)
     source = drawn.corrected if drawn.corrected is not None and corrected else drawn.raw
     groups["posterior"] = posterior
@@ -52,6 +53,7 @@ def conclude(task: Task, fitted: Fitted, drawn: Drawn, landscape: Landscape) -> 
     if weighted is not None and weighted.per_row:
         groups["row_weights"] = _densities(weighted)
     origin = "corrected" if corrected else "raw"
+    origin = origin if drawn.chains is None else "chains"
     attributes = _attributes(task, fitted, judge(collected.evidence).level, origin)
     if weighted is not None:
         attributes["effective_draws"] = collected.evidence.weights.effective

@@ -20,6 +20,7 @@ from elbowroom.density.landscape import Landscape, density_of
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.modes import positive_definite
 from elbowroom.draws.adaptive import AdaptiveImportance
+from elbowroom.draws.many_chains import MixedChains
 from elbowroom.draws.of_guide import FEWEST, draw
 from elbowroom.draws.refining import sampled, sampled_nested
 from elbowroom.draws.row_weights import draws_of_rows, weigh_rows
@@ -62,8 +63,10 @@ class Drawn:
 
     Attributes:
         raw: The guide's own.
-        corrected: Draws of equal weight, resampled from weighted ones; None for a point.
+        corrected: Draws of equal weight, resampled from weighted ones or of Markov chains; None
+            for a point.
         importance: What gave these, if it was adaptive importance sampling.
+        chains: The same, if it was Markov chains.
         health: What the latents of rows carry, by name.
         said: The same in sentences.
     """
@@ -71,12 +74,15 @@ class Drawn:
     raw: WeightedDraws
     corrected: WeightedDraws | None = None
     importance: AdaptiveImportance | None = None
+    chains: MixedChains | None = None
     health: dict[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
 
     @property
     def weighted(self) -> WeightedDraws | None:
-        """What the corrected draws were resampled from."""
+        """What the corrected draws were resampled from; the guide's own beside Markov chains."""
+        if self.chains is not None:
+            return self.raw
         return None if self.corrected is None else self.corrected.source
 
     @property
@@ -113,12 +119,18 @@ def _of_gaussian(
     """Draws of one Normal, and adaptive importance sampling that begins at it."""
     density, curvature = landscape.density, landscape.curvature
     assert density is not None
-    assert curvature is not None
     # Far out a value may overflow: it is judged by what it gives.
     with (
         isolated(task.seed + 1, dtype=torch.float64, threads=task.problem.threads),
         np.errstate(all="ignore"),
     ):
+        if gaussian.chains is not None:
+            few = density.affordable(count, 1000)
+            raw = _raw(density, gaussian.distribution, few, random)
+            points, values = gaussian.chains.first(count)
+            drawn = WeightedDraws(density.constrained(points), values, np.full(len(values), np.nan))
+            return Drawn(raw, drawn, chains=gaussian.chains)
+        assert curvature is not None
         if gaussian.proposal is not None:
             few = density.affordable(2 * count, 1000) // 2
             raw = _raw(density, gaussian.distribution, few, random)

@@ -16,6 +16,7 @@ from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError
 from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
+from elbowroom.pipeline.centring import partly_centred
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.given_start import begun
 from elbowroom.result import Fit
@@ -149,7 +150,13 @@ def _unexplored(problem: Problem) -> Landscape:
 
 def _climb_explored(ladder: Ladder, task: Task) -> None:
     problem = task.problem
+    wide = problem.space.dimension > RUNGS.full_rank and problem.model_name is None
+    if wide and not problem.space.parameters.size:
+        if _many_chains(ladder, task):
+            return
+        task = replace(task, announce=None)
     tasks = [task]
+    explored: list[Landscape] = []
     if problem.space.location_scale and problem.model_name is None:
         standardised = problem.reparameterise(problem.space.location_scale)
         tasks.append(replace(task, problem=standardised))
@@ -160,6 +167,7 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
         except GuideError as error:
             ladder.lines.append(f"search for modes: {error}")
             break
+        explored.append(landscape)
         if landscape.endless:
             raise GuideError(f"{improper(landscape.endless)} {sentence(PROPER)}")
         # What is about to be run is announced once.
@@ -172,6 +180,11 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
             return
     if budget.current().cut:
         return
+    if not wide and explored and explored[0].density is not None:
+        several = len(explored[0].proper) > 1 or problem.space.parameters.size > 0
+        known = explored[0] if several else None
+        if _many_chains(ladder, replace(task, announce=None), known):
+            return
     if problem.space.parameters.size and not ladder.fits:
         ladder.rung("mean_field", task, "svi", None)
     if problem.space.dimension > SIZES.dense and not ladder.fits:
@@ -181,6 +194,18 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
         if settings.steps is None and settings.epochs is None:
             settings = replace(settings, steps=RUNGS.flow_steps)
         ladder.rung("flow", replace(tasks[-1], announce=None, settings=settings), "svi", None)
+
+
+def _many_chains(ladder: Ladder, task: Task, landscape: Landscape | None = None) -> bool:
+    """The rung of Markov chains; whether no other one is worth while.
+
+    They begin at several known modes, if there are some, so that chains which stay there are seen;
+    else at random.
+    """
+    problem = task.problem
+    if landscape is None and problem.space.location_scale and problem.model_name is None:
+        problem, landscape = partly_centred(problem, task.seed)
+    return ladder.rung("markov", replace(task, problem=problem), "fixed_draws", landscape)
 
 
 def _label(name: str, problem: Problem) -> str:

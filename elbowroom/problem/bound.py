@@ -109,15 +109,23 @@ class Problem:
     own_plates: tuple[OwnPlate, ...] = ()
     start: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def reparameterise(self, sites: Sequence[str]) -> "Problem":
+    def reparameterise(
+        self, sites: Sequence[str], centred: Mapping[str, Tensor] | None = None
+    ) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
 
         The model's own names stay: the sites become deterministic ones (Gorinova, Moore and
         Hoffman, 2020, "Automatic reparameterisation of probabilistic programs").
+
+        Args:
+            sites: Which.
+            centred: How far each number of a site stays as it is, between 0 and 1, of the site's
+                shape; by default not at all.
         """
         if not sites:
             return self
-        config: Any = {site: LocScaleReparam(centered=0.0) for site in sites}
+        kept: Mapping[str, Any] = {} if centred is None else centred
+        config: Any = {site: LocScaleReparam(centered=kept.get(site, 0.0)) for site in sites}
         changed = _Reported(sites)(poutine.reparam(self.model.function, config=config))
 
         function = _named_as(self.model.function, changed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elbowroom.assess import verdict as verdicts
-from elbowroom.assess.evidence import Evidence, Optimum, Weights
+from elbowroom.assess.evidence import Evidence, Mixing, Optimum, Weights
 from elbowroom.assess.verdict import (
     CHECKS,
     CORRECTED,
@@ -245,6 +245,11 @@ def test_a_verdict_is_read_as_it_was_written(changed: dict[str, float]) -> None:
     assert Verdict.read(plain) == found
 
 
+def mixing(r_hat: float = 1.003, diverged: float = 0.0, stuck: int = 0) -> Mixing:
+    """Of 64 chains from 8 places."""
+    return Mixing(64, 8, r_hat, diverged, stuck)
+
+
 # Every check at its limit: the last value that passes and the first that does not.
 
 CASES: list[tuple[str, str, dict[str, Any], Any, Any]] = [
@@ -281,6 +286,16 @@ CASES: list[tuple[str, str, dict[str, Any], Any, Any]] = [
         LIMITS.lasting, 1.001 * LIMITS.lasting,
     ),
     ("chains_leave_the_draws", "lasting", {"count": 9, "outside": 0.006}, False, True),
+    ("chains_not_mixed", "mixing", {}, mixing(LIMITS.r_hat), mixing(LIMITS.r_hat + 1e-6)),
+    ("chains_not_mixed", "mixing", {}, mixing(stuck=0), mixing(stuck=1)),
+    (
+        "chains_not_mixed", "mixing", {},
+        mixing(diverged=LIMITS.diverged), mixing(diverged=1.001 * LIMITS.diverged),
+    ),
+    (
+        "chains_not_mixed", "effective", {"mixing": mixing()},
+        WEIGHING.resolved, 0.999 * WEIGHING.resolved,
+    ),
     ("weights_of_rows", "usable", {"rows": (10, 0.2)}, True, False),
     ("improper_posterior", "direction", {}, None, "b +1.00"),
     ("invalid_model", "invalid", {}, "", "the scale of 'y' is negative at 3 draws."),
@@ -440,10 +455,29 @@ def test_a_fit_by_auto_is_not_advised_to_try_auto(changed: dict[str, Any], advic
     assert "--guide auto" not in found
 
 
-@pytest.mark.parametrize("changed", [ALL_BAD, {"rows": ROWS}, {"shares": (0.7, 0.3)}])
+@pytest.mark.parametrize(
+    "changed", [ALL_BAD, {"rows": ROWS}, {"shares": (0.7, 0.3)}, {"mixing": mixing(stuck=2)}]
+)
 def test_evidence_is_read_as_it_was_written(changed: dict[str, Any]) -> None:
     whole = evidence(**changed)
     assert Evidence.read(json.loads(json.dumps(whole.plain()))) == whole
+
+
+def test_draws_of_chains_are_judged_by_their_mixing_alone() -> None:
+    """The weights are then those of the guide beside them."""
+    found = verdict(mixing=mixing(), k_hat=2.0, effective=900.0)
+    assert found.level == TRUSTED
+    assert found.reasons == (
+        "64 Markov chains from 8 places: nested R-hat 1.003 (limit 1.01), 900 effective draws.",
+    )
+    corrected = verdict(mixing=mixing(), k_hat=2.0, shift=0.5)
+    assert corrected.level == CORRECTED
+    assert "The posterior consists of the draws of the chains" in corrected.reasons[-1]
+    stuck = verdict(mixing=mixing(stuck=2))
+    assert stuck.reasons[0].startswith("2 of 64 Markov chains are stuck: 64 Markov chains from")
+    assert "non-centred" in stuck.advice
+    agrees = verdict(mixing=mixing(2.0), reference=("NUTS agrees.", True))
+    assert (agrees.level, agrees.reasons) == (TRUSTED, ("NUTS agrees.",))
 
 
 def test_the_limits_are_as_documented() -> None:
@@ -468,6 +502,7 @@ def test_the_limits_are_as_documented() -> None:
         LIMITS.slope_error,
         LIMITS.named,
     ) == (0.01, 0.004, 3, 0.001, 3)
+    assert (LIMITS.r_hat, LIMITS.diverged) == (1.01, 0.01)
 
 
 def test_of_rows_whose_weights_are_bad_the_share_and_the_number_are_told() -> None:

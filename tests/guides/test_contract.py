@@ -49,7 +49,7 @@ PRESENT = {
     "conditional_vae": {"encoder", "local"},
     "vae": {"encoder", "local"},
 }
-DENSE = {"full_rank", "low_rank", "linear_response", "laplace", "pathfinder", "flow"}
+DENSE = {"full_rank", "low_rank", "linear_response", "laplace", "pathfinder", "markov", "flow"}
 GENERAL = {"map", "mle", "mean_field"} | DENSE
 LIKELIHOOD = {"mle"}
 """Those that leave priors out."""

@@ -36,7 +36,7 @@ def drawn(log_evidence: float | None, **importance: Any) -> Any:
     if log_evidence is not None:
         together = SimpleNamespace(log_evidence=(log_evidence, 0.01))
     found = SimpleNamespace(**importance) if importance else None
-    return SimpleNamespace(together=together, importance=found)
+    return SimpleNamespace(together=together, importance=found, chains=None)
 
 
 FITTED: Any = SimpleNamespace(starts=(2, 3))

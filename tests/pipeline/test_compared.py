@@ -119,6 +119,7 @@ def test_an_option_of_one_rung_is_not_read_by_another(monkeypatch: pytest.Monkey
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     monkeypatch.setattr("elbowroom.engines.fixed_draws.engine.approximate", none)
+    monkeypatch.setattr("elbowroom.engines.fixed_draws.engine.by_chains", none)
     monkeypatch.setattr(ladder, "RUNGS", replace(ladder.RUNGS, flow_steps=20))
     found = er.fit(model, {"y": torch.zeros(5)}, seed=1, fixed_draws=64)
     assert (found.guide.name, found.engine) == ("flow", "svi")

@@ -104,12 +104,15 @@ class Climbed:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, problem: Problem, *given: Any,
         best: bool = True, start: Any = None, endless: str | None = None,
-        settings: Settings | None = None,
+        settings: Settings | None = None, modes: int | None = None,
     ) -> None:  # fmt: skip
         self.tasks: list[tuple[str, str, Any, Task]] = []
         self.said: list[str] = []
         left = list(given)
-        self.landscape = SimpleNamespace(best="mode" if best else None, endless=endless)
+        self.landscape = SimpleNamespace(
+            best="mode" if best else None, endless=endless,
+            density=None if modes is None else "recorded", proper=["mode"] * (modes or 0),
+        )  # fmt: skip
 
         def begin(task: Task, guide: Any) -> Any:
             assert guide.name == "linear_response"
@@ -124,6 +127,10 @@ class Climbed:
                 raise found
             return found
 
+        def centred(problem: Problem, seed: int) -> tuple[Problem, str]:
+            return replace(problem, reparameterised=problem.location_scale), "centred"
+
+        monkeypatch.setattr(ladder, "partly_centred", centred)
         monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
         whole: Any = problem
         task = Task(whole, settings or make_settings({}), 1, announce=lambda _: None)
@@ -184,9 +191,37 @@ def test_a_named_model_and_one_without_such_sites_are_not_standardised(climbed: 
         assert not found.fit.verdict.trusted
 
 
-@pytest.mark.parametrize(("dimension", "second"), [(60, True), (61, False)])
-def test_full_rank_is_for_some_ten_dimensions(climbed: Any, dimension: int, second: bool) -> None:
-    assert len(climbed(Problem(dimension), BAD, BAD).rungs) == 1 + second
+@pytest.mark.parametrize(
+    ("dimension", "rungs"),
+    [(60, ["linear_response", "full_rank"]), (61, ["markov", "linear_response"])],
+)
+def test_full_rank_is_for_some_ten_dimensions_and_chains_for_more(
+    climbed: Any, dimension: int, rungs: list[str]
+) -> None:
+    found = climbed(Problem(dimension), BAD, BAD)
+    assert found.rungs == [f"{name} fixed_draws" for name in rungs]
+    announced = [task.announce is not None for *_, task in found.tasks]
+    assert announced == [True, False]
+    named = climbed(Problem(61, model_name="regression"), BAD)
+    assert named.rungs == ["linear_response fixed_draws"]
+    assert climbed(Problem(61, points=2), BAD).rungs == ["linear_response fixed_draws"]
+
+
+def test_chains_of_a_wide_hierarchy_begin_where_it_is_partly_centred(climbed: Any) -> None:
+    found = climbed(Problem(61, location_scale=("effect",)), rung())
+    assert found.rungs == ["markov fixed_draws standardised"]
+    assert found.tasks[0][2] == "centred"
+
+
+@pytest.mark.parametrize(("modes", "begins"), [(1, False), (2, True)])
+def test_chains_are_the_last_rung_before_there_is_no_trust(
+    climbed: Any, modes: int, begins: bool
+) -> None:
+    """They begin at the modes where there are several, so that it is seen if they stay there."""
+    found = climbed(Problem(), BAD, BAD, rung(), modes=modes)
+    assert found.rungs[-1] == "markov fixed_draws"
+    assert found.tasks[-1][2] == (found.landscape if begins else None)
+    assert found.fit.verdict.trusted
 
 
 def test_full_rank_needs_a_mode_to_begin_at(climbed: Any) -> None:
@@ -293,14 +328,16 @@ def test_no_start_leaves_the_rungs_that_find_their_own(climbed: Any) -> None:
 
 
 def test_where_covariances_are_too_large_there_are_independent_normals(climbed: Any) -> None:
-    found = climbed(Problem(2001), NO_MODE, rung())
-    assert found.rungs == ["linear_response fixed_draws", "mean_field fixed_draws"]
+    found = climbed(Problem(2001), NO_MODE, NO_MODE, rung())
+    assert found.rungs == [
+        "markov fixed_draws", "linear_response fixed_draws", "mean_field fixed_draws",
+    ]  # fmt: skip
     _, _, landscape, task = found.tasks[-1]
     assert landscape is found.landscape
     assert task.begins
     with pytest.raises(GuideError):
-        climbed(Problem(2000), NO_MODE)
-    assert climbed(Problem(2001), BAD).rungs == ["linear_response fixed_draws"]
+        climbed(Problem(2000), NO_MODE, NO_MODE)
+    assert len(climbed(Problem(2001), NO_MODE, BAD).rungs) == 2
 
 
 def test_options_that_a_rung_does_not_read_are_its_defaults(climbed: Any) -> None:

@@ -9,7 +9,9 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 
 from elbowroom.density.ensemble import moments
 from elbowroom.density.landscape import Landscape
+from elbowroom.density.mixtures import LowRankNormal
 from elbowroom.density.modes import Mode, guarded_loss
+from elbowroom.draws.many_chains import MANY_CHAINS, MixedChains, run_many_chains
 from elbowroom.engines.fixed_draws import optima as fixed_draws
 from elbowroom.engines.fixed_draws.objectives import Coordinates
 from elbowroom.engines.fixed_draws.optima import (
@@ -33,13 +35,15 @@ class Approximation:
 
     Attributes:
         mean: (D,).
-        covariance: (D, D); None if it is too large, and `response` describes it.
+        covariance: (D, D); None if it is too large.
         status: "converged", "budget" or "exact"; see `elbowroom.engines.svi.loop.Trained`.
         reason: The same as a sentence.
         optimum: Over fixed draws, if it is one.
         parameters: How many numbers were optimised.
         history: The ELBO at each evaluation.
-        response: What stands for the covariance.
+        low_rank: What stands for it then.
+        response: The same with how it was found, if it is linear response.
+        chains: Whose moments it has, if it has those of chains.
         family: Of which it is the optimum, if it is of one.
     """
 
@@ -51,6 +55,8 @@ class Approximation:
     parameters: int = 0
     history: list[float] = field(default_factory=list)
     response: Response | None = None
+    low_rank: LowRankNormal | None = None
+    chains: MixedChains | None = None
     family: MakeFamily | None = None
 
     @property
@@ -63,9 +69,8 @@ class Approximation:
     def distribution(self) -> Distribution:
         """The Normal, in float64."""
         mean = torch.as_tensor(self.mean)
-        if self.response is not None:
-            normal = self.response.normal
-            factor, scale = map(torch.as_tensor, (normal.factor, normal.scale))
+        if self.low_rank is not None:
+            factor, scale = map(torch.as_tensor, (self.low_rank.factor, self.low_rank.scale))
             return LowRankMultivariateNormal(mean, factor, scale.square())
         return MultivariateNormal(mean, torch.as_tensor(self.covariance))
 
@@ -239,8 +244,30 @@ def wide(
     parameters = 2 * density.dimension
     reason = _how_it_ended(response)
     return Approximation(
-        response.normal.mean, None, status, reason, None, parameters, response.history, response
-    )
+        response.normal.mean, None, status, reason, None, parameters, response.history, response,
+        response.normal,
+    )  # fmt: skip
+
+
+def by_chains(landscape: Landscape, random: np.random.Generator) -> Approximation:
+    """The Normal with the moments of many Markov chains.
+
+    Args:
+        landscape: With its starts, or its modes: groups of chains begin there.
+        random: Of the chains.
+    """
+    density = landscape.density
+    assert density is not None
+    starts = landscape.spread(MANY_CHAINS.groups, random)
+    chains = run_many_chains(density, starts, random, landscape.starts is not None)
+    points = chains.points.reshape(-1, density.dimension)
+    mean = points.mean(0)
+    reason = f"the guide has the moments of {chains.chains} Markov chains: nothing to optimise."
+    if density.dimension <= SIZES.products:
+        covariance = np.cov(points, rowvar=False).reshape(len(mean), -1)
+        return Approximation(mean, covariance, "exact", reason, chains=chains)
+    normal = LowRankNormal(mean, points.std(0), np.zeros((len(mean), 1)))
+    return Approximation(mean, None, "exact", reason, low_rank=normal, chains=chains)
 
 
 MOST_MODES = 16

@@ -8,12 +8,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from elbowroom.density.landscape import Landscape, density_of, explore
+from elbowroom.density.landscape import Landscape, density_of, explore, unclimbed
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.point_parameters import Sample, maximise
 from elbowroom.draws.refining import sampled
 from elbowroom.engines.fixed_draws.approximations import (
     Approximation,
+    by_chains,
     fitted,
     linear_response,
     responses,
@@ -78,6 +79,9 @@ class FixedDraws:
 
     def start(self, task: Task, guide: Guide) -> Landscape:
         """All modes, with point parameters at their maximum marginal likelihood."""
+        declared, points = guide.fixed_draws, task.problem.space.parameters
+        if declared is not None and declared.chains and not points.size:
+            return unclimbed(task.problem, task.seed)
         return survey(task.problem, task.settings.restarts, task.seed)
 
     def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
@@ -90,10 +94,12 @@ class FixedDraws:
             isolated(seed, dtype=torch.float64, threads=problem.threads),
             np.errstate(all="ignore"),
         ):
-            if start.starts is not None:
+            if guide.fixed_draws is not None and guide.fixed_draws.chains:
+                found = by_chains(start, random)
+                gaussian = Gaussian(found.distribution, chains=found.chains)
+            elif start.starts is not None:
                 found = wide(start, guide, random, choice, settings.correlated)
-                assert found.response is not None
-                gaussian = Gaussian(found.distribution, low_rank=found.response.normal)
+                gaussian = Gaussian(found.distribution, low_rank=found.low_rank)
             else:
                 found, proposal = approximate(start, guide, choice, random)
                 gaussian = Gaussian(found.distribution, proposal)
@@ -215,9 +221,9 @@ def _as_pyro(
 ) -> Fitted:
     """The Pyro guide with the parameters that were found."""
     with problem.session(seed) as state:
-        if found.response is not None:
-            scale = _tensor(found.response.normal.scale, problem)
-            factor = _tensor(found.response.normal.factor, problem)
+        if found.low_rank is not None:
+            scale = _tensor(found.low_rank.scale, problem)
+            factor = _tensor(found.low_rank.factor, problem)
             start = Start(_tensor(found.mean, problem), None, scale, factor)
         elif found.family is None:
             assert found.covariance is not None

@@ -1,0 +1,228 @@
+"""Hierarchies and time series of 50 to 3,000 dimensions: trust, accuracy and time beside NUTS.
+
+Run `python benchmarks/hierarchies.py --output hierarchies.json`, with nutpie installed; about an
+hour on one core, nearly all of it for NUTS. `--references FOLDER` keeps the long runs of NUTS, and
+reads those that are there; `--only crossed,rasch` takes some posteriors, `--list` names them.
+
+Each posterior (see `hierarchy_models.py`) is fitted by `er.fit(model, data, seed=...)` with all
+defaults. Its reference is a long run of nutpie over the same recorded log density: four chains of
+1,000 tuning and 4,000 kept draws. Where the model has location-scale sites, nutpie is tried on
+these as written and standardised, 1,000 kept draws each, and the faster way that mixes is taken.
+
+The error of a mean is |mean - reference| / sd, that of an sd |log(sd / reference)|, each less four
+standard errors of the two sets of draws, so that chance alone decides nothing among thousands of
+scalars; the worst over all scalars of all sites counts. A fit is right below 0.1. The columns:
+
+- `s`: seconds of the processor of the fit, on one thread;
+- `effective`: how many independent draws its own are worth;
+- `NUTS s`: seconds of the processor that nutpie needs, tuning included, for draws worth as many,
+  by the smallest bulk effective sample size of its unconstrained coordinates;
+- `ratio`: of that to the fit's.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# The checkout that the benchmark lies in, whether or not it is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import elbowroom as er
+from benchmarks.hierarchy_models import POSTERIORS, Posterior
+from elbowroom.density.landscape import density_of
+from elbowroom.draws.groups import reported_quantities
+from elbowroom.engines.nuts.sampler import mixing, sample_nuts
+from elbowroom.errors import ElbowroomError
+from elbowroom.problem.bound import Problem, bind, resolve_model
+from elbowroom.problem.isolation import isolated
+
+CHAINS, TUNE, SHORT, LONG = 4, 1000, 1000, 4000
+RIGHT, ERRORS = 0.1, 4.0
+
+
+def bound(made: Posterior) -> Problem:
+    declaration = resolve_model(made.model)
+    return bind(declaration, made.data, None, torch.float64, torch.device("cpu"))
+
+
+def forms(problem: Problem) -> Iterator[tuple[str, Problem]]:
+    yield "as written", problem
+    if problem.space.location_scale:
+        yield "standardised", problem.reparameterise(problem.space.location_scale)
+
+
+def run_nuts(problem: Problem, draws: int, seed: int) -> tuple[dict[str, np.ndarray], Any, float]:
+    """The model's own scalars at the draws, (chains, draws); how it went; processor seconds."""
+    with isolated(seed, dtype=torch.float64, threads=1):
+        density = density_of(problem)
+        starts = np.random.default_rng(seed).uniform(-1, 1, (CHAINS, density.dimension))
+        began = time.process_time()
+        nuts = sample_nuts(density, starts, draws=draws, tune=TUNE, seed=seed, threads=1)
+        seconds = time.process_time() - began
+        sites = density.constrained(nuts.points.reshape(-1, density.dimension))
+    if problem.reparameterised:
+        with problem.session(seed):
+            sites = {**sites, **reported_quantities(problem, sites)}
+    shape = nuts.points.shape[:2]
+    found = {}
+    for name, values in sites.items():
+        for j, column in enumerate(values.reshape(len(values), -1).T):
+            found[f"{name}[{j}]"] = column.numpy().reshape(shape)
+    return found, nuts, seconds
+
+
+def reference(made: Posterior, seed: int) -> dict[str, Any]:
+    """Moments of a long run of NUTS with their effective draws, and its time."""
+    problem = bound(made)
+    tried = [(run_nuts(each, SHORT, seed)[1:], form, each) for form, each in forms(problem)]
+    rated = {
+        form: (not nuts.converged, seconds / max(nuts.fewest_effective, 1e-9))
+        for (nuts, seconds), form, _ in tried
+    }
+    (_, form, best) = min(tried, key=lambda each: rated[each[1]])
+    draws, nuts, seconds = run_nuts(best, LONG, seed + 1)
+    _, effective = mixing(np.stack([*draws.values()]))
+    _, spread = mixing(np.stack([(v - v.mean()) ** 2 for v in draws.values()]))
+    return {
+        "form": form,
+        "seconds": seconds,
+        "r_hat": nuts.worst_r_hat,
+        "effective": nuts.fewest_effective,
+        "divergences": nuts.divergences,
+        "moments": {
+            name: [float(v.mean()), float(v.std()), float(e), float(s)]
+            for (name, v), e, s in zip(draws.items(), effective, spread, strict=True)
+        },
+    }
+
+
+def kept_reference(name: str, made: Posterior, seed: int, folder: Path | None) -> dict[str, Any]:
+    if folder is None:
+        return reference(made, seed)
+    path = folder / f"{name}-{seed}.json"
+    if not path.exists():
+        path.write_text(json.dumps(reference(made, seed)))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def errors(fit: Any, moments: dict[str, list[float]], worth: float) -> tuple[float, float, str]:
+    """The worst error of a mean and of an sd beyond chance, and of which scalar."""
+    group, found = fit.posterior["posterior"], []
+    named = {name.partition("[")[0] for name in moments}
+    for site in named.intersection(map(str, group.data_vars)):
+        values = group[site].values.astype(float)
+        values = values.reshape(values.shape[0] * values.shape[1], -1)
+        for j, column in enumerate(values.T):
+            name = f"{site}[{j}]"
+            mean, sd, effective, spread = moments[name]
+            if not sd > 0:
+                continue
+            draws = min(worth, len(column))
+            noise = ERRORS * np.sqrt(1 / draws + 1 / effective)
+            # Of an sd, by the kurtosis of the draws themselves.
+            standard = (column - column.mean()) / column.std()
+            kurtosis = np.sqrt((np.mean(standard**4) - 1) / 4)
+            wide = ERRORS * kurtosis * np.sqrt(1 / draws + 1 / spread)
+            off = abs(column.mean() - mean) / sd - noise
+            scale = abs(np.log(column.std() / sd)) - wide
+            found.append((max(off, scale), off, scale, name))
+    _, off, scale, name = max(found)
+    return max(off, 0.0), max(scale, 0.0), name
+
+
+def measure(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
+    made = POSTERIORS[name](np.random.default_rng(0))
+    nuts = kept_reference(name, made, seed, folder)
+    row: dict[str, Any] = {
+        "name": name, "form": nuts["form"], "nuts_r_hat": nuts["r_hat"],
+        "nuts_effective": nuts["effective"], "nuts_seconds": nuts["seconds"],
+    }  # fmt: skip
+    began, wall = time.process_time(), time.perf_counter()
+    try:
+        fit = er.fit(made.model, made.data, seed=seed)
+    except ElbowroomError as error:
+        return row | {"verdict": f"refused: {error}", "seconds": time.process_time() - began}
+    seconds = time.process_time() - began
+    worth = fit.measures.get("corrected_effective_sample_size", float(fit.measures["draws"]))
+    share = TUNE / (TUNE + LONG)
+    equal = nuts["seconds"] * (share + (1 - share) * worth / nuts["effective"])
+    off, scale, worst = errors(fit, nuts["moments"], worth)
+    return row | {
+        "dimension": bound(made).space.dimension,
+        "seconds": seconds,
+        "wall": time.perf_counter() - wall,
+        "verdict": fit.verdict.level,
+        "reason": "" if fit.verdict.trusted else fit.verdict.reasons[0],
+        "guide": fit.posterior["posterior"].attrs["guide"],
+        "trusted": fit.verdict.trusted,
+        "mean": off,
+        "sd": scale,
+        "worst": worst,
+        "effective": worth,
+        "equal": equal,
+        "ratio": equal / seconds,
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"{'posterior':26s}{'D':>6s}{'s':>8s}{'effective':>11s}{'mean':>7s}{'sd':>7s}  "
+        f"{'verdict':26s}{'NUTS s':>8s}{'ratio':>7s}  NUTS"
+    )
+    for row in rows:
+        if "trusted" not in row:
+            print(f"{row['name']:26s}{'':6s}{row['seconds']:8.1f}  {row['verdict']}")
+            continue
+        print(
+            f"{row['name']:26s}{row['dimension']:6d}{row['seconds']:8.1f}{row['effective']:11.0f}"
+            f"{row['mean']:7.2f}{row['sd']:7.2f}  {row['verdict']:26s}{row['equal']:8.1f}"
+            f"{row['ratio']:7.1f}  {row['form']}, R-hat {row['nuts_r_hat']:.3f}"
+        )
+    fits = [row for row in rows if "trusted" in row]
+    trusted = [row for row in fits if row["trusted"]]
+    right = [row for row in trusted if max(row["mean"], row["sd"]) < RIGHT]
+    print(
+        f"{len(right)} of {len(rows)} trusted and right, {len(trusted) - len(right)} trusted and "
+        f"not right, {sum(row['ratio'] >= 10 for row in right)} of the right ones in a tenth of "
+        "the time of NUTS"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="names, with commas between them; by default all")
+    parser.add_argument("--references", type=Path, help="a folder for the long runs of NUTS")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--list", action="store_true", help="name the posteriors and end")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for name, make in POSTERIORS.items():
+            print(f"{name:26s}{make.__doc__}")
+        return
+    names = arguments.only.split(",") if arguments.only else list(POSTERIORS)
+    unknown = [name for name in names if name not in POSTERIORS]
+    if unknown:
+        parser.error(f"--only: there is no posterior {', '.join(unknown)}; see --list")
+    torch.set_num_threads(1)
+    er.fit("bayesian_regression", "diabetes", formula="progression ~ bmi")  # pays for imports
+    rows = []
+    for name in names:
+        rows.append(measure(name, arguments.seed, arguments.references))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        if arguments.output is not None:
+            arguments.output.write_text(json.dumps(rows, indent=1) + "\n")
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+"""Many Hamiltonian Markov chains side by side, whose draws are those of the posterior.
+
+A recorded density costs little more at fifty points than at one. The chains therefore adapt
+together: each window of their trajectories tells the scales and correlations of the posterior from
+all chains at once (as in Hoffman and Sountsov, 2022, "Tuning-free generalized Hamiltonian Monte
+Carlo"), by their draws and gradients (Seyboldt, Carlson and Carpenter, 2026, "Preconditioning
+Hamiltonian Monte Carlo by minimizing Fisher divergence"). A few dozen trajectories then do what
+takes one chain a thousand.
+
+Groups of chains begin at one place each. Chains that have not forgotten where they began differ
+from group to group: the nested R-hat tells (Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and
+Gelman, 2024, "Nested R-hat: assessing the convergence of Markov chain Monte Carlo when running many
+short chains").
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+from elbowroom.density.density import Density
+from elbowroom.draws.chains import Chains, Metric, State
+from elbowroom.errors import OutOfTimeError
+from elbowroom.sizes import SIZES
+
+
+@dataclass(frozen=True)
+class ManyChains:
+    """How many chains run, and for how long."""
+
+    groups: int = 8
+    """Places where chains begin."""
+    of_group: int = 8
+    """Chains that begin at each place."""
+    windows: tuple[int, ...] = (10, 10, 15, 20, 30)
+    """Trajectories after each of which the metric is made anew."""
+    settling: int = 10
+    """Trajectories after the last of them, which adapt the step size alone."""
+    left_out: float = 0.3
+    """The share of a window that tells nothing of the metric: the chains still move."""
+    accepted: float = 0.8
+    """The mean acceptance that the step size is adapted to."""
+    adapting: float = 0.6
+    """How fast it is adapted."""
+    shorter: float = 0.125
+    """How much shorter the steps of some trajectories are, by which a chain in a narrow place comes
+    out of it."""
+    careful: int = 3
+    """In the first windows every third trajectory is such a one."""
+    often: int = 8
+    """Later on it is every eighth."""
+    most_steps: int = 64
+    """Leapfrog steps of a trajectory, at most."""
+    round: int = 50
+    """Trajectories after which the draws are first judged; then twice as many, and so on."""
+    rounds: int = 6
+    """How often they are judged, at most."""
+    effective: float = 2500.0
+    """Effective draws of every coordinate at which the chains end."""
+    patient: int = 400
+    """Trajectories from which fewer will do."""
+    resolved: float = 1000.0
+    """Effective draws at which they end then: means are known to 0.03 sds."""
+    hopeless: float = 1.3
+    """The nested R-hat above which chains that were judged three times will not mix."""
+    r_hat: float = 1.01
+    """The nested R-hat up to which they have mixed."""
+    poor: float = 1.03
+    """The nested R-hat by means above which ranks are not looked at."""
+    few: float = 200.0
+    """The same of effective draws: a long tail, such as that of a logarithm, makes few of many."""
+    examined: int = 8
+    """Coordinates that are examined closely by R-hat, and as many by their effective draws."""
+    far: float = 1000.0
+    """Nats of energy lost along a trajectory above which it has diverged."""
+    stuck: float = 0.1
+    """The mean acceptance of a chain below which it is stuck."""
+
+
+MANY_CHAINS = ManyChains()
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How a metric is made of draws and gradients."""
+
+    draws: int = 4
+    """Draws for each direction in which correlations are sought; where the dimension is too large
+    for them, these are the directions in which draws spread most, and gradients."""
+    wide: int = 500
+    """The most draws that are taken then."""
+    added: float = 1.0
+    """Draws of independent coordinates that are added."""
+    alike: float = 2.0
+    """The factor up to which a variance is taken to be that of independent coordinates."""
+
+
+METRICS = Metrics()
+
+
+@dataclass(frozen=True)
+class MixedChains:
+    """What many chains have found.
+
+    Attributes:
+        points: Their draws, (trajectories, chains, D): some of them, evenly, where they are many.
+        values: The log density there, (trajectories, chains).
+        r_hat: The largest nested R-hat of a coordinate.
+        effective: The smallest bulk effective sample size of a coordinate.
+        diverged: The share of trajectories that diverged.
+        stuck: How many chains moved next to never.
+        groups: How many places they began at.
+        cut: Whether the time was over before their draws were enough.
+    """
+
+    points: np.ndarray = field(repr=False)
+    values: np.ndarray = field(repr=False)
+    r_hat: float
+    effective: float
+    diverged: float
+    stuck: int
+    groups: int
+    cut: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether all groups of chains tell the same of every coordinate."""
+        return self.r_hat <= MANY_CHAINS.r_hat
+
+    @property
+    def chains(self) -> int:
+        """How many there are."""
+        return self.points.shape[1]
+
+    def first(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """So many of the draws, evenly, (count, D), and their log density, (count,)."""
+        total = self.values.size
+        picked = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+        return self.points.reshape(total, -1)[picked], self.values.reshape(total)[picked]
+
+
+def run_many_chains(
+    density: Density, starts: np.ndarray, random: np.random.Generator, arrived: bool = False
+) -> MixedChains:
+    """Runs groups of chains until they have mixed and their draws are enough.
+
+    Args:
+        density: The log density.
+        starts: Where the groups begin, (groups, D): best far apart.
+        random: Of all that is random.
+        arrived: Whether the starts are draws of the posterior already, about.
+
+    Returns:
+        Their draws. Whether they have mixed is to be asked.
+
+    Raises:
+        OutOfTimeError: If the time is over before there are draws to be judged.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from elbowroom.guides.space import LatentSpace
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
+        ...     with pyro.plate("rows", 3):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> arguments = {"y": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
+        >>> density = Density(model, arguments, LatentSpace.of(model, arguments))
+        >>> random = np.random.default_rng(0)
+        >>> found = run_many_chains(density, random.uniform(-2, 2, (8, 1)), random)
+        >>> found.mixed, bool(abs(found.points.mean() - 1.5) < 0.05)
+        (True, True)
+    """
+    windows = MANY_CHAINS.windows[1:] if arrived else MANY_CHAINS.windows
+    chains, _ = warm_up(density, starts, random, windows)
+    for trajectory in range(MANY_CHAINS.settling):
+        _adapted(chains, trajectory)
+    sampling = _Sampling(chains, len(starts))
+    found, count = None, MANY_CHAINS.round
+    try:
+        for judged in range(MANY_CHAINS.rounds):
+            sampling.advance(count - sampling.made)
+            found = sampling.judged()
+            patient = sampling.made >= MANY_CHAINS.patient
+            enough = MANY_CHAINS.resolved if patient else MANY_CHAINS.effective
+            if found.mixed and found.effective >= enough:
+                return found
+            if judged >= 2 and found.r_hat > MANY_CHAINS.hopeless:
+                return found
+            if not found.mixed:
+                sampling.forget()
+            count *= 2
+    except OutOfTimeError:
+        if found is None:
+            raise
+        return replace(found, cut=True)
+    assert found is not None
+    return found
+
+
+def warm_up(
+    density: Density, starts: np.ndarray, random: np.random.Generator, windows: Sequence[int]
+) -> tuple[Chains, list[State]]:
+    """Chains that have come to the posterior, with a metric that suits it.
+
+    Args:
+        density: The log density.
+        starts: Where groups of chains begin, (groups, D).
+        random: Of the chains.
+        windows: Trajectories after each of which the metric is made anew, and a chain that was
+            stuck goes where another one of its group is.
+
+    Returns:
+        The chains, and where they were in the last window.
+    """
+    points = np.repeat(starts, MANY_CHAINS.of_group, axis=0)
+    _, gradients = density.value_and_gradient(starts)
+    slopes = np.abs(np.where(np.isfinite(gradients), gradients, 0.0)).mean(0)
+    metric = Metric.of_scales(1 / np.sqrt(1 + slopes))
+    chains = Chains(density, points, metric, random, MANY_CHAINS.most_steps)
+    seen: list[State] = []
+    for window, length in enumerate(windows):
+        seen, accepted = [], np.zeros(len(points))
+        for trajectory in range(length):
+            every = MANY_CHAINS.careful if length <= windows[0] else MANY_CHAINS.often
+            if trajectory % every == every - 1:
+                chains.advance(MANY_CHAINS.shorter)
+            else:
+                _adapted(chains, trajectory)
+            if trajectory >= MANY_CHAINS.left_out * length:
+                seen.append(chains.state)
+                accepted += chains.accepted
+        _freed(chains, accepted / len(seen) < MANY_CHAINS.stuck)
+        chains.factor = metric_of(
+            np.concatenate([state.points for state in seen]),
+            np.concatenate([state.gradients for state in seen]),
+            correlated=window > 0,
+        )
+    return chains, seen
+
+
+def _freed(chains: Chains, stuck: np.ndarray) -> None:
+    """Puts chains that are stuck where another one of their group is, if one is not."""
+    state = chains.state
+    by_group = stuck.reshape(-1, MANY_CHAINS.of_group)
+    moving = by_group.argmin(1)  # the first one of each group that is not stuck
+    first = np.arange(len(by_group)) * MANY_CHAINS.of_group
+    own = np.arange(len(stuck)).reshape(by_group.shape)
+    taken = np.where(by_group, (first + moving)[:, None], own).ravel()
+    chains.state = State(state.points[taken], state.values[taken], state.gradients[taken])
+
+
+def _adapted(chains: Chains, count: int) -> None:
+    """One trajectory, after which the step size follows the acceptance."""
+    chains.advance()
+    rate = MANY_CHAINS.adapting / (1 + count / 4) ** 0.5
+    chains.step *= float(np.exp(rate * (chains.accepted.mean() - MANY_CHAINS.accepted)))
+
+
+def metric_of(points: np.ndarray, gradients: np.ndarray, correlated: bool = True) -> Metric:
+    """The metric that draws and the gradients there tell of.
+
+    Of a Normal, the gradients' covariance is the inverse of the draws': the geometric mean of the
+    one and the inverse of the other is then exact, however few they are.
+
+    Args:
+        points: (n, D).
+        gradients: Of the log density there, (n, D).
+        correlated: Whether more than the scales are wanted.
+
+    Example:
+        >>> points = np.random.default_rng(0).normal(size=(50, 2)) @ np.array([[2.0, 2.0], [0, 1]])
+        >>> precision = np.linalg.inv([[4.0, 4.0], [4.0, 5.0]])
+        >>> metric = metric_of(points, -(points @ precision))
+        >>> root = metric.times(np.eye(2))
+        >>> (root.T @ root).round()
+        array([[4., 4.],
+               [4., 5.]])
+    """
+    spread, slope = points.std(0), gradients.std(0)
+    known = (spread > 0) & (slope > 0) & np.isfinite(slope)
+    scales = np.ones(points.shape[1])
+    scales[known] = np.sqrt(spread[known] / slope[known])
+    if not correlated:
+        return Metric.of_scales(scales)
+    size = points.shape[1]
+    wide = METRICS.draws * size > len(points)
+    if wide and len(points) > METRICS.wide:
+        picked = np.linspace(0, len(points) - 1, METRICS.wide).astype(int)
+        points, gradients = points[picked], gradients[picked]
+    draws = (points - points.mean(0)) / scales
+    slopes = (gradients - gradients.mean(0)) * scales
+    basis = np.eye(size)
+    if wide:
+        count = max(1, len(points) // (2 * METRICS.draws))
+        farthest = [_farthest(each, count) for each in (draws, slopes)]
+        basis = np.linalg.qr(np.concatenate(farthest, axis=1))[0]
+        draws, slopes = draws @ basis, slopes @ basis
+    covariance, precision = (_covariance(each) for each in (draws, slopes))
+    values, vectors = np.linalg.eigh(_geometric_mean(covariance, precision))
+    apart = (values > METRICS.alike) | (values < 1 / METRICS.alike)
+    return Metric(scales, basis @ vectors[:, apart], np.sqrt(values[apart]))
+
+
+def _farthest(vectors: np.ndarray, count: int) -> np.ndarray:
+    """The directions, (D, count), in which vectors (n, D) spread most."""
+    _, combinations = np.linalg.eigh(vectors @ vectors.T)
+    return np.asarray(vectors.T @ combinations[:, -count:])
+
+
+def _covariance(vectors: np.ndarray) -> np.ndarray:
+    """Of vectors, (n, k), and some that have the identity."""
+    added = METRICS.added * np.eye(vectors.shape[1])
+    return np.asarray(vectors.T @ vectors + added) / (len(vectors) + METRICS.added)
+
+
+def _geometric_mean(covariance: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Of a matrix and the inverse of another: X with X precision X = covariance."""
+    values, vectors = np.linalg.eigh(precision)
+    root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
+    values, vectors = np.linalg.eigh(root @ covariance @ root)
+    between = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+    return np.asarray(inverse @ between @ inverse)
+
+
+class _Sampling:
+    """Chains whose draws are kept, and judged.
+
+    Attributes:
+        made: Trajectories so far.
+    """
+
+    def __init__(self, chains: Chains, groups: int) -> None:
+        self.chains, self.groups, self.made = chains, groups, 0
+        self._points: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+        self._every = 1
+        self._accepted = np.zeros(len(chains.state.points))
+        self._diverged = 0.0
+
+    def advance(self, count: int) -> None:
+        """So many more trajectories, of which as many are kept as memory allows."""
+        for _ in range(count):
+            self.made += 1
+            careful = self.made % MANY_CHAINS.often == 0
+            state = self.chains.advance(MANY_CHAINS.shorter if careful else 1.0)
+            self._accepted += self.chains.accepted
+            self._diverged += float((self.chains.lost > MANY_CHAINS.far).mean())
+            if self.made % self._every == 0:
+                self._points.append(state.points)
+                self._values.append(state.values)
+            if len(self._points) * state.points.size > SIZES.memory:
+                self._points, self._values = self._points[1::2], self._values[1::2]
+                self._every *= 2
+
+    def forget(self) -> None:
+        """Leaves out the first half of the draws: the chains had not come to the posterior."""
+        half = len(self._points) // 2
+        self._points, self._values = self._points[half:], self._values[half:]
+
+    def judged(self) -> MixedChains:
+        """The draws, and whether the chains have mixed."""
+        points = np.stack(self._points)
+        r_hat, effective = mixing_of(points, self.groups)
+        stuck = int((self._accepted / self.made < MANY_CHAINS.stuck).sum())
+        return MixedChains(
+            points, np.stack(self._values), r_hat, effective, self._diverged / self.made, stuck,
+            self.groups,
+        )  # fmt: skip
+
+
+def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
+    """The largest nested R-hat and the smallest bulk effective sample size of a coordinate.
+
+    All coordinates are looked at by their means and spreads, and those that look worst by ranks.
+
+    Args:
+        points: Draws of the chains, (trajectories, chains, D), the chains of a group together.
+        groups: How many groups there are.
+    """
+    apart = np.abs(points - np.median(points, axis=(0, 1)))
+    seen = [_rough(each, groups) for each in (points, apart)]
+    r_hats = np.max([r_hat for r_hat, _ in seen], axis=0)
+    effective = np.min([few for _, few in seen], axis=0)
+    if np.isnan(r_hats).any():  # chains that stand still
+        return np.inf, 0.0
+    if r_hats.max() > MANY_CHAINS.poor or effective.min() < MANY_CHAINS.few:
+        return float(r_hats.max()), float(effective.min())
+    count = MANY_CHAINS.examined
+    worst = np.union1d(np.argsort(-r_hats)[:count], np.argsort(effective)[:count])
+    draws = np.moveaxis(points[:, :, worst], 0, -1)  # (chains, worst, trajectories)
+    groups_of = np.repeat(np.arange(groups), draws.shape[0] // groups)
+    r_hat = max(array_stats.rhat_nested(each, groups_of) for each in np.moveaxis(draws, 1, 0))
+    few = min(array_stats.ess(each) for each in np.moveaxis(draws, 1, 0))
+    return float(r_hat), float(few)
+
+
+def _rough(quantities: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nested R-hat and effective draws by means and variances, (D,) each.
+
+    Args:
+        quantities: (trajectories, chains, D).
+        groups: How many groups of chains there are.
+    """
+    _, chains, size = quantities.shape
+    means = quantities.mean(0).reshape(groups, -1, size)
+    within = quantities.var(0, ddof=1).reshape(groups, -1, size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = (means.var(1, ddof=1) + within.mean(1)).mean(0)
+        r_hat = np.sqrt(1 + means.mean(1).var(0, ddof=1) / inside)
+        between = means.reshape(chains, size).var(0, ddof=1)
+        effective = chains * quantities.var((0, 1)) / between
+    return r_hat, effective

@@ -1,0 +1,141 @@
+"""Many Markov chains: right where the answer is known, and seen to say no."""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from elbowroom.density.density import Density
+from elbowroom.draws.chains import Metric
+from elbowroom.draws.many_chains import MANY_CHAINS, metric_of, mixing_of, run_many_chains
+from elbowroom.guides.space import LatentSpace
+from elbowroom.problem.isolation import isolated
+
+
+def flat(size: int) -> Tensor:
+    return pyro.sample("x", dist.Normal(torch.zeros(size), 1.0).mask(False).to_event(1))
+
+
+def density_of(model: Any) -> Density:
+    with isolated(0, dtype=torch.float64):
+        return Density(model, {}, LatentSpace.of(model, {}))
+
+
+def root(size: int, seed: int) -> np.ndarray:
+    """A root of a covariance with scales from 0.01 to 100 and strong correlations."""
+    random = np.random.default_rng(seed)
+    scales = 10 ** random.uniform(-2, 2, size)
+    return scales[:, None] * (np.eye(size) + random.normal(size=(size, 3)) @ np.ones((3, size)) / 9)
+
+
+def test_the_metric_of_a_normal_is_exact_from_few_draws() -> None:
+    """Fifty draws in eighty dimensions: their covariance has no inverse."""
+    size, random = 80, np.random.default_rng(1)
+    factor = root(size, 0)
+    covariance = factor @ factor.T
+    points = random.normal(size=(50, size)) @ factor.T
+    gradients = -points @ np.linalg.inv(covariance)
+    metric = metric_of(points, gradients)
+    whitened = metric.times(np.eye(size), transposed=True)
+    spread = np.linalg.eigvalsh(np.linalg.inv(whitened) @ covariance @ np.linalg.inv(whitened.T))
+    independent = metric_of(points, gradients, correlated=False).scales
+    rough = np.linalg.eigvalsh(covariance / np.outer(independent, independent))
+    assert spread[-1] / spread[0] < 0.05 * rough[-1] / rough[0]
+
+
+def test_a_metric_in_many_dimensions_finds_the_directions_that_matter() -> None:
+    size, random = 600, np.random.default_rng(2)
+    direction = random.normal(size=size)
+    direction /= np.linalg.norm(direction)
+    points = random.normal(size=(400, size))
+    points += 30 * random.normal(size=(400, 1)) * direction
+    gradients = -(points - (points @ direction)[:, None] * direction * (1 - 1 / 901))
+    metric = metric_of(points, gradients)
+    (longest,) = metric.times(metric.times(direction[None], transposed=True))
+    # The identity that is added to either covariance keeps it below 901.
+    assert 250 < longest @ direction < 1000
+    other = random.normal(size=size)
+    other -= (other @ direction) * direction
+    (usual,) = metric.times(metric.times(other[None], transposed=True))
+    assert 0.5 < usual @ other / (other @ other) < 2.0
+
+
+def test_the_transposed_root_is_the_transpose() -> None:
+    random = np.random.default_rng(0)
+    directions = np.linalg.qr(random.normal(size=(5, 2)))[0]
+    metric = Metric(random.uniform(1, 2, 5), directions, np.array([3.0, 0.2]))
+    plain, transposed = (metric.times(np.eye(5), side) for side in (False, True))
+    assert np.allclose(plain, transposed.T)
+
+
+def test_chains_give_the_moments_of_a_correlated_normal() -> None:
+    factor = root(70, 3)
+    mean = factor @ np.ones(70)
+    target = dist.MultivariateNormal(torch.as_tensor(mean), scale_tril=_lower(factor))
+
+    def model() -> None:
+        pyro.factor("target", target.log_prob(flat(70)))
+
+    density = density_of(model)
+    random = np.random.default_rng(0)
+    starts = mean + random.uniform(-2, 2, (8, 70)) @ factor.T
+    with isolated(0):
+        found = run_many_chains(density, starts, random)
+    assert found.mixed
+    assert (found.stuck, found.diverged, found.groups, found.chains) == (0, 0.0, 8, 64)
+    points = found.points.reshape(-1, 70)
+    sds = np.linalg.norm(factor, axis=1)
+    noise = 4.5 / found.effective**0.5  # of the worst of 70
+    assert np.abs((points.mean(0) - mean) / sds).max() < noise
+    assert np.abs(np.log(points.std(0) / sds)).max() < noise
+    assert np.allclose(density.value(points[:20]), found.values.ravel()[:20])
+    some, values = found.first(500)
+    assert (some.shape, values.shape) == ((500, 70), (500,))
+
+
+def _lower(factor: np.ndarray) -> Tensor:
+    return torch.linalg.cholesky(torch.as_tensor(factor @ factor.T))
+
+
+def test_chains_that_stay_at_their_own_mode_have_not_mixed() -> None:
+    """Each mode alone is sampled perfectly; the groups tell."""
+
+    def model() -> None:
+        x = flat(2)
+        apart = torch.stack([(x - 8.0).square().sum(-1), (x + 8.0).square().sum(-1)])
+        pyro.factor("modes", torch.logsumexp(-0.5 * apart, 0))
+
+    starts = np.repeat([[8.0, 8.0], [-8.0, -8.0]], 4, axis=0)
+    with isolated(0):
+        found = run_many_chains(density_of(model), starts, np.random.default_rng(0))
+    assert not found.mixed
+    assert found.r_hat > MANY_CHAINS.hopeless
+
+
+def test_chains_that_have_not_left_their_starts_have_not_mixed() -> None:
+    random = np.random.default_rng(0)
+    starts = np.repeat(random.normal(size=(8, 3)), 8, axis=0)
+    still = starts + 0.3 * random.normal(size=(100, 64, 3))
+    assert mixing_of(still, 8)[0] > 1.5
+    forgotten = random.normal(size=(100, 64, 3))
+    r_hat, effective = mixing_of(forgotten, 8)
+    assert r_hat < MANY_CHAINS.r_hat
+    assert effective == pytest.approx(6400, rel=0.3)
+    wider = forgotten * np.repeat([1.0, 2.0], 32)[None, :, None]  # means agree, spreads do not
+    assert mixing_of(wider, 8)[0] > MANY_CHAINS.r_hat
+    assert mixing_of(np.zeros((100, 64, 1)), 8) == (np.inf, 0.0)
+
+
+def test_one_coordinate_among_many_that_moves_slowly_is_found() -> None:
+    random = np.random.default_rng(1)
+    points = random.normal(size=(200, 64, 300))
+    slow = random.normal(size=(200, 64))
+    for i in range(1, 200):
+        slow[i] = 0.95 * slow[i - 1] + (1 - 0.95**2) ** 0.5 * slow[i]
+    points[:, :, 137] = slow
+    _, effective = mixing_of(points, 8)
+    assert effective == pytest.approx(12_800 * (1 - 0.95) / (1 + 0.95), rel=0.5)
