@@ -180,7 +180,8 @@ def unclimbed(problem: Problem, seed: int, starts: np.ndarray | None = None) -> 
     began = time.perf_counter()
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
         density = density_of(problem)
-        first = np.zeros(density.dimension) if starts is None else starts[0]
+        first = next(_own_starts(problem, 1, seed), np.zeros(density.dimension))
+        first = first if starts is None else starts[0]
         if not np.isfinite(density.value(first[None])).all():
             elsewhere = Starts(density, np.random.default_rng(seed)).feasible()
             first = first if elsewhere is None else elsewhere

@@ -220,17 +220,17 @@ def warm_up(
     chains = Chains(density, points, metric, random, MANY_CHAINS.most_steps)
     seen: list[State] = []
     for window, length in enumerate(windows):
-        seen, accepted = [], np.zeros(len(points))
+        seen, accepted = [], []
         for trajectory in range(length):
             every = MANY_CHAINS.careful if length <= windows[0] else MANY_CHAINS.often
             if trajectory % every == every - 1:
                 chains.advance(MANY_CHAINS.shorter)
             else:
                 _adapted(chains, trajectory)
+                accepted.append(chains.accepted)
             if trajectory >= MANY_CHAINS.left_out * length:
                 seen.append(chains.state)
-                accepted += chains.accepted
-        _freed(chains, accepted / len(seen) < MANY_CHAINS.stuck)
+        _freed(chains, np.mean(accepted[len(accepted) // 2 :], axis=0) < MANY_CHAINS.stuck)
         chains.factor = metric_of(
             np.concatenate([state.points for state in seen]),
             np.concatenate([state.gradients for state in seen]),
@@ -336,7 +336,7 @@ class _Sampling:
         self._values: list[np.ndarray] = []
         self._every = 1
         self._accepted = np.zeros(len(chains.state.points))
-        self._diverged = 0.0
+        self._usual, self._diverged = 0, 0.0
 
     def advance(self, count: int) -> None:
         """So many more trajectories, of which as many are kept as memory allows."""
@@ -344,7 +344,9 @@ class _Sampling:
             self.made += 1
             careful = self.made % MANY_CHAINS.often == 0
             state = self.chains.advance(MANY_CHAINS.shorter if careful else 1.0)
-            self._accepted += self.chains.accepted
+            if not careful:  # those are accepted nearly always
+                self._accepted += self.chains.accepted
+                self._usual += 1
             self._diverged += float((self.chains.lost > MANY_CHAINS.far).mean())
             if self.made % self._every == 0:
                 self._points.append(state.points)
@@ -362,7 +364,7 @@ class _Sampling:
         """The draws, and whether the chains have mixed."""
         points = np.stack(self._points)
         r_hat, effective = mixing_of(points, self.groups)
-        stuck = int((self._accepted / self.made < MANY_CHAINS.stuck).sum())
+        stuck = int((self._accepted / self._usual < MANY_CHAINS.stuck).sum())
         return MixedChains(
             points, np.stack(self._values), r_hat, effective, self._diverged / self.made, stuck,
             self.groups,

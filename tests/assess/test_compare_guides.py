@@ -136,7 +136,7 @@ def test_every_fitting_guide_is_compared_by_default() -> None:
     found = er.compare(normal_mean, {"y": Y}, seed=1, steps=20, draws=100)
     assert set(found.table["guide"]) == {
         "map", "mle", "mean_field", "full_rank", "low_rank", "linear_response", "laplace",
-        "pathfinder", "flow",
+        "pathfinder", "flow", "markov",
     }  # fmt: skip
 
 

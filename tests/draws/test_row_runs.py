@@ -141,7 +141,7 @@ def test_model_and_guide_are_run_a_few_times_whatever_the_draws() -> None:
             weighed(guide, count=count)
         runs.append(counted.runs)
     assert runs[0] == runs[1]  # for the plates, to see rows apart, and for a recording
-    assert runs[0] <= ROWS
+    assert runs[0] < 1.5 * ROWS
 
 
 def test_a_function_without_minibatches_is_run_for_some_rows_of_its_arguments() -> None:

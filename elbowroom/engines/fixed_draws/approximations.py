@@ -149,7 +149,7 @@ def linear_response(optima: list[Optimum]) -> Approximation:
 
 def without_mode(landscape: Landscape, random: np.random.Generator) -> Approximation | None:
     """The Normal with the moments of a density that is highest at an edge of its support."""
-    if landscape.density is None:
+    if landscape.density is None or landscape.endless:
         return None
     found = moments(landscape.density, landscape.first, random)
     if found is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.engines.svi import checks
 from elbowroom.errors import ElbowroomError, GuideError
-from elbowroom.guides import guides_for
+from elbowroom.guides import get_guide, guides_for
 
 Y = torch.linspace(-1, 1, 60)
 DATA = {"y": Y}
@@ -73,7 +73,9 @@ PAIRS = [
 @pytest.mark.parametrize(("model", "guide"), PAIRS)
 def test_nothing_is_said_of_any_model_and_guide_of_ours(model: str, guide: str) -> None:
     data = er.load_dataset("digits").head(100) if model == "vae" else None
-    assert set(levels(model, guide, data).values()) == {"ok"}
+    needs = get_guide(guide, model).needs
+    options = {} if needs is None else {needs.option: needs.value}
+    assert set(levels(model, guide, data, **options).values()) == {"ok"}
 
 
 def test_sites_that_are_missing_or_extra_are_named() -> None:
