@@ -160,14 +160,16 @@ def run_many_chains(
     Example:
         >>> import pyro, torch, pyro.distributions as dist
         >>> from elbowroom.guides.space import LatentSpace
+        >>> from elbowroom.problem.isolation import isolated
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
         ...     with pyro.plate("rows", 3):
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> arguments = {"y": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
-        >>> density = Density(model, arguments, LatentSpace.of(model, arguments))
         >>> random = np.random.default_rng(0)
-        >>> found = run_many_chains(density, random.uniform(-2, 2, (8, 1)), random)
+        >>> with isolated(0):
+        ...     density = Density(model, arguments, LatentSpace.of(model, arguments))
+        ...     found = run_many_chains(density, random.uniform(-2, 2, (8, 1)), random)
         >>> found.mixed, bool(abs(found.points.mean() - 1.5) < 0.05)
         (True, True)
     """
