@@ -32,9 +32,12 @@ class ManyChains:
     groups: int = 8
     """Places where chains begin."""
     of_group: int = 8
-    """Chains that begin at each place."""
+    """Chains that begin at each place, where one evaluation of all costs little more than of one.
+    Where it does not, half as many have to be warmed up."""
     windows: tuple[int, ...] = (10, 10, 15, 20, 30)
     """Trajectories after each of which the metric is made anew."""
+    arrived: tuple[int, ...] = (15, 25)
+    """The same of chains that begin at draws of the posterior."""
     settling: int = 10
     """Trajectories after the last of them, which adapt the step size alone."""
     left_out: float = 0.3
@@ -48,13 +51,15 @@ class ManyChains:
     out of it."""
     careful: int = 3
     """In the first windows every third trajectory is such a one."""
-    often: int = 8
-    """Later on it is every eighth."""
+    often: int = 16
+    """Later on it is every sixteenth."""
     most_steps: int = 64
     """Leapfrog steps of a trajectory, at most."""
     round: int = 50
-    """Trajectories after which the draws are first judged; then twice as many, and so on."""
-    rounds: int = 6
+    """Trajectories after which the draws are first judged."""
+    more: float = 1.5
+    """How many times as many there are when they are judged again."""
+    rounds: int = 9
     """How often they are judged, at most."""
     effective: float = 2500.0
     """Effective draws of every coordinate at which the chains end."""
@@ -63,7 +68,9 @@ class ManyChains:
     resolved: float = 1000.0
     """Effective draws at which they end then: means are known to 0.03 sds."""
     hopeless: float = 1.3
-    """The nested R-hat above which chains that were judged three times will not mix."""
+    """The nested R-hat above which chains that were judged a few times will not mix."""
+    judged: int = 4
+    """How often."""
     r_hat: float = 1.01
     """The nested R-hat up to which they have mixed."""
     poor: float = 1.03
@@ -173,7 +180,7 @@ def run_many_chains(
         >>> found.mixed, bool(abs(found.points.mean() - 1.5) < 0.05)
         (True, True)
     """
-    windows = MANY_CHAINS.windows[1:] if arrived else MANY_CHAINS.windows
+    windows = MANY_CHAINS.arrived if arrived else MANY_CHAINS.windows
     chains, _ = warm_up(density, starts, random, windows)
     for trajectory in range(MANY_CHAINS.settling):
         _adapted(chains, trajectory)
@@ -187,11 +194,11 @@ def run_many_chains(
             enough = MANY_CHAINS.resolved if patient else MANY_CHAINS.effective
             if found.mixed and found.effective >= enough:
                 return found
-            if judged >= 2 and found.r_hat > MANY_CHAINS.hopeless:
+            if judged + 1 >= MANY_CHAINS.judged and found.r_hat > MANY_CHAINS.hopeless:
                 return found
             if not found.mixed:
                 sampling.forget()
-            count *= 2
+            count = int(MANY_CHAINS.more * count)
     except OutOfTimeError:
         if found is None:
             raise
@@ -215,7 +222,8 @@ def warm_up(
     Returns:
         The chains, and where they were in the last window.
     """
-    points = np.repeat(starts, MANY_CHAINS.of_group, axis=0)
+    groups, most = len(starts), MANY_CHAINS.of_group
+    points = np.repeat(starts, most if density.batch >= groups * most else most // 2, axis=0)
     _, gradients = density.value_and_gradient(starts)
     slopes = np.abs(np.where(np.isfinite(gradients), gradients, 0.0)).mean(0)
     metric = Metric.of_scales(1 / np.sqrt(1 + slopes))
@@ -224,7 +232,7 @@ def warm_up(
     for window, length in enumerate(windows):
         seen, accepted = [], []
         for trajectory in range(length):
-            every = MANY_CHAINS.careful if length <= windows[0] else MANY_CHAINS.often
+            every = MANY_CHAINS.careful if length == windows[0] else MANY_CHAINS.often
             if trajectory % every == every - 1:
                 chains.advance(MANY_CHAINS.shorter)
             else:
@@ -232,7 +240,8 @@ def warm_up(
                 accepted.append(chains.accepted)
             if trajectory >= MANY_CHAINS.left_out * length:
                 seen.append(chains.state)
-        _freed(chains, np.mean(accepted[len(accepted) // 2 :], axis=0) < MANY_CHAINS.stuck)
+        stuck = np.mean(accepted[len(accepted) // 2 :], axis=0) < MANY_CHAINS.stuck
+        _freed(chains, stuck.reshape(groups, -1))
         chains.factor = metric_of(
             np.concatenate([state.points for state in seen]),
             np.concatenate([state.gradients for state in seen]),
@@ -242,13 +251,11 @@ def warm_up(
 
 
 def _freed(chains: Chains, stuck: np.ndarray) -> None:
-    """Puts chains that are stuck where another one of their group is, if one is not."""
+    """Puts chains that are stuck, (groups, chains), where another one of their group is not."""
     state = chains.state
-    by_group = stuck.reshape(-1, MANY_CHAINS.of_group)
-    moving = by_group.argmin(1)  # the first one of each group that is not stuck
-    first = np.arange(len(by_group)) * MANY_CHAINS.of_group
-    own = np.arange(len(stuck)).reshape(by_group.shape)
-    taken = np.where(by_group, (first + moving)[:, None], own).ravel()
+    own = np.arange(stuck.size).reshape(stuck.shape)
+    moving = np.take_along_axis(own, stuck.argmin(1)[:, None], axis=1)
+    taken = np.where(stuck, moving, own).ravel()
     chains.state = State(state.points[taken], state.values[taken], state.gradients[taken])
 
 

@@ -59,7 +59,7 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
         chains, seen = warm_up(density, starts, random, CENTRING.windows)
         squares = np.mean([np.square(state.gradients).mean(0) for state in seen], axis=0)
         shares = np.clip(1 - 2 / np.maximum(squares, 1e-300), 0.0, 1.0)
-        ends = chains.state.points[:: MANY_CHAINS.of_group]
+        ends = chains.state.points[:: len(chains.state.points) // len(starts)]
         parts = standardised.space.split(torch.as_tensor(shares))
         values = density.constrained(ends)
     centred = {site: parts[f"{site}_decentered"].to(problem.dtype) for site in sites}
