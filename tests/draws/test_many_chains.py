@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from elbowroom.density.density import Density
-from elbowroom.draws.chains import Metric
-from elbowroom.draws.many_chains import MANY_CHAINS, metric_of, mixing_of, run_many_chains
+from elbowroom.draws.chains import Metric, State
+from elbowroom.draws.many_chains import (
+    MANY_CHAINS,
+    _Sampling,
+    metric_of,
+    mixing_of,
+    run_many_chains,
+)
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
 
@@ -128,6 +134,32 @@ def test_chains_that_have_not_left_their_starts_have_not_mixed() -> None:
     wider = forgotten * np.repeat([1.0, 2.0], 32)[None, :, None]  # means agree, spreads do not
     assert mixing_of(wider, 8)[0] > MANY_CHAINS.r_hat
     assert mixing_of(np.zeros((100, 64, 1)), 8) == (np.inf, 0.0)
+
+
+def test_what_is_forgotten_is_what_came_first() -> None:
+    class Counting:
+        """Chains whose draws are the numbers of their trajectories."""
+
+        def __init__(self) -> None:
+            self.count = 0
+            self.accepted, self.lost = np.ones(4), np.zeros(4)
+
+        @property
+        def state(self) -> State:
+            points = np.full((4, 2), float(self.count))
+            return State(points, points[:, 0], points)
+
+        def advance(self, shorter: float = 1.0) -> State:
+            self.count += 1
+            return self.state
+
+    counting: Any = Counting()
+    sampling = _Sampling(counting, 2)
+    sampling.advance(10)
+    sampling.forget()
+    sampling.advance(2)
+    assert sampling.judged().values[:, 0].tolist() == [6, 7, 8, 9, 10, 11, 12]
+    assert sampling.made == 12
 
 
 def test_one_coordinate_among_many_that_moves_slowly_is_found() -> None:

@@ -15,12 +15,12 @@ from elbowroom.pipeline.centring import partly_centred
 from elbowroom.problem.bound import Problem, bind, resolve_model
 from elbowroom.problem.isolation import isolated
 
-READINGS = torch.tensor([1.0, 400.0] * 35, dtype=torch.float64)
+READINGS = torch.tensor([0.25, 100.0] * 35, dtype=torch.float64)
 """Of each of 70 groups: every other one is known well."""
 
 
 def hierarchy(readings: Tensor, y: Tensor) -> None:
-    spread = pyro.sample("spread", dist.LogNormal(0.0, 0.02))
+    spread = pyro.sample("spread", dist.LogNormal(np.log(2.0), 0.02))
     with pyro.plate("groups", len(y)):
         level = pyro.sample("level", dist.Normal(1.0, spread))
         pyro.sample("y", dist.Normal(level, 2 / readings.sqrt()), obs=y)
@@ -28,14 +28,14 @@ def hierarchy(readings: Tensor, y: Tensor) -> None:
 
 def bound() -> Problem:
     random = np.random.default_rng(0)
-    level = 1 + random.normal(size=70)
+    level = 1 + 2 * random.normal(size=70)
     y = torch.tensor(level + 2 / READINGS.numpy() ** 0.5 * random.normal(size=70))
     data = {"readings": READINGS, "y": y}
     return bind(resolve_model(hierarchy), data, None, torch.float64, torch.device("cpu"))
 
 
 def test_groups_that_the_data_know_stay_as_they_are() -> None:
-    """With a spread of one, the data's information is readings / 4: 0.25 and 100."""
+    """With a spread of two, the data's information is that of the readings: 0.25 and 100."""
     problem = bound()
     centred, landscape = partly_centred(problem, 0)
     assert landscape.starts is not None
@@ -55,9 +55,9 @@ def test_groups_that_the_data_know_stay_as_they_are() -> None:
             assert density.at(u)[0] == pytest.approx(value + jacobian, abs=1e-8)
             # They are draws of the posterior, about: known groups are where their data are.
             y = problem.arguments["y"]
-            assert float((level - y)[1::2].abs().max()) < 0.6
+            assert float((level - y)[1::2].abs().max()) < 0.9  # 4.5 of their sds
     assert float(share[0::2].max()) < 0.3
-    assert float((share[1::2] - (100 - 1) / (100 + 1)).abs().max()) < 0.05
+    assert float((share[1::2] - (100 - 1) / (100 + 1)).abs().max()) < 0.008
 
 
 def _shares(problem: Problem) -> Tensor:
@@ -71,14 +71,14 @@ def _shares(problem: Problem) -> Tensor:
 
 def test_groups_of_which_little_is_known_are_standardised() -> None:
     problem = bound()
-    few = {**problem.arguments, "readings": torch.ones(70, dtype=torch.float64)}
+    few = {**problem.arguments, "readings": torch.full((70,), 0.25, dtype=torch.float64)}
     model = resolve_model(hierarchy)
     centred, _ = partly_centred(bind(model, few, None, torch.float64, torch.device("cpu")), 0)
     assert float(_shares(centred).abs().max()) == 0.0
 
 
 def test_a_wide_hierarchy_is_trusted_and_right() -> None:
-    """Given the spread, which its prior holds at one, every group's posterior is known."""
+    """Given the spread, which its prior holds at two, every group's posterior is known."""
     problem = bound()
     fit = er.fit(hierarchy, dict(problem.arguments), seed=1)
     assert fit.verdict.trusted, str(fit.verdict)
@@ -86,8 +86,8 @@ def test_a_wide_hierarchy_is_trusted_and_right() -> None:
     assert fit.evidence.mixing is not None
     assert "Markov chains from 8 places" in fit.verdict.reasons[0]
     found = fit.posterior["posterior"]["level"].values[0]
-    precision = 1 + READINGS.numpy() / 4
-    mean = (1 + problem.arguments["y"].numpy() * READINGS.numpy() / 4) / precision
+    precision = (1 + READINGS.numpy()) / 4
+    mean = (1 / 4 + problem.arguments["y"].numpy() * READINGS.numpy() / 4) / precision
     noise = 4 / fit.measures["corrected_effective_sample_size"] ** 0.5
     assert np.abs((found.mean(0) - mean) * precision**0.5).max() < noise + 0.02
     assert np.abs(np.log(found.std(0) * precision**0.5)).max() < noise + 0.02
