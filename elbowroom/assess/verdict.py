@@ -13,6 +13,7 @@ import numpy as np
 
 from elbowroom.assess.evidence import Evidence
 from elbowroom.density.importance import ERRORS, k_hat_interval, k_hat_threshold
+from elbowroom.draws.many_chains import MANY_CHAINS
 from elbowroom.draws.weighted import WEIGHING
 
 
@@ -34,7 +35,7 @@ class Limits:
     """The posterior's mass that chains from the draws may find outside of them."""
     lasting: float = 0.004
     """The same where components were added there and did not help."""
-    r_hat: float = 1.01
+    r_hat: float = MANY_CHAINS.r_hat
     """The R-hat of Markov chains above which they have not mixed."""
     diverged: float = 0.01
     """The share of trajectories that diverged above which some mass may be missing."""

@@ -62,7 +62,8 @@ class Landscape:
         tried: How many starts there were.
         first: The first start, (D,).
         seconds: Wall time.
-        starts: Where guides begin, (n, D), if the dimension is too large for modes.
+        starts: Where guides begin, (n, D), if the dimension is too large for modes; or where Markov
+            chains do, if draws of the posterior are known, about.
         likelihood: The point parameters of the model that it is the landscape of, if it has any.
         rows: How many rows it is of, where these are not all.
         unfinished: Whether the last climbs still found modes.

@@ -28,7 +28,7 @@ class Rungs:
     """Where the ladder tries which guide."""
 
     full_rank: int = 60
-    """The largest dimension in which it tries `full_rank`."""
+    """The largest dimension in which it tries `full_rank`; in more, `markov` comes first."""
     flow: int = 20
     """The largest dimension in which it tries `flow`."""
     flow_steps: int = 5000
@@ -119,8 +119,9 @@ def climb_ladder(task: Task, fit_one: FitOne, report: Callable[[str], None] | No
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
-    sites non-centred. Where the first fail, since the dimension is large
-    or point parameters have no maximum likelihood, independent Normals; in few dimensions a flow.
+    sites non-centred; many Markov chains, which come first for a model of the user's own with more
+    dimensions than all correlations are tried in. Where these fail, since the dimension is large or
+    point parameters have no maximum likelihood, independent Normals; in few dimensions a flow.
     Where none is trusted, the one with the best importance weights is returned, with what to do
     next.
 

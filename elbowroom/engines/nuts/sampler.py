@@ -23,6 +23,7 @@ from torch import Tensor
 
 from elbowroom import budget
 from elbowroom.density.density import Density
+from elbowroom.draws.many_chains import MANY_CHAINS
 from elbowroom.draws.weighted import WEIGHING
 from elbowroom.engines.nuts.gathered import Gathered
 from elbowroom.errors import ModelError, OutOfTimeError
@@ -33,7 +34,7 @@ from elbowroom.problem.isolation import isolated
 class Mixing:
     """When chains have mixed, and how they begin."""
 
-    r_hat: float = 1.01
+    r_hat: float = MANY_CHAINS.r_hat
     """R-hat above which chains have not mixed (Vehtari et al., 2021)."""
     nudge: float = 1e-8
     """How far a chain begins from its start where the gradient is zero, relative to it or to 1."""
