@@ -16,15 +16,19 @@ scalars; the worst over all scalars of all sites counts. A fit is right below 0.
 - `s`: seconds of the processor of the fit, on one thread;
 - `effective`: how many independent draws its own are worth;
 - `NUTS s`: seconds of the processor that nutpie needs, tuning included, for draws worth as many,
-  by the smallest bulk effective sample size of its unconstrained coordinates;
+  by the smallest bulk effective sample size of its unconstrained coordinates. The long run tells
+  how many evaluations of the density these take; a short run of nutpie before the fit, and another
+  after it, tell what one costs;
 - `ratio`: of that to the fit's.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,8 @@ from elbowroom.problem.bound import Problem, bind, resolve_model
 from elbowroom.problem.isolation import isolated
 
 CHAINS, TUNE, SHORT, LONG = 4, 1000, 1000, 4000
+PRICE = 3.0
+"""Seconds of each short run that tells what an evaluation costs nutpie, about."""
 RIGHT, ERRORS = 0.1, 4.0
 
 
@@ -57,14 +63,31 @@ def forms(problem: Problem) -> Iterator[tuple[str, Problem]]:
         yield "standardised", problem.reparameterise(problem.space.location_scale)
 
 
-def run_nuts(problem: Problem, draws: int, seed: int) -> tuple[dict[str, np.ndarray], Any, float]:
-    """The model's own scalars at the draws, (chains, draws); how it went; processor seconds."""
+@dataclass(frozen=True)
+class Cost:
+    """Processor seconds, and calls of the density, each for as many chains as wait."""
+
+    seconds: float
+    calls: int
+
+
+def run_nuts(
+    problem: Problem, draws: int, seed: int, tune: int = TUNE
+) -> tuple[dict[str, np.ndarray], Any, Cost]:
+    """The model's own scalars at the draws, (chains, draws); how it went; what it cost."""
     with isolated(seed, dtype=torch.float64, threads=1):
         density = density_of(problem)
         starts = np.random.default_rng(seed).uniform(-1, 1, (CHAINS, density.dimension))
+        taken, calls = density.value_and_gradient, itertools.count()
+
+        def counted(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            next(calls)
+            return taken(points)
+
+        density.value_and_gradient = counted  # type: ignore[method-assign]
         began = time.process_time()
-        nuts = sample_nuts(density, starts, draws=draws, tune=TUNE, seed=seed, threads=1)
-        seconds = time.process_time() - began
+        nuts = sample_nuts(density, starts, draws=draws, tune=tune, seed=seed, threads=1)
+        cost = Cost(time.process_time() - began, next(calls))
         sites = density.constrained(nuts.points.reshape(-1, density.dimension))
     if problem.reparameterised:
         with problem.session(seed):
@@ -74,7 +97,15 @@ def run_nuts(problem: Problem, draws: int, seed: int) -> tuple[dict[str, np.ndar
     for name, values in sites.items():
         for j, column in enumerate(values.reshape(len(values), -1).T):
             found[f"{name}[{j}]"] = column.numpy().reshape(shape)
-    return found, nuts, seconds
+    return found, nuts, cost
+
+
+def price(problem: Problem, before: dict[str, Any], seed: int) -> float:
+    """Seconds of the processor of one call of the density by nutpie, here and now."""
+    share = PRICE / before["seconds"]
+    draws = max(4, int(share * (TUNE + LONG)))
+    _, _, cost = run_nuts(problem, draws, seed, tune=draws)
+    return cost.seconds / cost.calls
 
 
 def reference(made: Posterior, seed: int) -> dict[str, Any]:
@@ -82,16 +113,17 @@ def reference(made: Posterior, seed: int) -> dict[str, Any]:
     problem = bound(made)
     tried = [(run_nuts(each, SHORT, seed)[1:], form, each) for form, each in forms(problem)]
     rated = {
-        form: (not nuts.converged, seconds / max(nuts.fewest_effective, 1e-9))
-        for (nuts, seconds), form, _ in tried
+        form: (not nuts.converged, cost.seconds / max(nuts.fewest_effective, 1e-9))
+        for (nuts, cost), form, _ in tried
     }
     (_, form, best) = min(tried, key=lambda each: rated[each[1]])
-    draws, nuts, seconds = run_nuts(best, LONG, seed + 1)
+    draws, nuts, cost = run_nuts(best, LONG, seed + 1)
     _, effective = mixing(np.stack([*draws.values()]))
     _, spread = mixing(np.stack([(v - v.mean()) ** 2 for v in draws.values()]))
     return {
         "form": form,
-        "seconds": seconds,
+        "seconds": cost.seconds,
+        "calls": cost.calls,
         "r_hat": nuts.worst_r_hat,
         "effective": nuts.fewest_effective,
         "divergences": nuts.divergences,
@@ -144,20 +176,23 @@ def measure(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         "name": name, "form": nuts["form"], "nuts_r_hat": nuts["r_hat"],
         "nuts_effective": nuts["effective"], "nuts_seconds": nuts["seconds"],
     }  # fmt: skip
+    problem = dict(forms(bound(made)))[nuts["form"]]
+    before = price(problem, nuts, seed)
     began, wall = time.process_time(), time.perf_counter()
     try:
         fit = er.fit(made.model, made.data, seed=seed)
     except ElbowroomError as error:
         return row | {"verdict": f"refused: {error}", "seconds": time.process_time() - began}
-    seconds = time.process_time() - began
+    seconds, wall = time.process_time() - began, time.perf_counter() - wall
+    call = (before + price(problem, nuts, seed)) / 2
     worth = fit.measures.get("corrected_effective_sample_size", float(fit.measures["draws"]))
     share = TUNE / (TUNE + LONG)
-    equal = nuts["seconds"] * (share + (1 - share) * worth / nuts["effective"])
+    equal = call * nuts["calls"] * (share + (1 - share) * worth / nuts["effective"])
     off, scale, worst = errors(fit, nuts["moments"], worth)
     return row | {
         "dimension": bound(made).space.dimension,
         "seconds": seconds,
-        "wall": time.perf_counter() - wall,
+        "wall": wall,
         "verdict": fit.verdict.level,
         "reason": "" if fit.verdict.trusted else fit.verdict.reasons[0],
         "guide": fit.posterior["posterior"].attrs["guide"],
