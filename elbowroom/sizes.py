@@ -11,7 +11,7 @@ class Sizes:
 
     memory: int = 20_000_000
     """Numbers that one batch of evaluations may hold: 160 MB in float64."""
-    cache: int = 50_000
+    cache: int = 100_000
     """Numbers of one operation that stay in a core's cache; larger batches are slower."""
     evaluated: int = 300_000_000
     """Numbers of rows, once for each draw of their latents, that a few seconds evaluate."""

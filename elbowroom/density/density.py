@@ -22,8 +22,9 @@ from elbowroom.density.branches import Branch
 from elbowroom.errors import ModelError, users_code
 from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace
+from elbowroom.problem.batchable import Batchable
 from elbowroom.problem.leaves import leaves
-from elbowroom.problem.score import Batchable, score
+from elbowroom.problem.score import score
 from elbowroom.problem.unseen import at_rest
 from elbowroom.recording.record import BATCHES, record
 from elbowroom.sizes import SIZES, numbers_in

@@ -24,7 +24,7 @@ from elbowroom.density.density import Density
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.modes import Mode, find_modes
 from elbowroom.guides.roots import factor_of_inverse
-from elbowroom.problem.score import Batchable
+from elbowroom.problem.batchable import Batchable
 
 
 @dataclass(frozen=True)

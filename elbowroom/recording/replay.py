@@ -41,12 +41,6 @@ FILLING = ("addmm.default", "mm.default", "mul.Tensor", "sum.dim_IntList")
 """Of these, those that can fill a tensor that is there."""
 
 
-def _callable(operation: Operation) -> Any:
-    """What an operation calls."""
-    function = operation.function
-    return BINDINGS.get(name_of(operation), getattr(function, "_op", function))
-
-
 def _failed(before: Tensor | None, info: Tensor, rows: int) -> Tensor:
     """Which rows of a batch a matrix factorisation has failed for, by now."""
     bad = (info != 0).reshape(rows, -1).any(1) if info.numel() % rows == 0 else (info != 0).any()
@@ -61,6 +55,26 @@ def _marked(bad: Tensor | None, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
         output.masked_fill(bad.reshape(-1, *(1,) * (output.dim() - 1)), torch.nan)
         for output in outputs
     )
+
+
+def _gathered(source: Tensor, indices: list[Any]) -> Tensor:
+    """What stands at the same indices of each row of a batch, moved in whole columns."""
+    return source.transpose(0, 1).contiguous().index_select(0, indices[1]).transpose(0, 1)
+
+
+def _scattered(onto: Tensor, indices: list[Any], values: Tensor, accumulate: bool) -> Tensor:
+    """A batch with values added at the same indices of each row, in the order of their memory."""
+    if values.dim() != onto.dim() or values.shape[1] != len(indices[1]):
+        return torch.ops.aten.index_put(onto, indices, values, accumulate)
+    values = values.expand(len(onto), -1, *onto.shape[2:])
+    if values.stride(0) > values.stride(1):
+        return onto.clone().index_add_(1, indices[1], values)
+    columns = onto.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    return columns.index_add_(0, indices[1], values.transpose(0, 1)).transpose(0, 1)
+
+
+IN_COLUMNS = {"index.Tensor": _gathered, "index_put.default": _scattered}
+"""Of operations with the same indices for each row of a batch, what is faster."""
 
 
 class Replay:
@@ -121,6 +135,27 @@ class Replay:
         with torch.no_grad():
             return self._code[outputs](*inputs)
 
+    def _callable(self, operation: Operation) -> Any:
+        """What an operation calls."""
+        name, function = name_of(operation), operation.function
+        if self.batched and name in IN_COLUMNS and self._picks_columns(operation):
+            return IN_COLUMNS[name]
+        return BINDINGS.get(name, getattr(function, "_op", function))
+
+    def _picks_columns(self, operation: Operation) -> bool:
+        """Whether the same columns of each row of a batch are read, or added to."""
+        _, indices, *more = operation.arguments
+        slot = indices[1] if len(indices) == 2 and indices[0] is None else None
+        known = self.constants.get(slot.index) if isinstance(slot, Slot) else None
+        return (
+            known is not None
+            and (not more or more[1:] == [True])
+            and known.dtype == torch.int64
+            and known.dim() == 1
+            and known.numel() > 0
+            and int(known.min()) >= 0
+        )
+
     def needed(self, wanted: list[int]) -> list[Operation]:
         """The operations that the wanted values follow from."""
         live, needed = set(wanted), []
@@ -140,7 +175,7 @@ class Replay:
     def _compiled(
         self,
         wanted: tuple[int, ...] | None,
-        called: Callable[[Operation], Any] = _callable,
+        called: Callable[[Operation], Any] | None = None,
     ) -> Callable[..., tuple[Tensor, ...]]:
         results = self.results if wanted is None else [self.results[i] for i in wanted]
         operations = self.needed(results)
@@ -149,7 +184,7 @@ class Replay:
             last.update(dict.fromkeys(operation.taken, line))
         code = _Code(self.entries, self.constants, self._places, self.batched)
         for line, operation in enumerate(operations):
-            code.add(operation, called)
+            code.add(operation, called or self._callable)
             code.free(
                 index
                 for index in operation.taken

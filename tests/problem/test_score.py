@@ -12,7 +12,6 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.ops import special
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from elbowroom.problem import score as module
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.score import (
     CHAINS,
-    Batchable,
     Score,
     assignment_probabilities,
     map_draws,
@@ -501,22 +499,6 @@ def test_vectors_in_no_plate_stay_out_of_what_is_summed_over() -> None:
     of_kinds = torch.tensor(FIRST).log() + dist.Normal(levels, 1.0).log_prob(y[:, None]).sum(0)
     priors = dist.Normal(0.0, 1.0).log_prob(torch.cat([levels, VALUES["mean"][None]])).sum()
     torch.testing.assert_close(found, of_kinds.logsumexp(0) + priors, **EXACT)
-
-
-def test_pyros_safe_log_is_the_same_in_a_batch() -> None:
-    x = torch.tensor([0.0, 1e-30, 0.3, 2.0], dtype=torch.float64)
-
-    def logarithm(value: Tensor) -> Tensor:
-        return special.safe_log(value)
-
-    alone = x.clone().requires_grad_()
-    (slopes,) = torch.autograd.grad(logarithm(alone).sum(), alone)
-    with Batchable(), Batchable():
-        batched = torch.func.vmap(torch.func.grad_and_value(logarithm))(x)
-        curved = torch.func.vmap(torch.func.grad(torch.func.grad(logarithm)))(x[2:])
-    torch.testing.assert_close(batched, (slopes, x.log()), **EXACT)
-    torch.testing.assert_close(curved, -1 / x[2:] ** 2, **EXACT)
-    assert "apply" not in vars(special._SafeLog)
 
 
 def in_a_loop(y: Tensor) -> None:

@@ -326,3 +326,44 @@ def test_a_recording_that_gives_other_numbers_is_none() -> None:
     noise = torch.rand(2)
     torch.manual_seed(0)
     torch.testing.assert_close(replay(torch.ones(2))[0], noise)
+
+
+COLUMNS = torch.tensor([2, 0, 2, 2, 1, 0])
+
+
+def columns_read(points: Tensor) -> Sequence[Tensor]:
+    """Two reads, whose results lie in memory as they come."""
+    one, two = points[:, COLUMNS], (points * 2.0)[:, COLUMNS.flip(0)]
+    return ((one * two + torch.arange(6.0)).sum(1), one.clone(), one @ two.t())
+
+
+def columns_added(points: Tensor) -> Sequence[Tensor]:
+    """At repeated places: numbers row by row, column by column, the same for all, in blocks."""
+    rows, blank = points[:, COLUMNS].clone(memory_format=torch.contiguous_format), points * 1.0
+    put = torch.ops.aten.index_put
+    index = [None, COLUMNS]
+    blocks = blank[:, :, None].expand(-1, -1, 2).clone()
+    return (
+        put(blank, index, rows, True),
+        put(blank, index, rows.t().contiguous().t(), True),
+        put(blank, index, rows[:1], True),
+        put(blank, index, rows[0], True),
+        put(blank, index, rows[:, :1], True),
+        put(blocks, index, torch.stack([rows, rows**2], -1), True),
+        blank,
+    )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        columns_read,
+        columns_added,
+        lambda points: (points[:, torch.tensor([-1, 0, -3])],),
+        lambda points: (points[:, torch.tensor([[0, 1], [2, 2]])],),
+        lambda points: (torch.ops.aten.index_put(points, [None, COLUMNS[:2]], points[:, :2]),),
+        per_row(lambda u: ((u[COLUMNS] - u[COLUMNS.flip(0)] ** 2).exp() * torch.arange(6.0)).sum()),
+    ],
+)
+def test_the_same_columns_of_each_row(function: Batched) -> None:
+    check_replay(function, scale=0.5)
