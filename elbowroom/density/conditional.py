@@ -21,8 +21,13 @@ class Splitting:
 
     most_shared: int = 40
     """The most coordinates that are drawn first."""
-    most_together: int = 60
+    most_together: int = 200
     """The largest block of those drawn given them."""
+    small: int = 8
+    """The largest block of which each coordinate is probed by itself."""
+    nothing: float = 1e-6
+    """A correlation given all others below which two coordinates of a block may be probed at
+    once."""
     iterations: int = 8
     """Newton steps to a conditional mode, at most."""
     close: float = 0.05
@@ -49,11 +54,6 @@ class Split:
 
     shared: np.ndarray
     blocks: np.ndarray
-
-    @property
-    def cost(self) -> int:
-        """About how many gradients of the log density a draw takes."""
-        return 2 * (2 * self.blocks.shape[1] + 1)
 
 
 def split_of(curvature: Curvature) -> Split | None:
@@ -117,8 +117,33 @@ class Conditional:
         self.density, self.split, self.mean = density, split, mean
         count, size = split.blocks.shape
         self.slope = np.zeros((count * size, len(split.shared))) if slope is None else slope
+        self._known = np.ones((size, size), dtype=bool)
+        self._probes = np.eye(size, dtype=bool)
+        if size > SPLITTING.small:
+            self._known = self._interacting()
+            self._probes = _probed_together(self._known)
         # Tails that cost a few in a hundred draws, whatever the number of blocks.
         self.freedom = max(7.0, (6.0 * count * size) ** 0.5, size / 2)
+
+    @property
+    def cost(self) -> int:
+        """About how many gradients of the log density a draw takes."""
+        return 2 * (2 * len(self._probes) + 1)
+
+    def _interacting(self) -> np.ndarray:
+        """Which coordinates of a block depend on each other given all others, (k, k).
+
+        What is missed here makes draws poorer, not wrong: their density is known.
+        """
+        random, size = np.random.default_rng(0), len(self._known)
+        noise = 0.3 * random.standard_normal((2, len(self.mean)))
+        points = self.mean + np.concatenate([np.zeros((1, len(self.mean))), noise])
+        _, _, found = self._quadratic(points, np.zeros((len(points), len(self.split.blocks), size)))
+        if not np.isfinite(found).all():
+            return np.ones((size, size), dtype=bool)
+        scales = np.sqrt(np.abs(np.diagonal(found, axis1=-2, axis2=-1)))
+        near = SPLITTING.nothing * scales[..., :, None] * scales[..., None, :]
+        return np.asarray((np.abs(found) > near).any((0, 1)) | np.eye(size, dtype=bool))
 
     def begin(self, shared: np.ndarray) -> np.ndarray:
         """Points (n, D) with these shared coordinates (n, S), where a search begins."""
@@ -155,7 +180,7 @@ class Conditional:
             usable &= np.isfinite(found).all((1, 2, 3))
             active, values = active[usable], values[usable]
             factors[active] = _factors(found[usable])
-            inverse = np.linalg.inv(factors[active])
+            inverse = _inverse(factors[active])
             scales[active] = np.sqrt(np.square(inverse).sum(-2))
             whitened = np.einsum("nbij,nbj->nbi", inverse, gradients[usable])
             steps = np.einsum("nbji,nbj->nbi", inverse, whitened)
@@ -172,21 +197,22 @@ class Conditional:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values (n,), gradients (n, blocks, k) and minus Hessians of the blocks."""
         blocks, (n, dimension) = self.split.blocks, points.shape
-        size = blocks.shape[1]
         at = points[:, blocks]  # (n, blocks, k)
         steps = np.where(
             scales > 0, CURVATURE.step * scales, CURVATURE.step * np.maximum(1.0, np.abs(at))
         )
         steps = np.maximum(steps, 1e-10 * np.maximum(1.0, np.abs(at)))
-        moved = np.repeat(points[None], 2 * size + 1, axis=0)  # (2k + 1, n, D)
-        for k in range(size):
-            moved[1 + k][:, blocks[:, k]] += steps[:, :, k]
-            moved[1 + size + k][:, blocks[:, k]] -= steps[:, :, k]
+        count = len(self._probes)
+        moved = np.repeat(points[None], 2 * count + 1, axis=0)  # (2 probes + 1, n, D)
+        for i, probed in enumerate(self._probes):
+            moved[1 + i][:, blocks[:, probed]] += steps[:, :, probed]
+            moved[1 + count + i][:, blocks[:, probed]] -= steps[:, :, probed]
         values, gradients = self.density.value_and_gradient(moved.reshape(-1, dimension))
-        gradients = gradients.reshape(2 * size + 1, n, dimension)[:, :, blocks]
+        gradients = gradients.reshape(2 * count + 1, n, dimension)[:, :, blocks]
         with np.errstate(invalid="ignore"):
-            # (k moved, n, blocks, k) to (n, blocks, k, k moved)
-            change = np.moveaxis(gradients[1 + size :] - gradients[1 : 1 + size], 0, -1)
+            # (probes, n, blocks, k) to (n, blocks, k, k moved)
+            change = np.moveaxis(gradients[1 + count :] - gradients[1 : 1 + count], 0, -1)
+            change = np.where(self._known, change[..., self._probes.argmax(0)], 0.0)
             hessians = change / (2 * steps[:, :, None, :])
             hessians = (hessians + np.swapaxes(hessians, -1, -2)) / 2
         return values[:n], gradients[0], hessians
@@ -210,7 +236,8 @@ class Conditional:
 
     @property
     def _rows(self) -> int:
-        return max(1, min(SPLITTING.points, SPLITTING.numbers // self.density.dimension))
+        numbers = max(self.density.dimension, self.split.blocks.size * self.split.blocks.shape[1])
+        return max(1, min(SPLITTING.points, SPLITTING.numbers // numbers))
 
     def complete(
         self, shared: np.ndarray, random: np.random.Generator
@@ -264,6 +291,34 @@ class Conditional:
         drawn = np.linalg.solve(np.swapaxes(factors, -1, -2), standard[..., None])[..., 0]
         self._move(points, np.arange(len(points)), drawn)
         return points, self._log_t(standard, factors)
+
+
+def _probed_together(known: np.ndarray) -> np.ndarray:
+    """Sets of coordinates, (sets, k), none of which has two that depend on the same one.
+
+    Curtis, Powell and Reid, 1974, "On the estimation of sparse Jacobian matrices".
+
+    Args:
+        known: Which coordinates depend on each other, (k, k).
+    """
+    sets: list[np.ndarray] = []
+    touched: list[np.ndarray] = []
+    for i, column in enumerate(known.T):
+        free = next((j for j, other in enumerate(touched) if not (other & column).any()), None)
+        if free is None:
+            free = len(sets)
+            sets.append(np.zeros(len(known), dtype=bool))
+            touched.append(np.zeros(len(known), dtype=bool))
+        sets[free][i] = True
+        touched[free] |= column
+    return np.array(sets)
+
+
+def _inverse(factors: np.ndarray) -> np.ndarray:
+    """Of lower triangular matrices, (..., k, k)."""
+    identity = torch.eye(factors.shape[-1], dtype=torch.float64)
+    found = torch.linalg.solve_triangular(torch.as_tensor(factors), identity, upper=False)
+    return np.asarray(found.numpy())
 
 
 def _factors(precisions: np.ndarray) -> np.ndarray:

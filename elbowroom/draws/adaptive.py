@@ -323,7 +323,7 @@ class AdaptiveImportance:
     def _affordable(self, draws: int) -> int:
         if self.conditional is None:
             return self.density.affordable(draws, ADAPTATION.first_round)
-        cost = self.conditional.split.cost * self.density.work
+        cost = self.conditional.cost * self.density.work
         most = min(ADAPTATION.nested_work // cost, SIZES.memory // self.density.dimension)
         return min(draws, max(ADAPTATION.first_round, most))
 

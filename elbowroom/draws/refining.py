@@ -140,13 +140,15 @@ def _improved(
     """Better and better samples, until one is good; see `sampled`."""
     density, random = found.density, found.random
     split = split_of(curvature) if len(first.shares) == 1 and np.isfinite(found.k_hat) else None
-    most = 0 if split is None else ADAPTATION.nested_work // (split.cost * density.work)
-    if split is not None and most >= ADAPTATION.first_round and not found.comfortable:
+    most = 0
+    if split is not None and not found.comfortable:
         conditional = _along(found.adapted, density, split)
+        most = ADAPTATION.nested_work // (conditional.cost * density.work)
         outer = found.adapted.marginal(split.shared)
         nested = AdaptiveImportance(density, outer, random, conditional=conditional)
-        nested.run()
-        if not nested.misses(found) and nested.discomfort < found.discomfort:
+        if most >= ADAPTATION.first_round:
+            nested.run()
+        if len(nested.points) and not nested.misses(found) and nested.discomfort < found.discomfort:
             found = nested
             yield found
     narrow = found.adapted.means.shape[1] <= REFINEMENT.most_coordinates

@@ -308,3 +308,72 @@ def test_few_effective_draws_are_no_error() -> None:
         proposal = importance.apart(REFINEMENT.parts)
         assert np.isfinite(proposal.factors).all()
         assert proposal.shares.sum() == pytest.approx(1.0)
+
+
+LENGTH = 40
+
+
+def bridged(y: Tensor) -> None:
+    """A random walk with an unknown step, seen at every tenth place: more than are probed alone."""
+    step = pyro.sample("step", dist.LogNormal(tensor(-1.0), 0.5))
+    levels = dist.Normal(torch.zeros(LENGTH), 1.0).mask(False).to_event(1)
+    level = pyro.sample("level", levels)
+    begun = torch.nn.functional.pad(level, (1, 0))
+    pyro.factor("moves", dist.Normal(0.0, step).log_prob(begun.diff()).sum(-1))
+    pyro.sample("y", dist.Normal(level[..., ::10], 0.3).to_event(1), obs=y)
+
+
+def test_a_long_walk_given_its_step_takes_few_probes_and_has_its_exact_evidence() -> None:
+    """The levels summed out by a multivariate Normal, the step by quadrature."""
+    y = np.cumsum(np.random.default_rng(0).normal(size=LENGTH) * 0.4)[::10]
+    density = density_of(bridged, y=torch.as_tensor(y))
+    split = split_of(Curvature(density))
+    assert split is not None
+    conditional = Conditional(density, split, np.zeros(1 + LENGTH))
+    assert conditional.cost == 2 * (2 * 3 + 1)
+    points, factors = conditional.settled(np.repeat([[-1.0], [0.2]], 1 + LENGTH, axis=1))
+    walk = np.tri(LENGTH)  # levels of independent moves
+    for point, (factor,) in zip(points, factors, strict=True):
+        inverse = np.linalg.inv(walk * np.exp(point[0]))
+        precision = inverse.T @ inverse
+        precision[np.arange(0, LENGTH, 10), np.arange(0, LENGTH, 10)] += 0.3**-2
+        assert np.allclose(factor @ factor.T, precision, rtol=1e-5, atol=1e-4)
+    seen = walk[::10] @ walk[::10].T
+
+    def joint(log_step: float) -> float:
+        covariance = np.exp(2 * log_step) * seen + 0.3**2 * np.eye(len(y))
+        prior = np.exp(-0.5 * (log_step + 1) ** 2 / 0.25) / (0.5 * (2 * np.pi) ** 0.5)
+        return float(multivariate_normal.pdf(y, cov=covariance) * prior)
+
+    evidence = quad(joint, -5, 3, epsabs=0, epsrel=1e-8, limit=200)[0]
+    mean = quad(lambda x: x * joint(x), -5, 3, epsabs=0, epsrel=1e-8, limit=200)[0] / evidence
+    first = Mixture.of(np.ones(1), np.array([[-0.8]]), np.array([[[0.3]]]))
+    found = AdaptiveImportance(density, first, np.random.default_rng(1), conditional=conditional)
+    with isolated(0):
+        found.run()
+    assert found.k_hat < 0.7
+    noise = ERRORS / found.effective_sample_size**0.5
+    assert np.exp(found.log_weights).mean() == pytest.approx(evidence, rel=noise)
+    assert found.weights @ found.points[:, 0] == pytest.approx(mean, abs=0.5 * noise)
+
+
+def test_coordinates_that_touch_the_same_one_are_probed_apart() -> None:
+    """The Hessian of a ring with two chords, by fewer probes than coordinates, is whole."""
+    size = 24
+    bonds = [(i, (i + 1) % size) for i in range(size)] + [(0, 12), (5, 19)]
+    one, two = (torch.tensor(each) for each in zip(*bonds, strict=True))
+
+    def ring() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(tensor(0.0), 1.0))
+        x = pyro.sample("x", dist.Normal(torch.zeros(size), scale).to_event(1))
+        pyro.factor("bonds", -(x[..., one] - x[..., two]).cosh().sum(-1))
+
+    density = density_of(ring)
+    split = split_of(Curvature(density))
+    assert split is not None
+    conditional = Conditional(density, split, np.zeros(1 + size))
+    assert conditional.cost < 2 * (2 * 10 + 1)
+    point = np.random.default_rng(0).normal(size=1 + size)
+    _, _, found = conditional._quadratic(point[None], np.zeros((1, 1, size)))
+    exact = -torch.autograd.functional.hessian(density, torch.as_tensor(point))[1:, 1:]
+    assert np.allclose(found[0, 0], exact, rtol=1e-5, atol=1e-5)
