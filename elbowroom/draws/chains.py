@@ -1,6 +1,7 @@
 """Short Markov chains that leave a density as it is: where its draws may move to."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -46,8 +47,19 @@ class Metric:
         """Of independent coordinates."""
         return cls(scales, np.zeros((len(scales), 0)), np.zeros(0))
 
+    @cached_property
+    def _whole(self) -> np.ndarray | None:
+        """The root's transpose, (D, D), where the directions are no fewer numbers."""
+        size, count = self.directions.shape
+        if 2 * count < size:
+            return None
+        directed = np.eye(size) + (self.directions * (self.lengths - 1)) @ self.directions.T
+        return np.asarray(directed * self.scales)
+
     def times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
         """The root, or its transpose, times each row of (n, D)."""
+        if self._whole is not None:
+            return np.asarray(vectors @ (self._whole.T if transposed else self._whole))
         if transposed:
             vectors = vectors * self.scales
         if len(self.lengths):
@@ -111,10 +123,9 @@ class Chains:
         ):
             self.step /= TRAJECTORIES.smaller
 
-    @property
-    def length(self) -> int:
-        """Leapfrog steps of a trajectory."""
-        return min(int(np.ceil(TRAJECTORIES.length / self.step)), self.steps)
+    def length(self, farther: float = 1.0) -> int:
+        """Leapfrog steps of a trajectory, or of one that goes so many times as far."""
+        return min(int(np.ceil(farther * TRAJECTORIES.length / self.step)), self.steps)
 
     def _evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, gradients = self.density.value_and_gradient(points)
@@ -135,18 +146,24 @@ class Chains:
         energy = begin.values - 0.5 * np.square(momenta).sum(1)
         points, gradients = begin.points, begin.gradients
         with np.errstate(all="ignore"):  # a trajectory that runs away is not accepted
-            for _ in range(steps):
-                momenta = momenta + 0.5 * step * self._times(gradients, transposed=True)
+            for i in range(steps):
+                kick = step if i else 0.5 * step
+                momenta = momenta + kick * self._times(gradients, transposed=True)
                 points = points + step * self._times(momenta)
                 values, gradients = self._evaluated(points)
-                momenta = momenta + 0.5 * step * self._times(gradients, transposed=True)
+            momenta = momenta + 0.5 * step * self._times(gradients, transposed=True)
             lost = energy - values + 0.5 * np.square(momenta).sum(1)
         return State(points, values, gradients), np.nan_to_num(lost, nan=np.inf)
 
-    def advance(self, shorter: float = 1.0) -> State:
-        """One trajectory of every chain, its steps so many times as long as usual."""
+    def advance(self, shorter: float = 1.0, farther: float = 1.0) -> State:
+        """One trajectory of every chain.
+
+        Args:
+            shorter: How many times as long as usual its steps are.
+            farther: How many times as far it goes.
+        """
         step = self.step * self.random.uniform(0.8, 1.2) * shorter
-        end, self.lost = self._moved(step, self.length)
+        end, self.lost = self._moved(step, self.length(farther))
         self.accepted = _probability(self.lost)
         taken = self.random.uniform(size=len(self.accepted)) < self.accepted
         self.state = State(

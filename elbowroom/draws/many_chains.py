@@ -55,18 +55,21 @@ class ManyChains:
     """Later on it is every sixteenth."""
     most_steps: int = 64
     """Leapfrog steps of a trajectory, at most."""
+    slow: float = 0.5
+    """Independent draws that two trajectories are worth, of the slowest coordinate, below which
+    every second one goes farther, if that gives more for its steps."""
+    farther: tuple[float, float] = (0.9, 5.1)
+    """How many times as far: at least and at most, since a trajectory may come back to where it
+    began."""
     round: int = 50
     """Trajectories after which the draws are first judged."""
     more: float = 1.5
     """How many times as many there are when they are judged again."""
     rounds: int = 9
     """How often they are judged, at most."""
-    effective: float = 2500.0
-    """Effective draws of every coordinate at which the chains end."""
-    patient: int = 400
-    """Trajectories from which fewer will do."""
-    resolved: float = 1000.0
-    """Effective draws at which they end then: means are known to 0.03 sds."""
+    effective: float = 1000.0
+    """Effective draws of every coordinate at which the chains end: its mean is known to 0.03 sds.
+    Most coordinates have several times as many."""
     hopeless: float = 1.3
     """The nested R-hat above which chains that were judged a few times will not mix."""
     judged: int = 4
@@ -190,12 +193,11 @@ def run_many_chains(
         for judged in range(MANY_CHAINS.rounds):
             sampling.advance(count - sampling.made)
             found = sampling.judged()
-            patient = sampling.made >= MANY_CHAINS.patient
-            enough = MANY_CHAINS.resolved if patient else MANY_CHAINS.effective
-            if found.mixed and found.effective >= enough:
+            if found.mixed and found.effective >= MANY_CHAINS.effective:
                 return found
             if judged + 1 >= MANY_CHAINS.judged and found.r_hat > MANY_CHAINS.hopeless:
                 return found
+            sampling.pace()
             if not found.mixed:
                 sampling.forget()
             count = int(MANY_CHAINS.more * count)
@@ -346,13 +348,21 @@ class _Sampling:
         self._every = 1
         self._accepted = np.zeros(len(chains.state.points))
         self._usual, self._diverged = 0, 0.0
+        self._latest: list[np.ndarray] = []
+        self._steps, self._slowest, self._rate = 0, 0, 0.0
+        self._farther = self._settled = False
 
     def advance(self, count: int) -> None:
         """So many more trajectories, of which as many are kept as memory allows."""
         for _ in range(count):
             self.made += 1
             careful = self.made % MANY_CHAINS.often == 0
-            state = self.chains.advance(MANY_CHAINS.shorter if careful else 1.0)
+            farther = 1.0
+            if self._farther and self.made % 2:
+                farther = self.chains.random.uniform(*MANY_CHAINS.farther)
+            state = self.chains.advance(MANY_CHAINS.shorter if careful else 1.0, farther)
+            self._latest.append(state.points)
+            self._steps += self.chains.length(farther)
             if not careful:  # those are accepted nearly always
                 self._accepted += self.chains.accepted
                 self._usual += 1
@@ -363,6 +373,23 @@ class _Sampling:
             if len(self._points) * state.points.size > SIZES.memory:
                 self._points, self._values = self._points[1::2], self._values[1::2]
                 self._every *= 2
+
+    def pace(self) -> None:
+        """Has every second trajectory go farther where draws are few, as long as it pays.
+
+        What pays is told by the coordinate whose draws were worth least in the first round.
+        """
+        points, steps = np.stack(self._latest), self._steps
+        self._latest, self._steps = [], 0
+        if self._settled:
+            return
+        if not self._farther:
+            self._slowest = int(_rough(points, self.groups)[1].argmin())
+        new = _new(points[:, :, self._slowest])
+        before, self._rate = self._rate, new * len(points) / steps
+        slow = new < MANY_CHAINS.slow
+        self._settled = self._farther or not slow
+        self._farther = self._rate > before if self._farther else slow
 
     def forget(self) -> None:
         """Leaves out the first half of the draws: the chains had not come to the posterior."""
@@ -380,6 +407,17 @@ class _Sampling:
         )  # fmt: skip
 
 
+def _new(draws: np.ndarray) -> float:
+    """The independent draws that two trajectories are worth, by how far they move.
+
+    Args:
+        draws: Of one coordinate, (trajectories, chains).
+    """
+    # 1 - r of the autocorrelation r after two, since a short and a long one may take turns.
+    moved = np.square(draws[2:] - draws[:-2]).mean() / (2 * draws.var())
+    return float(moved / (2 - moved)) if moved < 2 else np.inf
+
+
 def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
     """The largest nested R-hat and the smallest bulk effective sample size of a coordinate.
 
@@ -389,7 +427,7 @@ def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
         points: Draws of the chains, (trajectories, chains, D), the chains of a group together.
         groups: How many groups there are.
     """
-    apart = np.abs(points - np.median(points, axis=(0, 1)))
+    apart = np.abs(points - points.mean((0, 1)))
     seen = [_rough(each, groups) for each in (points, apart)]
     r_hats = np.max([r_hat for r_hat, _ in seen], axis=0)
     effective = np.min([few for _, few in seen], axis=0)

@@ -1,5 +1,6 @@
 """Many Markov chains: right where the answer is known, and seen to say no."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from elbowroom.density.density import Density
-from elbowroom.draws.chains import Metric, State
+from elbowroom.draws.chains import Chains, Metric, State
 from elbowroom.draws.many_chains import (
     MANY_CHAINS,
+    _new,
     _Sampling,
     metric_of,
     mixing_of,
@@ -76,6 +78,89 @@ def test_the_transposed_root_is_the_transpose() -> None:
     metric = Metric(random.uniform(1, 2, 5), directions, np.array([3.0, 0.2]))
     plain, transposed = (metric.times(np.eye(5), side) for side in (False, True))
     assert np.allclose(plain, transposed.T)
+
+
+def test_a_metric_with_many_directions_is_the_same_root() -> None:
+    random = np.random.default_rng(0)
+    directions = np.linalg.qr(random.normal(size=(5, 3)))[0]
+    scales, lengths = random.uniform(1, 2, 5), np.array([3.0, 0.2, 1.5])
+    directed = np.eye(5) + directions @ np.diag(lengths - 1) @ directions.T
+    expected, vectors = np.diag(scales) @ directed, random.normal(size=(4, 5))
+    metric = Metric(scales, directions, lengths)
+    assert np.allclose(metric.times(vectors), vectors @ expected.T)
+    assert np.allclose(metric.times(vectors, transposed=True), vectors @ expected)
+
+
+def chains_of(precision: np.ndarray) -> Chains:
+    """Chains with a metric of ones at draws of a Normal."""
+    target = torch.as_tensor(precision)
+
+    def model() -> None:
+        pyro.factor("target", -0.5 * target @ flat(len(target)) ** 2)
+
+    random = np.random.default_rng(0)
+    starts = random.normal(size=(64, len(precision))) / np.sqrt(precision)
+    density = density_of(model)
+    with isolated(0):
+        chains = Chains(density, starts, np.ones(len(precision)), random, 64)
+        chains.step = 0.3
+    return chains
+
+
+def test_one_trajectory_of_several_lengths_is_one_so_long() -> None:
+    """On a Normal, a trajectory of time t has the autocorrelation cos(t)."""
+    chains = chains_of(np.ones(40))
+    for farther in (1.0, 1.6):
+        before = chains.state.points
+        with isolated(0):
+            after = chains.advance(farther=farther).points
+        time = chains.length(farther) * 0.3
+        moved = np.corrcoef(before.ravel(), after.ravel())[0, 1]
+        # The step is drawn within a fifth of the usual.
+        assert math.cos(1.2 * time) - 0.05 < moved < math.cos(0.8 * time) + 0.05
+    assert chains.length(100.0) == 64
+
+
+@pytest.mark.parametrize(("width", "farther"), [(20.0, True), (1.0, False)])
+def test_trajectories_go_farther_where_one_coordinate_is_wide(width: float, farther: bool) -> None:
+    precision = np.ones(30)
+    precision[7] = width**-2
+    sampling = _Sampling(chains_of(precision), 8)
+    with isolated(0):
+        for count in (50, 25, 25):
+            sampling.advance(count)
+            sampling.pace()
+            assert sampling._farther == farther
+
+
+@pytest.mark.parametrize("r", [0.0, 0.5, 0.9])
+def test_how_new_draws_are_by_their_autocorrelation(r: float) -> None:
+    random = np.random.default_rng(0)
+    draws = random.normal(size=(500, 64))
+    for i in range(1, 500):
+        draws[i] = r * draws[i - 1] + (1 - r**2) ** 0.5 * draws[i]
+    assert _new(draws) == pytest.approx((1 - r**2) / (1 + r**2), rel=0.05)
+    assert _new(np.array([[1.0], [1.0], [-1.0], [-1.0]] * 2)) == np.inf
+
+
+def test_trajectories_that_do_not_pay_stay_short() -> None:
+    """A walk among steps of the density: no trajectory goes from one to another."""
+    sampling = _Sampling(chains_of(np.ones(30)), 8)
+    walk = sampling.chains.random
+
+    def advance(shorter: float = 1.0, farther: float = 1.0) -> State:
+        points = sampling.chains.state.points
+        points = 0.95 * points + (1 - 0.95**2) ** 0.5 * walk.standard_normal(points.shape)
+        sampling.chains.state = State(points, points[:, 0], points)
+        return sampling.chains.state
+
+    sampling.chains.advance = advance  # type: ignore[method-assign]
+    sampling.advance(50)
+    sampling.pace()
+    assert sampling._farther
+    sampling.advance(25)
+    sampling.pace()
+    assert not sampling._farther
 
 
 def test_chains_give_the_moments_of_a_correlated_normal() -> None:
@@ -149,7 +234,10 @@ def test_what_is_forgotten_is_what_came_first() -> None:
             points = np.full((4, 2), float(self.count))
             return State(points, points[:, 0], points)
 
-        def advance(self, shorter: float = 1.0) -> State:
+        def length(self, farther: float = 1.0) -> int:
+            return 1
+
+        def advance(self, shorter: float = 1.0, farther: float = 1.0) -> State:
             self.count += 1
             return self.state
 
