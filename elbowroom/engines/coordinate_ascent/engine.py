@@ -1,29 +1,27 @@
 """Coordinate ascent variational inference: updates in closed form, from several starts."""
 
-import math
 import time
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from torch.distributions import Wishart
 
 from elbowroom.density.landscape import Landscape, explore
+from elbowroom.engines.closed_form import fitted_at, progress_of
 from elbowroom.engines.coordinate_ascent.ascent import (
     SWEEPING,
     Ascended,
     Coordinates,
     best_of,
 )
-from elbowroom.engines.protocol import Fitted, Trained
+from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.task import Plan, Task
 from elbowroom.errors import OptionError
-from elbowroom.guides import Guide, Start, guides_for
-from elbowroom.guides.sites import read_guide
+from elbowroom.guides import Guide, guides_for
 from elbowroom.guides.space import base_of, trace_model
 from elbowroom.models import model_summaries
 from elbowroom.problem.bound import Problem
-from elbowroom.problem.isolation import Parameters, isolated, placed_values
+from elbowroom.problem.isolation import isolated
 
 OBJECTIVE = ("coordinate_ascent", "the ELBO in closed form, by coordinate ascent")
 
@@ -46,49 +44,24 @@ class CoordinateAscent:
 
     def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
         """The best optimum that the updates reach from several starts."""
-        problem, settings, seed = task.problem, task.settings, task.seed
+        plan, settings = self.plan(task, guide), task.settings
+        problem = plan.problem
         assert guide.coordinates is not None
         began = time.perf_counter()
-
-        def report(sweep: int, most: int, elbo: float) -> None:
-            if task.progress is not None:
-                task.progress(sweep, most, elbo, math.nan)
-
-        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        with isolated(task.seed, dtype=torch.float64, threads=problem.threads):
             coordinates: Coordinates = guide.coordinates(problem.arguments)
             sweeps = settings.steps or SWEEPING.sweeps
-            found = best_of(coordinates, settings.restarts, seed, sweeps, report)
+            found = best_of(coordinates, settings.restarts, task.seed, sweeps, progress_of(task))
             reached = coordinates.parameters(found.factors)
             remarks = [] if found.status == "diverged" else coordinates.remarks(found.factors)
-        with problem.session(seed) as state:
-            begun = Start(torch.zeros(problem.space.dimension))
-            called = guide.build(problem.space, begun)
-            sites = read_guide(called, problem.arguments, problem.space)
-            values = {
-                f"guide.{name}": value.to(problem.device, problem.dtype)
-                for name, value in reached.items()
-            }
-            parameters = Parameters(state, placed_values(values))
-        history = np.asarray(found.elbo)
         several = found.tried > 1 and found.status != "diverged"
-        return Fitted(
-            problem=problem,
-            guide=guide,
-            callable=called,
-            sites=sites,
-            start=begun,
-            parameters=parameters,
-            trained=Trained(
-                found.status,
-                _reason(found),
-                history,
-                np.full(len(history), np.nan),
-                0,
-                time.perf_counter() - began,
-                sum(value.numel() for value in reached.values()),
-            ),
-            objective=OBJECTIVE,
-            engine=self.name,
+        return fitted_at(
+            plan,
+            {f"guide.{name}": value for name, value in reached.items()},
+            found.status,
+            _reason(found),
+            found.elbo,
+            began,
             starts=(found.reached, found.tried) if several else None,
             remarks=(*remarks, *([_of_starts(found)] if several else [])),
             remedy=_remedy(found),

@@ -1,19 +1,17 @@
 """Expectation-maximisation: steps in closed form, from several starts."""
 
-import math
 import time
 
 import numpy as np
 import torch
 
 from elbowroom.density.landscape import Landscape
+from elbowroom.engines.closed_form import fitted_at, progress_of
 from elbowroom.engines.em.expectation_maximisation import ASCENT, Found, Steps, best_of
-from elbowroom.engines.protocol import Fitted, Trained
+from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.task import Plan, Task
-from elbowroom.guides import Guide, Start
-from elbowroom.guides.sites import read_guide
-from elbowroom.guides.space import trace_model
-from elbowroom.problem.isolation import Parameters, isolated, placed_values
+from elbowroom.guides import Guide
+from elbowroom.problem.isolation import isolated
 
 OBJECTIVE = ("em", "the log likelihood, by expectation-maximisation")
 HARD = ("em", "the log likelihood of rows and components, by hard expectation-maximisation")
@@ -44,53 +42,28 @@ class ExpectationMaximisation:
 
     def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
         """The best maximum that several starts reach."""
-        problem, settings, seed = task.problem.for_guide(guide), task.settings, task.seed
+        plan, settings = self.plan(task, guide), task.settings
+        problem = plan.problem
         assert guide.steps is not None
         began = time.perf_counter()
-
-        def report(step: int, budget: int, elbo: float) -> None:
-            if task.progress is not None:
-                task.progress(step, budget, elbo, math.nan)
-
-        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        with isolated(task.seed, dtype=torch.float64, threads=problem.threads):
             steps: Steps = guide.steps(problem.arguments, list(problem.prepared.coords["column"]))
-            found = best_of(steps, settings.restarts, seed, settings.steps or ASCENT.budget, report)
+            most = settings.steps or ASCENT.budget
+            found = best_of(steps, settings.restarts, task.seed, most, progress_of(task))
             reached = steps.sites(found.values)
             remarks = steps.remarks(found.values, found.expected)
-        with problem.session(seed) as state:
-            space = problem.space
-            values = {k: v.to(problem.device, problem.dtype) for k, v in reached.items()}
-            of_sites = {site.name for site in space.sites} <= set(values)
-            location = space.unconstrain(values) if of_sites else torch.zeros(space.dimension)
-            begun = Start(location)
-            called = guide.build(space, begun)
-            sites = read_guide(called, problem.arguments, space)
-            trace_model(problem.function, problem.arguments)  # makes the model's own parameters
-            parameters = Parameters(state, placed_values(values))
-        history = np.asarray(found.elbo)
         diverged = found.status == "diverged"
         if diverged or remarks:
             remedy = steps.remedy
         else:
             remedy = "" if found.status == "converged" else "give more --steps."
-        return Fitted(
-            problem=problem,
-            guide=guide,
-            callable=called,
-            sites=sites,
-            start=begun,
-            parameters=parameters,
-            trained=Trained(
-                found.status,
-                _reason(found, guide),
-                history,
-                np.full(len(history), np.nan),
-                0,
-                time.perf_counter() - began,
-                space.dimension if of_sites else space.parameters.size,
-            ),
-            objective=_objective(guide),
-            engine=self.name,
+        return fitted_at(
+            plan,
+            reached,
+            found.status,
+            _reason(found, guide),
+            found.elbo,
+            began,
             point=guide.point,
             starts=None if diverged else (found.reached, found.tried),
             remarks=() if diverged else (*remarks, *_of_starts(found, guide)),
