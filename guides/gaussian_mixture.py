@@ -25,7 +25,6 @@ from elbowroom.guides.conjugate_families import (
 )
 from elbowroom.guides.families import sample_site, scales
 from elbowroom.guides.space import LatentSpace
-from elbowroom.models._wishart import Dirichlet as BatchedDirichlet
 from elbowroom.models._wishart import Wishart
 from elbowroom.models.gaussian_mixture import (
     CONJUGATE,
@@ -614,7 +613,7 @@ def coordinate_ascent(space: LatentSpace, start: Start) -> Callable[..., Any]:
         kinds = FULL if full else INDEPENDENT
         known = guide_parameters(MixtureCoordinates.of, arguments, {**SHARED, **kinds})
         plates = space.plates(arguments)
-        pyro.sample("weights", BatchedDirichlet(known["weights.concentration"]))
+        pyro.sample("weights", dist.Dirichlet(known["weights.concentration"]))
         counts = known["means.count"]
         with plates(plates_of["standardised_means"]):
             if full:

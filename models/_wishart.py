@@ -1,4 +1,4 @@
-"""Wishart and Dirichlet distributions whose draws can be made many at a time."""
+"""A Wishart distribution whose draws can be made many at a time."""
 
 from typing import Any
 
@@ -29,19 +29,3 @@ class Wishart(dist.Wishart):
         noise = torch.randn(shape, dtype=scale.dtype, device=scale.device).tril(-1)
         factor = scale @ (noise + torch.diag_embed(squares.sqrt()))
         return factor @ factor.mT
-
-
-class Dirichlet(dist.Dirichlet):
-    """Drawn by Gammas: torch's own draws are refused by `vmap`.
-
-    Example:
-        >>> fn = Dirichlet(torch.tensor([1.0, 3.0]))
-        >>> torch.manual_seed(0) and fn.rsample((20_000,)).mean(0).mul(100).round()
-        tensor([25., 75.])
-    """
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, (..., n)."""
-        drawn = dist.Gamma(self.concentration, torch.ones_like(self.concentration))
-        values = drawn.rsample(torch.Size(sample_shape))
-        return values / values.sum(-1, keepdim=True)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from pyro.ops import special
 from torch import Tensor
+from torch.distributions import dirichlet
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -40,13 +41,27 @@ def _binary_cross_entropy(logits: Tensor, values: Tensor, **options: Any) -> Ten
     return functional.softplus(logits, threshold=40.0) - values * logits
 
 
+def _shares(concentration: Tensor) -> Tensor:
+    """Draws of a Dirichlet, by Gammas."""
+    drawn = torch._standard_gamma(concentration)
+    drawn = drawn.clamp_min(torch.finfo(drawn.dtype).tiny)
+    return drawn / drawn.sum(-1, keepdim=True)
+
+
+_UNBATCHED: dict[Any, Callable[[Tensor], Tensor]] = {
+    special._SafeLog: _safe_log,
+    dirichlet._Dirichlet: _shares,
+}
+"""Functions with a gradient of their own, which `vmap` refuses; and the same of operations."""
+
+
 class Batchable(TorchFunctionMode):
     """Says in another way what `vmap` refuses, or what takes many operations where few do.
 
     Random numbers are made anew where torch fills a tensor in place, a boolean mask is filled where
     it is indexed, a scalar tensor indexes as a vector of one, what a normalisation layer in
     training keeps of a batch is not updated. Pyro's `safe_log` and clamping in place, which its
-    hidden Markov models are made of, are written out.
+    hidden Markov models are made of, are written out; and so are the draws of a Dirichlet.
 
     Args:
         batched: A scalar zero of the batch. What a model makes to be filled in place is then made
@@ -65,18 +80,19 @@ class Batchable(TorchFunctionMode):
     def __init__(self, batched: Tensor | None = None) -> None:
         super().__init__()
         self.batched = batched
-        self._wrote = False
+        self._written: list[Any] = []
 
     def __enter__(self) -> Any:
-        # A subclass of autograd.Function, which no mode sees. Sessions take turns.
-        self._wrote = "apply" not in vars(special._SafeLog)
-        if self._wrote:
-            special._SafeLog.apply = staticmethod(_safe_log)  # type: ignore[method-assign]
+        # Subclasses of autograd.Function, which no mode sees. Sessions take turns.
+        for kind, function in _UNBATCHED.items():
+            if "apply" not in vars(kind):
+                kind.apply = staticmethod(function)
+                self._written.append(kind)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        if self._wrote:
-            del special._SafeLog.apply
+        while self._written:
+            del self._written.pop().apply
         super().__exit__(*error)
 
     _made: ClassVar[dict[Any, Callable[..., Tensor]]] = {

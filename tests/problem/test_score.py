@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.ops.indexing import Vindex
 from torch import Tensor
+from torch.distributions import dirichlet
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
@@ -25,6 +26,7 @@ from elbowroom.problem.score import (
     assignment_probabilities,
     map_draws,
     score,
+    vmapped,
 )
 
 EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}
@@ -507,6 +509,20 @@ def in_a_loop(y: Tensor) -> None:
     for i in map(int, pyro.plate("rows", len(y))):
         kind = categorical(f"kind_{i}", FIRST)
         pyro.sample(f"y_{i}", dist.Normal(mean + 2.0 * kind, 1.0 + kind), obs=y[i])
+
+
+def test_draws_of_a_dirichlet_are_made_in_a_batch() -> None:
+    """Their mean and variances are those of the shares; and torch is left as it was."""
+    concentration = torch.tensor([0.5, 1.5, 3.0])
+    own = vars(dirichlet._Dirichlet).copy()
+    with isolated(0, dtype=torch.float64):
+        fn = dist.Dirichlet(concentration.double())
+        found = vmapped(lambda _: fn.rsample(), {}, 5000, 20_000)
+    assert vars(dirichlet._Dirichlet) == own
+    error = (fn.variance / len(found)).sqrt()
+    assert ((found.mean(0) - fn.mean).abs() < 4 * error).all()
+    assert (found.var(0) / fn.variance - 1).abs().max() < 0.08
+    torch.testing.assert_close(found.sum(1), torch.ones(20_000, dtype=torch.float64))
 
 
 def test_rows_in_a_loop_are_summed_over_like_those_of_a_plate() -> None:
