@@ -6,6 +6,7 @@ import numpy as np
 
 from elbowroom.density.importance import log_mean_exp
 from elbowroom.density.labels import (
+    RELABELLING,
     Labels,
     labels_of,
     log_mean_proposal,
@@ -13,8 +14,6 @@ from elbowroom.density.labels import (
 )
 from elbowroom.density.landscape import Landscape
 
-WHOLE = 4
-"""The most labels over all of whose orders a proposal is averaged."""
 DRAWS = 2000
 """Of it, for which that is done."""
 
@@ -34,6 +33,7 @@ def of_all_labellings(
     points: np.ndarray | None = None,
     log_p: np.ndarray | None = None,
     log_proposal: Callable[[np.ndarray], np.ndarray] | None = None,
+    of_any_order: bool = False,
 ) -> tuple[tuple[float, float], str | None]:
     """The evidence of all labellings, of that of draws about one of them.
 
@@ -43,6 +43,7 @@ def of_all_labellings(
         points: The draws, (n, D), if their proposal can be evaluated anywhere.
         log_p: The log density of each.
         log_proposal: The log density of what they were drawn from, (n, D) to (n,).
+        of_any_order: Whether the weights are those of all labellings already.
 
     Returns:
         The log evidence and its standard error, and what there is to say of it.
@@ -51,8 +52,14 @@ def of_all_labellings(
     best = landscape.best
     if not groups or best is None or best.precision is None:
         return log_evidence, None
-    apart = [log_orders_apart(labels, best.location, best.precision) for labels in groups]
     counts = " and ".join(f"{labels.count}" for labels in groups)
+    told = (
+        f"log p(data) counts all labellings of the {counts} exchangeable parts, which the data "
+        "hardly tell apart. The draws are around one labelling."
+    )
+    if of_any_order:
+        return log_evidence, told
+    apart = [log_orders_apart(labels, best.location, best.precision) for labels in groups]
     if all(orders is not None for orders in apart):
         more = sum(orders for orders in apart if orders is not None)
         note = (
@@ -60,15 +67,11 @@ def of_all_labellings(
             "nats, the log of the number of labellings, were added. The draws have one labelling."
         )
         return (log_evidence[0] + more, log_evidence[1]), note
-    whole = len(groups) == 1 and groups[0].count <= WHOLE and points is not None
+    whole = len(groups) == 1 and groups[0].count <= RELABELLING.averaged and points is not None
     if whole and points is not None and log_p is not None and log_proposal is not None:
         picked = np.random.default_rng(0).permutation(len(points))[:DRAWS]
         mean = log_mean_proposal(groups[0], points[picked], log_proposal)
-        note = (
-            f"log p(data) counts all labellings of the {counts} exchangeable parts, which the "
-            "data hardly tell apart. The draws are around one labelling."
-        )
-        return log_mean_exp(log_p[picked] - mean), note
+        return log_mean_exp(log_p[picked] - mean), told
     more = sum(labels.log_orders for labels in groups)
     return log_evidence, (
         f"log p(data) counts only some labellings of the {counts} exchangeable parts, which the "

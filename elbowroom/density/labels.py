@@ -15,6 +15,7 @@ from math import lgamma
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 from torch import Tensor
 from torch.func import vmap
@@ -37,6 +38,14 @@ class Relabelling:
     apart: float = 10.0
     """Nats from a mode down to the middle between it and a relabelled one, from which they are
     separate."""
+    averaged: int = 4
+    """The most parts over all of whose orders a proposal is averaged."""
+    overlap: float = 1e-3
+    """The share of draws that may as well have another labelling, from which it is."""
+    checked: int = 500
+    """Draws that tell that share."""
+    matchings: int = 5
+    """How often draws are put in the order that their own moments tell, at most."""
 
 
 RELABELLING = Relabelling()
@@ -192,6 +201,69 @@ def log_orders_apart(labels: Labels, mode: np.ndarray, precision: np.ndarray) ->
         ):  # half of it from either, in half its square
             return None
     return labels.log_orders
+
+
+def in_one_order(labels: Labels, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draws whose parts are put in the order in which they are most alike.
+
+    Where the labels mean nothing, such draws are draws of the same posterior. The order of each is
+    the likeliest one of independent Normals that have the moments of all draws, which are taken
+    anew with these orders, again and again (Stephens, 2000, "Dealing with label switching in
+    mixture models").
+
+    Args:
+        labels: The parts.
+        points: Unconstrained, (n, D).
+
+    Returns:
+        The points, and what the log density of each has gained, (n,).
+    """
+    values = labels.density.constrained(points)
+    own = [np.moveaxis(values[name].numpy(), 1 + axes[0], 1) for name, axes in labels.axes.items()]
+    numbers = np.concatenate([each.reshape(*each.shape[:2], -1) for each in own], axis=2)
+    numbers = numbers[:, labels.first : labels.last]  # (n, parts, numbers)
+    order = np.tile(np.arange(labels.count), (len(points), 1))
+    for _ in range(RELABELLING.matchings):
+        placed = np.take_along_axis(numbers, order[:, :, None], axis=1)
+        mean, sd = placed.mean(0), placed.std(0) + np.finfo(float).tiny
+        apart = (numbers[:, None] - mean[:, None]) / sd[:, None]  # (n, places, parts, numbers)
+        costs = np.square(apart).sum(-1)
+        better = np.stack([linear_sum_assignment(cost)[1] for cost in costs])
+        if (better == order).all():
+            break
+        order = better
+    moved, gained = points.copy(), np.zeros(len(points))
+    for each in np.unique(order, axis=0):
+        if (each == np.arange(labels.count)).all():
+            continue
+        here = (order == each).all(1)
+        moved[here], gained[here] = labels.relabelled(points[here], labels.in_place(each))
+    return moved, gained
+
+
+def overlapping(
+    density: Density,
+    points: np.ndarray,
+    weights: np.ndarray,
+    log_proposal: Callable[[np.ndarray], np.ndarray],
+) -> Labels | None:
+    """The parts whose labels weighted draws do not tell, if there are such ones, and few.
+
+    Args:
+        density: The log density.
+        points: The draws, (n, D).
+        weights: Of them, summing to one, (n,).
+        log_proposal: The log density of what they were drawn from, (n, D) to (n,).
+    """
+    mean = weights @ points
+    groups = labels_of(density, mean, np.sqrt(weights @ np.square(points - mean)))
+    if len(groups) != 1 or groups[0].count > RELABELLING.averaged:
+        return None
+    (labels,) = groups
+    picked = np.random.default_rng(0).choice(len(points), RELABELLING.checked, p=weights)
+    own = log_proposal(points[picked])
+    every = log_mean_proposal(labels, points[picked], log_proposal) + labels.log_orders
+    return labels if np.mean(1 - np.exp(own - every)) > RELABELLING.overlap else None
 
 
 def log_mean_proposal(

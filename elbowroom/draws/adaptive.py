@@ -1,6 +1,7 @@
 """Importance sampling from proposals that adapt to what was drawn."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from elbowroom.density.importance import (
     smoothed,
     standard_errors,
 )
+from elbowroom.density.labels import Labels, log_mean_proposal, overlapping
 from elbowroom.density.mixtures import Mixture, mixed
 from elbowroom.draws.chains import Coverage
 from elbowroom.draws.proposal import Proposal
@@ -99,6 +101,9 @@ class AdaptiveImportance:
         modes: The number of the mode that each of its components belongs to; one each by default.
         conditional: Of the coordinates that are drawn given those of the proposals; by default the
             proposals are of all coordinates.
+        labels: Parts whose order says nothing. The weights are then of the mean proposal over all
+            their orders: they are right for all that does not depend on the order, wherever in
+            these labellings the draws are.
     """
 
     def __init__(
@@ -108,8 +113,10 @@ class AdaptiveImportance:
         random: np.random.Generator,
         modes: np.ndarray | None = None,
         conditional: Conditional | None = None,
+        labels: Labels | None = None,
     ) -> None:
         self.density, self.random, self.conditional = density, random, conditional
+        self.labels = labels
         self.modes = np.arange(len(first.shares)) if modes is None else modes
         self.adapted = first
         self.coverage: Coverage | None = None
@@ -136,8 +143,8 @@ class AdaptiveImportance:
         """Draws from the latest proposal, and weighs all draws anew."""
         proposal = self.proposals[-1]
         if len(self.counts) < len(self.proposals):  # the first time
-            latest = proposal.log_density(self._outer(self.points))
-            self._log_q = np.concatenate([self._log_q, latest[:, None]], axis=1)
+            latest = self._log_densities([proposal], self.points)
+            self._log_q = np.concatenate([self._log_q, latest], axis=1)
             self.counts.append(0)
         new, log_blocks = proposal.draw(count, self.random), np.zeros(count)
         if self.conditional is not None:
@@ -157,11 +164,10 @@ class AdaptiveImportance:
         return values
 
     def _add(self, points: np.ndarray, log_p: np.ndarray, log_blocks: np.ndarray) -> None:
-        outer = self._outer(points)
-        log_q = [proposal.log_density(outer) for proposal in self.proposals]
+        log_q = self._log_densities(self.proposals, points)
         self.points = np.concatenate([self.points, points])
         self.log_p = np.concatenate([self.log_p, log_p])
-        self._log_q = np.concatenate([self._log_q, np.stack(log_q, axis=1)])
+        self._log_q = np.concatenate([self._log_q, log_q])
         self._log_blocks = np.concatenate([self._log_blocks, log_blocks])
         shares = np.array(self.counts) / sum(self.counts)
         self.log_q = logsumexp(self._log_q, axis=1, b=shares) + self._log_blocks
@@ -170,10 +176,18 @@ class AdaptiveImportance:
 
     def log_proposal(self, points: np.ndarray) -> np.ndarray:
         """The log density, at any points (n, D), of what the draws were drawn from, (n,)."""
-        outer, shares = self._outer(points), np.array(self.counts) / sum(self.counts)
-        log_q = np.stack([proposal.log_density(outer) for proposal in self.proposals], axis=1)
+        shares = np.array(self.counts) / sum(self.counts)
+        log_q = self._log_densities(self.proposals, points)
         log_blocks = 0.0 if self.conditional is None else self.conditional.log_density(points)
         return logsumexp(log_q, axis=1, b=shares) + log_blocks
+
+    def _log_densities(self, proposals: Sequence[Mixture], points: np.ndarray) -> np.ndarray:
+        """The log density of each proposal at any points (n, D), (n, proposals)."""
+        if self.labels is None or not len(points):
+            outer = self._outer(points)
+            return np.stack([each.log_density(outer) for each in proposals], axis=1)
+        means = [log_mean_proposal(self.labels, points, each.log_density) for each in proposals]
+        return np.stack(means, axis=1)
 
     def _outer(self, points: np.ndarray) -> np.ndarray:
         """The coordinates that are drawn from the mixtures."""
@@ -302,7 +316,27 @@ class AdaptiveImportance:
 
     def anew(self, first: Mixture, modes: np.ndarray) -> "AdaptiveImportance":
         """Sampling of the same density from other components."""
-        return AdaptiveImportance(self.density, first, self.random, modes, self.conditional)
+        return AdaptiveImportance(
+            self.density, first, self.random, modes, self.conditional, self.labels
+        )
+
+    def of_any_order(self) -> "AdaptiveImportance":
+        """The same draws with the weights of all orders of their parts, where these overlap.
+
+        Without such parts, or where other coordinates are drawn given these, it is the same.
+        """
+        if self.conditional is not None or self.labels is not None:
+            return self
+        labels = overlapping(self.density, self.counting, self.weights, self.log_proposal)
+        if labels is None:
+            return self
+        found = AdaptiveImportance(
+            self.density, self.whole, self.random, self._tiled(), labels=labels
+        )
+        found.counts, found._log_q = [len(self.points)], np.zeros((0, 1))
+        found._add(self.points, self.log_p, self._log_blocks)
+        found.adapted = self.adapted
+        return found
 
     def joined(self, other: "AdaptiveImportance") -> "AdaptiveImportance":
         """Both samples as one, from the mixture of both proposals.

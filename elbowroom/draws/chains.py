@@ -113,7 +113,7 @@ class Chains:
         steps: int,
     ) -> None:
         self.density, self.factor, self.random, self.steps = density, factor, random, steps
-        self.state = State(points, *self._evaluated(points))
+        self.state = State(points, *self.evaluated(points))
         self.accepted, self.lost = np.ones(len(points)), np.zeros(len(points))
         self.step = points.shape[1] ** -0.25
         while (
@@ -127,7 +127,8 @@ class Chains:
         """Leapfrog steps of a trajectory, or of one that goes so many times as far."""
         return min(int(np.ceil(farther * TRAJECTORIES.length / self.step)), self.steps)
 
-    def _evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log density and its gradient; minus infinity and zero where there is none."""
         values, gradients = self.density.value_and_gradient(points)
         usable = np.isfinite(values) & np.isfinite(gradients).all(1)
         return np.where(usable, values, -np.inf), np.where(usable[:, None], gradients, 0.0)
@@ -150,7 +151,7 @@ class Chains:
                 kick = step if i else 0.5 * step
                 momenta = momenta + kick * self._times(gradients, transposed=True)
                 points = points + step * self._times(momenta)
-                values, gradients = self._evaluated(points)
+                values, gradients = self.evaluated(points)
             momenta = momenta + 0.5 * step * self._times(gradients, transposed=True)
             lost = energy - values + 0.5 * np.square(momenta).sum(1)
         return State(points, values, gradients), np.nan_to_num(lost, nan=np.inf)

@@ -11,6 +11,10 @@ Groups of chains begin at one place each. Chains that have not forgotten where t
 from group to group: the nested R-hat tells (Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and
 Gelman, 2024, "Nested R-hat: assessing the convergence of Markov chain Monte Carlo when running many
 short chains").
+
+Where the labels of a density's parts mean nothing, as those of a mixture's components, each group
+may come to another labelling, and none need forget its own: the draws are put in one order before
+they tell a metric, or are judged.
 """
 
 from collections.abc import Sequence
@@ -20,6 +24,7 @@ import numpy as np
 from arviz_stats.base import array_stats
 
 from elbowroom.density.density import Density
+from elbowroom.density.labels import Labels, in_one_order, labels_of
 from elbowroom.draws.chains import Chains, Metric, State
 from elbowroom.errors import OutOfTimeError
 from elbowroom.sizes import SIZES
@@ -184,10 +189,11 @@ def run_many_chains(
         (True, True)
     """
     windows = MANY_CHAINS.arrived if arrived else MANY_CHAINS.windows
-    chains, _ = warm_up(density, starts, random, windows)
+    labels = labels_among(density, starts)
+    chains, _ = warm_up(density, starts, random, windows, labels)
     for trajectory in range(MANY_CHAINS.settling):
         _adapted(chains, trajectory)
-    sampling = _Sampling(chains, len(starts))
+    sampling = _Sampling(chains, len(starts), labels)
     found, count = None, MANY_CHAINS.round
     try:
         for judged in range(MANY_CHAINS.rounds):
@@ -209,8 +215,34 @@ def run_many_chains(
     return found
 
 
+def labels_among(density: Density, starts: np.ndarray) -> list[Labels]:
+    """The parts of a density that can be put in any order, and are not alike at its best start.
+
+    Args:
+        density: The log density.
+        starts: Where chains begin, (groups, D).
+    """
+    if density.how == "one by one":  # whose values cost too much
+        return []
+    values, gradients = density.value_and_gradient(starts)
+    best = int(np.argmax(values))
+    if not np.isfinite(values[best]):
+        return []
+    return labels_of(density, starts[best], _first_scales(gradients))
+
+
+def _first_scales(gradients: np.ndarray) -> np.ndarray:
+    """About the standard deviations of coordinates, by gradients (n, D) near the posterior."""
+    slopes = np.abs(np.where(np.isfinite(gradients), gradients, 0.0)).mean(0)
+    return np.asarray(1 / np.sqrt(1 + slopes))
+
+
 def warm_up(
-    density: Density, starts: np.ndarray, random: np.random.Generator, windows: Sequence[int]
+    density: Density,
+    starts: np.ndarray,
+    random: np.random.Generator,
+    windows: Sequence[int],
+    labels: Sequence[Labels] = (),
 ) -> tuple[Chains, list[State]]:
     """Chains that have come to the posterior, with a metric that suits it.
 
@@ -220,6 +252,7 @@ def warm_up(
         random: Of the chains.
         windows: Trajectories after each of which the metric is made anew, and a chain that was
             stuck goes where another one of its group is.
+        labels: Parts whose order says nothing.
 
     Returns:
         The chains, and where they were in the last window.
@@ -227,8 +260,7 @@ def warm_up(
     groups, most = len(starts), MANY_CHAINS.of_group
     points = np.repeat(starts, most if density.batch >= groups * most else most // 2, axis=0)
     _, gradients = density.value_and_gradient(starts)
-    slopes = np.abs(np.where(np.isfinite(gradients), gradients, 0.0)).mean(0)
-    metric = Metric.of_scales(1 / np.sqrt(1 + slopes))
+    metric = Metric.of_scales(_first_scales(gradients))
     chains = Chains(density, points, metric, random, MANY_CHAINS.most_steps)
     seen: list[State] = []
     for window, length in enumerate(windows):
@@ -244,6 +276,8 @@ def warm_up(
                 seen.append(chains.state)
         stuck = np.mean(accepted[len(accepted) // 2 :], axis=0) < MANY_CHAINS.stuck
         _freed(chains, stuck.reshape(groups, -1))
+        for each in labels:
+            seen = _in_one_order(chains, each, seen)
         chains.factor = metric_of(
             np.concatenate([state.points for state in seen]),
             np.concatenate([state.gradients for state in seen]),
@@ -259,6 +293,25 @@ def _freed(chains: Chains, stuck: np.ndarray) -> None:
     moving = np.take_along_axis(own, stuck.argmin(1)[:, None], axis=1)
     taken = np.where(stuck, moving, own).ravel()
     chains.state = State(state.points[taken], state.values[taken], state.gradients[taken])
+
+
+def _in_one_order(chains: Chains, labels: Labels, seen: list[State]) -> list[State]:
+    """Puts what was seen of chains in one order of the parts, and goes on from there."""
+    states = [*seen, chains.state]
+    points = np.concatenate([state.points for state in states])
+    moved, _ = in_one_order(labels, points)
+    values = np.concatenate([state.values for state in states])
+    gradients = np.concatenate([state.gradients for state in states])
+    other = (moved != points).any(1)
+    if other.any():
+        values[other], gradients[other] = chains.evaluated(moved[other])
+    *seen, chains.state = (
+        State(*each)
+        for each in zip(
+            *(np.split(part, len(states)) for part in (moved, values, gradients)), strict=True
+        )
+    )
+    return seen
 
 
 def _adapted(chains: Chains, count: int) -> None:
@@ -341,8 +394,8 @@ class _Sampling:
         made: Trajectories so far.
     """
 
-    def __init__(self, chains: Chains, groups: int) -> None:
-        self.chains, self.groups, self.made = chains, groups, 0
+    def __init__(self, chains: Chains, groups: int, labels: Sequence[Labels] = ()) -> None:
+        self.chains, self.groups, self.labels, self.made = chains, groups, labels, 0
         self._points: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
         self._every = 1
@@ -379,7 +432,7 @@ class _Sampling:
 
         What pays is told by the coordinate whose draws were worth least in the first round.
         """
-        points, steps = np.stack(self._latest), self._steps
+        (points, _), steps = self._in_one_order(np.stack(self._latest)), self._steps
         self._latest, self._steps = [], 0
         if self._settled:
             return
@@ -396,14 +449,22 @@ class _Sampling:
         half = len(self._points) // 2
         self._points, self._values = self._points[half:], self._values[half:]
 
+    def _in_one_order(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draws (trajectories, chains, D) in one order of their parts, and what that gains them."""
+        gained = np.zeros(points.shape[:2])
+        for labels in self.labels:
+            moved, more = in_one_order(labels, points.reshape(-1, points.shape[-1]))
+            points, gained = moved.reshape(points.shape), gained + more.reshape(gained.shape)
+        return points, gained
+
     def judged(self) -> MixedChains:
         """The draws, and whether the chains have mixed."""
-        points = np.stack(self._points)
+        points, gained = self._in_one_order(np.stack(self._points))
+        values = np.stack(self._values) + gained
         r_hat, effective = mixing_of(points, self.groups)
         stuck = int((self._accepted / self._usual < MANY_CHAINS.stuck).sum())
         return MixedChains(
-            points, np.stack(self._values), r_hat, effective, self._diverged / self.made, stuck,
-            self.groups,
+            points, values, r_hat, effective, self._diverged / self.made, stuck, self.groups
         )  # fmt: skip
 
 

@@ -151,6 +151,9 @@ def _improved(
         if len(nested.points) and not nested.misses(found) and nested.discomfort < found.discomfort:
             found = nested
             yield found
+    if not found.comfortable and np.isfinite(found.k_hat):
+        found = found.of_any_order()
+        yield found
     narrow = found.adapted.means.shape[1] <= REFINEMENT.most_coordinates
     cheap = found.conditional is None or most >= ADAPTATION.round
     there = np.zeros((0, density.dimension)) if places is None else places

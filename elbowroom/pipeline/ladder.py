@@ -177,6 +177,8 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
             return
         begun = replace(begun, announce=None)
         correlated = each.problem.space.dimension <= RUNGS.full_rank and landscape.best is not None
+        # No one Normal follows a mixture's posterior where linear response does not.
+        correlated &= not each.problem.space.discrete
         if correlated and ladder.rung("full_rank", begun, "fixed_draws", landscape):
             return
     if budget.current().cut:

@@ -76,6 +76,7 @@ class Problem:
     dimension: int = 3
     points: int = 0
     location_scale: tuple[str, ...] = ()
+    discrete: tuple[str, ...] = ()
     model_name: str | None = None
     reparameterised: tuple[str, ...] = ()
 
@@ -83,7 +84,7 @@ class Problem:
     def space(self) -> Any:
         return SimpleNamespace(
             dimension=self.dimension, location_scale=self.location_scale,
-            parameters=SimpleNamespace(size=self.points),
+            discrete=self.discrete, parameters=SimpleNamespace(size=self.points),
         )  # fmt: skip
 
     @property
@@ -177,6 +178,13 @@ def test_all_rungs_of_a_small_model_are_climbed_until_one_is_trusted(climbed: An
     assert found.said[0].startswith(f"{first}k-hat of the importance weights 0.90")
     assert found.fit.verdict.trusted
     assert found.fit.remarks == (*(f"auto: {line}" for line in found.said), "its own.")
+
+
+def test_no_one_normal_is_tried_where_discrete_sites_are_summed_over(climbed: Any) -> None:
+    mixture = Problem(discrete=("part",), model_name="mixture")
+    assert climbed(mixture, BAD, rung(), modes=2).rungs == [
+        "linear_response fixed_draws", "markov fixed_draws",
+    ]  # fmt: skip
 
 
 def test_a_trusted_rung_ends_the_climb_whatever_came_before(climbed: Any) -> None:
