@@ -46,6 +46,9 @@ from elbowroom.rows import Imputed
 from elbowroom.run import folder as run_folder
 from elbowroom.sizes import SIZES
 
+SIGNED = 100
+"""Draws of a guide that tell which signs and labels its parts have."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Fit:
@@ -146,8 +149,39 @@ class Fit:
     @property
     def amortised(self) -> bool:
         """Whether the guide gives the latents of other rows too, or they have none to be given."""
-        known = self.guide.amortised or not self.rows_apart
-        return self.problem.space.rows_only and (known or self._serves_all_rows)
+        if not self.problem.space.rows_only:
+            return bool(self._shared.names) and self.guide.amortised and not self.fitted.point
+        return self.guide.amortised or not self.rows_apart or self._serves_all_rows
+
+    @cached_property
+    def _shared(self) -> row_weights.Shared:
+        """The latents that rows share, where they have continuous ones of their own as well."""
+        problem, space = self.problem, self.problem.space
+        if not space.local_continuous:
+            return row_weights.Shared()
+        names = [site.name for site in space.sites if site.name not in space.local]
+
+        def placed(sites: dict[str, Tensor]) -> dict[str, Tensor]:
+            return canonical_sites(problem, sites, self.global_sites())
+
+        return row_weights.Shared(names, placed)
+
+    @cached_property
+    def _shared_draws(self) -> dict[str, Tensor]:
+        """The posterior's draws of these, with the signs and labels that the guide has."""
+        names = self._shared.names
+        if not names:
+            return {}
+        known, own = self.global_sites(), self.draw(SIGNED, 0).sites
+        return canonical_sites(self.problem, {name: known[name] for name in names}, own)
+
+    @contextmanager
+    def guide_of_rows(self, seed: int) -> Iterator[Callable[..., Any]]:
+        """The guide of the rows' latents, given draws of the posterior of what rows share."""
+        shared = self._shared_draws
+        with self.active(seed) as guide:
+            held = {name: value.to(self.problem.device) for name, value in shared.items()}
+            yield row_weights.given(guide, held)
 
     @cached_property
     def _serves_all_rows(self) -> bool:
@@ -327,7 +361,7 @@ class Fit:
                 density, self.proposal.mixture, random, None, self.proposal.conditional(density)
             )
             importance.round(4 * count)
-            sites = importance.resample(count).sites
+            sites = importance.of_any_order().resample(count).sites
         return {name: values.to(problem.dtype) for name, values in sites.items()}
 
     def global_sites(self) -> dict[str, Tensor]:
@@ -377,8 +411,12 @@ class Fit:
             arguments, observed = problem.new_arguments(data)
             if self.rows_apart:
                 self._check_amortised()
-        if self.row_latents:
-            sites = self.draw(self.diagnostics["draws"], seed, data).sites
+        count = self.diagnostics["draws"]
+        if self._shared.names:
+            with self.guide_of_rows(seed) as guide:
+                sites = draw(problem.function, guide, arguments, problem.space, count).sites
+        elif self.row_latents:
+            sites = self.draw(count, seed, data).sites
         else:
             sites = self.global_sites()
         with (
@@ -633,10 +671,10 @@ class Fit:
                 arguments, verbs.VERBS.draws, verbs.VERBS.fewest,
                 verbs.VERBS.scored * SIZES.evaluated,
             )  # fmt: skip
-        if self.evidence.weights.rows is not None:
-            with self.active(checked_seed(seed)) as guide:
+        if self.evidence.weights.rows is not None or (self._shared.names and self.amortised):
+            with self.guide_of_rows(checked_seed(seed)) as guide:
                 return row_weights.weigh_rows(
-                    problem.function, guide, arguments, problem.space, draws, keep
+                    problem.function, guide, arguments, problem.space, draws, keep, self._shared
                 )
         if self.row_latents:
             raise GuideError(
@@ -660,9 +698,9 @@ class Fit:
             seed: Of these.
         """
         problem, arguments = self.problem, self.row_arguments(data)
-        with self.active(checked_seed(seed)) as guide:
+        with self.guide_of_rows(checked_seed(seed)) as guide:
             return row_weights.moments_of_rows(
-                problem.function, guide, arguments, problem.space, sites, draws
+                problem.function, guide, arguments, problem.space, sites, draws, self._shared
             )
 
     def elbo(self, data: Any = None, draws: int = 1000, seed: int = 0) -> tuple[float, float]:

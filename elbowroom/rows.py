@@ -27,6 +27,7 @@ from elbowroom.models._columns import codes
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, checked_seed
 from elbowroom.problem.row_batches import some_rows
+from elbowroom.problem.score import map_draws
 from elbowroom.sizes import SIZES
 
 
@@ -51,6 +52,9 @@ class FittedModel(Protocol):
 
     def active(self, seed: int) -> AbstractContextManager[Callable[..., Any]]:
         """The guide, with its parameters in the active store."""
+
+    def guide_of_rows(self, seed: int) -> AbstractContextManager[Callable[..., Any]]:
+        """The guide of the rows' latents, given draws of what rows share."""
 
     def global_sites(self) -> dict[str, Tensor]:
         """The posterior's draws of the sites that are not for each row."""
@@ -198,7 +202,7 @@ def reconstruct(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFr
         replayed = poutine.replay(problem.function, trace=drawn)
         return {problem.observed: _expected(fit, replayed, given)}
 
-    with fit.active(checked_seed(seed)) as guide:
+    with fit.guide_of_rows(checked_seed(seed)) as guide:
         plate = plate_of_rows(guide, arguments, problem.space)
         runs = RowRuns(problem.function, guide, arguments, problem.space, plate)
         for part in runs.parts(of_draw, draws):
@@ -398,7 +402,7 @@ def _near(fit: FittedModel, count: int, data: Any, expected: bool, seed: int) ->
     """Rows from the latents of given ones, which are taken in turn."""
     problem, arguments = fit.problem, fit.row_arguments(data)
     times = -(-count // _rows(fit, arguments))
-    with fit.active(seed) as guide, torch.no_grad():
+    with fit.guide_of_rows(seed) as guide, torch.no_grad():
         traces = [poutine.trace(guide).get_trace(**arguments) for _ in range(times)]
         replayed = [poutine.replay(Unobserved()(problem.function), trace=each) for each in traces]
         made = [_made(fit, model, arguments, expected) for model in replayed]
@@ -472,11 +476,19 @@ def _decoded(
         index: The rows whose known columns these have.
         arguments: Of those.
     """
-    problem = fit.problem
+    problem, given = fit.problem, _taken(fit, arguments, index)
+    free = Unobserved()(problem.function)
+    known = {} if problem.space.rows_only else fit.global_sites()
+    shared = {name: each for name, each in known.items() if name not in problem.space.local}
     with problem.session(0, fit.parameters), torch.no_grad():
-        values = {site: z.to(problem.device, problem.dtype)}
-        model = poutine.condition(Unobserved()(problem.function), data=values)
-        expected = _expected(fit, model, _taken(fit, arguments, index))
+        own = {site: z.to(problem.device, problem.dtype)}
+
+        def at(values: dict[str, Tensor]) -> Tensor:
+            return _expected(fit, poutine.condition(free, data={**own, **values}), given)
+
+        device = problem.device
+        drawn = {name: each[: VERBS.own].to(device) for name, each in shared.items()}
+        expected = map_draws(at, drawn).mean(0) if drawn else at({})
     labels = _labels(fit, site, z.shape[-1])
     return pd.concat([pd.DataFrame(z.numpy(), columns=labels), _table(fit, expected)], axis=1)
 

@@ -21,6 +21,7 @@ from elbowroom.cli import app
 from elbowroom.density.mixtures import Mixture
 from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.proposal import Proposal
+from elbowroom.draws.row_weights import Shared
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.settings import Settings
 from elbowroom.errors import DataError, GuideError, OptionError
@@ -410,7 +411,7 @@ def test_rows_are_weighed_by_the_guide_or_at_the_posterior(monkeypatch: pytest.M
     fit.weigh_rows(None, 50, 3, ["z"])
     space = fit.problem.space
     call = ("the model", "the guide", {"own": True}, space, 50)
-    assert weighed.calls == [(*call, ()), (*call, ["z"])]
+    assert weighed.calls == [(*call, (), Shared()), (*call, ["z"], Shared())]
     assert fit.problem.sessions == [(3, "the parameters")] * 2  # type: ignore[attr-defined]
     # By default as many as a minute allows.
     for columns, draws in ((1, 1000), (784, 229), (100_000, 100)):

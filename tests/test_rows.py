@@ -102,6 +102,8 @@ class Made:
         with self.session(seed, self.parameters):
             yield self.guide
 
+    guide_of_rows = active
+
     def new_arguments(self, table: Any) -> tuple[dict[str, Any], bool]:
         self.asked.append(table)
         label = torch.tensor(table["label"].to_numpy(dtype=float))

@@ -73,6 +73,11 @@ class RowRuns:
     space: LatentSpace
     plate: Plate
 
+    @property
+    def shared(self) -> set[str]:
+        """The latent sites that belong to no row."""
+        return {site.name for site in self.space.sites} - set(self.space.local)
+
     def parts(
         self, of_draw: Callable[[Any, Mapping[str, Any]], Values], count: int
     ) -> Iterator[Part]:
@@ -102,7 +107,7 @@ class RowRuns:
                 found = function(index)
                 kept = {
                     name: value[: draws.stop - draws.start]
-                    if value.dim() == 1
+                    if value.dim() == 1 or name in self.shared
                     else value[: draws.stop - draws.start, rows.start - begin :]
                     for name, value in found.items()
                 }

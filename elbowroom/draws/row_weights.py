@@ -1,11 +1,12 @@
 """Draws of each row's latents from a fitted guide, where all latents belong to rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
@@ -25,6 +26,70 @@ LOG_P, LOG_Q, REST = "/log_p", "/log_q", "/rest"
 """Names beside those of sites."""
 
 
+class _Held(Messenger):
+    """Gives sites their values, as if they had been drawn."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def given(guide: Callable[..., Any], shared: Mapping[str, Tensor]) -> Callable[..., Any]:
+    """A guide of rows whose runs each take one of some draws of the sites that rows share.
+
+    Args:
+        guide: That draws both.
+        shared: Draws of the posterior, each (draws, ...).
+    """
+    if not shared:
+        return guide
+    count = len(next(iter(shared.values())))
+
+    def held(**arguments: Any) -> Any:
+        picked = torch.randint(count, ())
+        return _Held({name: values[picked] for name, values in shared.items()})(guide)(**arguments)
+
+    return held
+
+
+Placed = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Puts draws in the model's canonical form."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The sites that rows share, beside latents of their own.
+
+    Attributes:
+        names: Of them.
+        placed: Puts draws of both in the form in which they are reported, such as with other signs.
+    """
+
+    names: Sequence[str] = ()
+    placed: Placed = dict
+
+    def beside(self, drawn: Any) -> dict[str, Tensor]:
+        """Their values in a trace of the guide."""
+        return {name: drawn.nodes[name]["value"] for name in self.names}
+
+    def taken(self, values: dict[str, Tensor], rows: Sequence[str]) -> dict[str, Tensor]:
+        """What was found of some draws of some rows, their sites as reported.
+
+        Args:
+            values: By name; those of sites of rows (draws, rows, ...).
+            rows: The sites of rows among them.
+        """
+        if not self.names:
+            return values
+        found = self.placed({name: values[name] for name in (*self.names, *rows)})
+        others = {name: value for name, value in values.items() if name not in self.names}
+        return {**others, **{name: found[name] for name in rows}}
+
+
 def weigh_rows(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -32,6 +97,7 @@ def weigh_rows(
     space: LatentSpace,
     count: int,
     keep: Sequence[str] = (),
+    shared: Shared | None = None,
 ) -> WeightedDraws:
     """Draws every row's latents from a guide whose parameters are in the active store.
 
@@ -42,8 +108,10 @@ def weigh_rows(
         space: The model's latent space.
         count: How many draws of each row.
         keep: Latent sites whose draws are kept.
+        shared: The sites that rows share, if there are any; a row's weights are then those of its
+            latents, given draws of the shared ones.
     """
-    plate = plate_of_rows(guide, arguments, space)
+    plate, shared = plate_of_rows(guide, arguments, space), shared or Shared()
     axes: dict[str, int] = {}
 
     def of_draw(drawn: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -52,6 +120,7 @@ def weigh_rows(
             LOG_P: of_each_row(scored, plate),
             LOG_Q: of_each_row(drawn, plate),
             REST: _of_no_row(scored, plate),
+            **shared.beside(drawn),
         }
         for name, node in sample_sites(drawn):
             if name in keep:
@@ -61,7 +130,7 @@ def weigh_rows(
 
     whole: dict[str, Tensor] = {}
     for part in RowRuns(model, guide, arguments, space, plate).parts(of_draw, count):
-        for name, value in part.values.items():
+        for name, value in shared.taken(part.values, keep).items():
             of_rows = name != REST
             if name not in whole:
                 kind = value.dtype if name in keep else torch.float64
@@ -104,6 +173,7 @@ def moments_of_rows(
     space: LatentSpace,
     names: Sequence[str],
     count: int,
+    shared: Shared | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The guide's own means and sds of rows' latents, as its distributions have them.
 
@@ -116,15 +186,18 @@ def moments_of_rows(
         space: The model's latent space.
         names: Of the sites.
         count: How many draws, where they are needed.
+        shared: The sites that rows share, if there are any: draws are needed then.
 
     Returns:
         By site, each (rows, ...), on the CPU.
     """
-    plate = plate_of_rows(guide, arguments, space)
+    plate, shared = plate_of_rows(guide, arguments, space), shared or Shared()
     with torch.no_grad():
         runs = [dict(sample_sites(poutine.trace(guide).get_trace(**arguments))) for _ in range(2)]
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
+        if shared.names:
+            break
         first, second = (_moments(run[name]["fn"]) for run in runs)
         if first is None or second is None or not all(map(torch.equal, first, second)):
             break
@@ -136,16 +209,17 @@ def moments_of_rows(
 
     def of_draw(drawn: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
         nodes = dict(sample_sites(drawn))
-        return {
+        own = {
             name: nodes[name]["value"].movedim(
                 len(nodes[name]["fn"].batch_shape) + plate.dim, 0
             )
             for name in names
         }  # fmt: skip
+        return {**own, **shared.beside(drawn)}
 
     blocks: dict[int, list[dict[str, Tensor]]] = {}
     for part in RowRuns(model, guide, arguments, space, plate).parts(of_draw, count):
-        blocks.setdefault(part.rows.start, []).append(part.values)
+        blocks.setdefault(part.rows.start, []).append(shared.taken(part.values, names))
     whole = {
         name: torch.cat(
             [torch.cat([each[name].cpu() for each in block]) for block in blocks.values()], 1
