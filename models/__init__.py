@@ -103,6 +103,8 @@ class Model:
             Normals, as weights (K,), means (K, columns) and covariances (K, columns, columns).
         population: Latent sites whose density is no prior, but tells what a population is like, so
             that it is a part of the likelihood; None for those whose density depends on others.
+        simpler: `simpler(arguments)` names the option that makes the model simpler, as it is given,
+            where its posterior may have more parts than draws can follow; None if there is none.
         recipe: What the model is tested with; None for a user's own function.
         picture: `picture(fit)` gives the matplotlib figure of the model's page. `fit` is
             `elbowroom.fit`, which a model does not import. Matplotlib is imported within.
@@ -128,6 +130,7 @@ class Model:
     verbs: tuple[str, ...] = ("score",)
     normals: Callable[..., tuple[Any, Any, Any]] | None = None
     population: tuple[str, ...] | None = None
+    simpler: Callable[[Mapping[str, Any]], str | None] | None = None
     recipe: Recipe | None = None
     picture: Callable[[Callable[..., Any]], Any] | None = None
 

@@ -554,6 +554,25 @@ def normals(
     return known["weights"].numpy(), means.numpy(), covariances.numpy()
 
 
+def simpler(arguments: Mapping[str, Any]) -> str | None:
+    """The option by which components get more rows for each number that describes them.
+
+    A component that the rows do not need is anywhere in its prior, and takes rows from any other:
+    a posterior of so many parts that neither one Normal nor short chains follow it.
+
+    Example:
+        >>> iris = {"x": torch.zeros(150, 4), "covariance_type": "full", "components": 3}
+        >>> simpler(iris), simpler({**iris, "components": 1})
+        ('--components 2', None)
+    """
+    rows, columns = arguments["x"].shape
+    fewest = max(1, len(arguments.get("levels", ())))
+    components = arguments["components"]
+    if arguments["covariance_type"] == "full" and components * columns * (columns + 1) / 2 > rows:
+        return "--covariance-type diagonal"
+    return f"--components {components - 1}" if components > fewest else None
+
+
 def picture(fit: Callable[..., Any]) -> Any:
     """Three components of iris in two of its columns, with some draws of each."""
     from elbowroom.models._pictures import (
@@ -618,6 +637,7 @@ register(
         labels="labels",
         verbs=("generate", "score", "embed", "impute"),
         normals=normals,
+        simpler=simpler,
         recipe=Recipe(groups, {"components": 2, "restarts": 2}),
         picture=picture,
     ),

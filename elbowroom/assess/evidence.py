@@ -178,6 +178,7 @@ class Evidence:
         out_of_time: What was cut short since the time of the fit was over, as a sentence.
         ladder: Whether the guide `auto` tries several for this model.
         auto: Whether the guide `auto` was asked for.
+        simpler: The option that makes the model simpler, as it is given, if there is one.
     """
 
     optimum: Optimum
@@ -193,6 +194,7 @@ class Evidence:
     auto: bool = False
     out_of_time: str = ""
     mixing: Mixing | None = None
+    simpler: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As it is written to a file."""

@@ -121,6 +121,10 @@ class Severity(IntEnum):
     """All is well but for some quantities: looked at where nothing else is wrong."""
 
 
+WIDE = (Severity.WEIGHTS, Severity.PART_MISSING)
+"""What a posterior of many parts leads to, which a simpler model has not."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One thing that may speak against trust.
@@ -166,7 +170,11 @@ def judge(evidence: Evidence) -> Verdict:
             against.append((check, reason))
     if against:
         reasons = [reason for _, reason in against]
-        advice = against[0][0].remedy(evidence)
+        worst = against[0][0]
+        advice = worst.remedy(evidence)
+        wide = worst.severity in WIDE or worst.name == out_of_time.__name__
+        if evidence.simpler and wide and not evidence.optimum.stochastic:
+            advice = f"give {evidence.simpler}, or {advice}"
         return Verdict(NOT_TRUSTED, (*reasons, *_remarks(evidence)), advice)
     if evidence.reference is not None:
         return Verdict(TRUSTED, (evidence.reference[0], *_remarks(evidence)))

@@ -42,6 +42,7 @@ from elbowroom.engines.task import Task
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.roots import factor_of_inverse
 from elbowroom.pipeline.drawing import Drawn
+from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.validation import invalid_draws
 from elbowroom.sizes import SIZES
@@ -123,11 +124,18 @@ def collect(
         auto=task.auto,
         mixing=_mixing(drawn.chains),
         out_of_time=_out_of_time(task, drawn, landscape),
+        simpler=_simpler(problem),
     )
     measures = {**weighed.measures, "predictive_checks": shares, **drawn.health}
     if problem.posterior is not None:
         measures["log_likelihood"] = float(drawn.raw.log_p[0])
     return Collected(evidence, measures, [*weighed.remarks, *remarks])
+
+
+def _simpler(problem: Problem) -> str:
+    """The option that makes a model simpler, as it is given; empty if there is none."""
+    simpler = problem.model.simpler
+    return "" if simpler is None else simpler(problem.arguments) or ""
 
 
 def _out_of_time(task: Task, drawn: Drawn, landscape: Landscape) -> str:
@@ -176,7 +184,12 @@ def _weighed(fitted: Fitted, drawn: Drawn, landscape: Landscape, shown: Shown) -
         landscape,
         weighted.log_evidence,
         *(
-            (importance.points, importance.log_p, importance.log_proposal)
+            (
+                importance.points,
+                importance.log_p,
+                importance.log_proposal,
+                importance.labels is not None,
+            )
             if importance is not None
             else ()
         ),
@@ -270,6 +283,8 @@ def _modes(fitted: Fitted, drawn: Drawn, landscape: Landscape) -> Modes:
     if best is not None and weighed and landscape.rows is None:
         assert together is not None
         evidence = together.log_evidence[0]
+        if importance is not None and importance.labels is not None:
+            evidence -= importance.labels.log_orders  # a mode has one labelling
         missing = best.log_evidence - evidence
         if missing < -SPIKE:  # a narrow spike, which has none of the mass
             starts = None
@@ -291,6 +306,7 @@ def _left_out(drawn: Drawn, landscape: Landscape) -> float:
     together, importance = drawn.together, drawn.importance
     # Where modes differ in labels alone, draws stay at one labelling.
     alike = any(mode.relabelled for mode in landscape.proper)
+    alike |= importance is not None and importance.labels is not None
     if importance is None or together is None or alike or landscape.density is None:
         return 0.0
     with suppress(OutOfTimeError):

@@ -511,3 +511,14 @@ def test_of_rows_whose_weights_are_bad_the_share_and_the_number_are_told() -> No
         "For 20% of the 1,200 rows (limit 5%), the guide misses the posterior, and importance "
         "weights cannot correct it: k-hat is above 0.70, or fewer than 50 draws are effective."
     )
+
+
+def test_a_simpler_model_is_the_first_advice_where_draws_do_not_follow_the_posterior() -> None:
+    heavy = verdict(k_hat=0.9, simpler="--components 2")
+    assert heavy.advice.startswith("give --components 2, or ")
+    assert heavy.advice.endswith(verdict(k_hat=0.9).advice)
+    cut = verdict(out_of_time="The time was over.", simpler="--components 2")
+    assert cut.advice.startswith("give --components 2, or give a longer --time")
+    for other in ({"slope": 1.0}, {"k_hat": 0.9, "stochastic": True}):
+        assert "--components" not in verdict(simpler="--components 2", **other).advice
+    assert verdict(simpler="--components 2").advice == ""

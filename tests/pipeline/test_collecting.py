@@ -35,7 +35,7 @@ def drawn(log_evidence: float | None, **importance: Any) -> Any:
     together = None
     if log_evidence is not None:
         together = SimpleNamespace(log_evidence=(log_evidence, 0.01))
-    found = SimpleNamespace(**importance) if importance else None
+    found = SimpleNamespace(**{"labels": None, **importance}) if importance else None
     return SimpleNamespace(together=together, importance=found, chains=None)
 
 
@@ -64,6 +64,14 @@ def test_a_climb_that_was_stopped_higher_up_counts_as_missing() -> None:
     found = landscape(mode(0.0), modes=[mode(0.0), stopped])
     missing = collecting._modes(FITTED, drawn(HALF_LOG_2PI + 1.0), found).missing
     assert missing == pytest.approx(2.0)
+
+
+def test_a_mode_has_one_of_the_labellings_that_weights_count() -> None:
+    labels = SimpleNamespace(log_orders=np.log(6.0))
+    missing = collecting._modes(
+        FITTED, drawn(HALF_LOG_2PI - 1.0, labels=labels, shares=tuple), landscape(mode(0.0))
+    ).missing
+    assert missing == pytest.approx(1.0 + np.log(6.0))
 
 
 def test_evidence_of_some_of_the_rows_is_none_of_all() -> None:
@@ -217,11 +225,13 @@ def test_the_evidence_told_is_that_of_all_labellings(
     monkeypatch: pytest.MonkeyPatch, adaptive: bool
 ) -> None:
     def all_labellings(_: Any, log_evidence: Any, *proposal: Any) -> Any:
-        assert proposal == (("points", "log_p", "log_proposal") if adaptive else ())
+        assert proposal == (("points", "log_p", "log_proposal", True) if adaptive else ())
         return (log_evidence[0] + 0.25, 0.01), "Two labellings."
 
     monkeypatch.setattr(collecting, "of_all_labellings", all_labellings)
-    importance = SimpleNamespace(points="points", log_p="log_p", log_proposal="log_proposal")
+    importance = SimpleNamespace(
+        points="points", log_p="log_p", log_proposal="log_proposal", labels="labels"
+    )
     found = weigh(importance if adaptive else None)
     assert found.measures["log_evidence"] == pytest.approx(-2.75)
     assert found.measures["log_evidence_se"] == 0.01
@@ -308,6 +318,8 @@ def test_too_few_draws_at_a_mode_are_counted_where_labels_do_not_matter(
     assert collecting._left_out(one_labelling, landscape(*two, density=DENSITY)) == 0.0
     alike = [mode(0.0), mode(-1.0, relabelled=True)]
     assert collecting._left_out(draws, landscape(*alike, density=DENSITY)) == 0.0
+    any_order = drawn(-3.0, points="points", weights="weights", labels="labels")
+    assert collecting._left_out(any_order, landscape(*two, density=DENSITY)) == 0.0
 
 
 DENSITY: Any = Density()
@@ -406,7 +418,7 @@ def collected(
     problem = SimpleNamespace(
         space=space, function=None, arguments={}, posterior=changed.get("posterior"),
         prepared=SimpleNamespace(doubts=("Few rows.",)),
-        model=SimpleNamespace(engine=changed.get("engine")),
+        model=SimpleNamespace(engine=changed.get("engine"), simpler=changed.get("simpler")),
     )  # fmt: skip
     trained = SimpleNamespace(converged=True, reason="It has converged.")
     fitted: Any = SimpleNamespace(
@@ -452,6 +464,9 @@ def test_evidence_follows_the_model_and_the_engine(monkeypatch: pytest.MonkeyPat
     plain = collected(monkeypatch, density=None, by="fixed_draws").evidence
     assert (plain.optimum.stochastic, plain.target.slope, plain.target.invalid) == (False, 0.0, "")
     assert not collected(monkeypatch, engine="svi").evidence.ladder
+    assert plain.simpler == collected(monkeypatch, simpler=lambda _: None).evidence.simpler == ""
+    simpler = collected(monkeypatch, simpler=lambda arguments: f"--parts {len(arguments)}")
+    assert simpler.evidence.simpler == "--parts 0"
     assert not plain.auto
     assert collected(monkeypatch, auto=True).evidence.auto
     of_a_point = collected(monkeypatch, point=True).evidence.optimum
