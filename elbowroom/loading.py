@@ -27,6 +27,7 @@ from elbowroom.problem.bound import (
     bind,
     resolve_model,
 )
+from elbowroom.problem.informed import restored
 from elbowroom.problem.isolation import Parameters
 from elbowroom.problem.precision import resolve_dtype
 from elbowroom.result import Fit
@@ -72,7 +73,14 @@ def load(
     batches = settings.batch_size is not None
     problem = bind(declaration, run.data, options, dtype, torch.device("cpu"), batches)
     problem = cut_opposite(problem)
-    problem = problem.reparameterise(config.get("reparameterised", ()))
+    forms = restored(
+        {
+            name.removeprefix("form."): value
+            for name, value in run.parameters.items()
+            if name.startswith("form.")
+        }
+    )
+    problem = problem.reparameterise(config.get("reparameterised", ()), forms)
     start = Start(
         **{
             name.removeprefix("start."): value

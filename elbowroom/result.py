@@ -34,6 +34,7 @@ from elbowroom.guides.space import trace_model
 from elbowroom.objectives import baselines
 from elbowroom.options import flag
 from elbowroom.problem.bound import Problem
+from elbowroom.problem.informed import stored
 from elbowroom.problem.isolation import (
     Parameters,
     checked_seed,
@@ -752,6 +753,7 @@ class Fit:
             for name, value in vars(self.start).items()
             if value is not None
         }
+        parameters |= {f"form.{name}": value.cpu() for name, value in stored(self.problem.forms)}
         if self.proposal is not None:
             parameters.update(
                 {

@@ -168,8 +168,9 @@ class LatentSpace:
         subsampled: The plate that `batch_size` subsamples, if there is one.
         parameters: The model's point parameters (`pyro.param`).
         max_plate_nesting: The number of dims that plates, and vectors in no plate, take.
-        location_scale: Sites of a location-scale family on the real line whose scale depends on
-            another latent site.
+        location_scale: Sites of a location-scale family on the real line, or multivariate Normal
+            ones, whose scale or covariance depends on another latent site.
+        vectors: Of these, the multivariate Normal ones.
         layers: Layers of a network whose weights are latent sites, by name.
 
     Example:
@@ -192,6 +193,7 @@ class LatentSpace:
     observed_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     deterministic_plates: Mapping[str, tuple[Plate, ...]] = field(default_factory=dict)
     location_scale: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     unweighted: tuple[str, ...] = ()
     dependence: Mapping[str, frozenset[str]] | None = None
@@ -232,6 +234,9 @@ class LatentSpace:
                 discrete[name] = plates
             else:
                 sites.append(_site(name, node, other.nodes.get(name), plates))
+        scaled = tuple(site.name for site in sites if _scaled_by_latents(site.name, trace, other))
+        nodes: Any = trace.nodes
+        vectors = [name for name in scaled if covariance_root(nodes[name]["fn"]) is not None]
         parameters = PointParameters.of(trace)
         with torch.random.fork_rng(devices=[]):
             dependence = discrete_dependence(
@@ -251,9 +256,8 @@ class LatentSpace:
             max_plate_nesting=deepest,
             observed_plates=observed,
             deterministic_plates=deterministic,
-            location_scale=tuple(
-                site.name for site in sites if _scaled_by_latents(site.name, trace, other)
-            ),
+            location_scale=scaled,
+            vectors=tuple(vectors),
             layers=tuple(seen.names),
             unweighted=tuple(name for name in discrete if trace.nodes[name]["mask"] is False),
             dependence=dependence,
@@ -463,6 +467,28 @@ def _of_angles(fn: Any) -> bool:
     return isinstance(fn, ANGLES)
 
 
+def own_family(fn: Any) -> Any:
+    """A distribution without what was made of its dims."""
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def covariance_root(fn: Any) -> Tensor | None:
+    """The lower Cholesky factor of a multivariate Normal's covariance; None of another family.
+
+    Example:
+        >>> covariance_root(dist.MultivariateNormal(torch.zeros(1), 4 * torch.eye(1)))
+        tensor([[2.]])
+    """
+    own = own_family(fn)
+    if isinstance(own, torch.distributions.MultivariateNormal):
+        return own._unbroadcasted_scale_tril
+    if isinstance(own, torch.distributions.LowRankMultivariateNormal):
+        return torch.linalg.cholesky(own.covariance_matrix)
+    return None
+
+
 def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:
     """Whether a site is `loc` plus `scale` times noise, with a scale that two runs differ in.
 
@@ -471,9 +497,10 @@ def _scaled_by_latents(name: str, trace: Any, other: Any) -> bool:
     node = trace.nodes[name]
     if node["mask"] is not None or not (torch.as_tensor(node["scale"]) == 1).all():
         return False
-    first, second = node["fn"], other.nodes[name]["fn"]
-    while isinstance(first, (dist.Independent, dist.ExpandedDistribution)):
-        first, second = first.base_dist, second.base_dist
+    first, second = own_family(node["fn"]), own_family(other.nodes[name]["fn"])
+    root, again = (covariance_root(each) for each in (first, second))
+    if root is not None and again is not None:
+        return not torch.equal(root, again)
     families = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Laplace)
     return isinstance(first, families) and not torch.equal(first.scale, second.scale)
 

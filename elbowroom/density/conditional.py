@@ -138,7 +138,7 @@ class Conditional:
         random, size = np.random.default_rng(0), len(self._known)
         noise = 0.3 * random.standard_normal((2, len(self.mean)))
         points = self.mean + np.concatenate([np.zeros((1, len(self.mean))), noise])
-        _, _, found = self._quadratic(points, np.zeros((len(points), len(self.split.blocks), size)))
+        _, _, found = self.quadratic(points)
         if not np.isfinite(found).all():
             return np.ones((size, size), dtype=bool)
         scales = np.sqrt(np.abs(np.diagonal(found, axis1=-2, axis2=-1)))
@@ -175,7 +175,7 @@ class Conditional:
         for iteration in range(iterations):
             if not len(active):
                 break
-            values, gradients, found = self._quadratic(points[active], scales[active])
+            values, gradients, found = self.quadratic(points[active], scales[active])
             usable = np.isfinite(values) & np.isfinite(gradients).all((1, 2))
             usable &= np.isfinite(found).all((1, 2, 3))
             active, values = active[usable], values[usable]
@@ -192,11 +192,17 @@ class Conditional:
             active = going
         return points, factors
 
-    def _quadratic(
-        self, points: np.ndarray, scales: np.ndarray
+    def quadratic(
+        self, points: np.ndarray, scales: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values (n,), gradients (n, blocks, k) and minus Hessians of the blocks."""
+        """Values (n,), gradients (n, blocks, k) and minus Hessians (n, blocks, k, k) of the blocks.
+
+        Args:
+            points: (n, D).
+            scales: Of the blocks' coordinates, (n, blocks, k), if they are known.
+        """
         blocks, (n, dimension) = self.split.blocks, points.shape
+        scales = np.zeros((n, *blocks.shape)) if scales is None else scales
         at = points[:, blocks]  # (n, blocks, k)
         steps = np.where(
             scales > 0, CURVATURE.step * scales, CURVATURE.step * np.maximum(1.0, np.abs(at))

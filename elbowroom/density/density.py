@@ -139,7 +139,7 @@ class Density:
         self.evaluations = self.unsteady = 0
         numbers = numbers_in(arguments)
         self.width = max([1, space.dimension, *self._widths(numbers)])
-        self.work = BATCHING.one_by_one
+        self.work, self._matrix = BATCHING.one_by_one, 0
         self.how, self._function = self._prepared()
         self.slope_error = self._slope_error()
 
@@ -228,6 +228,7 @@ class Density:
                 if _agree(recorded(probes), expected, near):
                     self.work = recorded.numbers
                     self.width = max(self.width, recorded.widest // BATCHING.wide)
+                    self._matrix = recorded.matrix
                     return "recorded", recorded
             except Exception:
                 continue
@@ -313,7 +314,9 @@ class Density:
     @property
     def batch(self) -> int:
         """The number of points that are evaluated at once."""
-        return max(1, min(1024, max(SIZES.cache // self.width, 4), BATCHING.largest // self.width))
+        # Of the factors of matrices, one of each point is in use at a time.
+        width = max(self.width, self._matrix)
+        return max(1, min(1024, max(SIZES.cache // width, 4), BATCHING.largest // width))
 
     def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density and gradient at each row of `points`, (n, D): (n,) and (n, D)."""

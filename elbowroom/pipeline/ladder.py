@@ -16,7 +16,7 @@ from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError
 from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
-from elbowroom.pipeline.centring import partly_centred
+from elbowroom.pipeline.centring import has_long_vectors, partly_centred
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.given_start import begun
 from elbowroom.result import Fit
@@ -120,7 +120,8 @@ def climb_ladder(task: Task, fit_one: FitOne, report: Callable[[str], None] | No
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
     sites non-centred; many Markov chains, which come first for a model of the user's own with more
-    dimensions than all correlations are tried in. Where these fail, since the dimension is large or
+    dimensions than all correlations are tried in, or with a long multivariate Normal site whose
+    covariance is unknown. Where these fail, since the dimension is large or
     point parameters have no maximum likelihood, independent Normals; in few dimensions a flow.
     Where none is trusted, the one with the best importance weights is returned, with what to do
     next.
@@ -151,7 +152,8 @@ def _unexplored(problem: Problem) -> Landscape:
 
 def _climb_explored(ladder: Ladder, task: Task) -> None:
     problem = task.problem
-    wide = problem.space.dimension > RUNGS.full_rank and problem.model_name is None
+    wide = problem.space.dimension > RUNGS.full_rank or has_long_vectors(problem)
+    wide = wide and problem.model_name is None
     if wide and not problem.space.parameters.size:
         if _many_chains(ladder, task):
             return

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import torch
 from pyro import poutine
-from pyro.infer.reparam import LocScaleReparam
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -27,7 +26,9 @@ from elbowroom.guides.space import (
 )
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model, required
+from elbowroom.problem.given_start import begun
 from elbowroom.problem.in_support import within_supports
+from elbowroom.problem.informed import Form, written
 from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import check_parameters, kept_buffers, with_fixed_values
 from elbowroom.problem.modules import with_names_of_its_own
@@ -73,6 +74,12 @@ def _named_as(model: Callable[..., Any], changed: Any) -> Callable[..., Any]:
     return function
 
 
+def _otherwise(model: Callable[..., Any], sites: Sequence[str], forms: Mapping[str, Form]) -> Any:
+    """A model with some sites written otherwise, which are deterministic ones then."""
+    config = written({site: forms.get(site) for site in sites})
+    return _Reported(sites)(poutine.reparam(model, config=config))
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model, its options, the data and what was made of them.
@@ -87,6 +94,7 @@ class Problem:
         dtype: Of all numbers.
         device: Of all tensors.
         reparameterised: Location-scale sites that are written by their standardised values.
+        forms: How these are written, where it is otherwise; see `reparameterise`.
         posterior: The same with its priors, where these are left out.
         doubts: What may be wrong with the model or its data, each with the edit.
         unseen: Latent sites that are integrated out or computed; see `elbowroom.problem.unseen`.
@@ -103,6 +111,7 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
     reparameterised: tuple[str, ...] = ()
+    forms: Mapping[str, Form] = field(default_factory=dict)
     posterior: "Problem | None" = None
     doubts: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -110,7 +119,7 @@ class Problem:
     start: Mapping[str, Tensor] = field(default_factory=dict)
 
     def reparameterise(
-        self, sites: Sequence[str], centred: Mapping[str, Tensor] | None = None
+        self, sites: Sequence[str], forms: Mapping[str, Form] | None = None
     ) -> "Problem":
         """The same posterior with some location-scale sites written by their standardised values.
 
@@ -119,20 +128,42 @@ class Problem:
 
         Args:
             sites: Which.
-            centred: How far each number of a site stays as it is, between 0 and 1, of the site's
-                shape; by default not at all.
+            forms: How far each number of a site stays as it is, between 0 and 1, of the site's
+                shape, by default not at all; or what is known of a multivariate Normal one, by
+                default nothing.
         """
         if not sites:
             return self
-        kept: Mapping[str, Any] = {} if centred is None else centred
-        config: Any = {site: LocScaleReparam(centered=kept.get(site, 0.0)) for site in sites}
-        changed = _Reported(sites)(poutine.reparam(self.model.function, config=config))
-
+        forms = dict(forms or {})
+        changed = _otherwise(self.model.function, sites, forms)
         function = _named_as(self.model.function, changed)
         with isolated(0, dtype=self.dtype, device=self.device):
             space = LatentSpace.of(function, self.arguments).with_coordinates_of(self.space)
+            start = self.start
+            if not set(sites).isdisjoint(start):
+                u = begun(start, self.space, torch.zeros(self.space.dimension))
+                start = self.restated(sites, forms, self.space.constrain(u.to(self.dtype)))
         model = replace(self.model, function=function)
-        return replace(self, model=model, space=space, reparameterised=tuple(sites))
+        return replace(
+            self, model=model, space=space, reparameterised=tuple(sites), forms=forms, start=start
+        )
+
+    def restated(
+        self, sites: Sequence[str], forms: Mapping[str, Form], values: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The values of the latent sites where some are written otherwise.
+
+        Args:
+            sites: Which; see `reparameterise`.
+            forms: Of these.
+            values: Of this problem's own latent sites.
+        """
+        known = poutine.condition(self.model.function, dict(values))
+        with torch.no_grad():
+            trace: Any = poutine.trace(_otherwise(known, sites, forms)).get_trace(**self.arguments)
+        kept = {name: value for name, value in values.items() if name not in sites}
+        names = [f"{site}_decentered" for site in sites]
+        return kept | {name: trace.nodes[name]["value"] for name in names}
 
     def with_rows(self, data: pd.DataFrame, points: Mapping[str, Tensor]) -> "Problem":
         """The same model of other rows, its point parameters (`pyro.param`) held at some values.
@@ -190,9 +221,13 @@ class Problem:
                     "on point parameters. It is therefore a part of the likelihood, not a "
                     "prior, and cannot be left out; fit with --guide map or auto."
                 )
+        return replace(self.without(sites), posterior=self)
+
+    def without(self, sites: Sequence[str]) -> "Problem":
+        """The same with the densities of some sites left out, whose values stay."""
         free = _LeftOut(sites)(self.model.function)
         function = _named_as(self.model.function, free)
-        return replace(self, model=replace(self.model, function=function), posterior=self)
+        return replace(self, model=replace(self.model, function=function))
 
     def for_guide(self, guide: Guide) -> "Problem":
         """What a guide is fitted to: this, or without priors if it leaves them out."""

@@ -487,12 +487,10 @@ def record(
     except NotRecordableError:  # what is left depends on the size of the batch
         operations = [_both(one, two) for one, two in kept]
     replay = Replay(operations, constants, [entry], results)
-    given = [
-        prod(shapes[index]) // size
-        for operation in replay.needed(results)
-        for index in operation.outputs
-    ]
+    outputs = [shapes[index] for operation in replay.needed(results) for index in operation.outputs]
+    given = [prod(shape) // size for shape in outputs]
     replay.numbers = sum(given)
+    replay.matrix = max((prod(each) // size for each in outputs if len(each) > 2), default=0)
     replay.widest = 0 if gather else max(given, default=0)
     if any(is_random(operation) for operation in replay.needed(results)):
         raise NotRecordableError  # a random number that matters

@@ -84,11 +84,13 @@ class Replay:
         numbers: That its operations give for each row, of a recording for batches.
         widest: Of these, the most that one operation gives, where the turns of a loop are done at
             once; else 0.
+        matrix: The most numbers of a matrix, or of several of one kind, that one operation gives.
         branches: Whether it may find another branch than the recorded one.
     """
 
     numbers: int
     widest: int
+    matrix: int
 
     def __init__(
         self,

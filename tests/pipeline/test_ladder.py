@@ -84,7 +84,8 @@ class Problem:
     def space(self) -> Any:
         return SimpleNamespace(
             dimension=self.dimension, location_scale=self.location_scale,
-            discrete=self.discrete, parameters=SimpleNamespace(size=self.points),
+            discrete=self.discrete, parameters=SimpleNamespace(size=self.points), vectors=(),
+            sites=(),
         )  # fmt: skip
 
     @property

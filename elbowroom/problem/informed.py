@@ -1,0 +1,216 @@
+"""Multivariate Normal sites in coordinates that what is known of them leaves as they are.
+
+A site f of covariance K(theta) is badly drawn as it is written where the data tell little of it:
+it follows the scales and lengths theta on which K depends (a funnel). It is badly drawn by its
+standardised values z, f = loc + L z with L L' = K, where the data tell much of it: then z follows
+theta. What the rest of the model tells of f is nearly h'f - f'Wf / 2, whatever theta. With it, f
+given theta is Normal, and is drawn by the values u that standardise that Normal:
+
+    f = loc + L z,   z = C'^-1 (u + C^-1 L'(h - W loc)),   C C' = 1 + L'W L.
+
+With W = 0 these are the standardised values; where W is large, f less a constant. Where the rest is
+that of Normal data of known noise, u is standard Normal a posteriori and independent of theta; else
+nearly so. Whatever W and h, the posterior of f and theta is the same.
+
+A partly non-centred form (Papaspiliopoulos, Roberts and Sköld, 2007, "A general framework for the
+parametrization of hierarchical models") for vectors, with the likelihood's Normal approximation at
+the posterior itself in place of the prior's scale, as Murray and Adams (2010, "Slice sampling
+covariance hyperparameters of latent Gaussian models") draw hyperparameters.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam.reparam import Reparam
+from torch import Tensor
+from torch.distributions import constraints
+
+from elbowroom.guides.space import covariance_root, own_family
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the rest of a model tells of a vector f: h'f - f'Wf / 2, plus a constant.
+
+    Attributes:
+        root: R with R'R = W, (..., k, k); diagonal ones are multiplied as such.
+        slope: h, (..., k).
+    """
+
+    root: Tensor
+    slope: Tensor
+
+    def to(self, like: Tensor) -> "Information":
+        """The same in the dtype and on the device of a tensor."""
+        return Information(self.root.to(like), self.slope.to(like))
+
+    def seen(self, factor: Tensor) -> Tensor:
+        """R times a matrix (..., k, k)."""
+        diagonal = self.root.diagonal(dim1=-2, dim2=-1)
+        if torch.equal(torch.diag_embed(diagonal), self.root):
+            return diagonal.unsqueeze(-1) * factor
+        return self.root @ factor
+
+
+class Informed(dist.TorchDistribution):
+    """The values u of a standard Normal z: u = C'z - C^-1 b, with C C' = 1 + L'W L.
+
+    Args:
+        loc: Of the site, (..., k).
+        factor: Its lower Cholesky factor L, (..., k, k).
+        information: W and h; None for none, where u is z.
+
+    Example:
+        >>> known = Information(torch.eye(2), torch.ones(2))
+        >>> u = Informed(torch.zeros(2), torch.eye(2), known)
+        >>> u.value_of(torch.zeros(2))  # halfway between the prior's mean and the data's
+        tensor([0.5000, 0.5000])
+        >>> u.of_value(torch.tensor([0.5, 0.5])).abs() < 1e-6
+        tensor([True, True])
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, factor: Tensor, information: Information | None) -> None:
+        self.loc, self.factor = loc, factor
+        self.root: Tensor | None = None
+        if information is not None:
+            information = information.to(factor)
+            seen = information.seen(factor)  # R L
+            among = seen.mT @ seen
+            self.root = torch.linalg.cholesky(among + torch.eye(loc.shape[-1]).to(among))
+            expected = (information.root @ loc.unsqueeze(-1)).squeeze(-1)
+            told = _times(factor.mT, information.slope) - _times(seen.mT, expected)
+            self.centre = _solved(self.root, told)
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Informed":
+        """The same for more vectors."""
+        found = self._get_checked_instance(Informed, _instance)
+        size = self.loc.shape[-1:]
+        found.loc, found.factor = self.loc.expand(*batch_shape, *size), self.factor
+        found.root = self.root
+        if self.root is not None:
+            found.centre = self.centre
+        super(Informed, found).__init__(torch.Size(batch_shape), size, validate_args=False)
+        return found
+
+    def standard(self, u: Tensor) -> Tensor:
+        """z, (..., k)."""
+        return u if self.root is None else _solved(self.root, u + self.centre, transposed=True)
+
+    def value_of(self, u: Tensor) -> Tensor:
+        """The site's value, (..., k)."""
+        return self.loc + _times(self.factor, self.standard(u))
+
+    def of_value(self, value: Tensor) -> Tensor:
+        """The u of a value of the site, (..., k)."""
+        z = _solved(self.factor, value - self.loc)
+        return z if self.root is None else _times(self.root.mT, z) - self.centre
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """The log density, (...)."""
+        z = self.standard(u)
+        found = -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+        if self.root is None:
+            return found
+        return found - self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of the prior, reparameterised."""
+        z = torch.randn(self._extended_shape(sample_shape)).to(self.loc)
+        return z if self.root is None else _times(self.root.mT, z) - self.centre
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _solved(factor: Tensor, vector: Tensor, transposed: bool = False) -> Tensor:
+    """The solution with a lower triangular matrix or its transpose."""
+    if transposed:
+        return torch.linalg.solve_triangular(factor.mT, vector.unsqueeze(-1), upper=True)[..., 0]
+    return torch.linalg.solve_triangular(factor, vector.unsqueeze(-1), upper=False)[..., 0]
+
+
+class _InformedReparam(Reparam):
+    """A multivariate Normal site by its values u."""
+
+    def __init__(self, information: Information | None) -> None:
+        self.information = information
+
+    def apply(self, msg: Any) -> Any:
+        """The site as a deterministic one; see Pyro's own `LocScaleReparam`."""
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        factor, event_dim = covariance_root(fn), fn.event_dim
+        assert factor is not None
+        own = Informed(own_family(fn).loc, factor, self.information)
+        u = pyro.sample(
+            f"{name}_decentered",
+            own.to_event(event_dim - 1),
+            obs=None if value is None else own.of_value(value),
+            infer={"is_observed": msg["is_observed"]},
+        )
+        if value is None:
+            value = own.value_of(u)
+        fn = dist.Delta(value, event_dim=event_dim).mask(False)
+        return {"fn": fn, "value": value, "is_observed": True}
+
+
+Form = Tensor | Information
+"""How a site is written: the share by which each number stays as it is, or what is known of it."""
+
+
+def written(sites: Mapping[str, Form | None]) -> Any:
+    """Pyro's configuration by which sites are written otherwise.
+
+    Args:
+        sites: Their forms, by name; None for standardised values.
+    """
+
+    def config(msg: Any) -> Reparam | None:
+        if msg["name"] not in sites:
+            return None
+        form = sites[msg["name"]]
+        if covariance_root(msg["fn"]) is not None:
+            assert form is None or isinstance(form, Information)
+            return _InformedReparam(form)
+        assert not isinstance(form, Information)
+        return LocScaleReparam(centered=0.0 if form is None else form)
+
+    return config
+
+
+def stored(forms: Mapping[str, Form]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of forms, each with a name for a file."""
+    for site, form in forms.items():
+        if isinstance(form, Information):
+            yield f"{site}.root", form.root
+            yield f"{site}.slope", form.slope
+        else:
+            yield f"{site}.share", form
+
+
+def restored(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
+    """The forms whose tensors were stored.
+
+    Example:
+        >>> restored({"level.share": torch.tensor(0.5)})
+        {'level': tensor(0.5000)}
+    """
+    found: dict[str, Form] = {}
+    for name, tensor in tensors.items():
+        site, _, part = name.rpartition(".")
+        if part == "share":
+            found[site] = tensor
+        elif part == "root":
+            found[site] = Information(tensor, tensors[f"{site}.slope"])
+    return found
