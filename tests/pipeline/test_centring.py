@@ -11,8 +11,10 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.density.landscape import density_of
+from elbowroom.draws.many_chains import run_many_chains
 from elbowroom.pipeline.centring import partly_centred
 from elbowroom.problem.bound import Problem, bind, resolve_model
+from elbowroom.problem.informed import Information
 from elbowroom.problem.isolation import isolated
 
 READINGS = torch.tensor([0.25, 100.0] * 35, dtype=torch.float64)
@@ -93,4 +95,130 @@ def test_a_wide_hierarchy_is_trusted_and_right() -> None:
     assert np.abs(np.log(found.std(0) * precision**0.5)).max() < noise + 0.02
     again = fit.sample(200, seed=3)["level"].values[0]
     assert again.shape == (200, 70)
-    assert np.isin(again[:, 0], found[:, 0]).all()  # draws of the chains, taken anew
+    same = np.isclose(again[:, :1], found[:, 0], rtol=1e-12, atol=0.0)
+    assert same.any(1).all()  # draws of the chains, taken anew
+
+
+# --- multivariate Normal sites
+
+PLACES = torch.linspace(0.0, 4.0, 12, dtype=torch.float64)
+
+
+def process(x: Tensor, y: Tensor, noise: Tensor) -> None:
+    size = pyro.sample("size", dist.LogNormal(0.0, 0.5))
+    length = pyro.sample("length", dist.LogNormal(0.0, 0.5))
+    f = pyro.sample("f", dist.MultivariateNormal(torch.zeros(len(x)), _kernel(x, size, length)))
+    with pyro.plate("places", len(x)):
+        pyro.sample("y", dist.Normal(f, noise), obs=y)
+
+
+def _kernel(x: Tensor, size: Tensor, length: Tensor) -> Tensor:
+    near = torch.exp(-((x[:, None] - x) ** 2) / (2 * length**2))
+    return size**2 * near + 1e-4 * torch.eye(len(x), dtype=x.dtype)
+
+
+def places(noise: float) -> dict[str, Tensor]:
+    random = np.random.default_rng(0)
+    y = np.sin(2 * PLACES.numpy()) + noise * random.normal(size=len(PLACES))
+    return {"x": PLACES, "y": torch.tensor(y), "noise": torch.tensor(noise, dtype=torch.float64)}
+
+
+def own(model: Any, data: dict[str, Tensor]) -> Problem:
+    return bind(resolve_model(model), data, None, torch.float64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("noise", [0.02, 3.0])
+def test_what_normal_data_tell_of_a_vector_is_found(noise: float) -> None:
+    """Their precision, and that times themselves."""
+    data = places(noise)
+    centred, landscape = partly_centred(own(process, data), 0)
+    form = centred.forms["f"]
+    assert isinstance(form, Information)
+    expected = torch.eye(12, dtype=torch.float64) / noise
+    torch.testing.assert_close(form.root, expected, rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(form.slope, data["y"] / noise**2, rtol=1e-4, atol=1e-3 / noise)
+    assert landscape.starts is not None
+    with centred.session(0):
+        values = centred.space.constrain(torch.as_tensor(landscape.starts[0]))
+    # They are independent of the size and length, and standard Normal.
+    assert float(values["f_decentered"].square().mean()) < 3.0
+
+
+def _exact(data: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and sd of (size, length) and of f, the vector integrated out and these on a grid."""
+    x, y, noise = data.values()
+    grid = torch.linspace(-2.5, 2.5, 61, dtype=torch.float64)
+    sizes, lengths = (each.reshape(-1) for each in torch.meshgrid(grid, grid, indexing="ij"))
+    log_p, f, second = -0.5 * (sizes**2 + lengths**2) / 0.25, [], []
+    log_p = log_p.clone()
+    for i, (size, length) in enumerate(zip(sizes.exp(), lengths.exp(), strict=True)):
+        covariance = _kernel(x, size, length)
+        total = covariance + noise**2 * torch.eye(len(x), dtype=x.dtype)
+        log_p[i] += dist.MultivariateNormal(torch.zeros_like(y), total).log_prob(y)
+        gain = torch.linalg.solve(total, covariance).T
+        f.append(gain @ y)
+        second.append((covariance - gain @ covariance).diagonal() + f[-1] ** 2)
+    weights = log_p.softmax(0)
+    values = torch.cat([torch.stack([sizes.exp(), lengths.exp()], 1), torch.stack(f)], 1)
+    squares = torch.cat([values[:, :2] ** 2, torch.stack(second)], 1)
+    mean = weights @ values
+    return mean, (weights @ squares - mean**2).sqrt(), weights
+
+
+@pytest.mark.parametrize("noise", [0.02, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_a_gaussian_process_is_trusted_and_right(noise: float) -> None:
+    """Data that tell all of it, and data that tell little; its posterior by quadrature."""
+    data = places(noise)
+    fit = er.fit(process, data, seed=1)
+    assert fit.verdict.trusted, str(fit.verdict)
+    assert fit.guide.name == "markov"
+    group = fit.posterior["posterior"]
+    found = np.column_stack([group[name].values[0] for name in ("size", "length", "f")])
+    mean, sd, _ = (each.numpy() for each in _exact(data))
+    noise_of_draws = 4 / fit.measures["corrected_effective_sample_size"] ** 0.5
+    assert np.abs((found.mean(0) - mean) / sd).max() < noise_of_draws
+    # The sd of a log-normal tail varies by its kurtosis.
+    standard = (found - found.mean(0)) / found.std(0)
+    spread = ((standard**4).mean(0) - 1) ** 0.5 / 2
+    assert (np.abs(np.log(found.std(0) / sd)) / spread).max() < noise_of_draws
+    assert "f_decentered" not in group
+
+
+def pairs(readings: Tensor, y: Tensor) -> None:
+    spread = pyro.sample("spread", dist.LogNormal(torch.zeros(2), 0.3).to_event(1))
+    factor = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=y.dtype)
+    with pyro.plate("groups", len(y)):
+        scale_tril = spread[:, None] * factor
+        level = pyro.sample("level", dist.MultivariateNormal(torch.zeros(2), scale_tril=scale_tril))
+        pyro.sample("y", dist.Normal(level, readings[:, None].rsqrt()).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(("readings", "changed"), [(0.2, ("level",)), (20.0, ())])
+def test_short_vectors_of_groups_are_standardised_or_stay(
+    readings: float, changed: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    y = torch.randn(30, 2, dtype=torch.float64)
+    data = {"readings": torch.full((30,), readings, dtype=torch.float64), "y": y}
+    centred, _ = partly_centred(own(pairs, data), 0)
+    assert centred.reparameterised == changed
+    assert not centred.forms
+
+
+def test_chains_of_a_process_that_have_not_mixed_say_so() -> None:
+    """Two lengths far apart, which the prior alone tells: no chain comes from one to the other."""
+
+    def model(x: Tensor, y: Tensor, noise: Tensor) -> None:
+        place = pyro.sample("place", dist.Normal(0.0, 10.0).mask(False))
+        pyro.factor("two", torch.logaddexp(-50 * (place - 1) ** 2, -50 * (place + 1) ** 2))
+        covariance = _kernel(x, torch.ones_like(noise), torch.exp(place))
+        f = pyro.sample("f", dist.MultivariateNormal(torch.zeros(len(x)), covariance))
+        with pyro.plate("places", len(x)):
+            pyro.sample("y", dist.Normal(f, noise), obs=y)
+
+    _, landscape = partly_centred(own(model, places(30.0)), 0)
+    density, random = landscape.density, np.random.default_rng(0)
+    assert density is not None
+    with isolated(0, dtype=torch.float64):
+        found = run_many_chains(density, landscape.spread(8, random), random, arrived=True)
+    assert not found.mixed
