@@ -355,9 +355,11 @@ class Density:
         return found
 
     def _chunks(self, points: np.ndarray) -> Iterator[np.ndarray]:
-        for i in range(0, len(points), self.batch):
+        # Even ones: a small one costs nearly as much as a whole one.
+        size = -(-len(points) // max(1, -(-len(points) // self.batch))) if len(points) else 1
+        for i in range(0, len(points), size):
             budget.check()
-            chunk = points[i : i + self.batch]
+            chunk = points[i : i + size]
             self.evaluations += len(chunk)
             yield chunk
 

@@ -8,8 +8,9 @@ Normal sites, such as Gaussian processes, are written by what is known of them a
 `elbowroom.problem.informed`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from elbowroom.density.density import Density
 from elbowroom.density.landscape import Landscape, density_of, unclimbed
 from elbowroom.draws.groups import reported_quantities
 from elbowroom.draws.many_chains import MANY_CHAINS, warm_up
-from elbowroom.guides.space import covariance_root, own_family
+from elbowroom.guides.space import LatentSpace, covariance_root, own_family
 from elbowroom.problem.bound import Problem
-from elbowroom.problem.informed import Form, Information
+from elbowroom.problem.informed import Form, Information, Predicted
 from elbowroom.problem.isolation import isolated
+from elbowroom.problem.predictor import Predictor, predictors
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
     Returns:
         The problem, and its density with places to begin at.
     """
-    vectors = _Vectors(problem, seed) if problem.space.vectors else None
-    forms, short = ({}, {}) if vectors is None else vectors.at_modes()
+    vectors = _vectors(problem, seed)
+    forms, short = _at_modes(problem, vectors, seed)
     sites = [name for name in problem.space.location_scale if short.get(name, 0.0) < CENTRING.most]
+    sites += [name for name in vectors if name not in problem.space.location_scale]
     if not sites:
         return problem, unclimbed(problem, seed)
     forms = {name: form for name, form in forms.items() if name not in short}
@@ -93,15 +96,18 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
         parts = standardised.space.split(torch.as_tensor(shares))
         values = density.constrained(ends if forms else few)
     centred: dict[str, Form] = {}
-    numbers = [name for name in sites if name not in problem.space.vectors]
+    numbers = [name for name in sites if name not in vectors]
     shared = {name: parts[f"{name}_decentered"].to(problem.dtype) for name in numbers}
     if max((float(part.max()) for part in shared.values()), default=0.0) >= CENTRING.least:
         centred.update(shared)
     if not (centred or forms):
         return standardised, unclimbed(standardised, seed, few)
     own = _as_written(problem, standardised, values, seed)
-    if vectors is not None and forms:
-        centred.update(vectors.known(own, forms))
+    if forms:
+        with problem.session(seed):
+            points = torch.stack([problem.space.unconstrain(each) for each in own])
+        known = {name: vectors[name] for name in forms}
+        centred.update(_known(problem, known, points.double().cpu().numpy(), seed))
     changed = problem.reparameterise(sites, centred)
     with problem.session(seed):
         restated = [problem.restated(sites, centred, each) for each in own[:: len(own) // len(few)]]
@@ -110,9 +116,17 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
 
 
 def has_long_vectors(problem: Problem) -> bool:
-    """Whether there is a site such as a Gaussian process, whose covariance is unknown."""
+    """Whether there is a vector such as a Gaussian process, whose covariance is unknown."""
+    if problem.model_name is not None:
+        return False
     sizes = {site.name: site.shape[-1] for site in problem.space.sites if site.shape}
-    return any(sizes[name] >= CENTRING.short for name in problem.space.vectors)
+    long = any(sizes[name] >= CENTRING.short for name in problem.space.vectors)
+    return long or bool(_predictors(problem, 0))
+
+
+def _predictors(problem: Problem, seed: int) -> tuple[Predictor, ...]:
+    with problem.session(seed):
+        return predictors(problem.function, problem.arguments, problem.space)
 
 
 Values = dict[str, Tensor]
@@ -128,75 +142,120 @@ def _as_written(
     return [{site.name: known[site.name][i] for site in problem.space.sites} for i in range(count)]
 
 
-class _Vectors:
-    """The multivariate Normal sites of a problem whose covariance depends on other sites."""
+@dataclass(frozen=True)
+class _Vector:
+    """Normal vectors f = mean + factor z of which the rest of a model tells something.
 
-    def __init__(self, problem: Problem, seed: int) -> None:
-        self.problem, self.seed = problem, seed
-        space, begin = problem.space, 0
+    Attributes:
+        given: They, given all else, as blocks of the density of the rest.
+        prior: The mean, (blocks, m), and the factor, (blocks, m, k), given the values of all sites.
+        place: The indices of the site, (blocks, k), among all coordinates.
+        predictor: Where the site is z, and the blocks are what is added to f; None where it is f.
+    """
+
+    given: Conditional
+    prior: Callable[[Values], tuple[Tensor, Tensor]]
+    place: np.ndarray
+    predictor: Predictor | None = None
+
+    def whole(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., D) as the density of the rest has them."""
+        missing = self.given.density.dimension - points.shape[-1]
+        return np.concatenate([np.zeros((*points.shape[:-1], missing)), points], axis=-1)
+
+    def priors(self, space: LatentSpace, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean, (n, blocks, m), and the factor, (n, blocks, m, k), at points, (n, D)."""
+        with torch.no_grad():
+            found = [self.prior(space.constrain(torch.as_tensor(point))) for point in points]
+        mean, factor = (torch.stack(each).double().numpy() for each in zip(*found, strict=True))
+        return mean, factor
+
+
+def _vectors(problem: Problem, seed: int) -> dict[str, _Vector]:
+    """The multivariate Normal sites whose covariance depends on others, and the like, by name."""
+    space, found = problem.space, {}
+    places, begin = {}, 0
+    for site, size in zip(space.sites, space.sizes, strict=True):
+        places[site.name] = np.arange(begin, begin + size).reshape(-1, (1, *site.shape)[-1])
+        begin += size
+    if space.vectors:
         with isolated(seed, dtype=torch.float64, threads=problem.threads):
-            rest: Density = density_of(problem.without(space.vectors))
-        self.given: dict[str, Conditional] = {}
-        for site, size in zip(space.sites, space.sizes, strict=True):
-            if site.name in space.vectors:
-                blocks = np.arange(begin, begin + size).reshape(-1, site.shape[-1])
-                others = np.setdiff1d(np.arange(space.dimension), blocks)
-                split = Split(others, blocks)
-                self.given[site.name] = Conditional(rest, split, np.zeros(space.dimension))
-            begin += size
+            rest = density_of(problem.without(space.vectors))
+        for name in space.vectors:
+            given = _given(rest, places[name])
+            found[name] = _Vector(given, partial(_prior, problem, name), places[name])
+    for predictor in _predictors(problem, seed):
+        name = predictor.site
+        moved = problem.without([name]).with_added(predictor)
+        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+            rest = density_of(moved)
+        added = np.arange(rest.dimension - space.dimension)[None]
+        prior = partial(_linear, problem, predictor)
+        found[name] = _Vector(_given(rest, added), prior, places[name], predictor)
+    return found
 
-    def at_modes(self) -> tuple[dict[str, Form], dict[str, float]]:
-        """What is known of each at its mode given others that are near zero, unconstrained.
 
-        Returns:
-            That, and of the short ones, which share of what is known is not of their prior.
-        """
-        random = np.random.default_rng(self.seed)
-        points = random.uniform(-1, 1, (MANY_CHAINS.groups, self.problem.space.dimension))
-        short: dict[str, float] = {}
-        with isolated(self.seed, dtype=torch.float64, threads=self.problem.threads):
-            for name, given in self.given.items():
-                mean, factor = self._prior(name, points)
-                points = _climbed(given, points, mean, factor)
-                _, _, curvature = given.quadratic(points)
-                told = np.trace(np.linalg.inv(_precision(curvature, factor)), axis1=-2, axis2=-1)
-                if mean.shape[-1] < CENTRING.short:
-                    short[name] = 1 - float(np.mean(told)) / mean.shape[-1]
-        return self._known(points, self.given), short
+def _given(rest: Density, blocks: np.ndarray) -> Conditional:
+    others = np.setdiff1d(np.arange(rest.dimension), blocks)
+    return Conditional(rest, Split(others, blocks), np.zeros(rest.dimension))
 
-    def _prior(self, name: str, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The mean (n, blocks, k) and Cholesky factor (n, blocks, k, k) given all sites, (n, D)."""
-        space, shape, found = self.problem.space, self.given[name].split.blocks.shape, []
-        for point in points:
-            values = space.constrain(torch.as_tensor(point))
-            with torch.no_grad():
-                model = poutine.condition(self.problem.function, values)
-                node: Any = poutine.trace(model).get_trace(**self.problem.arguments).nodes[name]
-            loc, root = own_family(node["fn"]).loc, covariance_root(node["fn"])
-            assert root is not None
-            root = root.expand(*loc.shape, loc.shape[-1])
-            found.append((loc.reshape(shape).numpy(), root.reshape(*shape, -1).numpy()))
-        mean, factor = (np.stack(each) for each in zip(*found, strict=True))
-        return mean.astype(float), factor.astype(float)
 
-    def known(self, own: list[Values], names: Iterable[str]) -> dict[str, Form]:
-        """What is known of some sites on average over draws of the posterior."""
-        space = self.problem.space
-        points = torch.stack([space.unconstrain(values) for values in own])
-        return self._known(points.double().cpu().numpy(), names)
+def _prior(problem: Problem, name: str, values: Values) -> tuple[Tensor, Tensor]:
+    model = poutine.condition(problem.function, values)
+    fn: Any = poutine.trace(model).get_trace(**problem.arguments).nodes[name]["fn"]
+    loc, root = own_family(fn).loc, covariance_root(fn)
+    assert root is not None
+    size = loc.shape[-1]
+    return loc.reshape(-1, size), root.expand(*loc.shape, size).reshape(-1, size, size)
 
-    def _known(self, points: np.ndarray, names: Iterable[str]) -> dict[str, Form]:
-        shapes = {site.name: site.shape for site in self.problem.space.sites}
-        found: dict[str, Form] = {}
-        with isolated(self.seed, dtype=torch.float64, threads=self.problem.threads):
-            for name in names:
-                root, slope = _information(self.given[name], points)
-                shape = shapes[name]
-                found[name] = Information(
-                    torch.as_tensor(root).reshape(*shape, shape[-1]),
-                    torch.as_tensor(slope).reshape(shape),
-                )
-        return found
+
+def _linear(problem: Problem, predictor: Predictor, values: Values) -> tuple[Tensor, Tensor]:
+    constant, columns = predictor.at(problem.function, problem.arguments, values)
+    return constant[None], columns[None]
+
+
+def _at_modes(
+    problem: Problem, vectors: Mapping[str, _Vector], seed: int
+) -> tuple[dict[str, Form], dict[str, float]]:
+    """What is known of vectors at their modes given others that are near zero, unconstrained.
+
+    Returns:
+        That, and of short ones, which share of what is known is not of their prior.
+    """
+    space, short = problem.space, {}
+    points = np.random.default_rng(seed).uniform(-1, 1, (MANY_CHAINS.groups, space.dimension))
+    for name, vector in vectors.items():
+        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+            mean, factor = vector.priors(space, points)
+            points = _climbed(vector, points, mean, factor)
+            if mean.shape[-1] < CENTRING.short:
+                _, _, curvature = vector.given.quadratic(vector.whole(points))
+                left = np.trace(np.linalg.inv(_precision(curvature, factor)), axis1=-2, axis2=-1)
+                short[name] = 1 - float(np.mean(left)) / mean.shape[-1]
+    return _known(problem, vectors, points, seed), short
+
+
+def _known(
+    problem: Problem, vectors: Mapping[str, _Vector], points: np.ndarray, seed: int
+) -> dict[str, Form]:
+    """What is known of vectors on average over points, (n, D)."""
+    shapes = {site.name: site.shape for site in problem.space.sites}
+    found: dict[str, Form] = {}
+    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        for name, vector in vectors.items():
+            own = points[:, vector.place]
+            if vector.predictor is not None:
+                mean, factor = vector.priors(problem.space, points)
+                own = mean + (factor @ own[..., None])[..., 0]
+            root, slope = _information(vector.given, vector.whole(points), own)
+            shape = vector.predictor.shape if vector.predictor else shapes[name]
+            size = root.shape[-1]
+            known = Information(
+                torch.as_tensor(root).reshape(*shape[:-1], size, size),
+                torch.as_tensor(slope).reshape(*shape[:-1], size),
+            )
+            found[name] = Predicted(vector.predictor, known) if vector.predictor else known
+    return found
 
 
 def _precision(curvature: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -208,48 +267,56 @@ def _precision(curvature: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def _climbed(
-    given: Conditional, points: np.ndarray, mean: np.ndarray, factor: np.ndarray
+    vector: _Vector, points: np.ndarray, mean: np.ndarray, factor: np.ndarray
 ) -> np.ndarray:
-    """Points (n, D) whose blocks, of Normal priors, are at their mode given the others.
+    """Points (n, D) with vectors at their mode given the others.
 
     Args:
-        given: The blocks of a log density without their priors.
+        vector: Those.
         points: Where to begin.
-        mean: Of the priors, (n, blocks, k).
-        factor: Their Cholesky factors, (n, blocks, k, k).
+        mean: Of the priors, (n, blocks, m).
+        factor: Their factors, (n, blocks, m, k).
     """
-    blocks = given.split.blocks
-    z = np.zeros_like(mean)
+    z = np.zeros((len(points), *factor.shape[1:2], factor.shape[-1]))
     shares = 0.5 ** np.arange(CENTRING.halvings)[:, None, None, None]
 
     def at(z: np.ndarray) -> np.ndarray:
         moved = np.repeat(points[None], len(z), axis=0)
-        moved[..., blocks] = mean + (factor @ z[..., None])[..., 0]
+        own = z if vector.predictor else mean + (factor @ z[..., None])[..., 0]
+        moved[..., vector.place] = own
         return moved
 
-    for _ in range(CENTRING.newton):
-        here = at(z[None])[0]
-        before, gradients, curvature = given.quadratic(here)
-        transposed = np.swapaxes(factor, -1, -2)
-        precision = _precision(curvature, factor)
-        uphill = (transposed @ np.nan_to_num(gradients)[..., None])[..., 0] - z
-        steps = np.linalg.solve(precision, uphill[..., None])[..., 0]
-        tried = z + shares * steps  # (halvings, n, blocks, k)
-        values = given.density.value(at(tried).reshape(-1, points.shape[1])).reshape(
-            len(shares), -1
+    def values_at(z: np.ndarray) -> np.ndarray:
+        whole = vector.whole(at(z)).reshape(-1, vector.given.density.dimension)
+        return vector.given.density.value(whole).reshape(len(z), -1) - 0.5 * np.square(z).sum(
+            (2, 3)
         )
-        values = values - 0.5 * np.square(tried).sum((2, 3))
-        gained = values.max(0) - (before - 0.5 * np.square(z).sum((1, 2)))
-        best = values.argmax(0)
-        better = gained > 0
-        z = np.where(better[:, None, None], tried[best, np.arange(len(z))], z)
+
+    for _ in range(CENTRING.newton):
+        _, gradients, curvature = vector.given.quadratic(vector.whole(at(z[None])[0]))
+        transposed = np.swapaxes(factor, -1, -2)
+        uphill = (transposed @ np.nan_to_num(gradients)[..., None])[..., 0] - z
+        steps = np.linalg.solve(_precision(curvature, factor), uphill[..., None])[..., 0]
+        tried = z + shares * steps  # (halvings, n, blocks, k)
+        values = values_at(tried)
+        gained = values.max(0) - values_at(z[None])[0]
+        best = tried[values.argmax(0), np.arange(len(z))]
+        z = np.where((gained > 0)[:, None, None], best, z)
         if not (gained > CENTRING.close).any():
             break
     return at(z[None])[0]
 
 
-def _information(given: Conditional, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The root R, (blocks, k, k), and slope, (blocks, k), of the information on average."""
+def _information(
+    given: Conditional, points: np.ndarray, own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The root R, (blocks, m, m), and slope, (blocks, m), of the information on average.
+
+    Args:
+        given: The vectors given all else.
+        points: (n, D).
+        own: The vectors there, (n, blocks, m).
+    """
     values, gradients, curvature = given.quadratic(points)
     usable = np.isfinite(values) & np.isfinite(curvature).all((1, 2, 3))
     if not usable.any():
@@ -260,12 +327,12 @@ def _information(given: Conditional, points: np.ndarray) -> tuple[np.ndarray, np
     small = CENTRING.apart * sizes[..., :, None] * sizes[..., None, :]
     precision = np.where(np.abs(precision) > small, precision, 0.0)
     values, vectors = np.linalg.eigh(precision)
-    own = np.diagonal(precision, axis1=-2, axis2=-1)
-    eye = np.eye(own.shape[-1], dtype=bool)
+    sizes = np.diagonal(precision, axis1=-2, axis2=-1)
+    eye = np.eye(sizes.shape[-1], dtype=bool)
     if not precision[..., ~eye].any():
-        root = np.sqrt(np.maximum(own, 0.0))[..., None] * eye
+        root = np.sqrt(np.maximum(sizes, 0.0))[..., None] * eye
     else:
         root = np.sqrt(np.maximum(values, 0.0))[..., None] * np.swapaxes(vectors, -1, -2)
     whole = np.swapaxes(root, -1, -2) @ root
-    at = points[usable][:, given.split.blocks].mean(0)
+    at = own[usable].mean(0)
     return root, gradients[usable].mean(0) + (whole @ at[..., None])[..., 0]

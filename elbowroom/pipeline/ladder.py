@@ -208,7 +208,8 @@ def _many_chains(ladder: Ladder, task: Task, landscape: Landscape | None = None)
     else at random.
     """
     problem = task.problem
-    if landscape is None and problem.space.location_scale and problem.model_name is None:
+    changes = problem.space.location_scale or has_long_vectors(problem)
+    if landscape is None and changes and problem.model_name is None:
         problem, landscape = partly_centred(problem, task.seed)
     return ladder.rung("markov", replace(task, problem=problem), "fixed_draws", landscape)
 

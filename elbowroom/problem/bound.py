@@ -7,6 +7,8 @@ from functools import wraps
 from typing import Any
 
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -34,6 +36,7 @@ from elbowroom.problem.leaves import check_parameters, kept_buffers, with_fixed_
 from elbowroom.problem.modules import with_names_of_its_own
 from elbowroom.problem.own_plates import OwnPlate, own_plates, with_all_rows, with_rows
 from elbowroom.problem.precision import unmixed
+from elbowroom.problem.predictor import Predictor
 from elbowroom.problem.unseen import without_unseen
 from elbowroom.problem.validation import check_shapes, has_gradient, real_observations, validate
 from elbowroom.sizes import SIZES, numbers_in
@@ -72,12 +75,6 @@ def _named_as(model: Callable[..., Any], changed: Any) -> Callable[..., Any]:
         return changed(**arguments)
 
     return function
-
-
-def _otherwise(model: Callable[..., Any], sites: Sequence[str], forms: Mapping[str, Form]) -> Any:
-    """A model with some sites written otherwise, which are deterministic ones then."""
-    config = written({site: forms.get(site) for site in sites})
-    return _Reported(sites)(poutine.reparam(model, config=config))
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Problem:
         if not sites:
             return self
         forms = dict(forms or {})
-        changed = _otherwise(self.model.function, sites, forms)
+        changed = self._otherwise(self.model.function, sites, forms)
         function = _named_as(self.model.function, changed)
         with isolated(0, dtype=self.dtype, device=self.device):
             space = LatentSpace.of(function, self.arguments).with_coordinates_of(self.space)
@@ -147,6 +144,21 @@ class Problem:
         return replace(
             self, model=model, space=space, reparameterised=tuple(sites), forms=forms, start=start
         )
+
+    def _otherwise(
+        self, model: Callable[..., Any], sites: Sequence[str], forms: Mapping[str, Form]
+    ) -> Any:
+        """A model with some sites written otherwise, which are deterministic ones then."""
+        origin = self.space.constrain(torch.zeros(self.space.dimension))
+
+        def linear(predictor: Predictor, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            # Sites that are sampled later on are at the origin.
+            like = next(iter(values.values()))
+            known = {name: value.to(like) for name, value in origin.items()} | {**values}
+            return predictor.at(self.model.function, self.arguments, known)
+
+        own = {site: forms.get(site) for site in sites}
+        return _Reported(sites)(written(model, own, linear))
 
     def restated(
         self, sites: Sequence[str], forms: Mapping[str, Form], values: Mapping[str, Tensor]
@@ -160,7 +172,9 @@ class Problem:
         """
         known = poutine.condition(self.model.function, dict(values))
         with torch.no_grad():
-            trace: Any = poutine.trace(_otherwise(known, sites, forms)).get_trace(**self.arguments)
+            trace: Any = poutine.trace(self._otherwise(known, sites, forms)).get_trace(
+                **self.arguments
+            )
         kept = {name: value for name, value in values.items() if name not in sites}
         names = [f"{site}_decentered" for site in sites]
         return kept | {name: trace.nodes[name]["value"] for name in names}
@@ -232,6 +246,22 @@ class Problem:
     def for_guide(self, guide: Guide) -> "Problem":
         """What a guide is fitted to: this, or without priors if it leaves them out."""
         return self.without_priors() if guide.likelihood else self
+
+    def with_added(self, predictor: Predictor) -> "Problem":
+        """The same with one more latent site, the first one, which is added to a result.
+
+        It has no density of its own.
+        """
+
+        def changed(**arguments: Any) -> Any:
+            flat = dist.Normal(torch.zeros(predictor.shape), 1.0).mask(False)
+            added = pyro.sample(f"{predictor.site}_added", flat.to_event(len(predictor.shape)))
+            return predictor.moved(self.model.function, added)(**arguments)
+
+        function = _named_as(self.model.function, changed)
+        with isolated(0, dtype=self.dtype, device=self.device):
+            space = LatentSpace.of(function, self.arguments)
+        return replace(self, model=replace(self.model, function=function), space=space)
 
     def called(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """A guide of the user's own, to be called with the model's arguments in a session."""

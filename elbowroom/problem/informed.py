@@ -19,19 +19,22 @@ covariance hyperparameters of latent Gaussian models") draw hyperparameters.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
 from pyro.infer.reparam.reparam import Reparam
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
 from elbowroom.guides.space import covariance_root, own_family
+from elbowroom.problem.predictor import Followed, Predictor
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,25 @@ class Information:
         """The same in the dtype and on the device of a tensor."""
         return Information(self.root.to(like), self.slope.to(like))
 
+    def of_normal(self, loc: Tensor, factor: Tensor) -> "Informed":
+        """The values u of a Normal site, (..., k), of a Cholesky factor, (..., k, k)."""
+        seen, told = self.told(loc, factor)
+        return Informed(loc, factor, seen, told)
+
+    def of_standard(self, constant: Tensor, columns: Tensor) -> "Informed":
+        """The values u of a standard Normal z, (k,), where f = c + A z, of (m,) and (m, k)."""
+        seen, told = self.told(constant, columns)
+        return Informed(torch.zeros_like(told), None, seen, told)
+
+    def told(self, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """R L and L'(h - W loc), of f = loc + L z."""
+        own = self.to(factor)
+        seen = own.seen(factor)
+        expected = (own.root @ loc.unsqueeze(-1)).squeeze(-1)
+        return seen, _times(factor.mT, own.slope) - _times(seen.mT, expected)
+
     def seen(self, factor: Tensor) -> Tensor:
-        """R times a matrix (..., k, k)."""
+        """R times a matrix (..., m, k)."""
         diagonal = self.root.diagonal(dim1=-2, dim2=-1)
         if torch.equal(torch.diag_embed(diagonal), self.root):
             return diagonal.unsqueeze(-1) * factor
@@ -59,16 +79,17 @@ class Information:
 
 
 class Informed(dist.TorchDistribution):
-    """The values u of a standard Normal z: u = C'z - C^-1 b, with C C' = 1 + L'W L.
+    """The values u of a standard Normal z: u = C'z - C^-1 b, with C C' = 1 + M'M.
 
     Args:
         loc: Of the site, (..., k).
-        factor: Its lower Cholesky factor L, (..., k, k).
-        information: W and h; None for none, where u is z.
+        factor: Its lower Cholesky factor L, (..., k, k); None where the site is z itself.
+        seen: M = R L, (..., m, k); None where nothing is known, and u is z.
+        told: b = L'(h - W loc), (..., k), then.
 
     Example:
         >>> known = Information(torch.eye(2), torch.ones(2))
-        >>> u = Informed(torch.zeros(2), torch.eye(2), known)
+        >>> u = known.of_normal(torch.zeros(2), torch.eye(2))
         >>> u.value_of(torch.zeros(2))  # halfway between the prior's mean and the data's
         tensor([0.5000, 0.5000])
         >>> u.of_value(torch.tensor([0.5, 0.5])).abs() < 1e-6
@@ -79,16 +100,18 @@ class Informed(dist.TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, loc: Tensor, factor: Tensor, information: Information | None) -> None:
+    def __init__(
+        self,
+        loc: Tensor,
+        factor: Tensor | None = None,
+        seen: Tensor | None = None,
+        told: Tensor | None = None,
+    ) -> None:
         self.loc, self.factor = loc, factor
         self.root: Tensor | None = None
-        if information is not None:
-            information = information.to(factor)
-            seen = information.seen(factor)  # R L
+        if seen is not None and told is not None:
             among = seen.mT @ seen
             self.root = torch.linalg.cholesky(among + torch.eye(loc.shape[-1]).to(among))
-            expected = (information.root @ loc.unsqueeze(-1)).squeeze(-1)
-            told = _times(factor.mT, information.slope) - _times(seen.mT, expected)
             self.centre = _solved(self.root, told)
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
@@ -109,11 +132,12 @@ class Informed(dist.TorchDistribution):
 
     def value_of(self, u: Tensor) -> Tensor:
         """The site's value, (..., k)."""
-        return self.loc + _times(self.factor, self.standard(u))
+        z = self.standard(u)
+        return z if self.factor is None else self.loc + _times(self.factor, z)
 
     def of_value(self, value: Tensor) -> Tensor:
         """The u of a value of the site, (..., k)."""
-        z = _solved(self.factor, value - self.loc)
+        z = value if self.factor is None else _solved(self.factor, value - self.loc)
         return z if self.root is None else _times(self.root.mT, z) - self.centre
 
     def log_prob(self, u: Tensor) -> Tensor:
@@ -142,17 +166,22 @@ def _solved(factor: Tensor, vector: Tensor, transposed: bool = False) -> Tensor:
 
 
 class _InformedReparam(Reparam):
-    """A multivariate Normal site by its values u."""
+    """A multivariate Normal site, or a standard Normal one, by its values u.
 
-    def __init__(self, information: Information | None) -> None:
-        self.information = information
+    Args:
+        own: The distribution of u, given the site's.
+        found: Told the value of the site.
+    """
+
+    def __init__(
+        self, own: Callable[[Any], Informed], found: Callable[[Tensor], None] | None = None
+    ) -> None:
+        self.own, self.found = own, found
 
     def apply(self, msg: Any) -> Any:
         """The site as a deterministic one; see Pyro's own `LocScaleReparam`."""
         name, fn, value = msg["name"], msg["fn"], msg["value"]
-        factor, event_dim = covariance_root(fn), fn.event_dim
-        assert factor is not None
-        own = Informed(own_family(fn).loc, factor, self.information)
+        own, event_dim = self.own(fn), fn.event_dim
         u = pyro.sample(
             f"{name}_decentered",
             own.to_event(event_dim - 1),
@@ -161,42 +190,105 @@ class _InformedReparam(Reparam):
         )
         if value is None:
             value = own.value_of(u)
+        if self.found is not None:
+            self.found(value)
         fn = dist.Delta(value, event_dim=event_dim).mask(False)
         return {"fn": fn, "value": value, "is_observed": True}
 
 
-Form = Tensor | Information
+@dataclass(frozen=True)
+class Predicted:
+    """A standard Normal vector z by what is known of the last f = c + A z that is made of it.
+
+    Attributes:
+        predictor: That.
+        information: What the rest of the model tells of f.
+    """
+
+    predictor: Predictor
+    information: Information
+
+
+Form = Tensor | Information | Predicted
 """How a site is written: the share by which each number stays as it is, or what is known of it."""
 
 
-def written(sites: Mapping[str, Form | None]) -> Any:
-    """Pyro's configuration by which sites are written otherwise.
+class _Sampled(Messenger):
+    """Keeps the values of the sites so far.
+
+    Attributes:
+        values: By name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Any:
+        self.values.clear()
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor):
+            self.values[msg["name"]] = msg["value"]
+
+
+def written(
+    model: Callable[..., Any],
+    sites: Mapping[str, Form | None],
+    linear: Callable[[Predictor, Mapping[str, Tensor]], tuple[Tensor, Tensor]],
+) -> Any:
+    """A model with some sites written otherwise.
 
     Args:
-        sites: Their forms, by name; None for standardised values.
+        model: The Pyro model.
+        sites: The forms, by name; None for standardised values.
+        linear: c and A of a predictor, given the values of the sites before it.
     """
+    sampled = _Sampled()
+    followed: dict[str, Followed] = {}
+    for name, each in sites.items():
+        if isinstance(each, Predicted):
+            model, followed[name] = each.predictor.replaced(model)
 
     def config(msg: Any) -> Reparam | None:
         if msg["name"] not in sites:
             return None
         form = sites[msg["name"]]
+        if isinstance(form, Predicted):
+            constant, columns = linear(form.predictor, sampled.values)
+            own = form.information.of_standard(constant, columns)
+
+            def found(z: Tensor) -> None:  # which the model need not compute again
+                followed[msg["name"]].instead = constant + _times(columns, z)
+
+            return _InformedReparam(lambda _: own, found)
         if covariance_root(msg["fn"]) is not None:
             assert form is None or isinstance(form, Information)
-            return _InformedReparam(form)
+            return _InformedReparam(lambda fn: _normal(fn, form))
         assert not isinstance(form, Information)
         return LocScaleReparam(centered=0.0 if form is None else form)
 
-    return config
+    return sampled(poutine.reparam(model, config=config))
+
+
+def _normal(fn: Any, information: Information | None) -> Informed:
+    loc, factor = own_family(fn).loc, covariance_root(fn)
+    assert factor is not None
+    return Informed(loc, factor) if information is None else information.of_normal(loc, factor)
 
 
 def stored(forms: Mapping[str, Form]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of forms, each with a name for a file."""
     for site, form in forms.items():
-        if isinstance(form, Information):
-            yield f"{site}.root", form.root
-            yield f"{site}.slope", form.slope
-        else:
+        if isinstance(form, Tensor):
             yield f"{site}.share", form
+            continue
+        if isinstance(form, Predicted):
+            yield f"{site}.index", torch.tensor([form.predictor.index, *form.predictor.shape])
+            form = form.information
+        yield f"{site}.root", form.root
+        yield f"{site}.slope", form.slope
 
 
 def restored(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
@@ -212,5 +304,12 @@ def restored(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
         if part == "share":
             found[site] = tensor
         elif part == "root":
-            found[site] = Information(tensor, tensors[f"{site}.slope"])
+            information = Information(tensor, tensors[f"{site}.slope"])
+            known = tensors.get(f"{site}.index")
+            if known is None:
+                found[site] = information
+            else:
+                index, *shape = known.tolist()
+                predictor = Predictor(site, index, torch.Size(shape))
+                found[site] = Predicted(predictor, information)
     return found

@@ -36,6 +36,8 @@ from elbowroom.recording.operations import (
 
 LARGE = 4096
 """Numbers of a product from which it waits."""
+LARGEST_MERGED = 100_000
+"""Numbers of a constant that is compared with others, at most."""
 MOST_TERMS = 6
 """Of a sum that waits."""
 SAME_SHAPE = ("view.default", "expand.default", "_unsafe_view.default", "reshape.default")
@@ -138,6 +140,7 @@ class Simplifier:
         self.folded: dict[int, int] = {}  # what the slots of a reshape were made of
         self.uniform: dict[int, float] = {}  # slots that hold one number
         self.kept: list[Operation] = []
+        self._merge_constants()
         self.rules: dict[str, Callable[[Operation], _Value | None]] = {
             "neg.default": lambda each: self._of(each.arguments[0]).times(-1.0),
             "mul.Tensor": self._product,
@@ -181,6 +184,18 @@ class Simplifier:
                 else:
                     self.found[operation.outputs[0]] = found
         return self.kept, [self._slot(index) for index in results]
+
+    def _merge_constants(self) -> None:
+        """Takes constants of the same numbers for one: two runs of a model make them anew."""
+        known: dict[Any, int] = {}
+        for index, value in self.constants.items():
+            written = value.untyped_storage()._cdata in self.mutated if self.mutated else False
+            if written or value.is_meta or value.numel() > LARGEST_MERGED:
+                continue
+            numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            first = known.setdefault((value.shape, value.dtype, numbers.tobytes()), index)
+            if first != index:
+                self.found[index] = _Value.at(first)
 
     def _touches_mutated(self, operation: Operation) -> bool:
         if not self.mutated:

@@ -79,13 +79,13 @@ class Problem:
     discrete: tuple[str, ...] = ()
     model_name: str | None = None
     reparameterised: tuple[str, ...] = ()
+    long: bool = False
 
     @property
     def space(self) -> Any:
         return SimpleNamespace(
             dimension=self.dimension, location_scale=self.location_scale,
-            discrete=self.discrete, parameters=SimpleNamespace(size=self.points), vectors=(),
-            sites=(),
+            discrete=self.discrete, parameters=SimpleNamespace(size=self.points),
         )  # fmt: skip
 
     @property
@@ -133,6 +133,7 @@ class Climbed:
             return replace(problem, reparameterised=problem.location_scale), "centred"
 
         monkeypatch.setattr(ladder, "partly_centred", centred)
+        monkeypatch.setattr(ladder, "has_long_vectors", lambda problem: problem.long)
         monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
         whole: Any = problem
         task = Task(whole, settings or make_settings({}), 1, announce=lambda _: None)

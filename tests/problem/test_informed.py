@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elbowroom.density.landscape import density_of
 from elbowroom.problem.bound import Problem, bind, resolve_model
-from elbowroom.problem.informed import Form, Information, Informed, restored, stored
+from elbowroom.problem.informed import Form, Information, restored, stored
 from elbowroom.problem.isolation import isolated
 
 
@@ -52,7 +52,7 @@ def test_given_normal_data_the_posterior_is_standard_normal(
     information = rooted(precision, (precision @ y.unsqueeze(-1)).squeeze(-1))
     for _ in range(2):
         loc, covariance = drawn(*batch, size), positive(size)
-        own = Informed(loc, torch.linalg.cholesky(covariance), information)
+        own = information.of_normal(loc, torch.linalg.cholesky(covariance))
         u = drawn(5, *batch, size)
         f = own.value_of(u)
         joint = own.log_prob(u) + dist.MultivariateNormal(f, noise).log_prob(y)
@@ -63,7 +63,7 @@ def test_given_normal_data_the_posterior_is_standard_normal(
 
 def test_draws_are_those_of_the_prior() -> None:
     loc, covariance, count = drawn(3), positive(3), 40_000
-    own = Informed(loc, torch.linalg.cholesky(covariance), rooted(positive(3), drawn(3)))
+    own = rooted(positive(3), drawn(3)).of_normal(loc, torch.linalg.cholesky(covariance))
     f = own.value_of(own.expand((2,)).rsample((count // 2,)).reshape(count, 3))
     error = 5 / count**0.5
     sds = covariance.diagonal().sqrt()
@@ -71,19 +71,19 @@ def test_draws_are_those_of_the_prior() -> None:
     assert float(((f.T.cov() - covariance) / sds / sds[:, None]).abs().max()) < 2**0.5 * error
 
 
-def of_covariance(covariance: Tensor) -> dict[str, Tensor]:
+def of_covariance(covariance: Tensor) -> dict[str, Any]:
     return {"covariance_matrix": covariance}
 
 
-def of_precision(covariance: Tensor) -> dict[str, Tensor]:
+def of_precision(covariance: Tensor) -> dict[str, Any]:
     return {"precision_matrix": torch.linalg.inv(covariance)}
 
 
-def of_factor(covariance: Tensor) -> dict[str, Tensor]:
+def of_factor(covariance: Tensor) -> dict[str, Any]:
     return {"scale_tril": torch.linalg.cholesky(covariance)}
 
 
-def process(kind: Callable[[Tensor], dict[str, Tensor]]) -> Callable[..., Any]:
+def process(kind: Callable[[Tensor], dict[str, Any]]) -> Callable[..., Any]:
     def model(y: Tensor) -> None:
         size = pyro.sample("size", dist.LogNormal(0.0, 0.5))
         x = torch.arange(y.shape[-1]) / 2.0
