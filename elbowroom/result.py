@@ -19,7 +19,7 @@ from elbowroom.assess.verdict import Verdict, judge
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
-from elbowroom.draws.groups import canonical_sites, posterior_tree
+from elbowroom.draws.groups import canonical_sites, posterior_tree, reported_quantities
 from elbowroom.draws.of_guide import draw
 from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
 from elbowroom.draws.proposal import Proposal
@@ -383,6 +383,19 @@ class Fit:
                 sites[site.name] = site.transform(flat)
         return sites
 
+    def _as_written(self, sites: dict[str, Tensor]) -> tuple[Problem, dict[str, Tensor]]:
+        """The problem as the user wrote it, and draws of its own sites.
+
+        What stands for a site in other coordinates means another value where the arguments differ.
+        """
+        problem = self.problem
+        if problem.original is None:
+            return problem, sites
+        with problem.session(0, self.parameters):
+            known = reported_quantities(problem, sites)
+        own = {site.name: known[site.name] for site in problem.original.space.sites}
+        return problem.original, own
+
     @staticmethod
     def _tensor(values: np.ndarray) -> Tensor:
         """Draws of all chains in one row, (draws, ...)."""
@@ -420,6 +433,8 @@ class Fit:
             sites = self.draw(count, seed, data).sites
         else:
             sites = self.global_sites()
+        if data is not None:
+            problem, sites = self._as_written(sites)
         with (
             users_code("the model cannot be run on the new data", DataError),
             problem.session(checked_seed(seed), self.parameters),
@@ -444,8 +459,9 @@ class Fit:
             raise DataError(
                 "the new rows lack the observed column, whose density is to be computed; add it."
             )
-        with self.problem.session(0, self.parameters):
-            return log_density_of_rows(self.problem, arguments, self.global_sites())
+        problem, sites = self._as_written(self.global_sites())
+        with problem.session(0, self.parameters):
+            return log_density_of_rows(problem, arguments, sites)
 
     def score(
         self,
@@ -683,8 +699,9 @@ class Fit:
                 f"'{self.guide.name}' is a point, or the model also has latents that rows share. "
                 "Fit with a guide that is not a point, if the model has one."
             )
-        with self.problem.session(0, self.parameters):
-            values = row_log_likelihood(problem, arguments, self.global_sites())
+        problem, sites = self._as_written(self.global_sites())
+        with problem.session(0, self.parameters):
+            values = row_log_likelihood(problem, arguments, sites)
         return WeightedDraws({}, values, np.zeros_like(values))
 
     def moments_of_rows(

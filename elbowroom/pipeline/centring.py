@@ -48,6 +48,8 @@ class Centring:
     """How often such a step may be halved."""
     close: float = 1e-3
     """Nats that such a step gains below which it is the last one."""
+    evaluations: int = 10_000
+    """Of what the rest of the model tells, at most: fewer draws are asked where vectors are long."""
     apart: float = 1e-5
     """Size of an element of an information matrix, relative to its diagonal, that is not zero."""
 
@@ -225,7 +227,10 @@ def _at_modes(
     space, short = problem.space, {}
     points = np.random.default_rng(seed).uniform(-1, 1, (MANY_CHAINS.groups, space.dimension))
     for name, vector in vectors.items():
-        with isolated(seed, dtype=torch.float64, threads=problem.threads):
+        with (
+            isolated(seed, dtype=torch.float64, threads=problem.threads),
+            np.errstate(all="ignore"),
+        ):
             mean, factor = vector.priors(space, points)
             points = _climbed(vector, points, mean, factor)
             if mean.shape[-1] < CENTRING.short:
@@ -241,13 +246,15 @@ def _known(
     """What is known of vectors on average over points, (n, D)."""
     shapes = {site.name: site.shape for site in problem.space.sites}
     found: dict[str, Form] = {}
-    with isolated(seed, dtype=torch.float64, threads=problem.threads):
+    with isolated(seed, dtype=torch.float64, threads=problem.threads), np.errstate(all="ignore"):
         for name, vector in vectors.items():
-            own = points[:, vector.place]
+            evaluations = len(points) * (2 * vector.given.split.blocks.shape[1] + 1)
+            few = points[:: -(-evaluations // CENTRING.evaluations)]
+            own = few[:, vector.place]
             if vector.predictor is not None:
-                mean, factor = vector.priors(problem.space, points)
+                mean, factor = vector.priors(problem.space, few)
                 own = mean + (factor @ own[..., None])[..., 0]
-            root, slope = _information(vector.given, vector.whole(points), own)
+            root, slope = _information(vector.given, vector.whole(few), own)
             shape = vector.predictor.shape if vector.predictor else shapes[name]
             size = root.shape[-1]
             known = Information(

@@ -92,6 +92,7 @@ class Problem:
         device: Of all tensors.
         reparameterised: Location-scale sites that are written by their standardised values.
         forms: How these are written, where it is otherwise; see `reparameterise`.
+        original: The same as it was written, where it is written otherwise.
         posterior: The same with its priors, where these are left out.
         doubts: What may be wrong with the model or its data, each with the edit.
         unseen: Latent sites that are integrated out or computed; see `elbowroom.problem.unseen`.
@@ -109,6 +110,7 @@ class Problem:
     device: torch.device
     reparameterised: tuple[str, ...] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
+    original: "Problem | None" = None
     posterior: "Problem | None" = None
     doubts: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
@@ -142,8 +144,9 @@ class Problem:
                 start = self.restated(sites, forms, self.space.constrain(u.to(self.dtype)))
         model = replace(self.model, function=function)
         return replace(
-            self, model=model, space=space, reparameterised=tuple(sites), forms=forms, start=start
-        )
+            self, model=model, space=space, reparameterised=tuple(sites), forms=forms, start=start,
+            original=self.original or self,
+        )  # fmt: skip
 
     def _otherwise(
         self, model: Callable[..., Any], sites: Sequence[str], forms: Mapping[str, Form]

@@ -7,7 +7,7 @@ and the tensors that it computes of it are followed, to find the last one that i
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,7 +218,10 @@ def predictors(
             continue
         if not (torch.all(fn.loc == 0) and torch.all(fn.scale == 1)):
             continue
-        predictor = _last_linear(model, arguments, space, site.name)
+        # It fails in as many ways as there are models, whose sites then stay as they are.
+        predictor = None
+        with suppress(Exception):
+            predictor = _last_linear(model, arguments, space, site.name)
         if predictor is not None:
             found.append(predictor)
     return tuple(found)

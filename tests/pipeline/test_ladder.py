@@ -217,6 +217,14 @@ def test_full_rank_is_for_some_ten_dimensions_and_chains_for_more(
     assert climbed(Problem(61, points=2), BAD).rungs == ["linear_response fixed_draws"]
 
 
+def test_chains_come_first_where_a_long_vector_has_an_unknown_covariance(climbed: Any) -> None:
+    found = climbed(Problem(30, location_scale=("f",), long=True), rung())
+    assert found.rungs == ["markov fixed_draws standardised"]
+    assert found.tasks[0][2] == "centred"
+    then = climbed(Problem(30, location_scale=("f",), long=True), BAD, rung())
+    assert then.rungs == ["markov fixed_draws standardised", "linear_response fixed_draws"]
+
+
 def test_chains_of_a_wide_hierarchy_begin_where_it_is_partly_centred(climbed: Any) -> None:
     found = climbed(Problem(61, location_scale=("effect",)), rung())
     assert found.rungs == ["markov fixed_draws standardised"]

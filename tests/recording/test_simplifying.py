@@ -108,6 +108,15 @@ def test_what_gives_nothing_new_is_left_out(function: Function, most: int) -> No
     assert len(left) <= most, left
 
 
+def test_constants_that_are_made_anew_are_the_same() -> None:
+    def twice(x: Tensor, row: Tensor) -> Tensor:
+        one, two = (x + torch.tensor([0.3, 0.1, 0.2], dtype=x.dtype) for _ in range(2))
+        return (one.exp() + two.exp()).sum() + (x + torch.tensor([0.3, 0.1, 0.3])).exp().sum()
+
+    _, left = simplified(twice)
+    assert left.count("exp.default") == 2, left
+
+
 def test_what_is_the_same_for_many_rows_is_computed_for_one() -> None:
     wide = 1000
 
