@@ -55,8 +55,8 @@ def made(rows: Any = None, amortised: bool = False, **given: Any) -> Fit:
 
     problem = SimpleNamespace(
         space=SimpleNamespace(**space), session=session, sessions=sessions, dtype=torch.float64,
-        function="the model", arguments={"own": True}, model_name="vae",
-        model=SimpleNamespace(name="vae", verbs=("score",)),
+        function="the model", arguments={"own": True}, model_name="vae", original=None,
+        model=SimpleNamespace(name="vae", verbs=("score",)), forms={},
         new_arguments=given.pop("new_arguments", lambda data: ({"new": data}, True)),
     )  # fmt: skip
     fitted: Any = SimpleNamespace(

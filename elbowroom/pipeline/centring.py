@@ -49,7 +49,7 @@ class Centring:
     close: float = 1e-3
     """Nats that such a step gains below which it is the last one."""
     evaluations: int = 10_000
-    """Of what the rest of the model tells, at most: fewer draws are asked where vectors are long."""
+    """Of what the rest of the model tells, at most: long vectors are asked of at fewer draws."""
     apart: float = 1e-5
     """Size of an element of an information matrix, relative to its diagonal, that is not zero."""
 

@@ -20,6 +20,7 @@ from elbowroom.draws import adaptive
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
+from elbowroom.sizes import SIZES
 
 VALUE, GRADIENT = 1e-10, 1e-8
 """Relative and absolute: the same sums in another order, far from where they were recorded."""
@@ -373,6 +374,21 @@ def test_many_points_are_evaluated_in_batches_and_counted() -> None:
     assert density.evaluations - before == len(points)
     single = np.concatenate([density.value(point[None]) for point in points])
     np.testing.assert_allclose(whole, single, rtol=VALUE)
+
+
+def test_fewer_points_are_evaluated_at_once_where_matrices_are_factorised() -> None:
+    """In even parts: a few points that are left take nearly as long as all."""
+
+    def model(y: Tensor) -> None:
+        size = pyro.sample("size", dist.LogNormal(0.0, 1.0))
+        covariance = size * torch.eye(30) + 1.0
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(30), covariance), obs=y)
+
+    density = density_of(model, {"y": torch.ones(30)})
+    assert density.batch == SIZES.cache // 30**2
+    parts = [len(part) for part in density._chunks(np.zeros((density.batch + 2, 1)))]
+    assert parts == [-(-sum(parts) // 2), sum(parts) // 2]
+    assert sum(parts) == density.batch + 2
 
 
 @pytest.mark.parametrize("broken", [False, True])
