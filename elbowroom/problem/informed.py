@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from elbowroom.guides.space import covariance_root, own_family
-from elbowroom.problem.predictor import Followed, Predictor
+from elbowroom.problem.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,10 @@ class _InformedReparam(Reparam):
 
     Args:
         own: The distribution of u, given the site's.
-        found: Told the value of the site.
     """
 
-    def __init__(
-        self, own: Callable[[Any], Informed], found: Callable[[Tensor], None] | None = None
-    ) -> None:
-        self.own, self.found = own, found
+    def __init__(self, own: Callable[[Any], Informed]) -> None:
+        self.own = own
 
     def apply(self, msg: Any) -> Any:
         """The site as a deterministic one; see Pyro's own `LocScaleReparam`."""
@@ -190,8 +187,6 @@ class _InformedReparam(Reparam):
         )
         if value is None:
             value = own.value_of(u)
-        if self.found is not None:
-            self.found(value)
         fn = dist.Delta(value, event_dim=event_dim).mask(False)
         return {"fn": fn, "value": value, "is_observed": True}
 
@@ -246,23 +241,14 @@ def written(
         linear: c and A of a predictor, given the values of the sites before it.
     """
     sampled = _Sampled()
-    followed: dict[str, Followed] = {}
-    for name, each in sites.items():
-        if isinstance(each, Predicted):
-            model, followed[name] = each.predictor.replaced(model)
 
     def config(msg: Any) -> Reparam | None:
         if msg["name"] not in sites:
             return None
         form = sites[msg["name"]]
         if isinstance(form, Predicted):
-            constant, columns = linear(form.predictor, sampled.values)
-            own = form.information.of_standard(constant, columns)
-
-            def found(z: Tensor) -> None:  # which the model need not compute again
-                followed[msg["name"]].instead = constant + _times(columns, z)
-
-            return _InformedReparam(lambda _: own, found)
+            own = form.information.of_standard(*linear(form.predictor, sampled.values))
+            return _InformedReparam(lambda _: own)
         if covariance_root(msg["fn"]) is not None:
             assert form is None or isinstance(form, Information)
             return _InformedReparam(lambda fn: _normal(fn, form))

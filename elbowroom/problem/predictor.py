@@ -44,7 +44,7 @@ class _ReachedError(Exception):
         self.result = result
 
 
-class Followed(TorchFunctionMode):
+class _Followed(TorchFunctionMode):
     """Follows what is computed of one tensor.
 
     Args:
@@ -53,20 +53,13 @@ class Followed(TorchFunctionMode):
 
     Attributes:
         results: All of them, in order.
-        instead: What takes the place of that result, if something does.
     """
 
     def __init__(self, end: int | None = None, added: Tensor | None = None) -> None:
         super().__init__()
         self.end, self.added = end, added
-        self.instead: Tensor | None = None
         self.results: list[Tensor] = []
         self._followed: dict[int, Tensor] = {}
-
-    def begin(self) -> None:
-        """Forgets a run before."""
-        self.results.clear()
-        self._followed.clear()
 
     def follow(self, tensor: Tensor) -> None:
         """Follows a tensor, which is kept so that no other one takes its place in memory."""
@@ -82,12 +75,9 @@ class Followed(TorchFunctionMode):
         if isinstance(result, Tensor) and result.is_floating_point():
             self.results.append(result)
             if len(self.results) - 1 == self.end:
-                if self.instead is not None:
-                    result = self.instead.reshape(result.shape)
-                elif self.added is None:
+                if self.added is None:
                     raise _ReachedError(result)
-                else:
-                    result = result + self.added
+                result = result + self.added
         for each in leaves(result):
             if isinstance(each, Tensor):
                 self.follow(each)
@@ -97,7 +87,7 @@ class Followed(TorchFunctionMode):
 class _Begins(Messenger):
     """Tells what follows a site where its value is."""
 
-    def __init__(self, name: str, followed: Followed) -> None:
+    def __init__(self, name: str, followed: _Followed) -> None:
         super().__init__()
         self.name, self.followed = name, followed
 
@@ -135,22 +125,11 @@ class Predictor:
         """A model in which something is added to the result."""
 
         def function(**arguments: Any) -> Any:
-            followed = Followed(self.index, added)
+            followed = _Followed(self.index, added)
             with _Begins(self.site, followed), followed:
                 return model(**arguments)
 
         return function
-
-    def replaced(self, model: Callable[..., Any]) -> tuple[Callable[..., Any], Followed]:
-        """A model in which `instead` takes the place of the result, and what holds that."""
-        followed = Followed(self.index)
-
-        def function(*given: Any, **arguments: Any) -> Any:
-            followed.begin()
-            with _Begins(self.site, followed), followed:
-                return model(*given, **arguments)
-
-        return function, followed
 
     def at(
         self, model: Callable[..., Any], arguments: Mapping[str, Any], values: Mapping[str, Tensor]
@@ -176,7 +155,7 @@ def _result(
     arguments: Mapping[str, Any],
     values: Mapping[str, Tensor],
 ) -> Tensor:
-    followed = Followed(predictor.index)
+    followed = _Followed(predictor.index)
     try:
         with _Begins(predictor.site, followed), followed:
             poutine.condition(model, dict(values))(**arguments)
@@ -237,12 +216,14 @@ def _last_linear(
         return space.constrain(u.to(torch.get_default_dtype()))
 
     def results(z: Tensor) -> list[Tensor]:
-        followed = Followed()
+        followed = _Followed()
         with torch.no_grad(), _Begins(name, followed), followed:
             poutine.condition(model, {**own, name: z})(**arguments)
         return followed.results
 
     own, other = values(), values()
+    names = [site.name for site in space.sites]
+    later = names[names.index(name) + 1 :]
     one, two = own[name], other[name]
     runs = [results(z) for z in (torch.zeros_like(one), one, two, one + two)]
     if len({len(run) for run in runs}) > 1:
@@ -256,8 +237,11 @@ def _last_linear(
         if moved > 0 and apart <= rounding * moved:
             predictor = Predictor(name, index, zero.shape)
             with torch.no_grad():
-                _, here = predictor.at(model, arguments, own)
+                constant, here = predictor.at(model, arguments, own)
+                after = predictor.at(model, arguments, own | {each: other[each] for each in later})
                 _, there = predictor.at(model, arguments, other)
+            if not (torch.equal(constant, after[0]) and torch.equal(here, after[1])):
+                continue  # it follows sites that are not known where z is sampled
             same = torch.allclose(here / here.norm(), there / there.norm(), atol=rounding)
             return None if same else predictor
     return None

@@ -40,6 +40,15 @@ def process(y: Tensor) -> None:
     pyro.sample("y", dist.Poisson(torch.exp(f)).to_event(1), obs=y)
 
 
+def level_later(y: Tensor) -> None:
+    """The same, whose level is not known where the vector is sampled."""
+    length = pyro.sample("length", dist.LogNormal(0.0, 0.5))
+    z = pyro.sample("z", dist.Normal(torch.zeros(SIZE), 1.0).to_event(1))
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    f = level + length * (factor(length) @ z)
+    pyro.sample("y", dist.Poisson(torch.exp(f)).to_event(1), obs=y)
+
+
 def at_odd_places(y: Tensor) -> None:
     """The vector is seen at half of its places."""
     length = pyro.sample("length", dist.LogNormal(0.0, 0.5))
@@ -58,16 +67,18 @@ def found(problem: Problem) -> tuple[Predictor, ...]:
     return predictors(problem.function, problem.arguments, problem.space)
 
 
-@pytest.mark.parametrize("model", [process, at_odd_places])
+@pytest.mark.parametrize("model", [process, level_later, at_odd_places])
 def test_the_last_linear_result_is_found(model: Any) -> None:
     problem = bound(model)
     (predictor,) = found(problem)
     assert (predictor.site, predictor.shape) == ("z", torch.Size([SIZE]))
     length, level = torch.tensor(1.5), torch.tensor(-0.3)
-    values = {"length": length, "level": level, "z": torch.zeros(problem.space.sites[-1].shape)}
+    size = {site.name: site.shape for site in problem.space.sites}["z"]
+    values = {"length": length, "level": level, "z": torch.zeros(size)}
     constant, columns = predictor.at(problem.function, problem.arguments, values)
-    if model is process:
-        torch.testing.assert_close(constant, level.expand(SIZE))
+    if model is not at_odd_places:
+        known = level if model is process else torch.zeros(())
+        torch.testing.assert_close(constant, known.expand(SIZE))
         torch.testing.assert_close(columns, length * factor(length))
     else:
         x = torch.arange(20.0)
@@ -99,11 +110,11 @@ def test_what_gains_nothing_is_left(model: Any) -> None:
     assert found(bound(model)) == ()
 
 
-@pytest.mark.parametrize("model", [process, at_odd_places])
+@pytest.mark.parametrize("model", [process, level_later, at_odd_places])
 def test_the_density_changes_by_the_jacobian_alone(model: Any) -> None:
     problem = bound(model)
     (predictor,) = found(problem)
-    root = torch.diag(torch.rand(SIZE)) if model is process else torch.randn(SIZE, SIZE)
+    root = torch.diag(torch.rand(SIZE)) if model is not at_odd_places else torch.randn(SIZE, SIZE)
     forms: dict[str, Form] = {
         "z": Predicted(predictor, Information(root, torch.randn(SIZE))),
     }
