@@ -176,9 +176,12 @@ class _Vector:
 def _vectors(problem: Problem, seed: int) -> dict[str, _Vector]:
     """The multivariate Normal sites whose covariance depends on others, and the like, by name."""
     space, found = problem.space, {}
+    linear = _predictors(problem, seed)
+    wanted = {*space.vectors, *(predictor.site for predictor in linear)}
     places, begin = {}, 0
     for site, size in zip(space.sites, space.sizes, strict=True):
-        places[site.name] = np.arange(begin, begin + size).reshape(-1, (1, *site.shape)[-1])
+        if site.name in wanted:
+            places[site.name] = np.arange(begin, begin + size).reshape(-1, site.shape[-1])
         begin += size
     if space.vectors:
         with isolated(seed, dtype=torch.float64, threads=problem.threads):
@@ -186,7 +189,7 @@ def _vectors(problem: Problem, seed: int) -> dict[str, _Vector]:
         for name in space.vectors:
             given = _given(rest, places[name])
             found[name] = _Vector(given, partial(_prior, problem, name), places[name])
-    for predictor in _predictors(problem, seed):
+    for predictor in linear:
         name = predictor.site
         moved = problem.without([name]).with_added(predictor)
         with isolated(seed, dtype=torch.float64, threads=problem.threads):

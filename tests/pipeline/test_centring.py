@@ -198,7 +198,7 @@ def test_a_gaussian_process_is_trusted_and_right(noise: float, tmp_path: Path) -
 
 def pairs(readings: Tensor, y: Tensor) -> None:
     spread = pyro.sample("spread", dist.LogNormal(torch.zeros(2), 0.3).to_event(1))
-    factor = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=y.dtype)
+    factor = pyro.sample("factor", dist.LKJCholesky(2, torch.tensor(50.0, dtype=y.dtype)))
     with pyro.plate("groups", len(y)):
         scale_tril = spread[:, None] * factor
         level = pyro.sample("level", dist.MultivariateNormal(torch.zeros(2), scale_tril=scale_tril))
