@@ -251,7 +251,7 @@ def _known(
     found: dict[str, Form] = {}
     with isolated(seed, dtype=torch.float64, threads=problem.threads), np.errstate(all="ignore"):
         for name, vector in vectors.items():
-            evaluations = len(points) * (2 * vector.given.split.blocks.shape[1] + 1)
+            evaluations = len(points) * vector.given.cost
             few = points[:: -(-evaluations // CENTRING.evaluations)]
             own = few[:, vector.place]
             if vector.predictor is not None:

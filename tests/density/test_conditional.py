@@ -374,6 +374,6 @@ def test_coordinates_that_touch_the_same_one_are_probed_apart() -> None:
     conditional = Conditional(density, split, np.zeros(1 + size))
     assert conditional.cost < 2 * (2 * 10 + 1)
     point = np.random.default_rng(0).normal(size=1 + size)
-    _, _, found = conditional._quadratic(point[None], np.zeros((1, 1, size)))
+    _, _, found = conditional.quadratic(point[None])
     exact = -torch.autograd.functional.hessian(density, torch.as_tensor(point))[1:, 1:]
     assert np.allclose(found[0, 0], exact, rtol=1e-5, atol=1e-5)
