@@ -9,6 +9,7 @@ dynamic computation graphs"). Long sums, such as those of the gradients of all r
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +47,7 @@ class Gathering:
 
 
 GATHERING = Gathering()
+PICK, JOIN = torch.ops.aten.select.int, torch.ops.aten.cat.default
 ADD, FILL = torch.ops.aten.add.Tensor, torch.ops.aten.fill.Scalar
 VIEWED = ("view.default", "_unsafe_view.default")
 
@@ -66,7 +68,7 @@ class _Node:
     given: list[int]
     terms: list[int] = field(default_factory=list)
 
-    @property
+    @cached_property
     def taken(self) -> list[int]:
         """The values that it takes, in order."""
         if self.terms:
@@ -95,16 +97,17 @@ class _Values:
 
     def _alone(self, operations: Sequence[Operation]) -> bool:
         """Whether nothing is random, and what is written to has no view of it."""
+        if any(is_random(each) or _functional(each) is None for each in operations):
+            return False
         storages: dict[int, set[int]] = {}
         written = set()
         for operation in operations:
+            if operation.function._schema.is_mutable:
+                written.update(operation.storages)
+        for operation in operations if written else ():
             for index in operation.taken.union(operation.outputs):
                 storage = self.runs[0][index].untyped_storage()._cdata
                 storages.setdefault(storage, set()).add(index)
-            if operation.function._schema.is_mutable:
-                written.update(operation.storages)
-            if is_random(operation) or _functional(operation) is None:
-                return False
         return all(len(storages[storage]) == 1 for storage in written)
 
     def form(self, value: int) -> Any:
@@ -143,7 +146,7 @@ def _functional(operation: Operation) -> Any:
         return operation.function
     name = schema.name.partition("::")[2]
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    writes = operation.outputs == [getattr(next(leaves(operation.arguments)), "index", None)]
+    writes = operation.outputs == [getattr(next(iter(leaves(operation.arguments))), "index", None)]
     if not (name.endswith("_") and writes and packet):
         return None
     return getattr(packet, schema.overload_name or "default", None)
@@ -223,7 +226,7 @@ class Gathered:
 
     def __call__(self, batch: Tensor) -> list[Tensor]:
         """The results for a batch, (n, D)."""
-        held = _Held({**self.constants, self.entry: batch}, len(batch))
+        held = _Held(self.values, {**self.constants, self.entry: batch}, len(batch))
         for step in self.steps:
             for part in [step] if len(step) >= GATHERING.few else [[node] for node in step]:
                 held.run(part)
@@ -239,7 +242,17 @@ def _alike(node: _Node, values: _Values) -> Any:
     def form(leaf: Any) -> Any:
         return values.form(leaf.index) if isinstance(leaf, Slot) else leaf
 
+    if _picks(node, values):  # whatever it picks
+        return node.function, values.form(node.taken[0]), node.arguments[0][1]
     return node.function, hashable(mapped(form, node.arguments))
+
+
+def _picks(node: _Node, values: _Values) -> bool:
+    """Whether a node takes one of the parts of a tensor, as many in batches of every size."""
+    if node.function is not PICK:
+        return False
+    (one, two, _), (_, dim, part) = values.form(node.taken[0]), node.arguments[0]
+    return isinstance(part, int) and one[dim] == two[dim]
 
 
 def _scheduled(nodes: list[_Node], values: _Values) -> Iterator[list[_Node]]:
@@ -280,8 +293,8 @@ def _scheduled(nodes: list[_Node], values: _Values) -> Iterator[list[_Node]]:
 class _Held:
     """Values while they are computed: tensors of their own, or places in a stack of several."""
 
-    def __init__(self, tensors: dict[int, Tensor], rows: int) -> None:
-        self.tensors, self.rows = tensors, rows
+    def __init__(self, values: _Values, tensors: dict[int, Tensor], rows: int) -> None:
+        self.values, self.tensors, self.rows = values, tensors, rows
         self.stacks: list[Tensor] = []
         self.places: dict[int, tuple[int, int]] = {}  # of a value: its stack, where in it
         self._apart: dict[int, tuple[Tensor, ...]] = {}
@@ -334,6 +347,10 @@ class _Held:
         if node.terms:
             ordered = sorted(node.terms, key=lambda value: self.places.get(value, (-1, value)))
             self.tensors[node.given[0]] = self.stacked(ordered).sum(0)
+        elif len(step) == 1 and self._joins(node):
+            stack = self.stacked(node.taken)
+            dim = (*node.arguments[0], 0)[1] % (stack.dim() - 1)
+            self.tensors[node.given[0]] = stack.movedim(0, dim).flatten(dim, dim + 1)
         elif len(step) == 1:
             found = self._called(node, {value: self.one(value) for value in node.taken})
             tensors = (x for x in leaves(found) if isinstance(x, Tensor))
@@ -343,8 +360,32 @@ class _Held:
                 self.places[each.given[0]] = len(self.stacks), place
             self.stacks.append(self._together(step))
 
+    def _joins(self, node: _Node) -> bool:
+        """Whether a node joins tensors of one shape, of which some are in stacks."""
+        if node.function is not JOIN or len(node.taken) < GATHERING.few or node.arguments[1]:
+            return False
+        alike = len({self.values.form(value) for value in node.taken}) == 1
+        return alike and any(value in self.places for value in node.taken)
+
+    def _picked(self, step: list[_Node]) -> Tensor:
+        """The parts of tensors that nodes take."""
+        sources = [*dict.fromkeys(node.taken[0] for node in step)]
+        dim = step[0].arguments[0][1]
+        # (sources, rest...), the dim that is picked from behind the first: (sources, parts, rest...)
+        stack = self.stacked(sources)
+        stack = stack.movedim(dim + 1 if dim >= 0 else dim, 1)
+        parts, begins = stack.shape[1], {source: i for i, source in enumerate(sources)}
+        picked = ((node.taken[0], node.arguments[0][2] % parts) for node in step)
+        order = [begins[source] * parts + part for source, part in picked]
+        found = stack.flatten(0, 1)
+        if order == [*range(order[0], order[0] + len(order))]:
+            return found.narrow(0, order[0], len(order))
+        return found.index_select(0, torch.tensor(order))
+
     def _together(self, step: list[_Node]) -> Tensor:
         node = step[0]
+        if _picks(node, self.values):
+            return self._picked(step)
         columns = [*zip(*(each.taken for each in step), strict=True)]
         moving = [i for i, column in enumerate(columns) if len(set(column)) > 1]
         fixed = {i: self.one(column[0]) for i, column in enumerate(columns) if i not in moving}

@@ -1,6 +1,6 @@
 """The operations of a recording: what they take and what they give."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,21 +66,33 @@ class Operation:
         return {leaf.index for leaf in taken if isinstance(leaf, Slot)}
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> list[Any]:
     """What lies in nested lists, tuples and dicts."""
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            yield from leaves(each)
-    elif isinstance(value, dict):
-        yield from leaves(list(value.values()))
-    else:
-        yield value
+    found: list[Any] = []
+    _collect((value,), found)
+    return found
+
+
+def _collect(values: Any, found: list[Any]) -> None:
+    # Called for all arguments of all operations: no generators.
+    for each in values:
+        if isinstance(each, (list, tuple)):
+            _collect(each, found)
+        elif isinstance(each, dict):
+            _collect(each.values(), found)
+        else:
+            found.append(each)
 
 
 def mapped(change: Callable[[Any], Any], value: Any) -> Any:
     """The same nest with its leaves changed."""
     if isinstance(value, (list, tuple)):
-        return type(value)([mapped(change, each) for each in value])
+        return type(value)(
+            [
+                mapped(change, each) if isinstance(each, (list, tuple, dict)) else change(each)
+                for each in value
+            ]
+        )
     if isinstance(value, dict):
         return {key: mapped(change, each) for key, each in value.items()}
     return change(value)

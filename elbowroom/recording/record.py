@@ -148,10 +148,14 @@ def _merged(first: Any, second: Any) -> Any:
     """An argument of both runs: the same, or a whole number that follows the batch."""
     if type(first) is not type(second):
         raise NotRecordableError
+    if isinstance(first, Slot):
+        if first.index != second.index:
+            raise NotRecordableError
+        return first
     if isinstance(first, (list, tuple)):
         if len(first) != len(second):
             raise NotRecordableError
-        return type(first)(_merged(a, b) for a, b in zip(first, second, strict=True))
+        return type(first)([_merged(a, b) for a, b in zip(first, second, strict=True)])
     if isinstance(first, dict):
         if first.keys() != second.keys():
             raise NotRecordableError

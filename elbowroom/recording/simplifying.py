@@ -114,7 +114,12 @@ def _exact(number: float) -> bool:
 def hashable(value: Any) -> Any:
     """Nested arguments as a key of a dict: 1, 1.0 and True are not the same."""
     if isinstance(value, (list, tuple)):
-        return tuple(map(hashable, value))
+        return tuple(
+            [
+                hashable(each) if isinstance(each, (list, tuple, dict)) else (type(each), each)
+                for each in value
+            ]
+        )
     if isinstance(value, dict):
         return tuple((key, hashable(each)) for key, each in value.items())
     return type(value), value
