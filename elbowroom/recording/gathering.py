@@ -48,6 +48,7 @@ class Gathering:
 
 GATHERING = Gathering()
 PICK, JOIN = torch.ops.aten.select.int, torch.ops.aten.cat.default
+STACK = torch.ops.aten.stack.default
 ADD, FILL = torch.ops.aten.add.Tensor, torch.ops.aten.fill.Scalar
 VIEWED = ("view.default", "_unsafe_view.default")
 
@@ -348,9 +349,7 @@ class _Held:
             ordered = sorted(node.terms, key=lambda value: self.places.get(value, (-1, value)))
             self.tensors[node.given[0]] = self.stacked(ordered).sum(0)
         elif len(step) == 1 and self._joins(node):
-            stack = self.stacked(node.taken)
-            dim = (*node.arguments[0], 0)[1] % (stack.dim() - 1)
-            self.tensors[node.given[0]] = stack.movedim(0, dim).flatten(dim, dim + 1)
+            self.tensors[node.given[0]] = self._joined(node)
         elif len(step) == 1:
             found = self._called(node, {value: self.one(value) for value in node.taken})
             tensors = (x for x in leaves(found) if isinstance(x, Tensor))
@@ -362,10 +361,19 @@ class _Held:
 
     def _joins(self, node: _Node) -> bool:
         """Whether a node joins tensors of one shape, of which some are in stacks."""
-        if node.function is not JOIN or len(node.taken) < GATHERING.few or node.arguments[1]:
+        if node.function not in (JOIN, STACK) or len(node.taken) < GATHERING.few or node.arguments[1]:
             return False
         alike = len({self.values.form(value) for value in node.taken}) == 1
         return alike and any(value in self.places for value in node.taken)
+
+    def _joined(self, node: _Node) -> Tensor:
+        """What a node makes of tensors of one shape: they are in a stack already, in a first dim."""
+        stack = self.stacked(node.taken)
+        (dim,) = node.arguments[0][1:] or (0,)
+        if node.function is STACK:
+            return stack.movedim(0, dim)
+        dim %= stack.dim() - 1
+        return stack.movedim(0, dim).flatten(dim, dim + 1)
 
     def _picked(self, step: list[_Node]) -> Tensor:
         """The parts of tensors that nodes take."""
