@@ -67,6 +67,14 @@ Draws = Annotated[
         "models set their own, such as 200 for vae."
     ),
 ]
+StartFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--start",
+        metavar="FILE.json",
+        help="Values of latent sites, by site, that a fit begins at, as a JSON file.",
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Replace the output folder if it exists.")
 ]
@@ -245,13 +253,7 @@ def fit(
         str | None,
         typer.Option(help="Sampler to use if no guide is trusted: nuts."),
     ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="Values of latent sites, by site, that the fit begins at, as a JSON file.",
-        ),
-    ] = None,
+    start: StartFile = None,
     output: Annotated[Path | None, _output("runs/MODEL-GUIDE-TIME")] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
@@ -335,6 +337,7 @@ def compare(
             "guide (and NUTS) predicts them, and the predictions are scored."
         ),
     ] = None,
+    start: StartFile = None,
     output: Annotated[Path | None, _output("runs/MODEL-comparison-TIME")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -353,7 +356,7 @@ def compare(
     with terminal.progresses() as report:
         result = run_compare(
             model, data, guide, engine=engine, seed=seed, draws=draws, test_size=test_size,
-            progress=report, **options,
+            start=start, progress=report, **options,
         )  # fmt: skip
     terminal.show_comparison(result)
     saved = _save(result, folder, overwrite)

@@ -35,7 +35,7 @@ from elbowroom.guides import Guide, guides_for
 from elbowroom.held_out import held_out_scores, split_rows
 from elbowroom.objectives import objectives
 from elbowroom.options import make_options
-from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_task, resolve_guide
+from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_task, resolve_guide, started
 from elbowroom.pipeline.reference import add_reference
 from elbowroom.problem.bound import Problem, resolve_model
 from elbowroom.problem.isolation import checked_seed
@@ -122,6 +122,7 @@ def compare(
     seed: int | None = None,
     draws: int | None = None,
     test_size: float | None = None,
+    start: Mapping[str, Any] | str | Path | None = None,
     progress: Callable[[str], Progress | None] | None = None,
     **options: Any,
 ) -> Comparison:
@@ -140,6 +141,7 @@ def compare(
         draws: Posterior draws of each fit.
         test_size: The share or number of test rows. No fit uses them; each predicts them, and the
             table has its scores; see `elbowroom.held_out.held_out_scores`.
+        start: Of every fit, as `elbowroom.fit` takes it.
         progress: Given a guide's name, the progress callback of its fit, or None.
         **options: As `elbowroom.fit` takes them.
 
@@ -162,6 +164,7 @@ def compare(
     if test_size is not None:
         data, test = _split(model, data, test_size, seed)
     problem, settings, suggested_draws = bind_model(model, data, options, *(guides or ()))
+    problem = started(problem, start, *(guides or ()))
     if test is not None and not problem.new_arguments(test)[1]:
         raise DataError(
             "--test-size: the table has no column with the observed values, so there is nothing "

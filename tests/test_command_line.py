@@ -147,6 +147,7 @@ def test_a_model_without_global_quantities_is_compared_too(
         (["fit", "nowhere.py:model", "--data", "iris"], 2, ["nowhere.py"]),
         (["compare", "vae", "--guide", "local", "--guide", "local"], 2, ["twice"]),
         (["compare", "vae", "--guide", "local:trac"], 2, ["trace_graph"]),
+        (["compare", "vae", "--start", "no.json"], 2, ["--start no.json: it cannot be read as"]),
         (["summary", "nowhere"], 1, ["nowhere", "config.json"]),
         (["models", "vea"], 2, ["'vae'"]),
         (["frobnicate"], 2, ["frobnicate"]),

@@ -142,6 +142,16 @@ def lines(found: Comparison) -> Any:
     return found.table.set_index("guide")
 
 
+def test_every_fit_begins_at_the_users_start(fits: Fits, tmp_path: Path) -> None:
+    path = tmp_path / "start.json"
+    path.write_text('{"mean": 0.5}')
+    for start in ({"mean": 0.5}, path):
+        compare(means, {"y": Y}, ["mean_field", "map"], seed=3, start=start)
+    assert [task.problem.start["mean"].item() for *_, task in fits.given] == [0.5] * 4
+    with pytest.raises(OptionError, match="a guide of your own begins where its parameters do"):
+        compare(means, {"y": Y}, ["map", lambda y: None], start=path)
+
+
 def test_every_guide_is_fitted_alike_from_one_start(fits: Fits) -> None:
     found = compare(
         means, {"y": Y}, ["mean_field", "flow", "auto"], seed=3, draws=300, restarts=2

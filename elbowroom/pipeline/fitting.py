@@ -214,15 +214,17 @@ def bind_model(
     return problem, settings, draws
 
 
-def started(problem: Problem, start: Mapping[str, Any] | str | Path | None, guide: Any) -> Problem:
+def started(
+    problem: Problem, start: Mapping[str, Any] | str | Path | None, *guides: Any
+) -> Problem:
     """A problem that is fitted from the user's start, if there is one.
 
     Raises:
-        OptionError: If it does not go with the model, or the guide is a function of the user's.
+        OptionError: If it does not go with the model, or a guide is a function of the user's.
     """
     if not start:
         return problem
-    if callable(guide) and not isinstance(guide, (type, Guide)):
+    if any(callable(guide) and not isinstance(guide, (type, Guide)) for guide in guides):
         raise OptionError(
             "start: a guide of your own begins where its parameters do; give pyro.param the "
             "values, and leave start out."

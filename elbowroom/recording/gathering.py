@@ -361,13 +361,17 @@ class _Held:
 
     def _joins(self, node: _Node) -> bool:
         """Whether a node joins tensors of one shape, of which some are in stacks."""
-        if node.function not in (JOIN, STACK) or len(node.taken) < GATHERING.few or node.arguments[1]:
+        if (
+            node.function not in (JOIN, STACK)
+            or len(node.taken) < GATHERING.few
+            or node.arguments[1]
+        ):
             return False
         alike = len({self.values.form(value) for value in node.taken}) == 1
         return alike and any(value in self.places for value in node.taken)
 
     def _joined(self, node: _Node) -> Tensor:
-        """What a node makes of tensors of one shape: they are in a stack already, in a first dim."""
+        """What a node makes of tensors of one shape, which a stack has in its first dim."""
         stack = self.stacked(node.taken)
         (dim,) = node.arguments[0][1:] or (0,)
         if node.function is STACK:
@@ -379,8 +383,7 @@ class _Held:
         """The parts of tensors that nodes take."""
         sources = [*dict.fromkeys(node.taken[0] for node in step)]
         dim = step[0].arguments[0][1]
-        # (sources, rest...), the dim that is picked from behind the first: (sources, parts, rest...)
-        stack = self.stacked(sources)
+        stack = self.stacked(sources)  # (sources, parts, rest...), once the dim is moved
         stack = stack.movedim(dim + 1 if dim >= 0 else dim, 1)
         parts, begins = stack.shape[1], {source: i for i, source in enumerate(sources)}
         picked = ((node.taken[0], node.arguments[0][2] % parts) for node in step)

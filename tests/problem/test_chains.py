@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from elbowroom.problem.chains import log_total
+from elbowroom.problem.chains import _filtered, _stepwise, log_total
 from elbowroom.problem.isolation import isolated
+from elbowroom.recording.operations import name_of
+from elbowroom.recording.record import record
 
 EXACT: Any = {"rtol": 1e-11, "atol": 1e-11}
 
@@ -98,3 +100,33 @@ def test_numbers_of_both_types_meet() -> None:
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, all_paths(single, pairs), rtol=1e-5, atol=1e-5)
     assert log_total(single.float(), pairs.float()).dtype == torch.float32
+
+
+def test_the_filter_is_one_operation_of_a_recording_and_stays_so_over_batches() -> None:
+    """It would be ten operations a step."""
+    single, pairs = potentials(3, of_pairs=(1,))
+
+    def density(u: Tensor) -> Tensor:
+        return log_total(single * u[0], pairs * u[1]).sum()
+
+    points = torch.tensor([[1.0, 0.5], [0.3, 1.0], [2.0, 1.0], [1.0, 1.0], [0.1, 3.0]]).double()
+    replay = record(vmap(grad_and_value(density)), points)
+    names = [name_of(operation) for operation in replay.operations]
+    assert names.count("elbowroom.filtered.default") == 1
+    assert len(names) < 80
+    for batch in (points[:1], points):
+        gradients, values = replay(batch)
+        expected = torch.stack([all_paths(single * u[0], pairs * u[1]).sum() for u in batch])
+        torch.testing.assert_close(values, expected, **EXACT)
+        steps = torch.eye(2, dtype=torch.float64) * 1e-5
+        slopes = torch.stack([replay(batch + e)[1] - replay(batch - e)[1] for e in steps], 1) / 2e-5
+        torch.testing.assert_close(gradients, slopes, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "of_pairs"), SHAPES)
+def test_the_filter_is_that_of_torch_step_by_step(
+    batch: tuple[int, ...], of_pairs: tuple[int, ...]
+) -> None:
+    single, pairs = (each.exp() for each in potentials(*batch, of_pairs=of_pairs))
+    single = single.expand(-1, *torch.broadcast_shapes(batch, of_pairs), -1)
+    torch.testing.assert_close(_filtered(single, pairs), _stepwise(single, pairs), **EXACT)

@@ -96,3 +96,28 @@ def test_what_is_written_to_while_a_view_of_it_is_held_stays_as_it_was_recorded(
     batched = vmap(density)
     replay = record(lambda batch: [batched(batch)], points(5, seed=1))
     torch.testing.assert_close(replay(points(3)), tuple(function(points(3))), **SAME)
+
+
+def picking(turns: int) -> Callable[[Tensor], Tensor]:
+    """Parts of two tensors picked one by one, out of order and from the end, then joined again."""
+    y = torch.linspace(-1.0, 2.0, turns, dtype=torch.float64)
+
+    def density(u: Tensor) -> Tensor:
+        one, two = torch.outer(y, u).sin(), torch.outer(y, u.square()).cos()
+        parts = [each[i] for each in (one, two) for i in range(turns)]
+        parts = [part.exp() * parts[(7 * i) % turns] for i, part in enumerate(parts)]
+        wide = torch.stack([one[-1 - i] + parts[i] for i in range(turns)], 1)
+        long = torch.cat([part.unsqueeze(0) for part in parts[1:]])
+        # The transposes see a dim in the wrong place.
+        return (wide.t() @ torch.ones(3, dtype=u.dtype) * y).sum() + (long * u).tanh().sum()
+
+    return density
+
+
+def test_parts_that_are_picked_and_joined_again_are_not_taken_one_by_one() -> None:
+    function = vmap(grad_and_value(picking(40)))
+    replay = recorded(picking(40))
+    for size in (1, 2, 7):
+        torch.testing.assert_close(replay(points(size)), function(points(size)), **SAME)
+    counts = Counter(name_of(operation) for operation in replay.operations)
+    assert counts["select.int"] + counts["cat.default"] + counts["stack.default"] < 12
