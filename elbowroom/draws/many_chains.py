@@ -17,12 +17,14 @@ may come to another labelling, and none need forget its own: the draws are put i
 they tell a metric, or are judged.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from arviz_stats.base import array_stats
 
+from elbowroom import budget
 from elbowroom.density.density import Density
 from elbowroom.density.labels import Labels, in_one_order, labels_of
 from elbowroom.draws.chains import Chains, Metric, State
@@ -58,6 +60,9 @@ class ManyChains:
     """In the first windows every third trajectory is such a one."""
     often: int = 16
     """Later on it is every sixteenth."""
+    least_steps: int = 8
+    """Leapfrog steps of a trajectory, at the least: chains for which these take more time than
+    there is do not begin, so that another guide has it."""
     most_steps: int = 64
     """Leapfrog steps of a trajectory, at most."""
     slow: float = 0.5
@@ -170,7 +175,7 @@ def run_many_chains(
         Their draws. Whether they have mixed is to be asked.
 
     Raises:
-        OutOfTimeError: If the time is over before there are draws to be judged.
+        OutOfTimeError: If the time is over before there are draws to be judged, or would be.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -189,6 +194,7 @@ def run_many_chains(
         (True, True)
     """
     windows = MANY_CHAINS.arrived if arrived else MANY_CHAINS.windows
+    _check_time(density, starts, sum(windows) + MANY_CHAINS.settling + MANY_CHAINS.round)
     labels = labels_among(density, starts)
     chains, _ = warm_up(density, starts, random, windows, labels)
     for trajectory in range(MANY_CHAINS.settling):
@@ -237,6 +243,31 @@ def _first_scales(gradients: np.ndarray) -> np.ndarray:
     return np.asarray(1 / np.sqrt(1 + slopes))
 
 
+def _points(density: Density, starts: np.ndarray) -> np.ndarray:
+    """Where each chain begins, (chains, D), those of a group beside each other."""
+    most = MANY_CHAINS.of_group
+    return np.repeat(starts, most if density.batch >= len(starts) * most else most // 2, axis=0)
+
+
+def _check_time(density: Density, starts: np.ndarray, trajectories: int) -> None:
+    """Sees that there may be draws to be judged before the time is over.
+
+    Raises:
+        OutOfTimeError: If not.
+    """
+    wanted = MANY_CHAINS.least_steps * trajectories
+    points, seconds = _points(density, starts), budget.left() / wanted
+    for _ in range(3):  # another process may have had the processor
+        began = time.perf_counter()
+        density.value_and_gradient(points)
+        if time.perf_counter() - began <= seconds:
+            return
+    raise OutOfTimeError(
+        f"{len(points)} Markov chains would take longer than the time that is left; give a longer "
+        "--time."
+    )
+
+
 def warm_up(
     density: Density,
     starts: np.ndarray,
@@ -257,8 +288,7 @@ def warm_up(
     Returns:
         The chains, and where they were in the last window.
     """
-    groups, most = len(starts), MANY_CHAINS.of_group
-    points = np.repeat(starts, most if density.batch >= groups * most else most // 2, axis=0)
+    groups, points = len(starts), _points(density, starts)
     _, gradients = density.value_and_gradient(starts)
     metric = Metric.of_scales(_first_scales(gradients))
     chains = Chains(density, points, metric, random, MANY_CHAINS.most_steps)

@@ -291,6 +291,32 @@ def _scheduled(nodes: list[_Node], values: _Values) -> Iterator[list[_Node]]:
                     ready.setdefault(kinds[id(follower)], []).append(follower)
 
 
+def _repeated(join: Callable[[list[Tensor]], Tensor], parts: list[Tensor], first: int) -> Tensor:
+    """What a function joins tensors to, without a copy of what all of them repeat along a dim.
+
+    Args:
+        join: Along the first dim, a new one or the same.
+        parts: The tensors.
+        first: Of their dims, that may be repeated.
+    """
+    dims = range(first, parts[0].dim())
+    once = [d for d in dims if all(each.shape[d] > 1 and each.stride(d) == 0 for each in parts)]
+    if not once:
+        return join(parts)
+    whole = join([_narrow(each, once) for each in parts])
+    sizes = [-1] * whole.dim()
+    for dim in once:
+        sizes[dim + 1 - first] = parts[0].shape[dim]
+    return whole.expand(sizes)
+
+
+def _narrow(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """A tensor with the first of what it has along dims."""
+    for dim in dims:
+        tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 class _Held:
     """Values while they are computed: tensors of their own, or places in a stack of several."""
 
@@ -324,21 +350,21 @@ class _Held:
             if whole is None and stack is not None:
                 whole = self.stacks[stack]
             elif whole is None:
-                whole = torch.stack([self.one(value) for value in singles])
+                whole = _repeated(torch.stack, [self.one(value) for value in singles], 0)
             wholes.append(whole)
             begins[stack], begin = begin, begin + len(whole)
-        pool = wholes[0] if len(wholes) == 1 else torch.cat(wholes)
+        pool = wholes[0] if len(wholes) == 1 else _repeated(torch.cat, wholes, 1)
         if runs == len(stacks):
             return pool
         alone = iter(range(len(values)))
         order = [begins[own] + (next(alone) if own is None else place) for _, own, place in found]
-        return pool.index_select(0, torch.tensor(order))
+        return _repeated(lambda each: each[0].index_select(0, torch.tensor(order)), [pool], 1)
 
     def _part(self, found: Sequence[Any], stack: int | None) -> Tensor:
         """The values of one stack that come after each other in it, or those in none, stacked."""
         own = [(value, place) for value, each, place in found if each == stack]
         if stack is None:
-            return torch.stack([self.one(value) for value, _ in own])
+            return _repeated(torch.stack, [self.one(value) for value, _ in own], 0)
         whole = self.stacks[stack]
         return whole if len(own) == len(whole) else whole.narrow(0, own[0][1], len(own))
 

@@ -1,6 +1,7 @@
 """Many Markov chains: right where the answer is known, and seen to say no."""
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elbowroom import budget
 from elbowroom.density.density import Density
 from elbowroom.draws.chains import Chains, Metric, State
 from elbowroom.draws.many_chains import (
@@ -20,6 +22,7 @@ from elbowroom.draws.many_chains import (
     mixing_of,
     run_many_chains,
 )
+from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
 
@@ -259,3 +262,22 @@ def test_one_coordinate_among_many_that_moves_slowly_is_found() -> None:
     points[:, :, 137] = slow
     _, effective = mixing_of(points, 8)
     assert effective == pytest.approx(12_800 * (1 - 0.95) / (1 + 0.95), rel=0.5)
+
+
+def test_chains_for_which_there_is_no_time_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor was busy once, they do: the fastest of three evaluations counts."""
+    density = density_of(lambda: flat(2))
+    evaluate, pauses = density.value_and_gradient, [0.02] * 3
+
+    def slow(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(pauses.pop(0) if pauses else 0.0)
+        return evaluate(points)
+
+    monkeypatch.setattr(density, "value_and_gradient", slow)
+    random = np.random.default_rng(0)
+    # 8 steps of 145 trajectories of 0.02 s each are 23 s.
+    with isolated(0), budget.limited(15.0), pytest.raises(OutOfTimeError, match="64 Markov chains"):
+        run_many_chains(density, random.normal(size=(8, 2)), random)
+    pauses[:] = [0.02, 0.0]
+    with isolated(0), budget.limited(15.0):
+        assert run_many_chains(density, random.normal(size=(8, 2)), random).chains == 64

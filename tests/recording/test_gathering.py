@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from elbowroom.problem.isolation import isolated
+from elbowroom.recording.gathering import _repeated
 from elbowroom.recording.operations import name_of
 from elbowroom.recording.record import record
 
@@ -120,4 +121,16 @@ def test_parts_that_are_picked_and_joined_again_are_not_taken_one_by_one() -> No
     for size in (1, 2, 7):
         torch.testing.assert_close(replay(points(size)), function(points(size)), **SAME)
     counts = Counter(name_of(operation) for operation in replay.operations)
-    assert counts["select.int"] + counts["cat.default"] + counts["stack.default"] < 12
+    assert counts["select.int"] + counts["cat.default"] + counts["stack.default"] < 16
+
+
+def test_what_tensors_repeat_is_not_copied_when_they_are_joined() -> None:
+    parts = [torch.randn(2, 1, 3).expand(2, 5, 3), torch.randn(4, 1, 3).expand(4, 5, 3)]
+    for found, expected in (
+        (_repeated(torch.cat, parts, 1), torch.cat(parts)),
+        (_repeated(torch.stack, [parts[0]] * 3, 0), torch.stack([parts[0]] * 3)),
+    ):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert found.stride(found.dim() - 2) == 0
+    copied = _repeated(torch.cat, [parts[0], parts[1].clone()], 1)
+    torch.testing.assert_close(copied[:2], parts[0], rtol=0, atol=0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from elbowroom.density.landscape import Landscape, density_of, explore, unclimbed
 from elbowroom.density.mixtures import Mixture
+from elbowroom.density.modes import Mode
 from elbowroom.density.point_parameters import Sample, maximise
 from elbowroom.draws.refining import sampled
 from elbowroom.engines.fixed_draws.approximations import (
@@ -25,7 +26,7 @@ from elbowroom.engines.fixed_draws.optima import PROPOSAL, Draws, Optimum
 from elbowroom.engines.protocol import Fitted, Gaussian, Trained
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.task import Plan, Task
-from elbowroom.errors import GuideError, OptionError
+from elbowroom.errors import GuideError, OptionError, OutOfTimeError
 from elbowroom.guides import Guide, Start
 from elbowroom.guides.families import Flat
 from elbowroom.guides.sites import read_guide
@@ -130,7 +131,12 @@ def approximate(
     declared = guide.fixed_draws
     assert declared is not None
     responding = declared.family is None and declared.search is None
-    optima = responses(landscape, random, choice if responding else PROPOSAL)
+    try:
+        optima = responses(landscape, random, choice if responding else PROPOSAL)
+    except OutOfTimeError:
+        if not (responding and landscape.proper):
+            raise
+        return _of_curvature(landscape.proper)
     edge = None
     if responding and landscape.best is None and not any(each.reached for each in optima):
         edge = without_mode(landscape, random)
@@ -147,6 +153,21 @@ def approximate(
     if not centres:
         centres = [(approximation.mean, approximation.covariance, 0.0)]
     return approximation, _proposal(centres)
+
+
+def _of_curvature(modes: list[Mode]) -> tuple[Approximation, Mixture]:
+    """The Normal of the curvature at the best mode, and those at all of them as a proposal."""
+    centres = [
+        (mode.location, np.linalg.inv(mode.precision), mode.log_evidence)
+        for mode in modes
+        if mode.precision is not None
+    ]
+    mean, covariance, _ = centres[0]
+    reason = (
+        "the time was over before an ELBO had an optimum: the guide is the Normal with the "
+        "curvature at the posterior's mode."
+    )
+    return Approximation(mean, covariance, "budget", reason), _proposal(centres)
 
 
 Centre = tuple[np.ndarray, np.ndarray, float]

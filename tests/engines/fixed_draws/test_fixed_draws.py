@@ -19,6 +19,7 @@ import elbowroom as er
 from elbowroom.density.curvature import Curvature
 from elbowroom.density.density import Density
 from elbowroom.density.importance import standard_errors
+from elbowroom.engines.fixed_draws import optima
 from elbowroom.engines.fixed_draws.objectives import Fixed, GaussianObjective
 from elbowroom.engines.fixed_draws.optima import (
     OPTIMISING,
@@ -30,7 +31,7 @@ from elbowroom.engines.fixed_draws.optima import (
     best_of_family,
     linear_response,
 )
-from elbowroom.errors import GuideError
+from elbowroom.errors import GuideError, OutOfTimeError
 from elbowroom.guides import Start, get_guide
 from elbowroom.guides.auto import FullRank, LowRank, MeanField
 from elbowroom.guides.families import Family, Flat
@@ -673,3 +674,29 @@ def test_pyro_has_the_normal_that_was_optimised(name: str, precision: np.ndarray
     curvature = flat.curvature(flat.start)
     assert curvature.shape == flat.start.shape
     assert bool((curvature > 0).all())
+
+
+def test_linear_response_that_is_out_of_time_ends_with_the_curvature_at_the_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a Normal posterior that is exact, and its draws are weighed as ever."""
+
+    def late(*_: Any) -> Optimum | None:
+        raise OutOfTimeError("over")
+
+    monkeypatch.setattr(optima, "linear_response", late)
+
+    def model(y: Tensor) -> None:
+        place = pyro.sample("place", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        pyro.sample("y", dist.Normal(place, 1.0).to_event(1), obs=y)
+
+    data = {"y": tensor([1.0, -3.0])}
+    fit = er.fit(model, data, "linear_response", seed=1)
+    assert not fit.converged
+    assert "time was over before an ELBO had an optimum" in str(fit.verdict.reasons)
+    draws = fit.posterior["posterior"]["place"].to_numpy().reshape(-1, 2)
+    error = 4 * (0.8 / len(draws)) ** 0.5
+    np.testing.assert_allclose(draws.mean(0), [0.8, -2.4], atol=error)
+    np.testing.assert_allclose(draws.var(0), [0.8, 0.8], rtol=0.1)
+    with pytest.raises(OutOfTimeError):  # another guide would not be what its name says
+        er.fit(model, data, "full_rank", seed=1)
