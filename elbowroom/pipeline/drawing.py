@@ -134,7 +134,10 @@ def _of_gaussian(
         if gaussian.proposal is not None:
             few = density.affordable(2 * count, 1000) // 2
             raw = _raw(density, gaussian.distribution, few, random)
-            found = sampled(density, curvature, gaussian.proposal, random, landscape.places)
+            try:
+                found = sampled(density, curvature, gaussian.proposal, random, landscape.places)
+            except OutOfTimeError:
+                return Drawn(raw, raw.resample(count, random))
             return Drawn(raw, found.resample(count), found)
         assert gaussian.low_rank is not None
         few = min(density.affordable(count, 1000), max(1000, SIZES.memory // density.dimension))
@@ -193,11 +196,23 @@ def _about(points: np.ndarray, curvature: Curvature) -> Mixture:
 def _raw(
     density: Density, distribution: Distribution, count: int, random: np.random.Generator
 ) -> WeightedDraws:
-    """Draws of a Normal."""
+    """Draws of a Normal: as many as half of the time that is left allows, but some.
+
+    Raises:
+        OutOfTimeError: If the time is over before there are some.
+    """
     reseed(int(random.integers(2**62)))
     points = distribution.sample((count,))
     log_q = distribution.log_prob(points).numpy()
-    return WeightedDraws(density.constrained(points.numpy()), density.value(points.numpy()), log_q)
+    values: list[np.ndarray] = []
+    end, numbers = budget.left() / 2, points.numpy()
+    for chunk in np.split(numbers, range(density.batch, count, density.batch)):
+        if budget.left() < end and sum(map(len, values)) >= FEWEST:
+            break
+        values.append(density.value(chunk))
+    log_p = np.concatenate(values)
+    given = len(log_p)
+    return WeightedDraws(density.constrained(numbers[:given]), log_p, log_q[:given])
 
 
 def _of_rows(task: Task, fitted: Fitted, count: int, random: np.random.Generator) -> Drawn:

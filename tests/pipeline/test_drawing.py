@@ -1,5 +1,6 @@
 """How many draws are made and weighed, of which kind, and what corrects them."""
 
+import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
+from elbowroom import budget
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Gaussian
@@ -240,7 +242,10 @@ class Density:
     Attributes:
         least: The fewest that were asked for.
         seeds: Of what a model might draw for itself.
+        batch: Values that are taken at once.
     """
+
+    batch = 300
 
     def __init__(self, dimension: int, most: int) -> None:
         self.dimension, self.most, self.least = dimension, most, 0
@@ -311,6 +316,38 @@ def test_a_normal_is_corrected_by_adaptive_draws(
     np.testing.assert_allclose(found.raw.log_p, -0.5 * np.square(points).sum(1))
     again: Any = of_gaussian(monkeypatch, gaussian, Density(2, most), 250)
     np.testing.assert_array_equal(again.raw.log_p, found.raw.log_p)
+
+
+class Slow(Density):
+    """A density of which ten values take 0.02 s."""
+
+    batch = 10
+
+    def value(self, points: np.ndarray) -> np.ndarray:
+        time.sleep(0.02)
+        return super().value(points)
+
+
+def test_draws_end_with_half_of_the_time_and_are_weighed_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All 4,000 would take 8 s. A hundred are drawn in any case."""
+
+    def late(*_: Any) -> Any:
+        raise OutOfTimeError("over")
+
+    monkeypatch.setattr(drawing, "sampled", late)
+    proposal: Any = "proposal"
+    of_normal: Any = SimpleNamespace(gaussian=Gaussian(normal(1.0), proposal))
+    for seconds, least, most in ((1.0, 110, 250), (0.01, 100, 100)):
+        slow: Any = SimpleNamespace(density=Slow(2, 4000), curvature="curved", places=())
+        with budget.limited(seconds):
+            found = drawing.draw_posterior(TASK, of_normal, slow, 2000)
+        assert least <= len(found.raw.log_p) <= most
+        points = found.raw.sites["x"].numpy()
+        np.testing.assert_allclose(found.raw.log_p, -0.5 * np.square(points).sum(1))
+        np.testing.assert_allclose(found.raw.log_p - found.raw.log_q, np.log(2 * np.pi))
+        assert (found.importance, len(found.corrected.log_p)) == (None, 2000)
 
 
 def test_every_seed_has_its_own_draws() -> None:

@@ -143,7 +143,9 @@ def linear_response(optima: list[Optimum]) -> Approximation:
     """Mean-field means with the covariance of linear response: the best of `responses`."""
     best = optima[0] if optima else None
     if best is not None and best.all_errors is not None:
-        best = replace(best, errors=best.all_errors(), all_errors=None)
+        with suppress(OutOfTimeError):  # then the errors of the means alone are known
+            best = replace(best, errors=best.all_errors())
+        best = replace(best, all_errors=None)
     return _of_optimum(best, "linear_response")
 
 
