@@ -494,7 +494,7 @@ class Fit:
         Example:
             >>> import elbowroom as er
             >>> iris = er.load_dataset("iris")
-            >>> result = er.fit("factor_analysis", iris, seed=1)
+            >>> result = er.fit("factor_analysis", iris, engine="em", seed=1)
             >>> result.score(iris.head(2)).round(2)  # exact: all weights are equal
                log_density  standard_error  effective_sample_size  k_hat
             0        -2.06             0.0                 1000.0   -inf
@@ -539,7 +539,7 @@ class Fit:
 
         Example:
             >>> import elbowroom as er
-            >>> result = er.fit("factor_analysis", "iris", seed=1)
+            >>> result = er.fit("factor_analysis", "iris", engine="em", seed=1)
             >>> result.embed().columns.tolist()
             ['z[0].mean', 'z[0].sd', 'z[1].mean', 'z[1].sd', 'k_hat']
         """
@@ -589,7 +589,7 @@ class Fit:
 
         Example:
             >>> import elbowroom as er
-            >>> er.fit("factor_analysis", "iris", seed=1).generate(3).shape
+            >>> er.fit("factor_analysis", "iris", engine="em", seed=1).generate(3).shape
             (3, 4)
         """
         return verbs.generate(self, n, data, given, expected, prior, seed)
@@ -647,7 +647,7 @@ class Fit:
             >>> iris = er.load_dataset("iris")
             >>> rows = iris.head(2).copy()
             >>> rows.loc[0, "petal_width"] = float("nan")
-            >>> found = er.fit("factor_analysis", iris, seed=1).impute(rows)
+            >>> found = er.fit("factor_analysis", iris, engine="em", seed=1).impute(rows)
             >>> found.cells[["row", "column"]].values.tolist()
             [[1, 'petal_width']]
         """

@@ -160,6 +160,7 @@ class LatentSpace:
         sites: The continuous latent sites, in the order of the model.
         discrete: Discrete latent sites, each with its plates.
         unweighted: Of these, the ones whose whole density `poutine.mask(mask=False)` takes out.
+        states: The numbers of values that discrete sites have, where these can be listed.
         dependence: For each site, the discrete sites that its density depends on; None if that
             cannot be told.
         observed: The observed sites' names.
@@ -196,6 +197,7 @@ class LatentSpace:
     vectors: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     unweighted: tuple[str, ...] = ()
+    states: frozenset[int] = frozenset()
     dependence: Mapping[str, frozenset[str]] | None = None
     sizes: tuple[int, ...] = field(init=False)
     places: Mapping[str, int] = field(init=False)
@@ -260,6 +262,11 @@ class LatentSpace:
             vectors=tuple(vectors),
             layers=tuple(seen.names),
             unweighted=tuple(name for name in discrete if trace.nodes[name]["mask"] is False),
+            states=frozenset(
+                len(nodes[name]["fn"].enumerate_support(expand=False))
+                for name in discrete
+                if nodes[name]["fn"].has_enumerate_support
+            ),
             dependence=dependence,
         )
 

@@ -222,19 +222,24 @@ def run_many_chains(
 
 
 def labels_among(density: Density, starts: np.ndarray) -> list[Labels]:
-    """The parts of a density that can be put in any order, and are not alike at its best start.
+    """A mixture's components, if they can be put in any order.
+
+    Other latents that can be, such as those of groups that have the same data, are no labels: each
+    has a posterior of its own, which an order would change.
 
     Args:
         density: The log density.
         starts: Where chains begin, (groups, D).
     """
-    if density.how == "one by one":  # whose values cost too much
+    states = density.space.states
+    if not states or density.how == "one by one":  # whose values cost too much
         return []
     values, gradients = density.value_and_gradient(starts)
     best = int(np.argmax(values))
     if not np.isfinite(values[best]):
         return []
-    return labels_of(density, starts[best], _first_scales(gradients))
+    found = labels_of(density, starts[best], _first_scales(gradients))
+    return [labels for labels in found if labels.length in states]
 
 
 def _first_scales(gradients: np.ndarray) -> np.ndarray:

@@ -106,10 +106,10 @@ def _filtered(own: Tensor, moves: Tensor) -> Tensor:
     ordered = weights.transpose(order)
     weights = np.ascontiguousarray(ordered).reshape(count, kinds, -1, states)
     steps = steps.transpose([*order, steps.ndim - 1]).reshape(count - 1, kinds, states, states)
-    found = np.empty((3, *weights.shape))
+    found = np.empty((3, *weights.shape), weights.dtype)
     shares, after, total = found
-    sums = np.empty((*weights.shape[:-1], 1))
-    ones, here = np.ones(states), np.empty(weights.shape[1:])
+    sums = np.empty((*weights.shape[:-1], 1), weights.dtype)
+    ones, here = np.ones(states, weights.dtype), np.empty(weights.shape[1:], weights.dtype)
     flat = here.reshape(-1, states)
     for step in range(count):
         if step:

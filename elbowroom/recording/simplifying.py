@@ -197,8 +197,10 @@ class Simplifier:
             written = value.untyped_storage()._cdata in self.mutated if self.mutated else False
             if written or value.is_meta or value.numel() > LARGEST_MERGED:
                 continue
-            numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            first = known.setdefault((value.shape, value.dtype, numbers.tobytes()), index)
+            # A tensor of one number that was expanded has no bytes to view.
+            own = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            numbers = own.reshape(-1).view(torch.uint8).numpy().tobytes()
+            first = known.setdefault((value.shape, value.dtype, numbers), index)
             if first != index:
                 self.found[index] = _Value.at(first)
 

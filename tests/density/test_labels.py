@@ -115,3 +115,23 @@ def test_chains_that_stay_in_different_labellings_have_mixed() -> None:
     assert found.mixed
     assert np.abs(np.mean(means[:, 0] > means[:, 1]) - 0.5) > 0.49
     np.testing.assert_allclose(found.values.ravel(), values, atol=1e-8)
+
+
+def test_chains_leave_latents_that_are_alike_by_chance_in_their_places() -> None:
+    """Groups with the same data: each of them has the mean of all, in whatever draw."""
+
+    def groups(y: Any) -> None:
+        with pyro.plate("groups", 6):
+            level = pyro.sample("level", dist.Normal(torch.zeros(()), 1.0))
+            kind = pyro.sample("kind", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Normal(level + 0.1 * kind, 1.0), obs=y)
+
+    random = np.random.default_rng(0)
+    with isolated(0, dtype=torch.float64):
+        arguments = {"y": torch.zeros(6, dtype=torch.float64)}
+        density = Density(groups, arguments, LatentSpace.of(groups, arguments))
+        starts = random.normal(size=(8, 6))
+        assert labels_of(density, starts[0], np.ones(6))
+        found = run_many_chains(density, starts, random)
+    means = found.points.reshape(-1, 6).mean(0)
+    assert np.abs(means - means.mean()).max() < 4.5 * 0.75 / found.effective**0.5

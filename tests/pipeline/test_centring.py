@@ -217,6 +217,7 @@ def test_short_vectors_of_groups_are_standardised_or_stay(
     assert not centred.forms
 
 
+@pytest.mark.slow
 def test_chains_of_a_process_that_have_not_mixed_say_so() -> None:
     """Two lengths far apart, which the prior alone tells: no chain comes from one to the other."""
 
