@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -262,11 +262,7 @@ class LatentSpace:
             vectors=tuple(vectors),
             layers=tuple(seen.names),
             unweighted=tuple(name for name in discrete if trace.nodes[name]["mask"] is False),
-            states=frozenset(
-                len(nodes[name]["fn"].enumerate_support(expand=False))
-                for name in discrete
-                if nodes[name]["fn"].has_enumerate_support
-            ),
+            states=frozenset(listed_values(nodes[name]["fn"]) for name in discrete) - {0},
             dependence=dependence,
         )
 
@@ -472,6 +468,21 @@ def _of_angles(fn: Any) -> bool:
     while not isinstance(fn, ANGLES) and hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, ANGLES)
+
+
+def listed_values(fn: Any) -> int:
+    """How many values a discrete distribution has; 0 where they cannot be listed.
+
+    Example:
+        >>> listed_values(dist.Categorical(torch.ones(3))), listed_values(dist.Poisson(1.0))
+        (3, 0)
+    """
+    if not fn.has_enumerate_support:
+        return 0
+    # Several counts at once, or a vector, have no list.
+    with suppress(NotImplementedError, AttributeError):
+        return len(fn.enumerate_support(expand=False))
+    return 0
 
 
 def own_family(fn: Any) -> Any:

@@ -8,7 +8,7 @@ from pyro.infer import config_enumerate
 
 from elbowroom.errors import ModelError, OptionError
 from elbowroom.guides.sites import GuideSites
-from elbowroom.guides.space import LatentSpace, sample_sites, trace_model
+from elbowroom.guides.space import LatentSpace, listed_values, sample_sites, trace_model
 from elbowroom.objectives import get_objective, objectives
 from elbowroom.objectives.estimators import Graph, Objective, Sampled, Summed
 from elbowroom.options import flag, option_names
@@ -207,8 +207,11 @@ def check_enumerable(
         return
     nodes = dict(sample_sites(trace_model(model, arguments)))
     for name in left:
-        if not nodes[name]["fn"].has_enumerate_support:
+        fn = nodes[name]["fn"]
+        if not listed_values(fn):
+            listed = fn.has_enumerate_support or fn.event_shape
+            values = "values that cannot be listed" if listed else "infinitely many values"
             raise ModelError(
-                f"site '{name}' is discrete and has infinitely many values, so it cannot be "
-                "summed over; sample it in a guide of your own."
+                f"site '{name}' is discrete and has {values}, so it cannot be summed over; sample "
+                "it in a guide of your own."
             )

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from elbowroom.errors import ElbowroomError
 from elbowroom.guides.sites import is_delta
-from elbowroom.guides.space import sample_sites, trace_model
+from elbowroom.guides.space import listed_values, sample_sites, trace_model
 
 _at_rest: ContextVar[bool] = ContextVar("at_rest", default=False)
 
@@ -132,7 +132,7 @@ def without_unseen(
                 computed.append(name)
             continue
         if getattr(node["fn"].support, "is_discrete", False):
-            if not _enumerable(node["fn"]) and not _leads_on(model, arguments, name, node):
+            if not listed_values(node["fn"]) and not _leads_on(model, arguments, name, node):
                 out.append(name)
             continue
         if not isinstance(mask, Tensor) or bool(mask.all()):
@@ -156,15 +156,6 @@ def without_unseen(
 def _weighed(delta: Any) -> bool:
     """Whether a Delta has a density of its own where its value is."""
     return bool((delta.log_prob(delta.sample()) != 0).any())
-
-
-def _enumerable(fn: Any) -> bool:
-    """Whether a discrete site can be summed over."""
-    try:
-        fn.enumerate_support(expand=False)
-    except (NotImplementedError, AttributeError):
-        return False
-    return bool(fn.has_enumerate_support)
 
 
 def _leads_on(

@@ -180,3 +180,20 @@ def test_reading_a_model_leaves_the_random_state_alone() -> None:
 def uniform_free(y: Tensor) -> None:
     pyro.sample("share", dist.Uniform(torch.zeros(()), 1.0))
     pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def test_the_values_of_discrete_sites_are_counted_where_they_can_be_listed() -> None:
+    """Counts of several sizes, vectors and counts without an end have no list."""
+
+    def model() -> None:
+        pyro.sample("kind", dist.Categorical(torch.ones(3)))
+        pyro.sample(
+            "several", dist.Binomial(torch.tensor([2.0, 5.0]), torch.tensor(0.5)).to_event(1)
+        )
+        pyro.sample("both", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
+        with pyro.plate("trials", 2):
+            pyro.sample("counts", dist.Binomial(torch.tensor([2.0, 5.0]), torch.tensor(0.5)))
+        pyro.sample("endless", dist.Poisson(2.0))
+        pyro.sample("level", dist.Normal(0.0, 1.0))
+
+    assert LatentSpace.of(model, {}).states == {3}
