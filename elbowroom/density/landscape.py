@@ -170,17 +170,23 @@ def density_of(
     return Density(function, arguments, problem.space, parameters, with_parameters)
 
 
-def unclimbed(problem: Problem, seed: int, starts: np.ndarray | None = None) -> Landscape:
+def unclimbed(
+    problem: Problem,
+    seed: int,
+    starts: np.ndarray | None = None,
+    density: Density | None = None,
+) -> Landscape:
     """The density of a problem without point parameters, and where to begin; no mode is sought.
 
     Args:
         problem: The model bound to its data.
         seed: Of random points.
         starts: Where to begin, (n, D), if that is known.
+        density: The problem's, where it is recorded already.
     """
     began = time.perf_counter()
     with isolated(seed, dtype=torch.float64, threads=problem.threads):
-        density = density_of(problem)
+        density = density or density_of(problem)
         first = next(_own_starts(problem, 1, seed), np.zeros(density.dimension))
         first = first if starts is None else starts[0]
         if not np.isfinite(density.value(first[None])).all():
@@ -197,6 +203,7 @@ def explore(
     parameters: Mapping[str, Tensor] | None = None,
     sampled: bool = False,
     climb: bool = True,
+    density: Density | None = None,
 ) -> Landscape:
     """Climbs from several starts: the user's and the model's own, the origin, and random points.
 
@@ -217,6 +224,7 @@ def explore(
         sampled: Whether some of very many rows are enough, where a fit by minibatches begins: their
             mode is off by a few standard deviations.
         climb: Whether modes are sought at all; if not, the first start is where guides begin.
+        density: The problem's of all rows at these parameters, where it is recorded already.
     """
     began, space = time.perf_counter(), problem.space
     unknown = space.parameters.size > 0 and parameters is None
@@ -231,7 +239,8 @@ def explore(
     ):
         many = space.subsampled is not None and space.subsampled.size > SEARCH.enough_rows
         rows = SEARCH.enough_rows if sampled and many else None
-        density = density_of(problem, parameters, rows=rows)
+        if density is None or rows is not None:
+            density = density_of(problem, parameters, rows=rows)
         curvature = Curvature(density)
         others = Starts(density, np.random.default_rng(seed))
         starts = _starts(problem, others, restarts, seed)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from elbowroom.density.density import Density
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.checkpoint import Checkpoints
 from elbowroom.guides import Guide
@@ -39,6 +40,7 @@ class Task:
         checkpoints: Where the state of stochastic fits is kept.
         begins: Whether the guide was not asked for, and only begins importance sampling.
         auto: Whether the guide `auto` was asked for.
+        density: The problem's, where it is recorded already.
     """
 
     problem: Problem
@@ -51,3 +53,4 @@ class Task:
     checkpoints: Checkpoints | None = None
     begins: bool = False
     auto: bool = False
+    density: Density | None = None

@@ -8,8 +8,9 @@ import torch
 
 from elbowroom import budget
 from elbowroom.assess.verdict import PROPER, found_more, improper, sentence
+from elbowroom.density.density import Density
 from elbowroom.density.importance import ERRORS, k_hat_threshold
-from elbowroom.density.landscape import Landscape
+from elbowroom.density.landscape import Landscape, unclimbed
 from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import Way, only_read
 from elbowroom.engines.task import Task
@@ -35,6 +36,8 @@ class Rungs:
     """The steps of `flow`, unless the user gives them."""
     share: float = 0.8
     """Of the time of a fit, after which independent Normals are tried if there is nothing yet."""
+    steps: float = 0.5
+    """Of the time that is left then, that their steps may take."""
     clearly: float = 0.2
     """How far k-hat must be below its limit for no other guide to be tried."""
 
@@ -139,8 +142,9 @@ def _climb(ladder: Ladder, task: Task) -> None:
         _climb_explored(ladder, task)
     problem = task.problem
     if budget.current().cut and not ladder.fits and problem.space.sites:
-        # Some steps in what time is left: the best there is.
-        ladder.rung("mean_field", replace(task, announce=None), "svi", _unexplored(problem))
+        # Some steps in what time is left, which their draws need too: the best there is.
+        with budget.stage("fitting independent Normals", RUNGS.steps):
+            ladder.rung("mean_field", replace(task, announce=None), "svi", _unexplored(problem))
 
 
 def _unexplored(problem: Problem) -> Landscape:
@@ -155,14 +159,15 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
     wide = problem.space.dimension > RUNGS.full_rank or has_long_vectors(problem)
     wide = wide and problem.model_name is None
     if wide and not problem.space.parameters.size:
-        if _many_chains(ladder, task):
+        ended, density = _many_chains(ladder, task)
+        if ended:
             return
-        task = replace(task, announce=None)
+        task = replace(task, announce=None, density=density)
     tasks = [task]
     explored: list[Landscape] = []
     if problem.space.location_scale and problem.model_name is None:
         standardised = problem.reparameterise(problem.space.location_scale)
-        tasks.append(replace(task, problem=standardised))
+        tasks.append(replace(task, problem=standardised, density=None))
     for each in tasks:
         try:
             with numerical_failures():
@@ -188,7 +193,8 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
     if not wide and explored and explored[0].density is not None:
         several = len(explored[0].proper) > 1 or problem.space.parameters.size > 0
         known = explored[0] if several else None
-        if _many_chains(ladder, replace(task, announce=None), known):
+        task = replace(task, announce=None, density=explored[0].density)
+        if _many_chains(ladder, task, known)[0]:
             return
     if problem.space.parameters.size and not ladder.fits:
         ladder.rung("mean_field", task, "svi", None)
@@ -201,17 +207,26 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
         ladder.rung("flow", replace(tasks[-1], announce=None, settings=settings), "svi", None)
 
 
-def _many_chains(ladder: Ladder, task: Task, landscape: Landscape | None = None) -> bool:
-    """The rung of Markov chains; whether no other one is worth while.
+def _many_chains(
+    ladder: Ladder, task: Task, landscape: Landscape | None = None
+) -> tuple[bool, Density | None]:
+    """The rung of Markov chains.
 
     They begin at several known modes, if there are some, so that chains which stay there are seen;
     else at random.
+
+    Returns:
+        Whether no other rung is worth while, and the density of the problem as it is written, if
+        the chains are of that.
     """
     problem = task.problem
     changes = problem.space.location_scale or has_long_vectors(problem)
     if landscape is None and changes and problem.model_name is None:
         problem, landscape = partly_centred(problem, task.seed)
-    return ladder.rung("markov", replace(task, problem=problem), "fixed_draws", landscape)
+    elif landscape is None:
+        landscape = unclimbed(problem, task.seed, density=task.density)
+    ended = ladder.rung("markov", replace(task, problem=problem), "fixed_draws", landscape)
+    return ended, landscape.density if problem is task.problem else None
 
 
 def _label(name: str, problem: Problem) -> str:

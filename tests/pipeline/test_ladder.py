@@ -129,10 +129,15 @@ class Climbed:
                 raise found
             return found
 
-        def centred(problem: Problem, seed: int) -> tuple[Problem, str]:
-            return replace(problem, reparameterised=problem.location_scale), "centred"
+        def centred(problem: Problem, seed: int) -> tuple[Problem, Any]:
+            changed = replace(problem, reparameterised=problem.location_scale)
+            return changed, SimpleNamespace(density="centred")
+
+        def unclimbed(problem: Problem, seed: int, density: Any) -> Any:
+            return SimpleNamespace(density=density or "as written")
 
         monkeypatch.setattr(ladder, "partly_centred", centred)
+        monkeypatch.setattr(ladder, "unclimbed", unclimbed)
         monkeypatch.setattr(ladder, "has_long_vectors", lambda problem: problem.long)
         monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
         whole: Any = problem
@@ -212,6 +217,7 @@ def test_full_rank_is_for_some_ten_dimensions_and_chains_for_more(
     assert found.rungs == [f"{name} fixed_draws" for name in rungs]
     announced = [task.announce is not None for *_, task in found.tasks]
     assert announced == [True, False]
+    assert found.tasks[1][3].density == ("as written" if dimension > 60 else None)  # the chains'
     named = climbed(Problem(61, model_name="regression"), BAD)
     assert named.rungs == ["linear_response fixed_draws"]
     assert climbed(Problem(61, points=2), BAD).rungs == ["linear_response fixed_draws"]
@@ -220,15 +226,16 @@ def test_full_rank_is_for_some_ten_dimensions_and_chains_for_more(
 def test_chains_come_first_where_a_long_vector_has_an_unknown_covariance(climbed: Any) -> None:
     found = climbed(Problem(30, location_scale=("f",), long=True), rung())
     assert found.rungs == ["markov fixed_draws standardised"]
-    assert found.tasks[0][2] == "centred"
+    assert found.tasks[0][2].density == "centred"
     then = climbed(Problem(30, location_scale=("f",), long=True), BAD, rung())
     assert then.rungs == ["markov fixed_draws standardised", "linear_response fixed_draws"]
+    assert then.tasks[1][3].density is None  # the chains' is another one
 
 
 def test_chains_of_a_wide_hierarchy_begin_where_it_is_partly_centred(climbed: Any) -> None:
     found = climbed(Problem(61, location_scale=("effect",)), rung())
     assert found.rungs == ["markov fixed_draws standardised"]
-    assert found.tasks[0][2] == "centred"
+    assert found.tasks[0][2].density == "centred"
 
 
 @pytest.mark.parametrize(("modes", "begins"), [(1, False), (2, True)])
@@ -238,7 +245,9 @@ def test_chains_are_the_last_rung_before_there_is_no_trust(
     """They begin at the modes where there are several, so that it is seen if they stay there."""
     found = climbed(Problem(), BAD, BAD, rung(), modes=modes)
     assert found.rungs[-1] == "markov fixed_draws"
-    assert found.tasks[-1][2] == (found.landscape if begins else None)
+    begun = found.tasks[-1][2]
+    assert (begun is found.landscape) == begins
+    assert begun.density == "recorded"  # once
     assert found.fit.verdict.trusted
 
 

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from elbowroom.density.density import Density
 from elbowroom.density.landscape import Landscape, density_of, explore, unclimbed
 from elbowroom.density.mixtures import Mixture
 from elbowroom.density.modes import Mode
@@ -82,8 +83,8 @@ class FixedDraws:
         """All modes, with point parameters at their maximum marginal likelihood."""
         declared, points = guide.fixed_draws, task.problem.space.parameters
         if declared is not None and declared.chains and not points.size:
-            return unclimbed(task.problem, task.seed)
-        return survey(task.problem, task.settings.restarts, task.seed)
+            return unclimbed(task.problem, task.seed, density=task.density)
+        return survey(task.problem, task.settings.restarts, task.seed, task.density)
 
     def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
         """The guide at the optimum of its ELBO over fixed draws."""
@@ -187,14 +188,20 @@ def _proposal(centres: list[Centre]) -> Mixture:
     )
 
 
-def survey(problem: Problem, restarts: int, seed: int) -> Landscape:
+def survey(problem: Problem, restarts: int, seed: int, density: Density | None = None) -> Landscape:
     """The same as `explore`, with point parameters at their maximum marginal likelihood.
+
+    Args:
+        problem: The model bound to its data.
+        restarts: How many starts.
+        seed: Of the starts.
+        density: The problem's, where it has no point parameters and is recorded already.
 
     Raises:
         GuideError: If that cannot be had.
     """
     if not problem.space.parameters.size:
-        return explore(problem, restarts, seed)
+        return explore(problem, restarts, seed, density=density)
     began, random = time.perf_counter(), np.random.default_rng(seed)
 
     def sample(values: dict[str, Tensor]) -> Sample:

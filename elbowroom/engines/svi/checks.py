@@ -1,7 +1,8 @@
 """What can be seen to be wrong with a model, its data and a guide before they are fitted."""
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from elbowroom import budget
 from elbowroom.density.landscape import explore
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.failure import culprit
@@ -37,6 +39,8 @@ class Checking:
     """Runs in which minibatches are compared with all rows, and draws with supports."""
     errors: float = 5.0
     """Standard errors by which they may differ."""
+    share: float = 0.05
+    """Of the time that is left, that these runs may take."""
     few_runs: int = 10
     """Runs that are enough where they differ little."""
     doubtful_errors: float = 2.0
@@ -113,7 +117,7 @@ def _supports(subject: Subject) -> list[str]:
     problem = subject.problem
     prior = dict(sample_sites(trace_model(problem.function, problem.arguments)))
     warnings: dict[str, str] = {}
-    for _ in range(CHECKING.runs):
+    for _ in _runs(1):
         with torch.no_grad():
             trace = poutine.trace(subject.called).get_trace(**problem.arguments)
             with users_code("the model cannot be run at the guide's draws", ModelError):
@@ -140,6 +144,15 @@ def _supports(subject: Subject) -> list[str]:
                     "be missed; give the guide's site a distribution on the whole support."
                 )
     return list(warnings.values())
+
+
+def _runs(least: int) -> Iterator[int]:
+    """The numbers of as many runs as there is time for, but of some."""
+    end = time.monotonic() + CHECKING.share * budget.left()
+    for run in range(CHECKING.runs):
+        if run >= least and time.monotonic() > end:
+            return
+        yield run
 
 
 def _inside(support: Any, value: Tensor) -> bool:
@@ -195,7 +208,7 @@ def _minibatches(subject: Subject) -> list[str]:
     batches = Minibatches(plate.size, size)
     some: list[dict[str, _Term]] = []
     every: list[dict[str, _Term]] = []
-    for run in range(CHECKING.runs):
+    for run in _runs(CHECKING.few_runs):
         if run == CHECKING.few_runs and not any(
             _differs(some, every, name, CHECKING.doubtful_errors) for name in every[0]
         ):

@@ -261,7 +261,8 @@ class Optimisation:
         try:
             self.optimizer = make_optimizer(self.settings, self.parameters)
             if self.budget >= RUN_LIMITS.recorded_from:
-                self.evaluate.record(None if self.batches is None else self.batches.draw)
+                draw = None if self.batches is None else self.batches.draw
+                self.evaluate.record(draw, RUN_LIMITS.recorded_from)
                 if self.settings.compile:
                     self._compile()
             elif self.settings.compile:

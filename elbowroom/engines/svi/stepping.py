@@ -5,6 +5,7 @@ clipping and the bookkeeping see one tensor.
 """
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from elbowroom import budget
 from elbowroom.guides.space import FixedRows, Plate
 from elbowroom.models._fresh import Fresh
 from elbowroom.objectives import baselines
@@ -269,8 +271,13 @@ class Step:
             torch.cat(parts, out=gradient)
             begin += len(group)
 
-    def record(self, rows: Callable[[], Tensor] | None) -> None:
-        """Records the step, for rows as `rows` draws them, and compares it with itself."""
+    def record(self, rows: Callable[[], Tensor] | None, pays_from: int = 0) -> None:
+        """Records the step, for rows as `rows` draws them, and compares it with itself.
+
+        Args:
+            rows: Draws those of a step, if it has any.
+            pays_from: Steps from which recording saves time: without time for so many, none is.
+        """
         if is_validation_enabled():
             self.reason = "validation is on"
             return
@@ -280,6 +287,11 @@ class Step:
         numbers = python_numbers(self.model, self.guide)
         with torch.random.fork_rng(devices=self.parameters.cuda):
             try:
+                began = time.perf_counter()
+                self._whole(*inputs[0])
+                if budget.left() < pays_from * (time.perf_counter() - began):
+                    self.reason = "there is only time for a few of them"
+                    return
                 with _quiet():
                     replay = record_step(
                         self._whole, inputs[0], inputs[1], list(self.parameters.named.values()),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elbowroom import budget
 from elbowroom.engines.settings import make_settings
 from elbowroom.engines.svi.loop import unconstrained_parameters
 from elbowroom.engines.svi.stepping import BFloat16Layers, FlatParameters, Step
@@ -112,6 +113,18 @@ def test_a_recorded_step_is_the_step_itself(
             for one, two in zip(gradients, eager.parameters.gradients, strict=True):
                 scale = float(two.abs().max())
                 torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_a_step_is_not_recorded_where_there_is_time_for_a_few_alone() -> None:
+    for seconds, recorded in ((60.0, True), (0.0, False)):
+        pyro.clear_param_store()
+        step = step_of(normal, normal_guide)
+        before = torch.random.get_rng_state()
+        with budget.limited(seconds):
+            step.record(None, pays_from=100)
+        assert step.recorded == recorded
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert step.reason == "there is only time for a few of them"
 
 
 def test_the_mean_of_recorded_steps_is_the_gradient_of_the_elbo() -> None:
