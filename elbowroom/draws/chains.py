@@ -1,11 +1,11 @@
 """Short Markov chains that leave a density as it is: where its draws may move to."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from elbowroom.density.density import Density
+from elbowroom.draws.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -26,46 +26,6 @@ class Trajectories:
 
 
 TRAJECTORIES = Trajectories()
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The symmetric root of a covariance: scales · (1 + directions (lengths - 1) directions').
-
-    Attributes:
-        scales: (D,).
-        directions: Orthonormal, in units of the scales, (D, R).
-        lengths: Standard deviations along these, (R,).
-    """
-
-    scales: np.ndarray
-    directions: np.ndarray
-    lengths: np.ndarray
-
-    @classmethod
-    def of_scales(cls, scales: np.ndarray) -> "Metric":
-        """Of independent coordinates."""
-        return cls(scales, np.zeros((len(scales), 0)), np.zeros(0))
-
-    @cached_property
-    def _whole(self) -> np.ndarray | None:
-        """The root's transpose, (D, D), where the directions are no fewer numbers."""
-        size, count = self.directions.shape
-        if 2 * count < size:
-            return None
-        directed = np.eye(size) + (self.directions * (self.lengths - 1)) @ self.directions.T
-        return np.asarray(directed * self.scales)
-
-    def times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
-        """The root, or its transpose, times each row of (n, D)."""
-        if self._whole is not None:
-            return np.asarray(vectors @ (self._whole.T if transposed else self._whole))
-        if transposed:
-            vectors = vectors * self.scales
-        if len(self.lengths):
-            along = (vectors @ self.directions) * (self.lengths - 1)
-            vectors = vectors + along @ self.directions.T
-        return vectors if transposed else vectors * self.scales
 
 
 @dataclass(frozen=True)

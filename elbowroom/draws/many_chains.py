@@ -7,10 +7,8 @@ Carlo"), by their draws and gradients (Seyboldt, Carlson and Carpenter, 2026, "P
 Hamiltonian Monte Carlo by minimizing Fisher divergence"). A few dozen trajectories then do what
 takes one chain a thousand.
 
-Groups of chains begin at one place each. Chains that have not forgotten where they began differ
-from group to group: the nested R-hat tells (Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and
-Gelman, 2024, "Nested R-hat: assessing the convergence of Markov chain Monte Carlo when running many
-short chains").
+Groups of chains begin at one place each, and have mixed where they have forgotten it; see
+`elbowroom.draws.mixing`.
 
 Where the labels of a density's parts mean nothing, as those of a mixture's components, each group
 may come to another labelling, and none need forget its own: the draws are put in one order before
@@ -22,12 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from arviz_stats.base import array_stats
 
 from elbowroom import budget
 from elbowroom.density.density import Density
 from elbowroom.density.labels import Labels, in_one_order, labels_of
-from elbowroom.draws.chains import Chains, Metric, State
+from elbowroom.draws.chains import Chains, State
+from elbowroom.draws.metric import Metric, metric_of
+from elbowroom.draws.mixing import mixing_of, rough
 from elbowroom.errors import OutOfTimeError
 from elbowroom.sizes import SIZES
 
@@ -86,12 +85,6 @@ class ManyChains:
     """How often."""
     r_hat: float = 1.01
     """The nested R-hat up to which they have mixed."""
-    poor: float = 1.03
-    """The nested R-hat by means above which ranks are not looked at."""
-    few: float = 200.0
-    """The same of effective draws: a long tail, such as that of a logarithm, makes few of many."""
-    examined: int = 8
-    """Coordinates that are examined closely by R-hat, and as many by their effective draws."""
     far: float = 1000.0
     """Nats of energy lost along a trajectory above which it has diverged."""
     stuck: float = 0.1
@@ -99,24 +92,6 @@ class ManyChains:
 
 
 MANY_CHAINS = ManyChains()
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """How a metric is made of draws and gradients."""
-
-    draws: int = 4
-    """Draws for each direction in which correlations are sought; where the dimension is too large
-    for them, these are the directions in which draws spread most, and gradients."""
-    wide: int = 500
-    """The most draws that are taken then."""
-    added: float = 1.0
-    """Draws of independent coordinates that are added."""
-    alike: float = 2.0
-    """The factor up to which a variance is taken to be that of independent coordinates."""
-
-
-METRICS = Metrics()
 
 
 @dataclass(frozen=True)
@@ -356,72 +331,6 @@ def _adapted(chains: Chains, count: int) -> None:
     chains.step *= float(np.exp(rate * (chains.accepted.mean() - MANY_CHAINS.accepted)))
 
 
-def metric_of(points: np.ndarray, gradients: np.ndarray, correlated: bool = True) -> Metric:
-    """The metric that draws and the gradients there tell of.
-
-    Of a Normal, the gradients' covariance is the inverse of the draws': the geometric mean of the
-    one and the inverse of the other is then exact, however few they are.
-
-    Args:
-        points: (n, D).
-        gradients: Of the log density there, (n, D).
-        correlated: Whether more than the scales are wanted.
-
-    Example:
-        >>> points = np.random.default_rng(0).normal(size=(50, 2)) @ np.array([[2.0, 2.0], [0, 1]])
-        >>> precision = np.linalg.inv([[4.0, 4.0], [4.0, 5.0]])
-        >>> metric = metric_of(points, -(points @ precision))
-        >>> root = metric.times(np.eye(2))
-        >>> (root.T @ root).round()
-        array([[4., 4.],
-               [4., 5.]])
-    """
-    spread, slope = points.std(0), gradients.std(0)
-    known = (spread > 0) & (slope > 0) & np.isfinite(slope)
-    scales = np.ones(points.shape[1])
-    scales[known] = np.sqrt(spread[known] / slope[known])
-    if not correlated:
-        return Metric.of_scales(scales)
-    size = points.shape[1]
-    wide = METRICS.draws * size > len(points)
-    if wide and len(points) > METRICS.wide:
-        picked = np.linspace(0, len(points) - 1, METRICS.wide).astype(int)
-        points, gradients = points[picked], gradients[picked]
-    draws = (points - points.mean(0)) / scales
-    slopes = (gradients - gradients.mean(0)) * scales
-    basis = np.eye(size)
-    if wide:
-        count = max(1, len(points) // (2 * METRICS.draws))
-        farthest = [_farthest(each, count) for each in (draws, slopes)]
-        basis = np.linalg.qr(np.concatenate(farthest, axis=1))[0]
-        draws, slopes = draws @ basis, slopes @ basis
-    covariance, precision = (_covariance(each) for each in (draws, slopes))
-    values, vectors = np.linalg.eigh(_geometric_mean(covariance, precision))
-    apart = (values > METRICS.alike) | (values < 1 / METRICS.alike)
-    return Metric(scales, basis @ vectors[:, apart], np.sqrt(values[apart]))
-
-
-def _farthest(vectors: np.ndarray, count: int) -> np.ndarray:
-    """The directions, (D, count), in which vectors (n, D) spread most."""
-    _, combinations = np.linalg.eigh(vectors @ vectors.T)
-    return np.asarray(vectors.T @ combinations[:, -count:])
-
-
-def _covariance(vectors: np.ndarray) -> np.ndarray:
-    """Of vectors, (n, k), and some that have the identity."""
-    added = METRICS.added * np.eye(vectors.shape[1])
-    return np.asarray(vectors.T @ vectors + added) / (len(vectors) + METRICS.added)
-
-
-def _geometric_mean(covariance: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """Of a matrix and the inverse of another: X with X precision X = covariance."""
-    values, vectors = np.linalg.eigh(precision)
-    root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
-    values, vectors = np.linalg.eigh(root @ covariance @ root)
-    between = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
-    return np.asarray(inverse @ between @ inverse)
-
-
 class _Sampling:
     """Chains whose draws are kept, and judged.
 
@@ -472,7 +381,7 @@ class _Sampling:
         if self._settled:
             return
         if not self._farther:
-            self._slowest = int(_rough(points, self.groups)[1].argmin())
+            self._slowest = int(rough(points, self.groups)[1].argmin())
         new = _new(points[:, :, self._slowest])
         before, self._rate = self._rate, new * len(points) / steps
         slow = new < MANY_CHAINS.slow
@@ -512,47 +421,3 @@ def _new(draws: np.ndarray) -> float:
     # 1 - r of the autocorrelation r after two, since a short and a long one may take turns.
     moved = np.square(draws[2:] - draws[:-2]).mean() / (2 * draws.var())
     return float(moved / (2 - moved)) if moved < 2 else np.inf
-
-
-def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
-    """The largest nested R-hat and the smallest bulk effective sample size of a coordinate.
-
-    All coordinates are looked at by their means and spreads, and those that look worst by ranks.
-
-    Args:
-        points: Draws of the chains, (trajectories, chains, D), the chains of a group together.
-        groups: How many groups there are.
-    """
-    apart = np.abs(points - points.mean((0, 1)))
-    seen = [_rough(each, groups) for each in (points, apart)]
-    r_hats = np.max([r_hat for r_hat, _ in seen], axis=0)
-    effective = np.min([few for _, few in seen], axis=0)
-    if np.isnan(r_hats).any():  # chains that stand still
-        return np.inf, 0.0
-    if r_hats.max() > MANY_CHAINS.poor or effective.min() < MANY_CHAINS.few:
-        return float(r_hats.max()), float(effective.min())
-    count = MANY_CHAINS.examined
-    worst = np.union1d(np.argsort(-r_hats)[:count], np.argsort(effective)[:count])
-    draws = np.moveaxis(points[:, :, worst], 0, -1)  # (chains, worst, trajectories)
-    groups_of = np.repeat(np.arange(groups), draws.shape[0] // groups)
-    r_hat = max(array_stats.rhat_nested(each, groups_of) for each in np.moveaxis(draws, 1, 0))
-    few = min(array_stats.ess(each) for each in np.moveaxis(draws, 1, 0))
-    return float(r_hat), float(few)
-
-
-def _rough(quantities: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nested R-hat and effective draws by means and variances, (D,) each.
-
-    Args:
-        quantities: (trajectories, chains, D).
-        groups: How many groups of chains there are.
-    """
-    _, chains, size = quantities.shape
-    means = quantities.mean(0).reshape(groups, -1, size)
-    within = quantities.var(0, ddof=1).reshape(groups, -1, size)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inside = (means.var(1, ddof=1) + within.mean(1)).mean(0)
-        r_hat = np.sqrt(1 + means.mean(1).var(0, ddof=1) / inside)
-        between = means.reshape(chains, size).var(0, ddof=1)
-        effective = chains * quantities.var((0, 1)) / between
-    return r_hat, effective

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from elbowroom import budget
 from elbowroom.density.density import Density
-from elbowroom.draws.chains import Chains, Metric, State
+from elbowroom.draws.chains import Chains, State
 from elbowroom.draws.many_chains import (
     MANY_CHAINS,
     _new,
     _Sampling,
-    metric_of,
-    mixing_of,
     run_many_chains,
 )
+from elbowroom.draws.metric import Metric, metric_of
+from elbowroom.draws.mixing import mixing_of
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated

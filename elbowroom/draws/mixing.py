@@ -1,0 +1,71 @@
+"""Whether groups of Markov chains have mixed, and how many independent draws theirs are worth.
+
+Groups of chains begin at one place each. Chains that have not forgotten where they began differ
+from group to group: the nested R-hat tells (Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and
+Gelman, 2024, "Nested R-hat: assessing the convergence of Markov chain Monte Carlo when running many
+short chains").
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Which coordinates are looked at closely."""
+
+    poor: float = 1.03
+    """The nested R-hat by means above which ranks are not looked at."""
+    few: float = 200.0
+    """The same of effective draws: a long tail, such as that of a logarithm, makes few of many."""
+    examined: int = 8
+    """Coordinates that are examined closely by R-hat, and as many by their effective draws."""
+
+
+EXAMINED = Examined()
+
+
+def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
+    """The largest nested R-hat and the smallest bulk effective sample size of a coordinate.
+
+    All coordinates are looked at by their means and spreads, and those that look worst by ranks.
+
+    Args:
+        points: Draws of the chains, (trajectories, chains, D), the chains of a group together.
+        groups: How many groups there are.
+    """
+    apart = np.abs(points - points.mean((0, 1)))
+    seen = [rough(each, groups) for each in (points, apart)]
+    r_hats = np.max([r_hat for r_hat, _ in seen], axis=0)
+    effective = np.min([few for _, few in seen], axis=0)
+    if np.isnan(r_hats).any():  # chains that stand still
+        return np.inf, 0.0
+    if r_hats.max() > EXAMINED.poor or effective.min() < EXAMINED.few:
+        return float(r_hats.max()), float(effective.min())
+    count = EXAMINED.examined
+    worst = np.union1d(np.argsort(-r_hats)[:count], np.argsort(effective)[:count])
+    draws = np.moveaxis(points[:, :, worst], 0, -1)  # (chains, worst, trajectories)
+    groups_of = np.repeat(np.arange(groups), draws.shape[0] // groups)
+    r_hat = max(array_stats.rhat_nested(each, groups_of) for each in np.moveaxis(draws, 1, 0))
+    few = min(array_stats.ess(each) for each in np.moveaxis(draws, 1, 0))
+    return float(r_hat), float(few)
+
+
+def rough(quantities: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nested R-hat and effective draws by means and variances, (D,) each.
+
+    Args:
+        quantities: (trajectories, chains, D).
+        groups: How many groups of chains there are.
+    """
+    _, chains, size = quantities.shape
+    means = quantities.mean(0).reshape(groups, -1, size)
+    within = quantities.var(0, ddof=1).reshape(groups, -1, size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = (means.var(1, ddof=1) + within.mean(1)).mean(0)
+        r_hat = np.sqrt(1 + means.mean(1).var(0, ddof=1) / inside)
+        between = means.reshape(chains, size).var(0, ddof=1)
+        effective = chains * quantities.var((0, 1)) / between
+    return r_hat, effective
