@@ -26,8 +26,8 @@ from elbowroom.models import ROWS, get_model, model_summaries
 from elbowroom.models._columns import codes
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, checked_seed
+from elbowroom.problem.mapping import map_draws
 from elbowroom.problem.row_batches import some_rows
-from elbowroom.problem.score import map_draws
 from elbowroom.sizes import SIZES
 
 

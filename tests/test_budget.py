@@ -23,7 +23,7 @@ from elbowroom.engines.settings import make_settings, seconds_allowed
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
-from elbowroom.problem.score import map_draws
+from elbowroom.problem.mapping import map_draws
 
 X = np.random.default_rng(0).normal(size=(30, 2))
 

@@ -19,7 +19,7 @@ from elbowroom.objectives.information import (
     log_marginal,
     single,
 )
-from elbowroom.problem.score import map_draws
+from elbowroom.problem.mapping import map_draws
 from elbowroom.recording.record import record_agreeing
 from elbowroom.recording.replay import BranchError
 

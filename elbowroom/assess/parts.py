@@ -19,7 +19,8 @@ from torch import Tensor
 from elbowroom.draws.of_guide import chunk_size
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import LatentSpace, sample_sites
-from elbowroom.problem.score import log_prior, map_draws, score
+from elbowroom.problem.mapping import map_draws
+from elbowroom.problem.score import log_prior, score
 
 Terms = dict[str, np.ndarray]
 """By site, a number for each draw, (draws,)."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.guides.space import LatentSpace, sample_sites
-from elbowroom.problem.score import map_draws, score
+from elbowroom.problem.mapping import map_draws
+from elbowroom.problem.score import score
 from elbowroom.sizes import SIZES
 
 FEWEST = 100

@@ -9,13 +9,8 @@ from torch import Tensor
 
 from elbowroom.draws.of_guide import chunk_size
 from elbowroom.guides.space import LatentSpace, Unobserved, sample_sites
-from elbowroom.problem.score import (
-    Score,
-    assignment_probabilities,
-    each_tensor,
-    map_draws,
-    score,
-)
+from elbowroom.problem.mapping import each_tensor, map_draws
+from elbowroom.problem.score import Score, assignment_probabilities, score
 
 Sites = Mapping[str, Tensor]
 

@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.guides.space import FixedRows, LatentSpace, Plate, of_each_row, sample_sites
-from elbowroom.problem.score import map_draws, vmapped
+from elbowroom.problem.mapping import map_draws, vmapped
 from elbowroom.recording.record import alike, record_agreeing
 from elbowroom.recording.replay import BranchError
 from elbowroom.sizes import SIZES

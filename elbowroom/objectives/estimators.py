@@ -26,7 +26,7 @@ from elbowroom.errors import OptionError
 from elbowroom.guides.sites import GuideSites
 from elbowroom.guides.space import FixedRows, LatentSpace, Plate, SeenRows, base_of, of_each_row
 from elbowroom.objectives import register
-from elbowroom.problem.score import map_draws
+from elbowroom.problem.mapping import map_draws
 
 Estimate = tuple[Any, Any]
 """An ELBO and its surrogate."""

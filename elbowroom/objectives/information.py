@@ -23,7 +23,7 @@ from elbowroom.guides.sites import GuideSites
 from elbowroom.guides.space import FixedRows, LatentSpace, Plate, SeenRows, sample_sites
 from elbowroom.objectives import register
 from elbowroom.objectives.estimators import Analytic, Estimate, Objective
-from elbowroom.problem.score import map_draws
+from elbowroom.problem.mapping import map_draws
 from elbowroom.sizes import SIZES
 
 

@@ -1,18 +1,12 @@
 """A model's log density at given values of its latent sites, discrete sites summed out.
 
-`score` runs the model once at one point; `map_draws` does so for many, in one batched call where
-the model allows it. The sums over discrete sites are done by variable elimination on the traced
-log probabilities, plates included (Obermeyer et al., 2019, "Tensor variable elimination for plated
-factor graphs").
+`score` runs the model once at one point; `elbowroom.problem.mapping` does so for many. The sums
+over discrete sites are done by `elbowroom.problem.elimination` on the traced log probabilities.
 """
 
-import itertools
-import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 import pyro.distributions as dist
@@ -24,13 +18,10 @@ from pyro.infer import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.func import vmap
 
-from elbowroom import budget
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace, sample_sites
-from elbowroom.problem.batchable import Batchable
-from elbowroom.problem.chains import log_total
+from elbowroom.problem.elimination import Factor, aligned, eliminate, unrepeated
 
 
 class _Enumerate(Messenger):
@@ -76,270 +67,6 @@ class _AsPyro(EnumMessenger):
             msg["value"] = torch.empty(value.shape, device="meta")  # only its shape is read
             super()._pyro_post_sample(msg)
             msg["value"] = value
-
-
-@dataclass
-class Factor:
-    """A log probability whose dims have names: plates' names, and ids of enumerated sites.
-
-    Attributes:
-        log_prob: One dim for each name.
-        names: Of the dims; a plate's is a string, an enumerated site's an integer.
-        sites: The sites whose log probability it holds.
-        scale: What the log probability is multiplied by once nothing is left to sum over; its dims
-            are plates.
-    """
-
-    log_prob: Tensor
-    names: tuple[Any, ...]
-    sites: frozenset[str]
-    scale: "Factor | None" = None
-
-    def summed_over(self, drop: set[Any]) -> "Factor":
-        """The product over some plates."""
-        dims = [i for i, name in enumerate(self.names) if name in drop]
-        kept = tuple(name for name in self.names if name not in drop)
-        return replace(
-            self, log_prob=self.log_prob.sum(dims) if dims else self.log_prob, names=kept
-        )
-
-    def scaled(self) -> "Factor":
-        """The same, multiplied by its scale.
-
-        Raises:
-            ModelError: If the scale differs within a plate that was multiplied over.
-        """
-        if self.scale is None:
-            return self
-        lost = set(self.scale.names) - set(self.names)
-        if lost:
-            raise ModelError(
-                f"site '{min(self.sites)}': poutine.scale differs within plate "
-                f"'{min(lost)}', whose members share a discrete site that is summed over; "
-                "give one number."
-            )
-        return replace(
-            self, log_prob=self.log_prob * _aligned([self.scale], self.names), scale=None
-        )
-
-
-def _aligned(factors: list[Factor], names: tuple[Any, ...]) -> Tensor:
-    """The sum of factors, broadcast over the named dims."""
-    total: Any = 0.0
-    for factor in factors:
-        order = [factor.names.index(name) for name in names if name in factor.names]
-        shape = iter(factor.log_prob.permute(order).shape)
-        view = [next(shape) if name in factor.names else 1 for name in names]
-        total = total + factor.log_prob.permute(order).reshape(view)
-    return total
-
-
-def _common(factors: list[Factor]) -> tuple[frozenset[str], Factor | None, tuple[Any, ...]]:
-    """The sites of factors that are multiplied, their scale, and their names."""
-    names = tuple(dict.fromkeys(name for factor in factors for name in factor.names))
-    sites = frozenset().union(*(factor.sites for factor in factors))
-    scales = [factor.scale for factor in factors]
-    if any(not _same(scales[0], scale) for scale in scales[1:]):
-        raise ModelError(
-            f"sites {', '.join(map(repr, sorted(sites)[:4]))} are summed over together, but "
-            "poutine.scale multiplies them by different numbers; put one poutine.scale around all "
-            "of them."
-        )
-    return sites, scales[0], names
-
-
-def _same(first: Factor | None, second: Factor | None) -> bool:
-    """Whether two scales are the same."""
-    if first is second:
-        return True
-    one = Factor(torch.ones(()), (), frozenset())
-    first, second = first or one, second or one
-    if first.names != second.names:
-        return False
-    with suppress(RuntimeError):  # the numbers of a batch cannot be read; those of a point can
-        return bool((first.log_prob == second.log_prob).all())
-    return True
-
-
-def eliminate(
-    factors: list[Factor],
-    plates_of: Mapping[int, frozenset[str]],
-    joined: dict[int, Factor] | None = None,
-) -> list[Factor]:
-    """Sums enumerated sites out, the most deeply plated first.
-
-    Args:
-        factors: Of the model.
-        plates_of: For the id of each enumerated site, the plates it lies in.
-        joined: Filled with the product of factors that each site was summed out of, in the order
-            of the sums, the site's dim the last one; chains are summed over one by one then.
-
-    Returns:
-        Factors whose dims are all plates.
-
-    Raises:
-        ModelError: If discrete sites lie in crossed plates, where no order of summing is right.
-    """
-    held, numbers = dict(enumerate(factors)), itertools.count(len(factors))
-    touching: dict[int, dict[int, None]] = {index: {} for index in plates_of}
-    for number, factor in held.items():
-        for name in factor.names:
-            if name in touching:
-                touching[name][number] = None
-
-    def rank(index: int) -> tuple[int, int, int]:
-        """The deepest first; of those, the one whose joined factor has the fewest dims."""
-        names = {name for number in touching[index] for name in held[number].names}
-        return -len(plates_of[index]), len(names), index
-
-    ranks = {index: rank(index) for index in plates_of}
-    waiting = [*ranks.values()]
-    heapify(waiting)
-    while waiting:
-        first = heappop(waiting)
-        index = first[-1]
-        if ranks.get(index) != first:  # another one by now, or summed over
-            continue
-        chain = [index]
-        if joined is None:
-            chain = _chain_from(index, held, touching, plates_of, ranks)
-        for each in chain:
-            del ranks[each]
-        used = dict.fromkeys(i for each in chain for i in touching.pop(each))
-        parts = [_within(held[i], index, plates_of, ranks) for i in used]
-        changed = {name for i in used for name in held[i].names if name in ranks}
-        for i in used:
-            for name in held.pop(i).names:
-                if name in ranks:
-                    touching[name].pop(i, None)
-        if joined is not None:
-            sites, scale, every = _common(parts)
-            names = (*(name for name in every if name != index), index)
-            joined[index] = Factor(_aligned(parts, names), names, sites, scale)
-        number = next(numbers)
-        held[number] = made = _summed_over(chain, parts)
-        for name in made.names:
-            if name in ranks:
-                touching[name][number] = None
-        for name in changed:
-            ranks[name] = rank(name)
-            heappush(waiting, ranks[name])
-    return [*held.values()]
-
-
-@dataclass(frozen=True)
-class Chains:
-    """Which discrete sites are summed over as a chain."""
-
-    shortest: int = 8
-    """Sites of a chain: fewer are summed over one by one."""
-    hub: int = 4
-    """Neighbours up to which a site may be one of a chain: one with more is beside it."""
-
-
-CHAINS = Chains()
-
-
-def _chain_from(
-    index: int,
-    held: Mapping[int, Factor],
-    touching: Mapping[int, Mapping[int, None]],
-    plates_of: Mapping[int, frozenset[str]],
-    remaining: Collection[int],
-) -> list[int]:
-    """The sites that are a chain with one at its end, each sharing factors with its neighbours.
-
-    They may all share factors with a site beside the chain, such as one that tells its kind.
-
-    Args:
-        index: Of the site.
-        held: The factors, by their numbers.
-        touching: For each site, the numbers of the factors that it is in.
-        plates_of: For each site, the plates that it is in.
-        remaining: The sites that are not summed over yet.
-
-    Returns:
-        Those sites in order; the site alone where these are few, or no chain.
-    """
-
-    def near(site: int) -> set[int]:
-        names = {name for i in touching[site] for name in held[i].names if name in remaining}
-        return names - {site}
-
-    def beside(site: int) -> set[int]:
-        return {other for other in near(site) if len(near(other)) <= CHAINS.hub}
-
-    def form(site: int) -> tuple[int, frozenset[str]]:
-        factor = held[next(iter(touching[site]))]
-        return factor.log_prob.shape[factor.names.index(site)], plates_of[site]
-
-    chain, further = [index], beside(index)
-    while len(further) == 1:
-        (site,) = further
-        if form(site) != form(index):
-            return [index]
-        chain.append(site)
-        further = beside(site) - {chain[-2]}
-    return chain if not further and len(chain) >= CHAINS.shortest else [index]
-
-
-def _summed_over(chain: list[int], parts: list[Factor]) -> Factor:
-    """The product of factors, summed over one site or over those of a chain.
-
-    Args:
-        chain: The sites, in order.
-        parts: All factors of these, each of one or of two beside each other.
-    """
-    sites, scale, every = _common(parts)
-    names = tuple(name for name in every if name not in chain)
-    if len(chain) == 1:
-        log_prob = _aligned(parts, (*names, *chain)).logsumexp(-1)
-        return Factor(log_prob, names, sites, scale)
-    position = {site: step for step, site in enumerate(chain)}
-    states = next(p.log_prob.shape[p.names.index(chain[0])] for p in parts if chain[0] in p.names)
-    blank = Factor(parts[0].log_prob.new_zeros(states), (chain[0],), frozenset())
-    single: list[list[Factor]] = [[replace(blank, names=(site,))] for site in chain]
-    pairs: list[list[Factor]] = [[] for _ in chain[1:]]
-    for part in parts:
-        steps = [position[name] for name in part.names if name in position]
-        (single if len(steps) == 1 else pairs)[min(steps)].append(part)
-
-    def stacked(lists: list[list[Factor]], width: int) -> Tensor:
-        lists = [[_once(factor) for factor in each] for each in lists]
-        ends = (chain[step : step + width] for step in range(len(lists)))
-        found = [_aligned(each, (*names, *own)) for each, own in zip(lists, ends, strict=True)]
-        return torch.stack(torch.broadcast_tensors(*found))
-
-    sizes = {n: k for part in parts for n, k in zip(part.names, part.log_prob.shape, strict=True)}
-    total = log_total(stacked(single, 1), stacked(pairs, 2))
-    return Factor(total.expand([sizes[name] for name in names]), names, sites, scale)
-
-
-def _once(factor: Factor) -> Factor:
-    """A factor with one of the numbers that a plate repeats, for all."""
-    dims = [dim for dim, name in enumerate(factor.names) if isinstance(name, str)]
-    return replace(factor, log_prob=_unrepeated(factor.log_prob, dims))
-
-
-def _within(
-    factor: Factor,
-    index: int,
-    plates_of: Mapping[int, frozenset[str]],
-    remaining: Collection[int],
-) -> Factor:
-    """A factor with the product taken over the plates that a site to be summed over is not in.
-
-    Raises:
-        ModelError: If another site to be summed over is in one of these.
-    """
-    extra = {name for name in factor.names if isinstance(name, str)} - plates_of[index]
-    if any(name in remaining and extra & plates_of[name] for name in factor.names):
-        raise ModelError(
-            f"site '{min(factor.sites)}' depends on discrete sites in crossed plates "
-            f"({', '.join(sorted(extra | plates_of[index]))}), which cannot be summed "
-            "over; sample them in a hand-written guide."
-        )
-    return factor.summed_over(extra)
 
 
 @dataclass(frozen=True)
@@ -395,24 +122,12 @@ def _of_values(fn: Any, values: Tensor) -> Tensor:
     for lazy in ("probs", "logits"):
         vars(once).pop(lazy, None)
     batch = len(fn.batch_shape)
-    narrow = _unrepeated(parameter, range(batch))
+    narrow = unrepeated(parameter, range(batch))
     vars(once).update({name: narrow, "_param": narrow, "_batch_shape": narrow.shape[:batch]})
     if "_pyro_categorical_support" in vars(values):
         vars(values).update(_pyro_categorical_support=id(once))
     found = once.log_prob(values)
     return found.expand(torch.broadcast_shapes(found.shape, fn.batch_shape))
-
-
-def _unrepeated(tensor: Tensor, dims: Iterable[int]) -> Tensor:
-    """A tensor with one of the numbers that are repeated along dims, in the place of all.
-
-    It is their mean: the gradient of taking the first would be a tensor of zeros as large as all.
-    """
-    for dim in dims:
-        size = tensor.shape[dim]
-        if size > 1 and tensor.stride(dim) == 0:
-            tensor = tensor.sum(dim, keepdim=True) / size
-    return tensor
 
 
 def _factor(name: str, node: Any, space: LatentSpace, weighted: bool) -> Factor:
@@ -600,7 +315,7 @@ def _of_observed(
     kept = {index for factor in others for index in factor.names} & set(plates_of)
     latents = eliminate(others, {index: plates_of[index] for index in kept})
     prior = [factor for factor in latents if factor.sites < joint.sites]
-    return replace(joint, log_prob=joint.log_prob - _aligned(prior, joint.names)).scaled().log_prob
+    return replace(joint, log_prob=joint.log_prob - aligned(prior, joint.names)).scaled().log_prob
 
 
 @dataclass(frozen=True)
@@ -695,87 +410,3 @@ def assignment_probabilities(
         return score(model, arguments, values, space, tilt).log_joint
 
     return torch.func.grad(log_joint)(tilts)
-
-
-def map_draws(
-    function: Callable[[dict[str, Tensor]], Any],
-    draws: Mapping[str, Tensor],
-    chunk: int = 100,
-    count: int | None = None,
-    least: int | None = None,
-) -> Any:
-    """`function` of each draw: batched by `vmap` where its code allows, one by one elsewhere.
-
-    Args:
-        function: Of a dict of tensors without the draws' dim, to a tensor, or to tuples and dicts
-            of tensors.
-        draws: Each (draws, ...); empty if the function needs none, such as one that draws itself.
-        chunk: Draws in one batched call, for the memory's sake.
-        count: How many draws; needed only where `draws` is empty.
-        least: How many draws there are at least where the time is over; by default all.
-
-    Returns:
-        The same as `function`, with a leading dim for the draws.
-    """
-    count = len(next(iter(draws.values()))) if count is None else count
-    state = torch.get_rng_state()
-    try:
-        if least is None or count <= chunk:
-            return vmapped(function, draws, chunk, count)
-        parts = []
-        for begin in range(0, count, chunk):
-            if begin >= least and budget.over():
-                break
-            end = min(begin + chunk, count)
-            some = {name: value[begin:end] for name, value in draws.items()}
-            parts.append(vmapped(function, some, chunk, end - begin))
-        return each_tensor(lambda *each: torch.cat(each), *parts)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        torch.set_rng_state(state)
-    results = []
-    for i in range(count):
-        if least is not None and i >= least and budget.over():
-            break
-        results.append(function({name: value[i] for name, value in draws.items()}))
-    return each_tensor(lambda *each: torch.stack(each), *results)
-
-
-def vmapped(
-    function: Callable[[dict[str, Tensor]], Any],
-    draws: Mapping[str, Tensor],
-    chunk: int,
-    count: int,
-) -> Any:
-    """The same by `vmap` alone, which raises what it raises where the code does not allow it.
-
-    Args:
-        function: See `map_draws`.
-        draws: See `map_draws`.
-        chunk: See `map_draws`.
-        count: How many draws.
-    """
-
-    def of_one(values: dict[str, Tensor], _: Tensor) -> Any:
-        return function(values)
-
-    numbers = torch.zeros(count)  # vmap needs something to batch
-    with warnings.catch_warnings(), Batchable():
-        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        warnings.filterwarnings("ignore", "An output with one or more", UserWarning)
-        batched = vmap(of_one, randomness="different", chunk_size=chunk)
-        return batched(dict(draws), numbers)
-
-
-def each_tensor(function: Callable[..., Tensor], *trees: Any) -> Any:
-    """`function` of the tensors that have the same place in tuples and dicts of the same form.
-
-    Example:
-        >>> each_tensor(torch.add, ({"a": torch.ones(())}, torch.zeros(())), ({"a": 2}, 3))
-        ({'a': tensor(3.)}, tensor(3.))
-    """
-    first = trees[0]
-    if isinstance(first, dict):
-        return {name: each_tensor(function, *(tree[name] for tree in trees)) for name in first}
-    if isinstance(first, tuple):
-        return tuple(each_tensor(function, *parts) for parts in zip(*trees, strict=True))
-    return function(*trees)

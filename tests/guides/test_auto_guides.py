@@ -25,7 +25,7 @@ from elbowroom.guides.families import FixedDraws, Normal, sampled, scales
 from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
-from elbowroom.problem.score import map_draws
+from elbowroom.problem.mapping import map_draws
 
 EXACT: Any = {"rtol": 1e-8, "atol": 1e-8}
 """Of a log density computed in two ways in float64, by way of a transform's inverse."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from elbowroom.guides.space import LatentSpace, sample_sites
 from elbowroom.problem.enumeration import enumerated
 from elbowroom.problem.isolation import isolated
-from elbowroom.problem.score import map_draws, score
+from elbowroom.problem.mapping import map_draws
+from elbowroom.problem.score import score
 
 MOVES = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], dtype=torch.float64)
 

@@ -18,16 +18,11 @@ from torch.distributions import dirichlet
 
 from elbowroom.errors import ModelError
 from elbowroom.guides.space import LatentSpace
-from elbowroom.problem import score as module
+from elbowroom.problem import elimination as module
+from elbowroom.problem.elimination import CHAINS
 from elbowroom.problem.isolation import isolated
-from elbowroom.problem.score import (
-    CHAINS,
-    Score,
-    assignment_probabilities,
-    map_draws,
-    score,
-    vmapped,
-)
+from elbowroom.problem.mapping import map_draws, vmapped
+from elbowroom.problem.score import Score, assignment_probabilities, score
 
 EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}
 """Two ways to the same sum in float64."""

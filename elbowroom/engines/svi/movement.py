@@ -14,7 +14,7 @@ from elbowroom.engines.svi.stopping import STOPPING
 from elbowroom.guides.sites import is_delta
 from elbowroom.guides.space import sample_sites
 from elbowroom.problem.isolation import reseed
-from elbowroom.problem.score import map_draws
+from elbowroom.problem.mapping import map_draws
 
 DRAWS = 50
 """Draws of each guide that the other's density is taken at."""
