@@ -10,10 +10,8 @@ A shape is wrong at any values of the latents. An argument or an observed value 
 some of them only: that is an error where it is so at each of many, and a warning elsewhere.
 """
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +19,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.hmm import HiddenMarkovModel
-from pyro.util import check_site_shape
 from torch import Tensor
-from torch.distributions import Distribution, constraints
 
-from elbowroom.errors import DataError, ElbowroomError, ModelError, users_code
-from elbowroom.guides.space import plates_of, sample_sites, takes_batches, trace_model
+from elbowroom.errors import ElbowroomError, ModelError, users_code
+from elbowroom.guides.space import sample_sites, takes_batches, trace_model
+from elbowroom.problem.faults import Fault
 from elbowroom.problem.isolation import reseed
-from elbowroom.problem.wording import ARGUMENT_EDITS, LISTED, described, rows_of, shown
+from elbowroom.problem.site_shapes import faults_of_shapes, shape_edit
+from elbowroom.problem.site_values import faults_of_arguments, faults_of_values, seen_twice
 from elbowroom.sizes import SIZES, numbers_in
 
 WIDTHS = (0.5, 2.0, None)
@@ -49,27 +46,7 @@ class Validation:
 VALIDATION = Validation()
 
 
-WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-"""Distributions that change another one's shape or mask alone."""
-
 ModelFunction = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a site: `place` is the same at whatever values of the latents.
-
-    Attributes:
-        place: The site and the part of it.
-        text: What is said of it.
-        kind: Of the error that it is; None for what may be meant so, and is a warning.
-        warns: Whether it is worth a warning where it is not so at all values.
-    """
-
-    place: tuple[str, str]
-    text: str
-    kind: type[ElbowroomError] | None = ModelError
-    warns: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,6 +76,8 @@ def validate(model: ModelFunction, arguments: Mapping[str, Any]) -> tuple[str, .
         DataError: If an observed value has no density at all values tried; rows are named.
 
     Example:
+        >>> import pyro.distributions as dist
+        >>> from elbowroom.errors import DataError
         >>> def model(y):
         ...     share = pyro.sample("share", dist.Beta(1.0, 1.0))
         ...     with pyro.plate("rows", len(y)):
@@ -211,7 +190,7 @@ def check_shapes(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
         ModelError: If one is wrong, or the model cannot be run.
     """
     with torch.random.fork_rng(devices=[]):
-        _shapes(_trace(model, arguments, WIDTHS[0]), arguments)
+        faults_of_shapes(_trace(model, arguments, WIDTHS[0]), arguments)
 
 
 def invalid_draws(
@@ -266,14 +245,14 @@ def _run(
         try:
             with pyro.validation_enabled(False):
                 trace = _trace(model, arguments, width)
-                _shapes(trace, arguments, latents)
-                wrong = tuple(_arguments(trace))
+                faults_of_shapes(trace, arguments, latents)
+                wrong = tuple(faults_of_arguments(trace))
         except ElbowroomError as failure:
             return _Run(failure=_plainer(failure, arguments))
         text = str(refused).split(", but found invalid values")[0]
         edit = "correct this value; if it is right, give the distribution validate_args=False."
         return _Run(wrong or (Fault(("", "run"), f"{text}: {edit}"),))
-    loose = _shapes(trace, arguments, latents)
+    loose = faults_of_shapes(trace, arguments, latents)
     with pyro.validation_enabled(True):
         observed = [
             (name, node) for name, node in sample_sites(trace)
@@ -284,10 +263,10 @@ def _run(
         for name, node in observed:
             try:
                 with users_code(f"site '{name}': its log density cannot be evaluated", ModelError):
-                    faults += list(_values(name, node))
+                    faults += list(faults_of_values(name, node))
             except ElbowroomError as failure:
                 return _Run(failure=_plainer(failure, arguments))
-        return _Run((*loose, *faults, *_seen_twice(observed)))
+        return _Run((*loose, *faults, *seen_twice(observed)))
 
 
 def _trace(model: ModelFunction, arguments: Mapping[str, Any], width: float | None) -> Any:
@@ -316,7 +295,7 @@ def _plainer(failure: ElbowroomError, arguments: Mapping[str, Any]) -> Elbowroom
             "and give the model as many as there are."
         )
     elif "Shape mismatch inside plate" in text:
-        text = f"{text}. {_shape_edit(arguments)}"
+        text = f"{text}. {shape_edit(arguments)}"
     elif whole and any(word in text for word in ("dtype", "can't be cast", "two bool tensors")):
         text = (
             f"{text} Among the arguments, {', '.join(whole.values())}: convert whole numbers where "
@@ -333,7 +312,7 @@ def _minibatch(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
     """
     try:
         with pyro.validation_enabled(False):
-            _shapes(_trace(model, {**arguments, "batch_size": 1}, WIDTHS[0]), arguments)
+            faults_of_shapes(_trace(model, {**arguments, "batch_size": 1}, WIDTHS[0]), arguments)
     except ElbowroomError as error:
         raise ModelError(
             f"In a minibatch of one row: {str(error).split(' Give the value')[0]} Use the rows "
@@ -343,461 +322,3 @@ def _minibatch(model: ModelFunction, arguments: Mapping[str, Any]) -> None:
 
 
 # Shapes
-
-
-def _shapes(
-    trace: Any, arguments: Mapping[str, Any], latents: set[str] | None = None
-) -> tuple[Fault, ...]:
-    """Each site's log probability fits its plates, and has one term for each value.
-
-    Args:
-        trace: Of the model.
-        arguments: Its keyword arguments.
-        latents: Latent sites that were given values.
-
-    Returns:
-        Latent vectors whose elements are in no plate: all rows have all of them.
-
-    Raises:
-        ModelError: If not.
-    """
-    loose_latents = []
-    sites = list(sample_sites(trace))
-    nesting = max((-plate.dim for _, node in sites for plate in plates_of(node)), default=0)
-    for name, node in sites:
-        if node["infer"].get("_deterministic"):
-            continue
-        shape = _one_term_each(name, node, arguments)
-        if isinstance(node["fn"], dist.Unit):
-            _no_pairs(name, node, shape, arguments)
-        try:
-            # Of the log probability only the shape is read.
-            check_site_shape({**node, "log_prob": torch.empty(shape, device="meta")}, nesting)
-        except ValueError as error:
-            plates = {plate.dim: plate for plate in plates_of(node)}
-            loose = [
-                dim for dim in range(-min(len(shape), nesting), 0)
-                if dim not in plates and shape[dim] > 1
-            ]  # fmt: skip
-            edit = _shape_edit(arguments)
-            if loose and (not node["is_observed"] or name in (latents or ())):
-                edit = (
-                    f"Dim {loose[0]} of the log probability is in no plate: make it part of the "
-                    f"event by .to_event({-loose[0]}), or put the site into a pyro.plate of that "
-                    "dim."
-                )
-                if not node["fn"].support.is_discrete and _fits(node, shape, loose, nesting):
-                    text = f"site '{name}': {edit[0].lower()}{edit[1:]}"
-                    loose_latents.append(Fault((name, "plate"), text, None))
-                    continue
-            inside = ", ".join(f"'{p.name}' ({p.size}, dim {p.dim})" for p in plates.values())
-            first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
-            raise ModelError(
-                f"site '{name}': its log probability has shape {list(shape)}, which does not "
-                f"match its plates: {inside or 'it has none'}. {first}. {edit}"
-            ) from error
-    return tuple(loose_latents)
-
-
-def _fits(node: Any, shape: torch.Size, loose: Sequence[int], nesting: int) -> bool:
-    """Whether a site's log probability fits its plates, some of its dims aside."""
-    rest = list(shape)
-    for dim in loose:
-        rest[dim] = 1
-    try:
-        check_site_shape({**node, "log_prob": torch.empty(rest, device="meta")}, nesting)
-    except ValueError:
-        return False
-    return True
-
-
-def _one_term_each(name: str, node: Any, arguments: Mapping[str, Any]) -> torch.Size:
-    """The shape of a site's log probability, which has one term for each event of its value."""
-    fn, value = node["fn"], node["value"]
-    value = torch.as_tensor(value)
-    events = value.dim() - fn.event_dim
-    batch = value.shape[: max(events, 0)]
-    edit = _shape_edit(arguments)
-    for plate in plates_of(node):
-        if plate.size in batch and plate.dim < -len(batch):
-            there = batch.index(plate.size) - len(batch)
-            edit = f"The plate '{plate.name}' has dim {plate.dim}, but its rows are in dim {there} "
-            edit += f"of the value: write dim={there}."
-    if isinstance(fn, dist.Unit):
-        edit = "Give the factor one number for each row, or move it out of the plate."
-    elif node["is_observed"]:
-        edit += f" If the value is meant to count several times, write obs={name}.expand(...)."
-    try:
-        scored = torch.broadcast_shapes(batch, fn.batch_shape)
-    except RuntimeError as error:
-        raise ModelError(
-            f"site '{name}': the value has batch shape {list(batch)} and its distribution "
-            f"{list(fn.batch_shape)}, which do not match. {edit}"
-        ) from error
-    if events < 0 or value.shape[events:] != _event_shape(fn, value):
-        raise ModelError(
-            f"site '{name}': the value has shape {list(value.shape)}, but an event of its "
-            f"distribution has shape {list(fn.event_shape)}. The value would be repeated, and "
-            f"count more than once. {edit}"
-        )
-    if math.prod(scored) != math.prod(batch):
-        raise ModelError(
-            f"site '{name}': the value has batch shape {list(batch)} and its distribution "
-            f"{list(fn.batch_shape)}, so each value would count {_times(scored, batch)} times. "
-            f"{edit}"
-        )
-    return _widened(name, node, scored)
-
-
-def _event_shape(fn: Any, value: Tensor) -> torch.Size:
-    """The shape of an event of a distribution.
-
-    A hidden Markov model whose steps are all alike takes as many of them as the value has.
-    """
-    own = fn
-    while isinstance(own, WRAPPERS):
-        own = own.base_dist
-    alike = isinstance(own, HiddenMarkovModel) and own.duration is None
-    if not alike and not (hasattr(own, "transition_logits") and own.event_shape[0] == 1):
-        return fn.event_shape
-    shape = list(fn.event_shape)
-    shape[-own.event_dim] = value.shape[-own.event_dim]
-    return torch.Size(shape)
-
-
-def _widened(name: str, node: Any, scored: torch.Size) -> torch.Size:
-    """The shape of a site's log probability once its mask and scale are applied."""
-    for what in ("mask", "scale"):
-        if isinstance(node[what], Tensor):
-            try:
-                widened = torch.broadcast_shapes(scored, node[what].shape)
-            except RuntimeError as error:
-                raise ModelError(
-                    f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
-                    f"{list(scored)}, which do not match; give the {what} the shape of the "
-                    "batch."
-                ) from error
-            if math.prod(widened) != math.prod(scored):
-                raise ModelError(
-                    f"site '{name}': its {what} has shape {list(node[what].shape)} and its batch "
-                    f"{list(scored)}, so each value would count {_times(widened, scored)} times; "
-                    f"give the {what} the shape of the batch."
-                )
-            scored = widened
-    return scored
-
-
-def _no_pairs(name: str, node: Any, shape: torch.Size, arguments: Mapping[str, Any]) -> None:
-    """A factor has no value to count by, but a number for each pair of rows is reported."""
-    outside = shape[: len(shape) + min((plate.dim for plate in plates_of(node)), default=-99)]
-    for plate in plates_of(node):
-        if plate.size > 1 and plate.size in outside:
-            raise ModelError(
-                f"site '{name}': the factor has shape {list(shape)}, one number for each pair of "
-                f"rows of the plate '{plate.name}'. {_shape_edit(arguments)} If you intend this, "
-                "sum it over the other dim."
-            )
-
-
-def _times(many: torch.Size, one: torch.Size) -> str:
-    return f"{math.prod(many) / max(1, math.prod(one)):,.0f}"
-
-
-def _shape_edit(arguments: Mapping[str, Any]) -> str:
-    """How to fix the usual cause: a column where vectors are expected."""
-    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-    columns = [n for n, v in tensors.items() if v.dim() == 2 and v.shape[1] == 1 < v.shape[0]]
-    if columns:
-        name = columns[0]
-        return (
-            f"'{name}' has shape {list(tensors[name].shape)}, a single column: write {name}[:, "
-            f"0], or {name}.squeeze(-1), where it is combined with vectors."
-        )
-    shapes = ", ".join(f"'{name}' {list(value.shape)}" for name, value in tensors.items())
-    return (
-        "Give the value, the arguments of its distribution and its plates the same batch shape; "
-        f"the arguments of the model have {shapes}. Set the dim of each plate to its place in the "
-        "batch shape, counted from the right (-1 is the last)."
-    )
-
-
-# Arguments of distributions
-
-
-def _parts(fn: Distribution) -> Iterator[Distribution]:
-    """A distribution and those that it is made of."""
-    yield fn
-    for part in vars(fn).values():
-        if isinstance(part, Distribution):
-            yield from _parts(part)
-
-
-def _arguments(trace: Any) -> Iterator[Fault]:
-    """Arguments that torch's validation refuses, by site."""
-    for name, node in sample_sites(trace):
-        for part in _parts(node["fn"]):
-            for parameter, constraint in _constraints(part).items():
-                if parameter not in vars(part) or constraints.is_dependent(constraint):
-                    continue
-                value = torch.as_tensor(getattr(part, parameter))
-                bad = ~constraint.check(value)
-                if bad.any():
-                    yield _argument(name, part, parameter, constraint, value, bad)
-
-
-def _constraints(part: Distribution) -> Mapping[str, Any]:
-    try:
-        return part.arg_constraints
-    except NotImplementedError:
-        return {}
-
-
-def _argument(
-    name: str, part: Distribution, parameter: str, constraint: Any, value: Tensor, bad: Tensor
-) -> Fault:
-    """An argument that breaks its constraint."""
-    wanted, edit = described(constraint)
-    numbers = value[bad].detach()
-    if not _is_zero(getattr(constraint, "lower_bound", getattr(constraint, "upper_bound", 0))):
-        edit = "make sure that this holds at all values of the latents."
-    # Where exp or a sigmoid is rounded to its limit, or a matrix cannot be factorised, the draw
-    # was far; the model is right.
-    far = bool((numbers.isinf() | (numbers == 0) | (numbers == 1)).all())
-    if constraint.event_dim == 2:
-        far = torch.allclose(numbers, numbers.mT) or bool((numbers.triu(1) == 0).all())
-    return Fault(
-        (name, parameter),
-        f"site '{name}': the {parameter} of its {type(part).__name__} is {shown(numbers)}"
-        f"{rows_of(bad)}, and must be {wanted}; "
-        f"{ARGUMENT_EDITS.get(edit, edit)}",
-        warns=not far,
-    )
-
-
-def _is_zero(bound: Any) -> bool:
-    return isinstance(bound, (int, float)) and bound == 0
-
-
-# Observed values
-
-
-def _seen_twice(observed: list[tuple[str, Any]]) -> Iterator[Fault]:
-    """Values that several sites observe, none of them behind a mask."""
-    sites: dict[Any, list[tuple[str, Any]]] = {}
-    for name, node in observed:
-        value = node["value"]
-        if isinstance(value, Tensor) and value.numel() > 1:
-            sites.setdefault((value.data_ptr(), value.shape), []).append((name, node))
-    for same in sites.values():
-        if torch.stack([_counted(node).int() for _, node in same]).sum(0).max() > 1:
-            names = ", ".join(f"'{name}'" for name, _ in same[:LISTED])
-            names += ", ..." if len(same) > LISTED else ""
-            yield Fault(
-                (same[0][0], "twice"),
-                f"sites {names} observe the same values, so each value counts {len(same)} times; "
-                "give each site its own values, as in obs=y[i], or leave one site out.",
-                None,
-            )
-
-
-def _values(name: str, node: Any) -> Iterator[Fault]:
-    """Observed values that Pyro refuses, or that have no finite log density."""
-    fn = node["fn"]
-    value = torch.as_tensor(node["value"]).detach()
-    shape = torch.broadcast_shapes(value.shape, fn.shape())
-    value = value.expand(shape)
-    counted = _counted(node).expand(shape)
-    if not counted.any():
-        return
-    if not counted.all():
-        # Pyro looks at what a mask hides as well: a draw takes its place.
-        _hidden_can_be_scored(name, fn, value)
-        value = torch.where(counted, value, _draw(fn, value))
-    try:
-        log_prob = fn.log_prob(value).detach()
-    except ValueError as error:
-        yield _outside(name, fn, value, str(error))
-        return
-    events = fn.event_dim
-    rows = counted.reshape(*counted.shape[: counted.dim() - events], -1).any(-1)
-    if log_prob.shape != rows.shape:
-        if log_prob.numel() == rows.numel():
-            return
-        raise ModelError(
-            f"site '{name}': the log_prob of its {type(fn).__name__} has shape "
-            f"{list(log_prob.shape)}, and the batch shape is {list(rows.shape)}; make log_prob "
-            "sum over the event dims only."
-        )
-    fractions = _fractions(fn, value)
-    if fractions.any():
-        yield Fault(
-            (name, "support"),
-            f"site '{name}': the values of a {_family(fn)} must be whole numbers, but"
-            f"{rows_of(fractions, value[fractions])}. Give counts, not shares.",
-            DataError,
-        )
-    bad = rows & ~log_prob.isfinite()
-    if bad.any():
-        event = value[bad]
-        yield Fault(
-            (name, "density"),
-            f"site '{name}': the log density of its {_family(fn)} is "
-            f"{shown(log_prob[bad])} for {shown(event)}{rows_of(bad)}; leave these rows out, move "
-            "their values away from the limit of the support, or give the site a distribution with "
-            "a density there.",
-            DataError,
-            # Minus infinity is a density, of values that the latents exclude.
-            warns=bool((log_prob[bad] != -math.inf).any()),
-        )
-
-
-def _hidden_can_be_scored(name: str, fn: Any, value: Tensor) -> None:
-    """Values behind a mask are evaluated, too, and must not raise an error."""
-    try:
-        with pyro.validation_enabled(False):
-            _unvalidated(fn).log_prob(value)
-    except RuntimeError as error:
-        raise ModelError(
-            f"site '{name}': values behind its mask cannot be evaluated ({error}); fill them "
-            "with any value that its distribution can have, such as 0."
-        ) from error
-
-
-def _family(fn: Any) -> str:
-    """The name of a distribution, without its wrappers."""
-    while isinstance(fn, WRAPPERS):
-        fn = fn.base_dist
-    return type(fn).__name__.removesuffix("Distribution")
-
-
-def _unvalidated(fn: Any) -> Any:
-    """A distribution whose own parts do not validate either."""
-    lax = copy(fn)
-    for name, part in vars(fn).items():
-        if isinstance(part, Distribution):
-            setattr(lax, name, _unvalidated(part))
-    lax._validate_args = False
-    return lax
-
-
-def _fractions(fn: Any, value: Tensor) -> Tensor:
-    """Which values are not whole numbers but should be: torch accepts those of a Multinomial."""
-    try:
-        whole = value.is_floating_point() and fn.support.is_discrete
-        whole = whole and all(part._validate_args for part in _parts(fn))
-    except NotImplementedError:
-        whole = False
-    return value != value.round() if whole else torch.zeros_like(value, dtype=torch.bool)
-
-
-def _draw(fn: Any, like: Tensor) -> Tensor:
-    try:
-        with torch.no_grad():
-            return fn.sample().to(like.dtype).expand(like.shape)
-    except NotImplementedError:  # a distribution of the user's that has no sampler
-        return like
-
-
-def _counted(node: Any) -> Tensor:
-    """Which numbers of a site's value no mask hides, broadcast against the value."""
-    fn = node["fn"]
-    value = torch.as_tensor(node["value"])
-    shape = torch.broadcast_shapes(value.shape, fn.shape())
-    counted = torch.ones(shape, dtype=torch.bool, device=value.device)
-    masks = [(node["mask"], fn.event_dim)]
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    for mask, events in masks:
-        if mask is not None:
-            whole = torch.as_tensor(mask, device=counted.device)
-            counted = counted & whole.reshape((*whole.shape, *[1] * events))
-    return counted
-
-
-def _outside(name: str, fn: Any, value: Tensor, refusal: str) -> Fault:
-    """Values that Pyro refuses: which, and how to fix them."""
-    family, events = _family(fn), fn.event_dim
-    support: Any = constraints.real
-    bad = torch.zeros((), dtype=torch.bool)
-    try:
-        support = fn.support
-        bad = ~support.check(value)
-        if isinstance(support, constraints.independent):
-            support = support.base_constraint
-            bad = ~support.check(value)
-    except (NotImplementedError, RuntimeError):
-        pass
-    wanted, edit = described(support)
-    first = not bad.any()
-    if first:  # within a part of it, such as what a transform is made of
-        bad = _first_refused(fn, value)
-        edit = "give values inside its support, or another distribution."
-    total, count, numbers = bad.numel(), int(bad.sum()), value[bad]
-    if not count:  # for another reason
-        cause = f"Pyro refuses its values: {refusal.split(', but found invalid values')[0]}"
-        return Fault((name, "support"), f"site '{name}': {cause.rstrip('.')}; {edit}", DataError)
-    moved = _from_one(support, value)
-    if moved:
-        edit = f"Its values begin at 1: code them from 0, obs={name} - 1."
-    else:
-        edit = f"{edit[:1].upper()}{edit[1:]}"
-    event = events and bad.dim() <= value.dim() - events
-    outside = (
-        f"the first value outside the support of its {family}"
-        if first
-        else f"{count:,} of {total:,} {'events' if event else 'values'} "
-        f"{'is' if count == 1 else 'are'} not in the support of its {family} ({wanted})"
-    )
-    return Fault(
-        (name, "support"),
-        f"site '{name}': {outside}:{rows_of(bad, numbers)}. {edit}",
-        DataError,
-        warns=_nonsense(fn, value, bad),
-    )
-
-
-def _nonsense(fn: Any, value: Tensor, bad: Tensor) -> bool:
-    """Whether values outside of the support have another log density than minus infinity."""
-    try:
-        with pyro.validation_enabled(False):
-            log_prob = _unvalidated(fn).log_prob(value)
-    except RuntimeError:  # labels that index what is not there
-        return True
-    events = bad.reshape(*log_prob.shape, -1).any(-1) if bad.dim() else bad
-    return bool((log_prob != -math.inf)[events].any())
-
-
-def _from_one(support: Any, value: Tensor) -> bool:
-    """Whether labels are numbered from one instead of zero."""
-    try:
-        whole = support.is_discrete and bool((value >= 1).all())
-        return whole and bool(support.check(value.double() - 1).all())
-    except (NotImplementedError, RuntimeError):
-        return False
-
-
-def _first_refused(fn: Any, value: Tensor) -> Tensor:
-    """The first row that Pyro refuses, found by halves: draws stand in for the others."""
-    shape = value.shape[: value.dim() - fn.event_dim]
-    bad = torch.zeros(shape, dtype=torch.bool)
-    stand_in = _draw(fn, value)
-    index = torch.arange(bad.numel(), device=value.device).reshape(shape)
-    index = index.reshape(*shape, *[1] * fn.event_dim)
-
-    def refused(rows: int) -> bool:
-        try:
-            fn.log_prob(torch.where(index < rows, value, stand_in))
-        except ValueError:
-            return True
-        return False
-
-    low, high = 0, bad.numel()
-    if not refused(high) or refused(low):
-        return bad
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if refused(middle) else (middle, high)
-    bad.view(-1)[high - 1] = True
-    return bad
