@@ -1,8 +1,14 @@
 """Exceptions for users' mistakes, which say how to fix them."""
 
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
+
+JITTER = "add a small number to its diagonal: K + 1e-6 * torch.eye(n)"
+"""What to do with a matrix that cannot be factorised."""
 
 
 class ElbowroomError(Exception):
@@ -59,13 +65,14 @@ def users_code(what: str, kind: type[ElbowroomError]) -> Iterator[None]:
         kind: Of the error.
 
     Raises:
-        ElbowroomError: Of that kind, with the first error's message; Pyro's shapes are left out.
+        ElbowroomError: Of that kind, with the first error's message and the line of the user's in
+            which it came up; Pyro's shapes are left out.
 
     Example:
-        >>> with users_code("the model cannot be run", ModelError):
+        >>> with users_code("the model cannot be run", ModelError):  # doctest: +ELLIPSIS
         ...     raise ValueError("no such column")
         Traceback (most recent call last):
-        elbowroom.errors.ModelError: the model cannot be run: ValueError: no such column
+        elbowroom.errors.ModelError: the model cannot be run: ValueError: no such column (line 2 ...
     """
     try:
         yield
@@ -73,4 +80,16 @@ def users_code(what: str, kind: type[ElbowroomError]) -> Iterator[None]:
         reason = str(e).split("Trace Shapes")[0].strip()
         if isinstance(e, ElbowroomError):  # ours, to which Pyro has added the shapes
             raise type(e)(reason) from e
-        raise kind(f"{what}: {type(e).__name__}: {reason}") from e
+        if "positive-definite" in reason:
+            reason = f"{reason.rstrip('.')}. If it is a covariance matrix, {JITTER}."
+        raise kind(f"{what}: {type(e).__name__}: {reason}{_users_line(e)}") from e
+
+
+def _users_line(error: Exception) -> str:
+    """The innermost line of an error that is neither ours nor a library's, in words."""
+    others = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if frame.line and not others & {*file.parents} and "site-packages" not in file.parts:
+            return f" (line {frame.lineno} of {file.name}: {frame.line})"
+    return ""

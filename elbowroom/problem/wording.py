@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elbowroom.errors import JITTER
+
 LISTED = 3
 """Rows in a message."""
 NUMBERS = 3
@@ -49,7 +51,7 @@ SUPPORTS: dict[str, tuple[str, str]] = {
     "IndependentConstraint": ("real numbers", "remove the NaN values."),
     "PositiveDefinite": (
         "a positive definite matrix",
-        "add a small number to its diagonal: K + 1e-6 * torch.eye(n).",
+        f"{JITTER}.",
     ),
     "LowerCholesky": (
         "a lower triangular matrix with a positive diagonal",

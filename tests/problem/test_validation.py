@@ -229,3 +229,16 @@ def test_a_model_that_cannot_be_run_says_why() -> None:
 
     with pytest.raises(ElbowroomError, match="the model cannot be run: KeyError: 'no such thing'"):
         bound(model, y=X)
+
+
+def test_an_error_of_the_model_names_its_own_line_and_a_matrix_the_edit() -> None:
+    def process(x: Tensor) -> None:
+        covariance = torch.exp(-0.5 * (x[:, None] - x) ** 2)
+        pyro.sample("f", dist.MultivariateNormal(torch.zeros(len(x)), covariance))
+
+    with pytest.raises(ModelError) as refused:
+        validate(process, {"x": torch.linspace(0.0, 1.0, 30)})
+    text = str(refused.value)
+    assert "add a small number to its diagonal: K + 1e-6 * torch.eye(n)" in text
+    line = process.__code__.co_firstlineno + 2
+    assert f"(line {line} of test_validation.py: pyro.sample(" in text
