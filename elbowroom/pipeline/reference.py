@@ -59,7 +59,7 @@ def add_reference(
     Example:
         >>> from elbowroom.api import fit as fit_model
         >>> fit = fit_model("bayesian_regression", "diabetes", formula="progression ~ bmi", seed=1)
-        >>> add_reference(fit, draws=500).evidence.reference[1]
+        >>> add_reference(fit, draws=250).evidence.reference[1]
         True
     """
     problem = fit.problem

@@ -131,9 +131,9 @@ def sample_nuts(
         ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> arguments = {"y": torch.tensor(2.0, dtype=torch.float64)}
         >>> density = Density(model, arguments, LatentSpace.of(model, arguments))
-        >>> found = sample_nuts(density, np.array([[0.0], [2.0]]), tune=200, seed=1)
+        >>> found = sample_nuts(density, np.array([[0.0], [2.0]]), draws=300, tune=100, seed=1)
         >>> found.points.shape, found.divergences, bool(abs(found.points.mean() - 1) < 0.15)
-        ((2, 1000, 1), 0, True)
+        ((2, 300, 1), 0, True)
     """
     starts = np.array(starts, dtype=np.float64)
     began = time.perf_counter()
