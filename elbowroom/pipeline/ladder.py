@@ -221,10 +221,15 @@ def _many_chains(
     """
     problem = task.problem
     changes = problem.space.location_scale or has_long_vectors(problem)
-    if landscape is None and changes and problem.model_name is None:
-        problem, landscape = partly_centred(problem, task.seed)
-    elif landscape is None:
-        landscape = unclimbed(problem, task.seed, density=task.density)
+    try:
+        with numerical_failures():
+            if landscape is None and changes and problem.model_name is None:
+                problem, landscape = partly_centred(problem, task.seed)
+            elif landscape is None:
+                landscape = unclimbed(problem, task.seed, density=task.density)
+    except GuideError as error:
+        ladder.say(f"markov: {error}")
+        return False, None
     ended = ladder.rung("markov", replace(task, problem=problem), "fixed_draws", landscape)
     return ended, landscape.density if problem is task.problem else None
 

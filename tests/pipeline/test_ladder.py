@@ -11,7 +11,7 @@ from elbowroom.assess.evidence import Evidence, Modes, Optimum, Weights
 from elbowroom.assess.verdict import Verdict, judge
 from elbowroom.engines.settings import Settings, make_settings
 from elbowroom.engines.task import Task
-from elbowroom.errors import GuideError
+from elbowroom.errors import GuideError, OutOfTimeError
 from elbowroom.pipeline import ladder
 from elbowroom.pipeline.ladder import Ladder, climb_ladder
 
@@ -106,7 +106,7 @@ class Climbed:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, problem: Problem, *given: Any,
         best: bool = True, start: Any = None, endless: str | None = None,
-        settings: Settings | None = None, modes: int | None = None,
+        settings: Settings | None = None, modes: int | None = None, unstarted: bool = False,
     ) -> None:  # fmt: skip
         self.tasks: list[tuple[str, str, Any, Task]] = []
         self.said: list[str] = []
@@ -134,6 +134,8 @@ class Climbed:
             return changed, SimpleNamespace(density="centred")
 
         def unclimbed(problem: Problem, seed: int, density: Any) -> Any:
+            if unstarted:
+                raise OutOfTimeError("the time was over.")
             return SimpleNamespace(density=density or "as written")
 
         monkeypatch.setattr(ladder, "partly_centred", centred)
@@ -221,6 +223,11 @@ def test_full_rank_is_for_some_ten_dimensions_and_chains_for_more(
     named = climbed(Problem(61, model_name="regression"), BAD)
     assert named.rungs == ["linear_response fixed_draws"]
     assert climbed(Problem(61, points=2), BAD).rungs == ["linear_response fixed_draws"]
+
+
+def test_chains_without_a_place_to_begin_leave_the_rest_of_the_ladder(climbed: Any) -> None:
+    found = climbed(Problem(61), rung(), unstarted=True)
+    assert found.said == ["markov: the time was over.", "linear_response: trusted"]
 
 
 def test_chains_come_first_where_a_long_vector_has_an_unknown_covariance(climbed: Any) -> None:
