@@ -288,7 +288,8 @@ class Step:
         with torch.random.fork_rng(devices=self.parameters.cuda):
             try:
                 began = time.perf_counter()
-                self._whole(*inputs[0])
+                with torch.random.fork_rng(devices=self.parameters.cuda):
+                    self._whole(*inputs[0])
                 if budget.left() < pays_from * (time.perf_counter() - began):
                     self.reason = "there is only time for a few of them"
                     return
