@@ -6,8 +6,9 @@ reads those that are there; `--only crossed,rasch` takes some posteriors, `--lis
 
 Each posterior (see `hierarchy_models.py`) is fitted by `er.fit(model, data, seed=...)` with all
 defaults. Its reference is a long run of nutpie over the same recorded log density: four chains of
-1,000 tuning and 4,000 kept draws. Where the model has location-scale sites, nutpie is tried on
-these as written and standardised, 1,000 kept draws each, and the faster way that mixes is taken.
+1,000 tuning and 4,000 kept draws, or what `--kept` gives. Where the model has location-scale sites,
+nutpie is tried on these as written and standardised, 1,000 kept draws each, and the faster way that
+mixes is taken.
 
 The error of a mean is |mean - reference| / sd, that of an sd |log(sd / reference)|, each less four
 standard errors of the two sets of draws, so that chance alone decides nothing among thousands of
@@ -103,12 +104,12 @@ def run_nuts(
 def price(problem: Problem, before: dict[str, Any], seed: int) -> float:
     """Seconds of the processor of one call of the density by nutpie, here and now."""
     share = PRICE / before["seconds"]
-    draws = max(4, int(share * (TUNE + LONG)))
+    draws = max(4, int(share * (TUNE + before["kept"])))
     _, _, cost = run_nuts(problem, draws, seed, tune=draws)
     return cost.seconds / cost.calls
 
 
-def reference(made: Posterior, seed: int) -> dict[str, Any]:
+def reference(made: Posterior, seed: int, kept: int) -> dict[str, Any]:
     """Moments of a long run of NUTS with their effective draws, and its time."""
     problem = bound(made)
     tried = [(run_nuts(each, SHORT, seed)[1:], form, each) for form, each in forms(problem)]
@@ -117,11 +118,12 @@ def reference(made: Posterior, seed: int) -> dict[str, Any]:
         for (nuts, cost), form, _ in tried
     }
     (_, form, best) = min(tried, key=lambda each: rated[each[1]])
-    draws, nuts, cost = run_nuts(best, LONG, seed + 1)
+    draws, nuts, cost = run_nuts(best, kept, seed + 1)
     _, effective = mixing(np.stack([*draws.values()]))
     _, spread = mixing(np.stack([(v - v.mean()) ** 2 for v in draws.values()]))
     return {
         "form": form,
+        "kept": kept,
         "seconds": cost.seconds,
         "calls": cost.calls,
         "r_hat": nuts.worst_r_hat,
@@ -134,12 +136,14 @@ def reference(made: Posterior, seed: int) -> dict[str, Any]:
     }
 
 
-def kept_reference(name: str, made: Posterior, seed: int, folder: Path | None) -> dict[str, Any]:
+def kept_reference(
+    name: str, made: Posterior, seed: int, folder: Path | None, kept: int = LONG
+) -> dict[str, Any]:
     if folder is None:
-        return reference(made, seed)
+        return reference(made, seed, kept)
     path = folder / f"{name}-{seed}.json"
     if not path.exists():
-        path.write_text(json.dumps(reference(made, seed)))
+        path.write_text(json.dumps(reference(made, seed, kept)))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -169,9 +173,9 @@ def errors(fit: Any, moments: dict[str, list[float]], worth: float) -> tuple[flo
     return max(off, 0.0), max(scale, 0.0), name
 
 
-def measure(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
+def measure(name: str, seed: int, folder: Path | None, kept: int) -> dict[str, Any]:
     made = POSTERIORS[name](np.random.default_rng(0))
-    nuts = kept_reference(name, made, seed, folder)
+    nuts = kept_reference(name, made, seed, folder, kept)
     row: dict[str, Any] = {
         "name": name, "form": nuts["form"], "nuts_r_hat": nuts["r_hat"],
         "nuts_effective": nuts["effective"], "nuts_seconds": nuts["seconds"],
@@ -186,7 +190,7 @@ def measure(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
     seconds, wall = time.process_time() - began, time.perf_counter() - wall
     call = (before + price(problem, nuts, seed)) / 2
     worth = fit.measures.get("corrected_effective_sample_size", float(fit.measures["draws"]))
-    share = TUNE / (TUNE + LONG)
+    share = TUNE / (TUNE + nuts["kept"])
     equal = call * nuts["calls"] * (share + (1 - share) * worth / nuts["effective"])
     off, scale, worst = errors(fit, nuts["moments"], worth)
     return row | {
@@ -236,6 +240,7 @@ def main() -> None:
     )
     parser.add_argument("--only", help="names, with commas between them; by default all")
     parser.add_argument("--references", type=Path, help="a folder for the long runs of NUTS")
+    parser.add_argument("--kept", type=int, default=LONG, help="draws of each chain of NUTS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--list", action="store_true", help="name the posteriors and end")
@@ -252,7 +257,7 @@ def main() -> None:
     er.fit("bayesian_regression", "diabetes", formula="progression ~ bmi")  # pays for imports
     rows = []
     for name in names:
-        rows.append(measure(name, arguments.seed, arguments.references))
+        rows.append(measure(name, arguments.seed, arguments.references, arguments.kept))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         if arguments.output is not None:
             arguments.output.write_text(json.dumps(rows, indent=1) + "\n")

@@ -301,3 +301,27 @@ def test_chains_have_converged_where_they_mixed_and_are_enough(
     mixed = np.array(r_hat), np.array(effective)
     found = NutsDraws(np.zeros((4, 10, 2)), 0, *mixed, 0.0, "nutpie", "complete")
     assert found.converged is converged
+
+
+def test_numbers_of_a_loop_reach_the_sampler_side_by_side() -> None:
+    """The gradient of a loop over latents is recorded column by column, which nutpie refuses."""
+
+    def walk(y: torch.Tensor) -> None:
+        state = torch.zeros(())
+        for t in range(len(y)):
+            state = pyro.sample(f"state_{t}", dist.Normal(0.5 * state, 1.0))
+            pyro.sample(f"y_{t}", dist.Normal(state, 1.0), obs=y[t])
+
+    arguments = {"y": torch.linspace(-1.0, 1.0, 12, dtype=torch.float64)}
+    with isolated(0):
+        density = Density(walk, arguments, LatentSpace.of(walk, arguments))
+    _, gradients = density.value_and_gradient(np.zeros((4, 12)))
+    assert gradients.flags.c_contiguous
+    found = sample_nuts(density, np.zeros((4, 12)), draws=200, tune=200, seed=1)
+    states = np.arange(12)
+    precision = 2 * np.eye(12) - 0.5 * (np.eye(12, k=1) + np.eye(12, k=-1))
+    precision[states[:-1], states[:-1]] += 0.25  # of the next state
+    expected = np.linalg.solve(precision, np.linspace(-1.0, 1.0, 12))
+    error = 4 / found.fewest_effective**0.5
+    sds = np.sqrt(np.diag(np.linalg.inv(precision)))
+    assert (np.abs(found.points.mean((0, 1)) - expected) < error * sds).all()
