@@ -1,8 +1,11 @@
 """The command line: parses, calls the API, prints. No logic of its own."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -11,9 +14,11 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+import elbowroom
 from elbowroom.engines.options import ENGINES, NumberOptions
-from elbowroom.errors import DataError, ElbowroomError, OptionError, RunFolderError
+from elbowroom.errors import ElbowroomError, OptionError, RunFolderError
 from elbowroom.options import declared
+from elbowroom.report import streams
 
 NOT_TRUSTED = 3
 
@@ -76,7 +81,13 @@ StartFile = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", metavar="", help="Replace the output folder if it exists.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        metavar="",
+        help="If the output folder exists, replace the files in it that Elbowroom wrote. All other "
+        "files stay; one that is in the way is an error, before any work.",
+    ),
 ]
 Function = Annotated[
     str | None,
@@ -190,18 +201,46 @@ def _folder(output: Path | None, model: str, guide: str) -> Path:
     return output or Path("runs") / f"{stem}-{guide}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _save(result: Any, folder: Path, overwrite: bool) -> Path:
-    """Saves a result; in a temporary folder, if its own cannot be written."""
-    from elbowroom.run.unfinished import discard
+def _kept(
+    write: Callable[[Path, bool], Any], folder: Path, overwrite: bool
+) -> tuple[Path | None, RunFolderError | None]:
+    """Writes results; if their folder cannot be written, in a temporary one.
 
+    Returns:
+        Where they are, if they could be written at all, and why they are not in their folder.
+    """
     try:
-        return result.save(folder, overwrite)
+        write(folder, overwrite)
+        return folder, None
     except RunFolderError as error:
-        spare = Path(tempfile.mkdtemp(prefix="elbowroom-")) / folder.name
-        result.save(spare)
-        if getattr(result, "converged", True):
-            discard(folder)
-        raise RunFolderError(f"{error} The results were saved in '{spare}' instead.") from error
+        spare = _spare(write, folder.name)
+        where = "could not be saved anywhere else, either"
+        if spare is not None:
+            where = f"were saved in '{spare}' instead"
+        return spare, RunFolderError(f"{error} The results {where}.")
+
+
+def _spare(write: Callable[[Path, bool], Any], name: str) -> Path | None:
+    """Writes results to a temporary folder, or to the current one where there is none."""
+    for place in (None, "."):
+        with suppress(OSError, RunFolderError):
+            spare = Path(tempfile.mkdtemp(prefix="elbowroom-", dir=place)).absolute()
+            try:
+                write(spare / name, False)
+                return spare / name
+            except RunFolderError:
+                spare.rmdir()
+    return None
+
+
+def _end(saved: Path | None, error: RunFolderError | None) -> None:
+    """Prints where results are; raises if they are not where they belong."""
+    from elbowroom.report import terminal
+
+    if saved is not None:
+        terminal.show_saved(saved)
+    if error is not None:
+        raise error
 
 
 def _only_resume(context: typer.Context) -> None:
@@ -277,6 +316,7 @@ def fit(
     from elbowroom.api import fit as run_fit
     from elbowroom.loading import resume as run_resume
     from elbowroom.report import terminal
+    from elbowroom.run.unfinished import discard
 
     if model is None and resume is None:
         raise OptionError("give a MODEL ('elbowroom models' lists them), or --resume RUN.")
@@ -305,9 +345,15 @@ def fit(
                 **shown,
                 **options,
             )
+    saved, error = _kept(result.save, folder, overwrite)
+    if error is not None and result.converged:
+        discard(folder)
     terminal.show_fit(result)
-    terminal.show_saved(_save(result, folder, overwrite))
+    if saved is not None:
+        terminal.show_saved(saved)
     terminal.show_verdict(result.verdict)
+    if error is not None:
+        raise error
     if not result.verdict.trusted:
         raise typer.Exit(NOT_TRUSTED)
 
@@ -347,24 +393,27 @@ def compare(
 
     Objectives have options, too, such as --alpha; 'elbowroom objectives' lists them.
     """
+    from elbowroom.comparison import check_comparison
     from elbowroom.comparison import compare as run_compare
     from elbowroom.report import outcomes, terminal
-    from elbowroom.run.folder import check_target
 
     folder = _folder(output, model, "comparison")
-    check_target(folder, overwrite, marker="comparison.json")
+    check_comparison(folder, overwrite, model, guide, (data, start))
     with terminal.progresses() as report:
         result = run_compare(
             model, data, guide, engine=engine, seed=seed, draws=draws, test_size=test_size,
             start=start, progress=report, **options,
         )  # fmt: skip
+
+    def write(where: Path, again: bool) -> None:
+        def draw(filled: Path) -> None:
+            outcomes.drawn(lambda: outcomes.draw_predictions(result, filled))
+
+        result.save(where, again, also=draw)
+
+    saved, error = _kept(write, folder, overwrite)
     terminal.show_comparison(result)
-    saved = _save(result, folder, overwrite)
-    try:
-        outcomes.draw_predictions(result, saved)
-    except ElbowroomError as error:  # the results are there
-        typer.echo(f"the picture of predictions was not drawn: {error}", err=True)
-    terminal.show_saved(saved)
+    _end(saved, error)
     if not result.fits:
         raise typer.Exit(1)
     if not any(each.verdict.trusted for each in result.fits.values()):
@@ -426,19 +475,24 @@ def estimators(
     import pandas as pd
 
     from elbowroom.api import estimators as run_estimators
-    from elbowroom.report import pictures, terminal
-    from elbowroom.run.folder import check_target, writing
+    from elbowroom.report import outcomes, pictures, terminal
+    from elbowroom.run.output import check_target, writing
 
     folder = _folder(output, model, "estimators")
-    marker = "estimators.csv"
-    check_target(folder, overwrite, marker)
+    names = ("estimators.csv", "evidence.csv", "estimators.png")
+    check_target(folder, overwrite, names[0], names, (data,))
     table = run_estimators(model, data, guide, seed=seed, gradients=gradients, **options)
+
+    def write(where: Path, again: bool) -> None:
+        with writing(where, again, names[0], names) as filled:
+            table.to_csv(filled / names[0], index=False)
+            pd.DataFrame(table.attrs["evidence"]).to_csv(filled / names[1], index=False)
+            picture, title = filled / names[2], f"{model}, {guide}"
+            outcomes.drawn(lambda: pictures.picture_of_estimators(table, picture, title))
+
+    saved, error = _kept(write, folder, overwrite)
     terminal.show_estimators(table)
-    with writing(folder, overwrite, marker) as filled:
-        table.to_csv(filled / marker, index=False)
-        pd.DataFrame(table.attrs["evidence"]).to_csv(filled / "evidence.csv", index=False)
-        pictures.picture_of_estimators(table, filled / "estimators.png", f"{model}, {guide}")
-    terminal.show_saved(folder)
+    _end(saved, error)
 
 
 def _loaded(run: Path, model: str | None, trust: bool) -> Any:
@@ -461,13 +515,16 @@ def reference(
     """Compare a run's posterior with NUTS, and update its verdict."""
     from elbowroom.pipeline.reference import add_reference
     from elbowroom.report import terminal
+    from elbowroom.run.output import check_target
 
+    check_target(run, overwrite=True)
     fit = _loaded(run, model, trust)
     with terminal.sampling() as progress:
         result = add_reference(fit, draws=draws, seed=seed, progress=progress)
-    result.save(run, overwrite=True)
+    saved, error = _kept(replace(result, folder=run).save, run, True)
     terminal.show_reference(result)
     terminal.show_verdict(result.verdict)
+    _end(saved, error)
     if not result.verdict.trusted:
         raise typer.Exit(NOT_TRUSTED)
 
@@ -537,25 +594,46 @@ def predict(
     trust: Trust = False,
 ) -> None:
     """Predict new rows: mean, sd and interval; for a mixture, each row's component."""
+    from elbowroom.run.output import check_file, write_file
+
+    if output is not None:
+        check_file(output)
+    elif sys.stdout is None:
+        raise OptionError("standard output is closed; give --output FILE.")
     table = _loaded(run, model, trust).predict(data, interval=interval, seed=seed)
+    text = table.to_csv(index=False)
+
+    def write(where: Path, again: bool) -> None:
+        write_file(where, text.encode())
+
     if output is None:
-        typer.echo(table.to_csv(index=False), nl=False)
+        typer.echo(text, nl=False)
+        if not streams.shown() and streams.failure() is not None:
+            spare = _spare(write, "predictions.csv")
+            streams.say(f"results: {spare}" if spare else "The results could not be saved, either.")
         return
-    try:
-        table.to_csv(output, index=False)
-    except OSError as error:
-        raise DataError(f"'{output}' cannot be written: {error.strerror or error}.") from error
-    typer.echo(f"{len(table)} rows written to {output}")
+    saved, error = _kept(write, output, False)
+    if error is not None:
+        raise error
+    typer.echo(f"{len(table)} rows written to {saved}")
 
 
-def _written(
-    run: Path, done: str, output: Path | None, overwrite: bool, tables: dict[str, Any], draw: Any
-) -> None:
-    """Writes the result of a command to its folder, RUN-DONE, and prints where it is."""
-    from elbowroom.report import outcomes, terminal
+def _target(
+    run: Path, done: str, output: Path | None, overwrite: bool, names: tuple[str, ...], data: Any
+) -> Path:
+    """The folder of a command's results, RUN-DONE, once it is seen that it can be written."""
+    from elbowroom.run.output import check_target
 
     folder = output or run.with_name(f"{run.name}-{done}")
-    terminal.show_saved(outcomes.write(folder, overwrite, tables, draw))
+    check_target(folder, overwrite, names[0], (*names, "picture.png"), (data,))
+    return folder
+
+
+def _written(folder: Path, overwrite: bool, tables: dict[str, Any], draw: Any) -> None:
+    """Writes the result of a command to its folder, and prints where it is."""
+    from elbowroom.report import outcomes
+
+    _end(*_kept(lambda w, again: outcomes.write(w, again, tables, draw), folder, overwrite))
 
 
 @app.command()
@@ -601,10 +679,11 @@ def generate(
         if not mark:
             raise OptionError(f"--given {each}: write COLUMN=VALUE.")
         known[column] = _number(value)
+    folder = _target(run, "generated", output, overwrite, ("rows.csv",), data)
     fit = _loaded(run, None, False)
     table = fit.generate(count, data, given=known, expected=expected, prior=prior, seed=seed)
     draw = outcomes.draw_generated(fit, table)
-    _written(run, "generated", output, overwrite, {"rows.csv": table}, draw)
+    _written(folder, overwrite, {"rows.csv": table}, draw)
 
 
 def _number(text: str) -> Any:
@@ -629,10 +708,11 @@ def reconstruct(
     """Encode rows as latents, and decode them again."""
     from elbowroom.report import outcomes
 
+    folder = _target(run, "reconstructed", output, overwrite, ("rows.csv",), data)
     fit = _loaded(run, None, False)
     table = fit.reconstruct(data, draws, seed)
     draw = outcomes.draw_reconstructed(fit, data, table)
-    _written(run, "reconstructed", output, overwrite, {"rows.csv": table}, draw)
+    _written(folder, overwrite, {"rows.csv": table}, draw)
 
 
 @app.command()
@@ -649,10 +729,11 @@ def interpolate(
     """Make rows along the line between the latents of two rows."""
     from elbowroom.report import outcomes
 
+    folder = _target(run, "interpolated", output, overwrite, ("steps.csv",), data)
     fit = _loaded(run, None, False)
     table = fit.interpolate(begin, end, steps, data, seed)
     draw = outcomes.draw_line(fit, table, begin, end)
-    _written(run, "interpolated", output, overwrite, {"steps.csv": table}, draw)
+    _written(folder, overwrite, {"steps.csv": table}, draw)
 
 
 @app.command()
@@ -665,10 +746,11 @@ def manifold(
     """Draw images on a grid of one or two latents."""
     from elbowroom.report import outcomes
 
+    folder = _target(run, "manifold", output, overwrite, ("grid.csv",), None)
     fit = _loaded(run, None, False)
     table = fit.manifold(size)
     draw = outcomes.draw_manifold(fit, table, size)
-    _written(run, "manifold", output, overwrite, {"grid.csv": table}, draw)
+    _written(folder, overwrite, {"grid.csv": table}, draw)
 
 
 @app.command()
@@ -685,9 +767,11 @@ def impute(
     overwrite: Overwrite = False,
 ) -> None:
     """Fill missing cells with posterior means, and write draws and intervals."""
+    names = ("completed.csv", "cells.csv", "draws.csv")
+    folder = _target(run, "imputed", output, overwrite, names, data)
     found = _loaded(run, None, False).impute(data, draws, interval, seed)
-    tables = {"completed.csv": found.completed, "cells.csv": found.cells, "draws.csv": found.draws}
-    _written(run, "imputed", output, overwrite, tables, lambda path: None)
+    tables = dict(zip(names, (found.completed, found.cells, found.draws), strict=True))
+    _written(folder, overwrite, tables, lambda path: None)
 
 
 @app.command()
@@ -706,8 +790,9 @@ def score(
     overwrite: Overwrite = False,
 ) -> None:
     """Estimate log p(x) of each row with its error, to find unusual rows."""
+    folder = _target(run, "scored", output, overwrite, ("scores.csv",), data)
     table = _loaded(run, model, trust).score(data, draws, seed, quantile=quantile)
-    _written(run, "scored", output, overwrite, {"scores.csv": table}, lambda path: None)
+    _written(folder, overwrite, {"scores.csv": table}, lambda path: None)
     if quantile is not None:
         typer.echo(f"{int(table['flagged'].sum())} of {len(table)} rows are flagged.")
 
@@ -724,6 +809,7 @@ def embed(
     """Write each row's latents, as means and sds; for a mixture, its components' probabilities."""
     from elbowroom.report import outcomes
 
+    folder = _target(run, "embedded", output, overwrite, ("latents.csv",), data)
     fit = _loaded(run, None, False)
     table = fit.embed(data, draws, seed)
     if "k_hat" in table and table["k_hat"].isna().all():
@@ -732,15 +818,18 @@ def embed(
             "are many and wide; give --draws 200 to have them corrected, which takes longer."
         )
     draw = outcomes.draw_latents(fit, data, table)
-    _written(run, "embedded", output, overwrite, {"latents.csv": table}, draw)
+    _written(folder, overwrite, {"latents.csv": table}, draw)
 
 
 @app.command()
 def demo(output: Annotated[Path | None, _output("runs/demo")] = None) -> None:
     """Fit a regression twice: by a guide to trust, and by one not to trust (under a minute)."""
     from elbowroom.report import demo, terminal
+    from elbowroom.run.output import check_target
 
     folder = output or Path("runs") / "demo"
+    for name in demo.FOLDERS:
+        check_target(folder / name, overwrite=True)
     terminal.show_heading("1. A fit that is trusted", f"{demo.MODEL}, {demo.SHOWN.formula}")
     trusted = demo.trusted_fit(folder)
     terminal.show_summary(trusted.summary())
@@ -761,11 +850,35 @@ def demo(output: Annotated[Path | None, _output("runs/demo")] = None) -> None:
 
 def main() -> None:
     """Runs the command line; a user's mistake is one line, without a traceback."""
+    _with_docstrings()
+    with streams.guarded():
+        code = _run()
+        if not streams.shown() and streams.failure() is not None:
+            streams.say(f"error: standard output could not be written: {streams.failure()}.")
+            code = code or 1
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Runs the command; gives its exit code."""
     try:
         app(prog_name="elbowroom")
     except ElbowroomError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, OptionError) else 1)
+        streams.say(f"error: {error}")
+        return 2 if isinstance(error, OptionError) else 1
+    except SystemExit as leaving:
+        return leaving.code
+    return 0
+
+
+def _with_docstrings() -> None:
+    """Starts Python again where it has left out docstrings (-OO), which Pyro cannot do without."""
+    if sys.flags.optimize > 1:
+        folder = str(Path(elbowroom.__file__).parents[1])
+        paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+        changed = {"PYTHONOPTIMIZE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        words = [sys.executable, "-P", "-m", "elbowroom", *sys.argv[1:]]
+        os.execve(sys.executable, words, {**os.environ, **changed})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Example:
     True
 """
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ if not (Path(__file__).parent / "models").is_dir():
 def __getattr__(name: str) -> Any:
     if name not in _public:
         raise AttributeError(f"module 'elbowroom' has no attribute '{name}'")
+    if sys.flags.optimize > 1:
+        raise ImportError("Pyro cannot do without docstrings; run Python without -OO.")
     value = getattr(import_module(_public[name]), name)
     globals()[name] = value
     return value

@@ -17,6 +17,7 @@ from elbowroom.models import Model
 from elbowroom.pipeline.fitting import Work, bind_model, checked_draws, resolve_guide, started
 from elbowroom.problem.isolation import checked_seed
 from elbowroom.result import Fit
+from elbowroom.run.output import BEGUN_FILES, check_target
 from elbowroom.run.unfinished import Request
 
 
@@ -63,7 +64,8 @@ def fit(
         checkpoints: A folder in which the state of a stochastic fit is kept every 30 s, so that
             `elbowroom.resume` can continue after a crash. `Fit.save` to the same path replaces
             it.
-        overwrite: Whether to replace that folder if it exists.
+        overwrite: Whether to replace Elbowroom's own files in that folder if it exists; others
+            stay.
         announce: Called with the resolved `Plan` before the optimiser begins.
         progress: Called at each step with the step, the budget, the smoothed ELBO and the rate.
         report: Called with a line for each guide that `auto` tries.
@@ -83,6 +85,8 @@ def fit(
         ['intercept', 'coefficients[bmi]', 'coefficients[bp]', 'sigma']
     """
     began = time.monotonic()
+    if checkpoints is not None:  # before anything is read
+        check_target(Path(checkpoints), overwrite, names=BEGUN_FILES, inputs=(data, start))
     if fallback not in (None, "nuts"):
         raise unknown("fallback", str(fallback), ["nuts"])
     problem, settings, suggested_draws = bind_model(model, data, options, guide)

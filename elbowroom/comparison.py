@@ -33,6 +33,7 @@ from elbowroom.engines.task import Progress, Task
 from elbowroom.errors import DataError, ElbowroomError, GuideError, OptionError
 from elbowroom.guides import Guide, guides_for
 from elbowroom.held_out import held_out_scores, split_rows
+from elbowroom.models import model_summaries
 from elbowroom.objectives import objectives
 from elbowroom.options import make_options
 from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_task, resolve_guide, started
@@ -40,7 +41,11 @@ from elbowroom.pipeline.reference import add_reference
 from elbowroom.problem.bound import Problem, resolve_model
 from elbowroom.problem.isolation import checked_seed
 from elbowroom.result import Fit
-from elbowroom.run.folder import writing
+from elbowroom.run.output import check_target, writing
+
+MARKER = "comparison.json"
+"""The file that tells a comparison's folder from others."""
+FILES = (MARKER, "comparison.csv", "differences.csv", "predictions.png")
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,27 @@ class Comparison:
         fit = self.fits.get(self.best or "")
         return which_to_take(self.table, "" if fit is None else fit.verdict.advice)
 
-    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        also: Callable[[Path], None] | None = None,
+    ) -> Path:
         """Writes comparison.csv, comparison.json, differences.csv and a run folder for each guide.
 
+        Args:
+            path: Of the folder.
+            overwrite: Whether to replace Elbowroom's own files, if it exists. All other files stay.
+            also: Called with the folder before it takes its place, to write more files.
+
         Raises:
-            RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+            RunFolderError: As `elbowroom.result.Fit.save`.
         """
-        with writing(Path(path), overwrite, marker="comparison.json") as folder:
+        folders = [_folder_of(name) for name in self.fits]
+        with writing(Path(path), overwrite, MARKER, [*FILES, *folders]) as folder:
             self._write(folder)
+            if also is not None:
+                also(folder)
         return Path(path)
 
     def _write(self, folder: Path) -> None:
@@ -102,7 +120,32 @@ class Comparison:
         text = json.dumps(content, indent=1) + "\n"
         (folder / "comparison.json").write_text(text, encoding="utf-8")
         for name, fit in self.fits.items():
-            fit.save(folder / name.replace(":", "-"))
+            fit.save(folder / _folder_of(name))
+
+
+def _folder_of(name: str) -> str:
+    """The name of a guide's folder."""
+    return name.replace(":", "-")
+
+
+def check_comparison(
+    path: Path, overwrite: bool, model: Any, guides: Sequence[Any] | None, inputs: Sequence[Any]
+) -> None:
+    """Sees before any fit that a comparison can be written.
+
+    Args:
+        path: The folder to be.
+        overwrite: Whether to replace Elbowroom's own files in one that is there.
+        model: As `compare` takes it.
+        guides: As `compare` takes it.
+        inputs: Files that are read, or other values.
+
+    Raises:
+        RunFolderError: As `elbowroom.run.output.check_target`.
+    """
+    known = guides or (guides_for(model if model in model_summaries() else None))
+    names = [*FILES, *(_folder_of(each) for each in known if isinstance(each, str))]
+    check_target(path, overwrite, MARKER, names, inputs)
 
 
 def _guide_and_objective(guide: Any) -> tuple[Any, str | None]:

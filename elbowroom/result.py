@@ -752,8 +752,13 @@ class Fit:
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the run folder, completely or not at all.
 
+        Args:
+            path: Of the folder.
+            overwrite: Whether to replace Elbowroom's own files, if it exists. All other files stay.
+
         Raises:
-            RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+            RunFolderError: If it cannot be written, exists and `overwrite` is not given, or has a
+                file under a name that is needed that was changed or is not Elbowroom's.
         """
         own = self.folder == Path(path)
         run_folder.save(self._run(), Path(path), overwrite or own, keep=own)

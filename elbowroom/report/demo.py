@@ -12,6 +12,8 @@ from elbowroom.api import fit
 from elbowroom.result import Fit
 
 MODEL, DATA = "bayesian_regression", "diabetes"
+FOLDERS = TRUSTED, DOUBTFUL = ("trusted", "doubtful")
+"""Of its two fits."""
 COMMANDS = (
     'elbowroom fit bayesian_regression --data YOURS.csv --formula "y ~ x1 + x2"',
     "elbowroom compare hierarchical_normal --guide auto --guide mean_field --guide nuts",
@@ -42,7 +44,7 @@ SHOWN = Shown()
 def trusted_fit(folder: Path) -> Fit:
     """A regression by the guide `auto`, saved in the folder `trusted`."""
     found = fit(MODEL, DATA, formula=SHOWN.formula, seed=SHOWN.seed)
-    found.save(folder / "trusted", overwrite=True)
+    found.save(folder / TRUSTED, overwrite=True)
     return found
 
 
@@ -57,7 +59,7 @@ def doubtful_fit(folder: Path, progress: Callable[..., Any] | None = None) -> Fi
         MODEL, DATA, SHOWN.guide, engine="svi", formula=SHOWN.formula, seed=SHOWN.seed,
         progress=progress,
     )  # fmt: skip
-    found.save(folder / "doubtful", overwrite=True)
+    found.save(folder / DOUBTFUL, overwrite=True)
     return found
 
 

@@ -1,6 +1,6 @@
 """Prints the lists of models, guides, objectives and datasets; of models, without torch."""
 
-from sys import modules
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from elbowroom.data.bundled import dataset_names, describe
 from elbowroom.guides import Guide, guides_for
 from elbowroom.models import get_model, model_summaries
 from elbowroom.options import declared
+from elbowroom.report.streams import legible
 
 
 def console() -> Console:
@@ -31,7 +32,12 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def add(made: Table, *cells: Any, style: str = "") -> None:
     """Adds a row of plain text: names contain brackets, which rich would read as markup."""
-    made.add_row(*(Text(str(cell)) for cell in cells), style=style)
+    made.add_row(*(Text(_aligned(cell)) for cell in cells), style=style)
+
+
+def _aligned(cell: Any) -> str:
+    """A cell as standard output will show it, which may be wider: the table is laid out for it."""
+    return legible(str(cell), getattr(sys.stdout, "encoding", None) or "utf-8")
 
 
 def show_models() -> None:
@@ -47,7 +53,7 @@ def show_model(name: str) -> None:
     """One model: its page, options, guides and dataset."""
     model = get_model(name)
     out = console()
-    out.print(Text(f"{name}\n\n{modules[model.function.__module__].__doc__ or ''}".strip()))
+    out.print(Text(f"{name}\n\n{sys.modules[model.function.__module__].__doc__ or ''}".strip()))
     options = table("option", "default", "description")
     for option in declared(model.options):
         add(options, option.flag, _shown(option.default), option.description)

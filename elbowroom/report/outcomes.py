@@ -1,5 +1,6 @@
 """Writes the results of verbs to a folder: tables, and pictures where rows are images."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from elbowroom.report.pictures import (
     picture_of_predictions,
 )
 from elbowroom.result import Fit
-from elbowroom.run.folder import writing
+from elbowroom.run.output import writing
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,41 @@ class PictureSizes:
 
 
 PICTURE_SIZES = PictureSizes()
+PICTURE = "picture.png"
 
 
 def write(
     folder: Path, overwrite: bool, tables: dict[str, pd.DataFrame], draw: Callable[[Path], None]
 ) -> Path:
-    """Writes tables as CSV files, and a picture, to a new folder: all of them or none.
+    """Writes tables as CSV files, and a picture, to a folder: all of them or none.
 
     Args:
         folder: Where to.
-        overwrite: Whether to replace it; only what a verb wrote is replaced.
+        overwrite: Whether to replace Elbowroom's own files there; others stay.
         tables: By the names of the files; the first one marks the folder.
-        draw: Called with the path of the picture, which it may leave out.
+        draw: Called with the path of the picture, which it may leave out. Where it fails, the
+            tables are written without it.
 
     Raises:
-        RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
+        RunFolderError: As `elbowroom.run.output.check_target`.
     """
-    with writing(folder, overwrite, marker=next(iter(tables))) as filled:
+    names = [*tables, PICTURE]
+    with writing(folder, overwrite, names[0], names) as filled:
         for name, table in tables.items():
             table.to_csv(filled / name, index=False)
-        draw(filled / "picture.png")
+        drawn(lambda: draw(filled / PICTURE))
     return folder
+
+
+def drawn(draw: Callable[[], None]) -> None:
+    """Draws a picture; where that fails, says why, since the numbers are what was asked for."""
+    try:
+        draw()
+    except OSError:  # the disk, which the numbers need too
+        raise
+    except Exception as error:  # whatever a library raises about fonts, signs or sizes
+        cause = str(error) or type(error).__name__
+        print(f"note: the picture was not drawn: {cause}", file=sys.stderr)
 
 
 def images(fit: Fit, table: pd.DataFrame) -> np.ndarray | None:

@@ -24,6 +24,7 @@ from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import length
 from elbowroom.engines.svi.checks import Finding
 from elbowroom.engines.task import Plan
+from elbowroom.report import streams
 from elbowroom.report.listing import add, console, table
 from elbowroom.result import Fit
 from elbowroom.run.folder import Run
@@ -618,5 +619,7 @@ def show_answers(found: pd.DataFrame, guide: str) -> None:
 
 
 def show_saved(path: Path) -> None:
-    """Where the results were saved."""
+    """Where the results were saved; on standard error, if standard output takes nothing more."""
     console().print(Text(f"\nresults: {path}"))
+    if not streams.shown():
+        streams.say(f"results: {path}")

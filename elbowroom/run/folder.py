@@ -1,14 +1,10 @@
 """The folder that holds a whole run, and executes nothing when it is read."""
 
-import errno
 import hashlib
 import json
-import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -24,14 +20,9 @@ from safetensors.torch import save as serialised
 from torch import Tensor
 
 from elbowroom.errors import RunFolderError
+from elbowroom.run.output import LOCK, UNFINISHED, holds_unfinished, own_files, writing
 
 FORMAT = 2
-UNFINISHED = "unfinished"
-"""What it takes to go on with a run, a folder in the run's own."""
-REQUEST = "request.json"
-"""What was asked of it, in that folder."""
-LOCK = "lock"
-"""The file there that a process holds while it runs."""
 PACKAGES = ("elbowroom", "pyro-ppl", "torch", "arviz-base", "numpy", "pandas")
 
 
@@ -74,67 +65,13 @@ def _package_versions() -> dict[str, str]:
     return found
 
 
-def check_target(path: Path, overwrite: bool, marker: str = "config.json") -> None:
-    """Sees before a fit that its folder can be written.
-
-    Args:
-        path: The folder to be.
-        overwrite: Whether to replace one that is there.
-        marker: A file that tells a folder of ours from a stranger's.
-
-    Raises:
-        RunFolderError: If it exists and `overwrite` is not given, or cannot be written.
-    """
-    begun = _barely_begun(path)
-    if path.exists() and not (overwrite or begun):
-        if holds_unfinished(path) and not (path / marker).exists():
-            raise RunFolderError(
-                f"'{path}' contains a run that has not ended; continue it with --resume {path}, "
-                "choose another --output, or give --overwrite."
-            )
-        raise RunFolderError(f"'{path}' exists; choose another --output, or give --overwrite.")
-    ours = (path / marker).exists() or (path / UNFINISHED / LOCK).exists() or begun
-    if path.exists() and not ours:
-        raise RunFolderError(
-            f"'{path}' was not written by Elbowroom, so it is not replaced; choose another "
-            "--output."
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise RunFolderError(cause(path, error)) from error
-
-
-def _barely_begun(path: Path) -> bool:
-    """Whether a run was killed in a folder of its own before it had written what was asked."""
-    inner = path / UNFINISHED
-    alone = inner.is_dir() and [each.name for each in path.iterdir()] == [UNFINISHED]
-    return alone and not holds_unfinished(path) and not any(inner.glob("*/*"))
-
-
-def holds_unfinished(path: Path) -> bool:
-    """Whether a folder holds a run that can go on."""
-    return (path / UNFINISHED / REQUEST).is_file()
-
-
-def cause(path: Path, error: OSError) -> str:
-    """Why a folder cannot be written, and what to do."""
-    if error.errno == errno.ENOSPC:
-        return (
-            f"the disk is full: '{path}' cannot be written; make room, or choose another --output."
-        )
-    return f"'{path}' cannot be written: {error.strerror or error}; choose another --output."
-
-
 def save(run: Run, path: Path, overwrite: bool = False, keep: bool = False) -> None:
     """Writes a run folder: whole, or not at all.
 
     Args:
         run: What it shall hold.
         path: The folder.
-        overwrite: Whether to replace one that is there.
+        overwrite: Whether to replace Elbowroom's own files in one that is there.
         keep: Whether to keep what it takes to go on with a run that did not converge.
 
     Raises:
@@ -143,39 +80,11 @@ def save(run: Run, path: Path, overwrite: bool = False, keep: bool = False) -> N
     with writing(path, overwrite) as folder:
         _write(run, folder)
         if keep and run.run["status"] in ("interrupted", "budget") and holds_unfinished(path):
-            unlocked = shutil.ignore_patterns(LOCK)
-            shutil.copytree(path / UNFINISHED, folder / UNFINISHED, ignore=unlocked)
-
-
-@contextmanager
-def writing(path: Path, overwrite: bool, marker: str = "config.json") -> Iterator[Path]:
-    """A folder to fill, which takes its place at `path` when the block ends, whole or not at all.
-
-    Args:
-        path: The folder to be.
-        overwrite: Whether to replace one that is there.
-        marker: As for `check_target`.
-
-    Raises:
-        RunFolderError: If it cannot be written, or exists and `overwrite` is not given.
-    """
-    check_target(path, overwrite, marker)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-            folder = Path(temporary) / path.name
-            folder.mkdir()
-            yield folder
-            before = Path(temporary) / "before"
-            if path.exists():
-                os.replace(path, before)
-            try:
-                os.replace(folder, path)
-            except OSError:
-                if before.exists():
-                    os.replace(before, path)
-                raise
-    except OSError as error:
-        raise RunFolderError(cause(path, error)) from error
+            for each in own_files(path):
+                if path / UNFINISHED in each.parents and each.name != LOCK:
+                    target = folder / each.relative_to(path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(each, target)
 
 
 def _write(run: Run, folder: Path) -> None:

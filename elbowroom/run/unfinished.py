@@ -1,7 +1,9 @@
 """The folder of a run that has not ended: what was asked, the data, checkpoints, and a lock."""
 
+import hashlib
 import json
-import shutil
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,23 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
-from elbowroom.engines.svi.checkpoint import atomically
+from elbowroom.engines.svi.checkpoint import PARTIAL, atomically
 from elbowroom.errors import RunFolderError
-from elbowroom.run.folder import (
-    FORMAT,
+from elbowroom.run.folder import FORMAT, read_data, write_data
+from elbowroom.run.output import (
+    BEGUN_FILES,
+    CHECKPOINTS,
     LOCK,
     REQUEST,
+    RUN_FILES,
     UNFINISHED,
     cause,
     check_target,
+    digest_of,
     holds_unfinished,
-    read_data,
-    write_data,
+    locked,
+    read_manifest,
+    remove_unfinished,
+    write_manifest,
 )
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,19 @@ def unfinished(path: Path, request: Request | None, overwrite: bool = False) -> 
             cannot be written.
     """
     inner = path / UNFINISHED
+    names = RUN_FILES if request is None else BEGUN_FILES
     if inner.is_dir():
-        with _locked(path):  # another run's folder is not looked at
+        with locked(path):  # another run's folder is not looked at
             pass
-    if request is not None:
-        check_target(path, overwrite)
+    check_target(path, overwrite or request is None, names=names)
     try:
         inner.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
-    with _locked(path):
+    with locked(path):
+        check_target(
+            path, overwrite or request is None, names=names
+        )  # another run may have ended in it
         try:
             if request is not None:
                 _begin(path, request)
@@ -83,43 +91,31 @@ def unfinished(path: Path, request: Request | None, overwrite: bool = False) -> 
 
 
 def discard(path: Path) -> None:
-    """Removes what it takes to go on with a run, and its folder if that is all."""
-    shutil.rmtree(path / UNFINISHED, ignore_errors=True)
+    """Removes what was written to go on with a run, and its folder if that is all."""
     with suppress(OSError):  # it holds results
+        remove_unfinished(path)
         path.rmdir()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path / UNFINISHED / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunFolderError(
-            f"another run is writing to '{path}'; choose another --output, or wait until that "
-            "run ends."
-        ) from error
-    except OSError as error:
-        raise RunFolderError(cause(path, error)) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _begin(path: Path, request: Request) -> None:
     """Writes what was asked; the JSON file last, which says that all is there."""
+    inner = path / UNFINISHED
     try:
-        inner = path / UNFINISHED
-        for each in inner.iterdir():
-            if each.name != LOCK:
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
-        scalars = write_data(request.data, inner)
-        content = {
-            "format": FORMAT, **request.asked, "scalars": scalars,
-            "attributes": getattr(request.data, "attrs", {}),
-        }  # fmt: skip
-        atomically(inner / REQUEST, json.dumps(content, indent=1, default=str).encode())
+        remove_unfinished(path, keep=(LOCK,))
+        with tempfile.TemporaryDirectory(dir=inner, prefix=PARTIAL) as temporary:
+            scalars = write_data(request.data, Path(temporary))
+            content = {
+                "format": FORMAT, **request.asked, "scalars": scalars,
+                "attributes": getattr(request.data, "attrs", {}),
+            }  # fmt: skip
+            text = json.dumps(content, indent=1, default=str).encode()
+            files = list(Path(temporary).iterdir())
+            # The list first: each file is known, whenever the process is killed.
+            hashes = {each.name: [digest_of(each)] for each in files}
+            write_manifest(inner, {**hashes, REQUEST: [hashlib.sha256(text).hexdigest()]})
+            for each in files:
+                os.replace(each, inner / each.name)
+        atomically(inner / REQUEST, text)
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
 
@@ -130,7 +126,10 @@ def change_request(path: Path, changes: dict[str, Any]) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     kept = {k: v for k, v in content["options"].items() if k not in ("steps", "epochs")}
     content["options"] = {**kept, **changes}
-    atomically(file, json.dumps(content, indent=1).encode())
+    text = json.dumps(content, indent=1).encode()
+    both = [digest_of(file), hashlib.sha256(text).hexdigest()]
+    write_manifest(file.parent, {**(read_manifest(file.parent) or {}), REQUEST: both})
+    atomically(file, text)
 
 
 def read_request(path: Path) -> Request:

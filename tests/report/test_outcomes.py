@@ -46,7 +46,9 @@ def test_tables_and_a_picture_are_written_together(tmp_path: Path) -> None:
     tables = {"rows.csv": pd.DataFrame({"a": [1, 2]}, index=[5, 6]), "b.csv": pd.DataFrame()}
     folder = outcomes.write(tmp_path / "out", False, tables, lambda path: path.touch())
     assert folder == tmp_path / "out"
-    assert {each.name for each in folder.iterdir()} == {"rows.csv", "b.csv", "picture.png"}
+    assert {each.name for each in folder.iterdir()} == {
+        "rows.csv", "b.csv", "picture.png", "manifest.json",
+    }  # fmt: skip
     assert (folder / "rows.csv").read_text() == "a\n1\n2\n"
     with pytest.raises(RunFolderError, match="--overwrite"):
         outcomes.write(folder, False, tables, lambda path: None)

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,9 @@ from safetensors.torch import load_file
 
 from elbowroom.errors import RunFolderError
 from elbowroom.run import folder as run_folder
-from elbowroom.run.folder import (
-    FORMAT,
-    LOCK,
-    REQUEST,
-    UNFINISHED,
-    Run,
-    cause,
-    check_target,
-    load,
-    read_data,
-    save,
-    write_data,
-    writing,
-)
+from elbowroom.run.folder import FORMAT, Run, load, read_data, save, write_data
+from elbowroom.run.output import LOCK, MANIFEST, REQUEST, UNFINISHED
+from elbowroom.run.unfinished import Request, unfinished
 
 TABLE = pd.DataFrame({"x": [1.5, 2.0, np.pi], "group": ["a", "b", "a"], "n": [1, 2, 3]})
 SCALARS = {"n": 3, "rate": 0.25, "name": "a", "nothing": None, "flag": True}
@@ -49,15 +36,13 @@ def made(data: Any = TABLE, status: str = "converged", **config: Any) -> Run:
     )
 
 
-def begun(path: Path, request: str | None = "{}", lock: bool = True) -> Path:
-    """A folder as a process leaves it that was killed; gives the place of its checkpoints."""
-    checkpoints = path / UNFINISHED / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    if request is not None:
-        (path / UNFINISHED / REQUEST).write_text(request)
-    if lock:
-        (path / UNFINISHED / LOCK).touch()
-    return checkpoints
+def begun(path: Path) -> str:
+    """A folder as a process leaves it that was killed; gives the name of its checkpoint."""
+    name = f"run0-step0000000001-{hashlib.sha256(b'state').hexdigest()}.safetensors"
+    with unfinished(path, Request({"a": 1}, TABLE), overwrite=True) as checkpoints:
+        checkpoints.mkdir()
+        (checkpoints / name).write_text("state")
+    return name
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
@@ -130,7 +115,7 @@ def test_each_file_has_its_hash_but_the_one_that_holds_them(tmp_path: Path) -> N
     save(made(), tmp_path / "run")
     hashes = json.loads((tmp_path / "run" / "run.json").read_text())["sha256"]
     files = {each.name for each in (tmp_path / "run").iterdir()}
-    assert set(hashes) == files - {"run.json"}
+    assert set(hashes) == files - {"run.json", MANIFEST}
     for name, digest in hashes.items():
         assert digest == hashlib.sha256((tmp_path / "run" / name).read_bytes()).hexdigest()
 
@@ -155,116 +140,6 @@ def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) 
         run_folder._package_versions.cache_clear()
 
 
-def test_a_folder_is_made_with_those_above_it_and_beside_its_place_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only a folder on the same disk can be renamed at once; the system's own may be another."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such place"))
-    path = tmp_path / "a" / "b" / "run"
-    check_target(path, overwrite=False)
-    assert list((tmp_path / "a").rglob("*")) == [tmp_path / "a" / "b"]
-    with writing(path, overwrite=False) as folder:
-        assert folder.parent.parent == path.parent
-        assert folder.parent.name.startswith(".run-")
-        assert not path.exists()
-        (folder / "config.json").write_text("{}")
-    assert [each.name for each in path.parent.iterdir()] == ["run"]
-    assert [each.name for each in path.iterdir()] == ["config.json"]
-
-
-def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    for before in ([], ["config.json"]):
-        with pytest.raises(KeyError), writing(path, overwrite=True) as folder:  # noqa: PT012
-            (folder / "new").touch()
-            raise KeyError
-        assert [each.name for each in path.glob("*")] == before
-        assert {each.name for each in tmp_path.iterdir()} <= {"run"}
-        with writing(path, overwrite=True) as folder:
-            (folder / "config.json").touch()
-
-
-def test_a_folder_that_could_not_take_its_place_leaves_the_one_that_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, real = tmp_path / "run", os.replace
-
-    def failing(source: Any, target: Any) -> None:
-        if Path(target) == path and Path(source).name != "before":
-            raise OSError("no")
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(RunFolderError, match="cannot be written: no"):
-        save(made(), path)
-    monkeypatch.undo()
-    save(made(status="first"), path)
-    monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(RunFolderError, match="cannot be written: no"):
-        save(made(status="second"), path, overwrite=True)
-    assert load(path).run["status"] == "first"
-    assert [each.name for each in tmp_path.iterdir()] == ["run"]
-
-
-def test_nothing_is_replaced_unless_it_is_asked_for(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    save(made(status="first"), path)
-    with pytest.raises(RunFolderError, match="exists; choose another --output"):
-        save(made(status="second"), path)
-    assert load(path).run["status"] == "first"
-    save(made(status="second"), path, overwrite=True)
-    assert load(path).run["status"] == "second"
-    begun(path)  # a run that has ended, and one that has not: its results can be read
-    with pytest.raises(RunFolderError, match="exists; choose another --output"):
-        check_target(path, overwrite=False)
-    assert load(path).run["status"] == "second"
-
-
-def test_a_marker_says_whose_folder_it_is(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").touch()
-    check_target(tmp_path, overwrite=True, marker="table.csv")
-    with pytest.raises(RunFolderError, match="was not written by Elbowroom"):
-        check_target(tmp_path, overwrite=True)
-    with (
-        pytest.raises(RunFolderError, match="was not written by Elbowroom"),
-        writing(tmp_path, True, "other.csv"),
-    ):
-        pass
-    with writing(tmp_path / "new", overwrite=False, marker="table.csv"):
-        pass
-    assert (tmp_path / "new").is_dir()
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_that_has_not_ended_is_replaced_only_if_that_is_asked_for(
-    overwrite: bool, tmp_path: Path
-) -> None:
-    begun(tmp_path / "run")
-    if overwrite:
-        check_target(tmp_path / "run", overwrite)
-        return
-    with pytest.raises(RunFolderError, match="not ended; continue it with --resume"):
-        check_target(tmp_path / "run", overwrite)
-    with pytest.raises(RunFolderError, match="not ended; continue it with 'elbowroom fit --resume"):
-        load(tmp_path / "run")
-
-
-def test_a_folder_in_which_a_run_had_barely_begun_may_be_taken(tmp_path: Path) -> None:
-    """Nothing was asked in it, and it holds no checkpoint and nothing else."""
-    for name in ("bare", "file", "checkpoint"):
-        begun(tmp_path / name, request=None, lock=False)
-    check_target(tmp_path / "bare", overwrite=False)
-    (tmp_path / "file" / "thesis.txt").touch()
-    (tmp_path / "checkpoint" / UNFINISHED / "checkpoints" / "1.safetensors").touch()
-    for name in ("file", "checkpoint"):
-        with pytest.raises(RunFolderError, match="exists"):
-            check_target(tmp_path / name, overwrite=False)
-        with pytest.raises(RunFolderError, match="was not written by Elbowroom"):
-            check_target(tmp_path / name, overwrite=True)
-    with pytest.raises(RunFolderError, match=r"no config\.json"):
-        load(tmp_path / "bare")
-
-
 @pytest.mark.parametrize(
     ("status", "keep", "kept"),
     [
@@ -278,29 +153,33 @@ def test_what_it_takes_to_go_on_is_kept_if_the_run_can(
     status: str, keep: bool, kept: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
-    (begun(path, '{"a": 1}') / "1.safetensors").write_text("state")
+    name = begun(path)
     save(made(status=status), path, overwrite=True, keep=keep)
     assert load(path).run["status"] == status
     inner = path / UNFINISHED
     assert inner.exists() == kept
     if kept:
-        assert (inner / REQUEST).read_text() == '{"a": 1}'
-        assert (inner / "checkpoints" / "1.safetensors").read_text() == "state"
+        assert json.loads((inner / REQUEST).read_text())["a"] == 1
+        assert (inner / "checkpoints" / name).read_text() == "state"
         assert not (inner / LOCK).exists()  # which the process holds that writes the results
+        save(made(status="converged"), path, overwrite=True)  # they are known, and go
+        assert not inner.exists()
 
 
 def test_there_is_nothing_to_keep_before_a_run_was_asked_for(tmp_path: Path) -> None:
     save(made(status="budget"), tmp_path / "run", keep=True)
     assert not (tmp_path / "run" / UNFINISHED).exists()
-    (begun(tmp_path / "other") / "1.safetensors").touch()
-    save(made(status="budget"), tmp_path / "other", overwrite=True)  # `keep` was not asked for
-    assert not (tmp_path / "other" / UNFINISHED).exists()
 
 
-def test_a_full_disk_is_told_from_other_causes(tmp_path: Path) -> None:
-    assert "make room" in cause(tmp_path, OSError(28, "No space left on device"))
-    assert "Permission denied" in cause(tmp_path, OSError(13, "Permission denied"))
-    assert "strange" in cause(tmp_path, OSError("strange"))
+def test_results_can_be_read_beside_a_run_that_has_not_ended(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="not ended; continue it with 'elbowroom fit --resume"):
+        load(tmp_path / "run")
+    save(made(status="first"), tmp_path / "run", overwrite=True)
+    begun(tmp_path / "run")
+    assert load(tmp_path / "run").run["status"] == "first"
+    with pytest.raises(RunFolderError, match="exists; choose another --output"):
+        save(made(), tmp_path / "run")
 
 
 def change(folder: Path, name: str, **changes: Any) -> None:

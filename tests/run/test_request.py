@@ -1,5 +1,6 @@
 """The folder of a run that has not ended, without a fit: what is begun, kept, cleared and read."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pandas as pd
 import pytest
 
 from elbowroom.errors import RunFolderError
-from elbowroom.run.folder import FORMAT, LOCK, REQUEST, UNFINISHED
+from elbowroom.run.folder import FORMAT
+from elbowroom.run.output import LOCK, MANIFEST, REQUEST, UNFINISHED, writing
 from elbowroom.run.unfinished import Request, change_request, discard, read_request, unfinished
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0]})
@@ -24,11 +26,13 @@ def test_a_block_that_raises_before_a_checkpoint_leaves_nothing(tmp_path: Path) 
         assert checkpoints == path / UNFINISHED / "checkpoints"
         raise KeyError
     assert not path.exists()
-    path.mkdir()
-    (path / "config.json").touch()
+    with writing(path, overwrite=False) as folder:
+        (folder / "config.json").touch()
+    (path / "note.txt").touch()
+    before = {each.name for each in path.iterdir()}
     with pytest.raises(KeyError), unfinished(path, request(), overwrite=True):
         raise KeyError
-    assert [each.name for each in path.iterdir()] == ["config.json"]  # results stay
+    assert {each.name for each in path.iterdir()} == before  # results stay, and what is somebody's
 
 
 def test_a_block_that_raises_after_a_checkpoint_can_go_on(tmp_path: Path) -> None:
@@ -48,16 +52,17 @@ def test_a_new_request_clears_what_an_older_one_left(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with unfinished(path, request(seed=1)) as checkpoints:
         checkpoints.mkdir()
-        (checkpoints / "1.safetensors").touch()
-        (checkpoints.parent / "data.npz").touch()
+        state = checkpoints / f"run0-step01-{hashlib.sha256(b'').hexdigest()}.safetensors"
+        state.touch()
+        (checkpoints.parent / "note.txt").touch()
     with pytest.raises(RunFolderError, match="not ended"), unfinished(path, request(seed=2)):
         pass
-    assert (checkpoints / "1.safetensors").exists()
+    assert state.exists()
     with unfinished(path, None):
-        assert (checkpoints / "1.safetensors").exists()
+        assert state.exists()
     with unfinished(path, request(seed=2), overwrite=True):
         left = {each.name for each in (path / UNFINISHED).iterdir()}
-    assert left == {"data.parquet", REQUEST, LOCK}
+    assert left == {"data.parquet", MANIFEST, REQUEST, LOCK, "note.txt"}
     assert read_request(path).asked["seed"] == 2
 
 

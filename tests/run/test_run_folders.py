@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import elbowroom as er
 from elbowroom.errors import ModelError, RunFolderError
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
+from elbowroom.run import output
+from elbowroom.run.output import check_target
 
 FILES = {
     "config.json",
@@ -24,6 +25,7 @@ FILES = {
     "posterior.nc",
     "diagnostics.json",
     "data.parquet",
+    "manifest.json",
 }
 
 
@@ -101,12 +103,7 @@ def test_a_full_disk_leaves_the_folder_that_was_there(
     assert (path / "run.json").read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
-    real = os.replace
-    monkeypatch.setattr(
-        os,
-        "replace",
-        lambda a, b: full() if Path(b) == path and "before" not in str(a) else real(a, b),
-    )
+    monkeypatch.setattr(output, "_exchanged", full)
     with pytest.raises(RunFolderError, match="disk is full"):
         regression.save(path, overwrite=True)
     assert (path / "run.json").read_bytes() == before
@@ -115,10 +112,10 @@ def test_a_full_disk_leaves_the_folder_that_was_there(
 def test_a_folder_that_cannot_be_written_is_seen_before_the_fit(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written"):
-        run_folder.check_target(tmp_path / "file" / "run", overwrite=False)
+        check_target(tmp_path / "file" / "run", overwrite=False)
 
 
-@pytest.mark.parametrize("file", sorted(FILES - {"run.json", "config.json"}))
+@pytest.mark.parametrize("file", sorted(FILES - {"run.json", "config.json", "manifest.json"}))
 def test_a_changed_or_missing_file_is_named(run: Path, tmp_path: Path, file: str) -> None:
     shutil.copytree(run, tmp_path / "run")
     content = (run / file).read_bytes()

@@ -20,7 +20,8 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.engines.svi.checkpoint import Checkpoints
 from elbowroom.errors import ElbowroomError, ModelError, OptionError, RunFolderError
-from elbowroom.run.folder import FORMAT, REQUEST, UNFINISHED, load
+from elbowroom.run.folder import FORMAT, load
+from elbowroom.run.output import REQUEST, UNFINISHED
 from elbowroom.run.unfinished import Request, read_request, unfinished
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0, np.pi], "group": ["a", "b", "a"]})
@@ -116,6 +117,7 @@ def test_a_folder_that_is_there_is_not_taken(tmp_path: Path) -> None:
     ):
         er.load(tmp_path / "run")
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "note.txt").touch()
     with pytest.raises(RunFolderError, match="was not written by Elbowroom"):
         er.fit("bayesian_regression", checkpoints=tmp_path / "other", overwrite=True)
 
@@ -127,7 +129,7 @@ def test_a_folder_in_which_a_run_had_barely_begun_is_taken(tmp_path: Path) -> No
     options: Any = {"seed": 1, "steps": 20, "guide": "map"}
     with unfinished(tmp_path / "run", Request(ASKED, TABLE)), pytest.raises(RunFolderError):
         er.fit("bayesian_regression", checkpoints=tmp_path / "run", **options)  # it is locked
-    (inner / REQUEST).unlink()
+    (inner / REQUEST).unlink()  # which it writes last
     fit = er.fit("bayesian_regression", checkpoints=tmp_path / "run", **options)
     fit.save(tmp_path / "run")
     assert er.load(tmp_path / "run").seed == 1
@@ -147,8 +149,8 @@ def test_results_stay_until_there_are_new_ones(tmp_path: Path) -> None:
     with pytest.raises(ElbowroomError, match="no guide"):
         er.fit("bayesian_regression", None, "laplac", checkpoints=path, overwrite=True)
     assert sorted(each.name for each in path.iterdir()) == sorted(
-        ["config.json", "data.parquet", "diagnostics.json", "history.csv", "params.safetensors",
-         "posterior.nc", "run.json"]
+        ["config.json", "data.parquet", "diagnostics.json", "history.csv", "manifest.json",
+         "params.safetensors", "posterior.nc", "run.json"]
     )  # fmt: skip
     left_behind(path, overwrite=True)
     assert numbers(path) == before

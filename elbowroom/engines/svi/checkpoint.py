@@ -26,7 +26,10 @@ SECONDS = 30.0
 """Between two checkpoints."""
 KEPT = 2
 """Checkpoints of a run that are kept: where the last is damaged, the one before it is used."""
-NAME = re.compile(r"run(\d+)-step(\d+)-([0-9a-f]{64})\.safetensors")
+CHECKPOINT = re.compile(r"run(\d+)-step(\d+)-([0-9a-f]{64})\.safetensors")
+"""The name of a checkpoint, with the hash of its content."""
+PARTIAL = ".elbowroom-"
+"""How the name of what is not yet written whole begins."""
 
 
 def random_states(devices: list[torch.device]) -> dict[str, Any]:
@@ -168,7 +171,8 @@ class Checkpoints:
             self.failure = None
             for _, old in self._found(self._run)[KEPT:]:
                 with contextlib.suppress(OSError):
-                    old.unlink()
+                    if _whole(old) is not None:  # another's file stays
+                        old.unlink()
         self._last = time.monotonic()
         asked, self._signal = self._signal, None
         if asked is not None:
@@ -178,7 +182,7 @@ class Checkpoints:
         """Steps and paths of a run's checkpoints, the last first."""
         found = []
         for path in self.folder.glob(f"run{run}-step*"):
-            parts = NAME.fullmatch(path.name)
+            parts = CHECKPOINT.fullmatch(path.name)
             if parts is not None:
                 found.append((int(parts[2]), path))
         return sorted(found, reverse=True)
@@ -187,8 +191,8 @@ class Checkpoints:
         """The state in a run's last whole checkpoint; None if there is none."""
         for _, path in self._found(run):
             with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError):
-                content = path.read_bytes()
-                if hashlib.sha256(content).hexdigest() in path.name:
+                content = _whole(path)
+                if content is not None:
                     return unpacked(content)
         return None
 
@@ -216,6 +220,12 @@ class Checkpoints:
                 signal.signal(number, handler)
 
 
+def _whole(path: Path) -> bytes | None:
+    """The content of a checkpoint; None if it is not what was written."""
+    content = path.read_bytes()
+    return content if hashlib.sha256(content).hexdigest() in path.name else None
+
+
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -233,7 +243,7 @@ def _obey(number: int) -> None:
 
 def atomically(path: Path, content: bytes) -> None:
     """Writes a file that is there whole after a crash, or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PARTIAL, delete=False) as file:
         try:
             file.write(content)
             file.flush()
