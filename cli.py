@@ -588,7 +588,12 @@ def predict(
     interval: Interval = 0.9,
     seed: RunSeed = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file to write (default: print it).")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="CSV file to write, under a name that is free (default: print it).",
+        ),
     ] = None,
     model: Function = None,
     trust: Trust = False,
@@ -876,7 +881,7 @@ def _with_docstrings() -> None:
     if sys.flags.optimize > 1:
         folder = str(Path(elbowroom.__file__).parents[1])
         paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
-        changed = {"PYTHONOPTIMIZE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        changed = {"PYTHONOPTIMIZE": "", "PYTHONPATH": os.pathsep.join(paths)}
         words = [sys.executable, "-P", "-m", "elbowroom", *sys.argv[1:]]
         os.execve(sys.executable, words, {**os.environ, **changed})
 

@@ -7,6 +7,7 @@ Whatever cannot be used is a `DataError` that names the file or column, the caus
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def align_columns(table: pandas.DataFrame, names: Sequence[str]) -> pandas.DataF
 
 def _read_path(source: str | Path) -> pandas.DataFrame:
     text = str(source)
-    path, member = Path(text).expanduser(), None
+    path, member = Path(expanduser(text)), None
     if path.is_file():
         return read_file(path)
     # A Path is always a file; a bare word may be a dataset.
@@ -210,7 +211,7 @@ def _read_path(source: str | Path) -> pandas.DataFrame:
         return fetch(text)
     stem, mark, name = text.rpartition(".npz:")
     if mark:
-        path, member = Path(stem + ".npz").expanduser(), name
+        path, member = Path(expanduser(stem + ".npz")), name
     if not path.exists():
         raise _missing_file(path)
     return read_file(path, member)

@@ -6,6 +6,7 @@ closed or a disk is full, the command goes on, and its results are saved.
 
 import errno
 import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 PLAIN = {
-    "★": "*", "±": "+/-", "≥": ">=", "≤": "<=", "∞": "inf", "√": "sqrt", "·": "*",
+    "★": "*", "±": "+/-", "≥": ">=", "≤": "<=", "∞": "inf", "√": "sqrt", "·": "*", "ø": "o",
     "\N{MULTIPLICATION SIGN}": "x", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "—": "-",
 }  # fmt: skip
 """Signs that have no decomposition of Unicode's, in ASCII."""
+SIZES = {"COLUMNS": (40, 1000), "LINES": (10, 1000)}
+"""The least and the most that is laid out for: of fewer columns nothing can be read."""
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """Errors of a reader that has what it wanted, or of a terminal that was closed."""
 
@@ -50,8 +53,8 @@ def _plain(sign: str, encoding: str) -> str:
     if name.startswith("GREEK") and " LETTER " in name:
         letter = name.partition(" LETTER ")[2].partition(" ")[0].lower()
         return letter.capitalize() if "CAPITAL" in name else letter
-    parts = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
-    return PLAIN.get(sign) or parts or "?"
+    parts = unicodedata.normalize("NFKD", sign)
+    return "".join(part if part.isascii() else PLAIN.get(part, "") for part in parts) or "?"
 
 
 class Guarded:
@@ -116,8 +119,10 @@ class Guarded:
 def guarded() -> Iterator[None]:
     """Guards standard output and standard error while the block runs."""
     _fill_closed()
+    sizes = {name: os.environ.get(name) for name in SIZES}
+    _bound_sizes()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (each and Guarded(each) for each in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (each and Guarded(each) for each in before)
     try:
         yield
     finally:
@@ -125,6 +130,18 @@ def guarded() -> Iterator[None]:
             if each is not None:
                 each.flush()
         sys.stdout, sys.stderr = before
+        for name, size in sizes.items():
+            os.environ.pop(name, None)
+            if size is not None:
+                os.environ[name] = size
+
+
+def _bound_sizes() -> None:
+    """Replaces sizes of a terminal that are none, or far from any."""
+    found = shutil.get_terminal_size()
+    for (name, (least, most)), size in zip(SIZES.items(), found, strict=True):
+        if size < least or os.environ.get(name, "").isdigit():
+            os.environ[name] = str(min(max(size, least), most))
 
 
 def _fill_closed() -> None:

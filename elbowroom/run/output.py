@@ -162,13 +162,15 @@ def resolved(path: Path) -> Path:
     """A path without links: what a link points to is written, and the link stays.
 
     Raises:
-        RunFolderError: If links go round in a circle.
+        RunFolderError: If there can be no such path, as links go round in a circle.
     """
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        raise RunFolderError(cause(path, error)) from error
+    except (RuntimeError, ValueError) as error:
         raise RunFolderError(
-            f"'{path}' cannot be written: its links go in a circle; choose another --output."
+            f"'{path}' cannot be written: {error}; choose another --output."
         ) from error
 
 

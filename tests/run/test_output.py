@@ -1,11 +1,11 @@
-"""What is written: Elbowroom's own files are replaced, everybody else's stay, nothing is in half."""
+"""What is written: Elbowroom's own files are replaced, everybody else's stay."""
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,32 @@ def begun(path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def synchronised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What is written to the disk before anything goes on, which may take long, is counted only."""
+    done: list[int] = []
+    monkeypatch.setattr(os, "fsync", done.append)
+    return done
+
+
+class Killed(BaseException):
+    """What ends a process at once."""
+
+
+def killed(patch: pytest.MonkeyPatch, moment: int, *names: str) -> None:
+    """From that call of functions of `os` on, none of them does anything more."""
+    calls = itertools.count()
+    for name in names:
+        function = getattr(os, name)
+
+        def call(*given: Any, real: Any = function, **named: Any) -> Any:
+            if next(calls) >= moment:
+                raise Killed
+            return real(*given, **named)
+
+        patch.setattr(os, name, call)
+
+
 def test_a_list_knows_each_file_by_its_hash_and_itself(tmp_path: Path) -> None:
     path = written(tmp_path / "run")
     own = {path / name for name in (*FILES, MANIFEST)}
@@ -123,34 +149,41 @@ def test_a_list_from_a_stranger_names_nothing_outside_and_no_links(tmp_path: Pat
         check_target(path, overwrite=True)
 
 
-SOMEBODYS: dict[str, Callable[[Path, Path], Any]] = {
-    "a note": lambda path, there: (path / "note.txt").write_text("mine"),
-    "a hidden one": lambda path, there: (path / ".note").write_text("mine"),
-    "data": lambda path, there: (path / "data.csv").write_text("x\n1\n"),
-    "a folder": lambda path, there: (path / "notes" / "deep").mkdir(parents=True),
-    "files in it": lambda path, there: (
-        (path / "notes").mkdir(), (path / "notes" / "a").write_text("mine"),
-    ),
-    "beside a guide's": lambda path, there: (path / "guide" / "mine.csv").write_text("mine"),
-    "a link": lambda path, there: (path / "link").symlink_to(there),
-    "a link to nothing": lambda path, there: (path / "link").symlink_to("nowhere"),
-    "another name": lambda path, there: os.link(there / "thesis.txt", path / "t.txt"),
-    "another run": lambda path, there: written(path / "inner"),
-    "in what goes on": lambda path, there: (
-        begun(path / "x"), os.rename(path / "x" / UNFINISHED, path / UNFINISHED),
-        (path / "x").rmdir(), (path / UNFINISHED / "note.txt").write_text("mine"),
-    ),
-    "beside checkpoints": lambda path, there: (
-        (path / UNFINISHED / CHECKPOINTS).mkdir(parents=True),
-        checkpoint(path).with_name("mine.safetensors").write_text("mine"),
-        checkpoint(path).with_name(f"run0-step0000000009-{'a' * 64}.safetensors").touch(),
-    ),
-}  # fmt: skip
+def given(path: Path, there: Path, case: str) -> None:
+    """Puts something into a folder."""
+    notes, inner = path / "notes", path / UNFINISHED
+    match case:
+        case "files":
+            (path / "note.txt").write_text("mine")
+            (path / ".note").write_text("mine")
+            (path / "data.csv").write_text("x\n1\n")
+            (path / "guide" / "mine.csv").write_text("mine")
+        case "folders":
+            (notes / "deep").mkdir(parents=True)
+            (notes / "a").write_text("mine")
+        case "links":
+            (path / "link").symlink_to(there)
+            (path / "to nothing").symlink_to("nowhere")
+            os.link(there / "thesis.txt", path / "t.txt")
+        case "another run":
+            written(path / "inner")
+        case "in what goes on":
+            begun(path / "x")
+            os.rename(path / "x" / UNFINISHED, inner)
+            (path / "x").rmdir()
+            (inner / "note.txt").write_text("mine")
+        case "beside checkpoints":
+            state = checkpoint(path)
+            state.with_name("mine.safetensors").write_text("mine")
+            state.with_name(f"run0-step0000000009-{'a' * 64}.safetensors").touch()
+
+
+CASES = ("files", "folders", "links", "another run", "in what goes on", "beside checkpoints")
 
 
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize("links", [True, False])
-@pytest.mark.parametrize("case", SOMEBODYS)
+@pytest.mark.parametrize("case", CASES)
 def test_what_is_somebodys_stays(
     case: str, exchange: bool, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +192,7 @@ def test_what_is_somebodys_stays(
     there.mkdir()
     (there / "thesis.txt").write_text("all of it")
     path = written(tmp_path / "run")
-    SOMEBODYS[case](path, there)
+    given(path, there, case)
     own = {each.relative_to(path).as_posix() for each in own_files(path)}
     before = contents(path)
 
@@ -311,26 +344,11 @@ def test_a_kill_at_any_moment_of_the_swap_leaves_the_note_in_the_folder(
 ) -> None:
     """Before each call that changes names; where folders can be swapped at once."""
 
-    class Killed(BaseException):
-        pass
-
-    calls = ("link", "rename", "unlink", "rmdir", "replace")
     for moment in range(100):
         path = written(tmp_path / str(moment) / "run")
         (path / "note.txt").write_text("mine")
-        count = 0
         with monkeypatch.context() as patch:
-            for name in calls:
-                real = getattr(os, name)
-
-                def call(*given: Any, real: Any = real, **named: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count > moment:
-                        raise Killed  # and nothing that cleans up works from now on
-                    return real(*given, **named)
-
-                patch.setattr(os, name, call)
+            killed(patch, moment, "link", "rename", "unlink", "rmdir", "replace")
             try:
                 written(path, overwrite=True, mark="new")
             except Killed:
@@ -341,6 +359,14 @@ def test_a_kill_at_any_moment_of_the_swap_leaves_the_note_in_the_folder(
         found = {(path / name).read_text() for name in ("config.json", "posterior.nc")}
         assert found in ({"{}", "draws"}, {"{}new", "drawsnew"})
     assert 5 < moment < 99
+
+
+def test_every_file_is_on_the_disk_before_the_folder_takes_its_place(
+    tmp_path: Path, synchronised: list[int]
+) -> None:
+    """Four files, three folders of which one is written into twice, and the list at its making."""
+    written(tmp_path / "run")
+    assert len(synchronised) >= len(FILES) + len(("list", "its folder", "guide", "folder", "above"))
 
 
 def test_a_link_stays_and_its_folder_is_written(tmp_path: Path) -> None:
@@ -355,6 +381,8 @@ def test_a_link_stays_and_its_folder_is_written(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(RunFolderError, match="cannot be written"):
         check_target(tmp_path / "circle", overwrite=True)
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        check_target(tmp_path / "a\0b", overwrite=True)
     assert resolved(tmp_path / "latest") == tmp_path / "there"
 
 
@@ -457,23 +485,10 @@ def test_a_run_that_was_killed_at_its_beginning_is_begun_again(
 ) -> None:
     """Before each call that changes names, until what was asked is there."""
 
-    class Killed(BaseException):
-        pass
-
     for moment in range(50):
-        path, count = tmp_path / str(moment), 0
+        path = tmp_path / str(moment)
         with monkeypatch.context() as patch:
-            for name in ("replace", "rmdir", "unlink", "mkdir"):
-                real = getattr(os, name)
-
-                def call(*given: Any, real: Any = real, **named: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count > moment:
-                        raise Killed
-                    return real(*given, **named)
-
-                patch.setattr(os, name, call)
+            killed(patch, moment, "replace", "rmdir", "unlink", "mkdir")
             try:
                 with unfinished(path, REQUESTED):
                     pass
@@ -483,8 +498,6 @@ def test_a_run_that_was_killed_at_its_beginning_is_begun_again(
                 break
         if holds_unfinished(path):
             continue
-        for each in tmp_path.glob(f"{output.PARTIAL}*"):
-            each.rmdir() if each.is_dir() and not any(each.iterdir()) else None
         check_target(path, overwrite=False)
         with unfinished(path, REQUESTED):
             pass
