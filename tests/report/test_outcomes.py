@@ -55,7 +55,7 @@ def test_tables_and_a_picture_are_written_together(tmp_path: Path) -> None:
     (folder / "b.csv").unlink()
     outcomes.write(folder, True, tables, lambda path: None)  # the first table marks it
     assert not (folder / "picture.png").exists()
-    (folder / "rows.csv").unlink()
+    (folder / "manifest.json").unlink()  # by which it is known whose they are
     with pytest.raises(RunFolderError, match="not written by Elbowroom"):
         outcomes.write(folder, True, tables, lambda path: None)
 
