@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # The models of the tests are small: one thread for each of two workers.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow docs bench-peers lint clean
+.PHONY: demo test test-slow fuzz docs bench-peers lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/elbowroom demo
@@ -16,6 +16,15 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
+
+# Bytes of each file of a run folder, changed for SECONDS each; with atheris where it is installed.
+LOADERS = config.json run.json diagnostics.json request.json history.csv params.safetensors \
+	posterior.nc data.parquet data.npz checkpoint
+SECONDS ?= 600
+fuzz: $(VENV)/installed
+	for name in $(LOADERS); do \
+		$(BIN)/python tests/run/test_fuzzed_loaders.py $$name $(SECONDS) || exit 1; \
+	done
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/index.py

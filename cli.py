@@ -18,6 +18,7 @@ import elbowroom
 from elbowroom.engines.options import ENGINES, NumberOptions
 from elbowroom.errors import ElbowroomError, OptionError, RunFolderError
 from elbowroom.options import declared
+from elbowroom.printable import printable
 from elbowroom.report import streams
 
 NOT_TRUSTED = 3
@@ -495,6 +496,23 @@ def estimators(
     _end(saved, error)
 
 
+def _of_run(command: Callable[..., None]) -> Callable[..., None]:
+    """A command on a run folder: whatever its numbers make fail is a sentence that names it."""
+
+    @wraps(command)
+    def wrapped(**values: Any) -> None:
+        try:
+            command(**values)
+        except (ElbowroomError, OSError, typer.Exit):
+            raise
+        except Exception as error:
+            from elbowroom.run.files import unusable
+
+            raise unusable(values["run"], error) from error
+
+    return wrapped
+
+
 def _loaded(run: Path, model: str | None, trust: bool) -> Any:
     from elbowroom.loading import load
     from elbowroom.models._own import load_function
@@ -503,6 +521,7 @@ def _loaded(run: Path, model: str | None, trust: bool) -> Any:
 
 
 @app.command()
+@_of_run
 def reference(
     run: Run,
     draws: Annotated[
@@ -573,15 +592,17 @@ def datasets() -> None:
 
 
 @app.command()
+@_of_run
 def summary(run: Run, interval: Interval = 0.9) -> None:
     """Print a run's diagnostics, posterior and verdict."""
     from elbowroom.report import terminal
     from elbowroom.run.folder import load
 
-    terminal.show_run(load(run), interval)
+    terminal.show_run(load(run, data=False), interval)
 
 
 @app.command()
+@_of_run
 def predict(
     run: Run,
     data: Annotated[str, typer.Option(help="New rows; a file or dataset, as for 'elbowroom fit'.")],
@@ -612,7 +633,7 @@ def predict(
         write_file(where, text.encode())
 
     if output is None:
-        typer.echo(text, nl=False)
+        typer.echo(printable(text), nl=False)
         if not streams.shown() and streams.failure() is not None:
             spare = _spare(write, "predictions.csv")
             streams.say(f"results: {spare}" if spare else "The results could not be saved, either.")
@@ -642,6 +663,7 @@ def _written(folder: Path, overwrite: bool, tables: dict[str, Any], draw: Any) -
 
 
 @app.command()
+@_of_run
 def generate(
     run: Run,
     count: Annotated[int, typer.Option("--count", "-n", help="Number of new rows.")] = 100,
@@ -702,6 +724,7 @@ def _number(text: str) -> Any:
 
 
 @app.command()
+@_of_run
 def reconstruct(
     run: Run,
     data: RowsOrFitted = None,
@@ -721,6 +744,7 @@ def reconstruct(
 
 
 @app.command()
+@_of_run
 def interpolate(
     run: Run,
     begin: Annotated[int, typer.Option("--from", help="Number of the first row, from 1.")],
@@ -742,6 +766,7 @@ def interpolate(
 
 
 @app.command()
+@_of_run
 def manifold(
     run: Run,
     size: Annotated[int, typer.Option(help="Number of images on each side of the grid.")] = 15,
@@ -759,6 +784,7 @@ def manifold(
 
 
 @app.command()
+@_of_run
 def impute(
     run: Run,
     data: Annotated[
@@ -780,6 +806,7 @@ def impute(
 
 
 @app.command()
+@_of_run
 def score(
     run: Run,
     data: RowsOrFitted = None,
@@ -803,6 +830,7 @@ def score(
 
 
 @app.command()
+@_of_run
 def embed(
     run: Run,
     data: RowsOrFitted = None,

@@ -6,13 +6,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+from elbowroom.printable import printable
 
 JITTER = "add a small number to its diagonal: K + 1e-6 * torch.eye(n)"
 """What to do with a matrix that cannot be factorised."""
 
 
 class ElbowroomError(Exception):
-    """Base of every error that Elbowroom raises for what a user gave."""
+    """Base of every error that Elbowroom raises for what a user gave.
+
+    Names of columns and sites stand in messages: they are cleaned of what steers a terminal.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in parts))
 
 
 class DataError(ElbowroomError, ValueError):

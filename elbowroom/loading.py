@@ -1,6 +1,7 @@
 """A run folder read back as a fit that predicts."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from elbowroom.assess.evidence import Evidence
 from elbowroom.density.circles import cut_opposite
 from elbowroom.draws.proposal import Proposal
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import make_settings
 from elbowroom.engines.task import Plan, Progress, Task
-from elbowroom.errors import ModelError, OptionError, RunFolderError
+from elbowroom.errors import ModelError, OptionError, RunFolderError, unknown
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.sites import GuideSites, read_guide
 from elbowroom.guides.space import trace_model
@@ -32,7 +32,13 @@ from elbowroom.problem.isolation import Parameters
 from elbowroom.problem.precision import resolve_dtype
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
+from elbowroom.run.files import reading
+from elbowroom.run.output import REQUEST, UNFINISHED
+from elbowroom.run.formats import by_prefix
 from elbowroom.run.unfinished import read_request
+
+SMALL = 1000
+"""A size that any option may have."""
 
 
 def load(
@@ -54,60 +60,65 @@ def load(
         RunFolderError: If the folder cannot be read, or contains code and `trust` is not given.
         ModelError: If the run is of a user's own model or guide, and it is not given.
     """
-    run = run_folder.load(path)
-    config = run.config
-    if config["registered_model"]:
-        declaration = get_model(config["model"])
+    run = run_folder.load(path, trust)
+    config, folder = run.config, Path(path)
+    asked_in, fitted_in = folder / "config.json", folder / "params.safetensors"
+    if config.registered_model:
+        with reading(asked_in, "model"):
+            declaration = get_model(config.model)
     elif model is None:
         raise ModelError(
-            f"'{path}' is a run of your own model '{config['model']}', and a run folder contains "
+            f"'{path}' is a run of your own model '{config.model}', and a run folder contains "
             "no code; give the model by --model FILE.py:FUNCTION, or er.load(path, model=...)."
         )
     else:
         declaration = resolve_model(model)
-    options = trusted_options(path, declaration, config["options"], trust)
-    settings = make_settings({}, config["settings"])
+    with reading(asked_in, "options"):
+        options = trusted_options(path, declaration, config.options, trust)
+        if not trust and options is not None:
+            _check_sizes(vars(options), run)
+    with reading(asked_in, "settings"):
+        settings = make_settings({}, config.settings)
     if isinstance(run.data, pd.DataFrame):
-        run.data.attrs.update(config["attributes"])
+        run.data.attrs.update(config.attributes)
     dtype = resolve_dtype(settings.dtype, declaration.function)
     batches = settings.batch_size is not None
-    problem = bind(declaration, run.data, options, dtype, torch.device("cpu"), batches)
-    problem = cut_opposite(problem)
-    forms = restored(
-        {
-            name.removeprefix("form."): value
-            for name, value in run.parameters.items()
-            if name.startswith("form.")
-        }
-    )
-    problem = problem.reparameterise(config.get("reparameterised", ()), forms)
-    start = Start(
-        **{
-            name.removeprefix("start."): value
-            for name, value in run.parameters.items()
-            if name.startswith("start.")
-        }
-    )
+    with reading(folder, "its data and options"):
+        problem = bind(declaration, run.data, options, dtype, torch.device("cpu"), batches)
+        problem = cut_opposite(problem)
+    with reading(asked_in, "reparameterised"):
+        sites_of_model = [site.name for site in problem.space.sites]
+        for name in config.reparameterised:
+            if name not in sites_of_model:
+                raise unknown("latent site", name, sites_of_model)
+    with reading(fitted_in, "form"):
+        forms = restored(by_prefix(run.parameters, "form"))
+        problem = problem.reparameterise(config.reparameterised, forms)
+    with reading(fitted_in, "start"):
+        start = Start(**by_prefix(run.parameters, "start"))
     named = {*guides_for(problem.model_name), ENUMERATION}
-    if guide is None and config["guide"] not in named:
+    if guide is None and config.guide not in named:
         raise ModelError(
-            f"'{path}' was fitted with your own guide '{config['guide']}', whose code is not in "
+            f"'{path}' was fitted with your own guide '{config.guide}', whose code is not in "
             "the run folder; give it as er.load(path, guide=...)."
         )
-    fitted_guide = resolve_guide(guide or config["guide"], problem)
-    problem = problem.for_guide(fitted_guide)
-    parameters, called, sites = _restored(problem, fitted_guide, start, run.parameters)
-    history = run.history
+    with reading(asked_in, "guide"):
+        fitted_guide = resolve_guide(guide or config.guide, problem)
+        problem = problem.for_guide(fitted_guide)
+    with reading(fitted_in):
+        parameters, called, sites = _restored(problem, fitted_guide, start, run.parameters)
+    with reading(fitted_in, "proposal"):
+        proposal = _proposal(run.parameters)
+    outcome = run.run
     trained = Trained(
-        run.run["status"],
-        run.run["reason"],
-        history["elbo"].to_numpy(),
-        history["learning_rate"].to_numpy(),
-        run.run["skipped"],
-        run.run["seconds"],
-        run.run["parameters"],
+        outcome.status,
+        outcome.reason,
+        run.history["elbo"].to_numpy(),
+        run.history["learning_rate"].to_numpy(),
+        outcome.skipped,
+        outcome.seconds,
+        outcome.parameters,
     )
-    name, why = config["objective"]
     fitted = Fitted(
         problem=problem,
         guide=fitted_guide,
@@ -116,30 +127,39 @@ def load(
         start=start,
         parameters=parameters,
         trained=trained,
-        objective=(name, why),
-        engine=config["engine"],
+        objective=config.objective,
+        engine=config.engine,
         point=fitted_guide.point or sites.point,
     )
     return Fit(
         fitted=by_row(fitted),
         settings=settings,
-        seed=config["seed"],
-        evidence=_evidence(path, run.run["evidence"]),
+        seed=config.seed,
+        evidence=outcome.evidence,
         complete=lambda: (run.posterior, []),
         measures=run.diagnostics,
-        remarks=tuple(run.run["notes"]),
-        origin=run.run["origin"],
-        proposal=_proposal(run.parameters),
+        remarks=tuple(outcome.notes),
+        origin=outcome.origin,
+        proposal=proposal,
     )
 
 
-def _evidence(path: str | Path, plain: Mapping[str, Any]) -> Evidence:
-    try:
-        return Evidence.read(plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(
-            f"'{path}': the evidence in run.json is damaged ({error!r}); fit again."
-        ) from error
+def _check_sizes(options: Mapping[str, Any], run: run_folder.Run) -> None:
+    """Sees that no option asks for more than the folder holds numbers.
+
+    Sizes of layers and numbers of components are options, from which a model makes its parameters:
+    these are in the folder, so that none can be larger, nor the weights between two layers.
+
+    Raises:
+        OptionError: If one is.
+    """
+    cells = run.data.size if isinstance(run.data, pd.DataFrame) else 0
+    most = SMALL + cells + sum(value.numel() for value in run.parameters.values())
+    for name, value in options.items():
+        sizes = [v for v in (value if isinstance(value, tuple) else [value]) if type(v) is int]
+        pairs = [first * second for first, second in pairwise(sizes)]
+        if max([*sizes, *pairs], default=0) > most:
+            raise OptionError(f"'{name}' is larger than what was fitted")
 
 
 def trusted_options(
@@ -195,8 +215,8 @@ def resume(
         RunFolderError: If there is nothing to continue, or another process continues it.
         ModelError: If the run is of a user's own model or guide, and it is not given.
     """
-    request = read_request(Path(path))
-    asked = request.asked
+    request = read_request(Path(path), trust)
+    asked, asked_in = request.asked, Path(path) / UNFINISHED / REQUEST
     other = sorted(set(changes) - {"steps", "epochs"})
     if other:
         raise OptionError(
@@ -204,8 +224,10 @@ def resume(
             "--steps and --epochs can be changed."
         )
     if asked["registered_model"]:
-        declaration = get_model(asked["model"])
-        trusted_options(path, declaration, asked["options"], trust)
+        with reading(asked_in, "model"):
+            declaration = get_model(asked["model"])
+        with reading(asked_in, "options"):
+            trusted_options(path, declaration, asked["options"], trust)
     elif model is None:
         raise ModelError(
             f"'{path}' is a run of your own model '{asked['model']}', and a run folder contains "
@@ -223,8 +245,9 @@ def resume(
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes:
         options = {k: v for k, v in options.items() if k not in ("steps", "epochs")} | changes
-    problem, settings, _ = bind_model(declaration, request.data, options, guide)
-    problem = started(problem, asked.get("start"), guide)
+    with reading(asked_in):
+        problem, settings, _ = bind_model(declaration, request.data, options, guide)
+        problem = started(problem, asked["start"], guide)
     task = Task(
         problem, settings, asked["seed"], asked["draws"], asked["keep_local"], announce, progress
     )
@@ -235,11 +258,7 @@ def resume(
 
 
 def _proposal(saved: Mapping[str, Tensor]) -> Proposal | None:
-    arrays = {
-        name.removeprefix("proposal."): value.numpy()
-        for name, value in saved.items()
-        if name.startswith("proposal.")
-    }
+    arrays = {name: value.numpy() for name, value in by_prefix(saved, "proposal").items()}
     return Proposal.of(arrays) if arrays else None
 
 
@@ -247,11 +266,7 @@ def _restored(
     problem: Problem, guide: Guide, start: Start, saved: Mapping[str, Tensor]
 ) -> tuple[Parameters, Callable[..., Any], GuideSites]:
     """Builds a guide again, and lets it and the model make their parameters."""
-    values = {
-        name.removeprefix("parameter."): value
-        for name, value in saved.items()
-        if name.startswith("parameter.")
-    }
+    values = by_prefix(saved, "parameter")
     with problem.session(0) as state:
         called = guide.build(problem.space, start)
         sites = read_guide(called, problem.arguments, problem.space)
@@ -263,4 +278,10 @@ def _restored(
                 f"the guide's parameter '{missing[0]}' is missing in the run folder; give the "
                 "guide that was fitted, or fit again."
             )
+        for name, made in store.items():
+            if values[name].shape != made.shape or not values[name].isfinite().all():
+                raise ValueError(
+                    f"the parameter '{name}' has the shape {tuple(values[name].shape)} where the "
+                    f"guide's has {tuple(made.shape)}, or is not finite"
+                )
     return Parameters(state, {name: values[name] for name in store}), called, sites

@@ -45,6 +45,7 @@ from elbowroom.problem.leaves import kept_buffers
 from elbowroom.problem.modules import trained_module
 from elbowroom.rows import Imputed
 from elbowroom.run import folder as run_folder
+from elbowroom.run.schema import Config, Outcome
 from elbowroom.sizes import SIZES
 
 SIGNED = 100
@@ -797,30 +798,34 @@ class Fit:
             if name in self.diagnostics and len(history):
                 history.loc[history.index[-1], name] = self.diagnostics[name]
         return run_folder.Run(
-            config={
-                "model": self.problem.model.name,
-                "registered_model": self.problem.model_name is not None,
-                "options": options,
-                "guide": self.guide.name,
-                "settings": self.settings.flat(),
-                "engine": self.engine,
-                "reparameterised": list(self.problem.reparameterised),
-                "objective": list(self.objective),
-                "seed": self.seed,
-                "attributes": getattr(self.problem.data, "attrs", {}),
-            },
-            run={
-                "status": trained.status,
-                "reason": trained.reason,
-                "skipped": trained.skipped,
-                "seconds": trained.seconds,
-                "parameters": trained.parameters,
-                "versions": run_folder.versions(),
-                "notes": self.notes,
-                "verdict": self.verdict.plain(),
-                "evidence": self.evidence.plain(),
-                "origin": self.origin,
-            },
+            config=Config.of(
+                {
+                    "model": self.problem.model.name,
+                    "registered_model": self.problem.model_name is not None,
+                    "options": options,
+                    "guide": self.guide.name,
+                    "settings": self.settings.flat(),
+                    "engine": self.engine,
+                    "reparameterised": list(self.problem.reparameterised),
+                    "objective": list(self.objective),
+                    "seed": self.seed,
+                    "attributes": getattr(self.problem.data, "attrs", {}),
+                }
+            ),
+            run=Outcome.of(
+                {
+                    "status": trained.status,
+                    "reason": trained.reason,
+                    "skipped": trained.skipped,
+                    "seconds": trained.seconds,
+                    "parameters": trained.parameters,
+                    "versions": run_folder.versions(),
+                    "notes": self.notes,
+                    "verdict": self.verdict,
+                    "evidence": self.evidence,
+                    "origin": self.origin,
+                }
+            ),
             history=history,
             parameters=parameters,
             posterior=self.posterior,

@@ -1,6 +1,7 @@
 """A table as the predictors and the response of a regression, by a formula or by columns."""
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,7 +133,26 @@ def code_in(options: RegressionOptions) -> str | None:
     return None if plain else formula
 
 
-def _read(formula: str) -> tuple[str, set[str]]:
+@plain_dataclass(frozen=True)
+class FormulaLimits:
+    """What a formula may ask for; beyond, a fit would not begin within minutes."""
+
+    characters: int = 20_000
+    """Of its text: a thousand columns by name."""
+    terms: int = 1000
+    """That it expands to: formulae takes seconds for them, and compares each with the others."""
+    numbers: int = 2**26
+    """In the table of its predictors: half a gigabyte."""
+    power: int = 10
+    """The largest exponent: Python's whole numbers have no end."""
+    splines: int = 100
+    """The largest degree of a polynomial and number of splines."""
+
+
+FORMULA_LIMITS = FormulaLimits()
+
+
+def _read(formula: str, table: pd.DataFrame) -> tuple[str, set[str]]:
     """Where formulae's parser stops before the end, and the columns that it has read by then."""
     from formulae.parser import Parser
     from formulae.resolver import Resolver
@@ -140,9 +160,112 @@ def _read(formula: str) -> tuple[str, set[str]]:
     from formulae.terms.terms import Model as Terms
 
     parser = Parser(Scanner(formula).scan())
-    read = Resolver(parser.parse()).resolve()
+    parsed = parser.parse()
+    count, columns = _size(parsed, table)
+    if count > FORMULA_LIMITS.terms or columns * len(table) > FORMULA_LIMITS.numbers:
+        raise OptionError(
+            f"--formula '{formula[:100]}' expands to more than {FORMULA_LIMITS.terms:,} terms or "
+            f"{FORMULA_LIMITS.numbers:,} numbers; name the terms that matter."
+        )
+    read = Resolver(parsed).resolve()
     terms = read if isinstance(read, Terms) else Terms(read)
     return "" if parser.at_end() else parser.peek().lexeme, terms.var_names
+
+
+def _size(node: Any, table: pd.DataFrame) -> tuple[int, int]:
+    """How many terms and columns a part of a formula expands to, at most.
+
+    Raises:
+        OptionError: If it has a number that would take forever.
+    """
+    from formulae import expr
+
+    if isinstance(node, expr.Grouping):
+        return _size(node.expression, table)
+    if isinstance(node, expr.Unary):
+        return _size(node.right, table)
+    if isinstance(node, expr.Call):
+        return 1, _size_of_call(node, table)
+    if isinstance(node, expr.Variable):
+        return 1, _levels(node.name.lexeme, table)
+    if not isinstance(node, expr.Binary):
+        return 1, 1
+    kind = node.operator.kind
+    if kind == "STAR_STAR":
+        return _size_of_power(node, table)
+    left, right = _size(node.left, table), _size(node.right, table)
+    both = left[0] * right[0], left[1] * right[1]
+    if kind == "TILDE":
+        return right
+    if kind == "COLON":
+        return both
+    total = left[0] + right[0], left[1] + right[1]
+    return (total[0] + both[0], total[1] + both[1]) if kind in ("STAR", "SLASH") else total
+
+
+def _size_of_power(node: Any, table: pd.DataFrame) -> tuple[int, int]:
+    """Of all interactions up to an order."""
+    order = _exponent(node)
+    terms, columns = _size(node.left, table)
+    return (
+        sum(math.comb(terms, k) for k in range(1, order + 1)),
+        sum(math.comb(columns, k) for k in range(1, order + 1)),
+    )
+
+
+def _exponent(node: Any) -> int:
+    value = getattr(node.right, "value", None)  # of a literal
+    if not isinstance(value, (int, float)) or value > FORMULA_LIMITS.power:
+        raise OptionError(
+            f"--formula: the exponent in a formula is a number up to {FORMULA_LIMITS.power}; "
+            "write a smaller one."
+        )
+    return int(value)
+
+
+def _size_of_call(node: Any, table: pd.DataFrame) -> int:
+    """The columns that a function makes: as many as categories, degrees or splines, or one."""
+    from formulae import expr
+
+    name = getattr(getattr(node.callee, "name", None), "lexeme", "")
+    given = [each.value if isinstance(each, expr.Assign) else each for each in node.args]
+    for argument in given:
+        _check_arithmetic(argument, powers=1)
+    numbers = [each.value for each in given if type(getattr(each, "value", None)) is int]
+    if name in ("poly", "bs"):
+        if max(numbers, default=0) > FORMULA_LIMITS.splines:
+            raise OptionError(
+                f"--formula: {name}() takes a number up to {FORMULA_LIMITS.splines}; write a "
+                "smaller one."
+            )
+        return max(numbers, default=1) + 1
+    names = [getattr(getattr(each, "name", None), "lexeme", "") for each in given]
+    return max([table[n].nunique() for n in names if n in table], default=1) if name == "C" else 1
+
+
+def _check_arithmetic(node: Any, powers: int) -> None:
+    """Sees that no power of a power stands in a function's arguments."""
+    if type(node).__name__ == "Binary" and node.operator.kind == "STAR_STAR":
+        _exponent(node)
+        powers -= 1
+        if powers < 0:
+            raise OptionError("--formula: a power of a power in a formula; multiply the exponents.")
+    for inner in ("expression", "left", "right", "value"):
+        _check_arithmetic_of(getattr(node, inner, None), powers)
+    for argument in getattr(node, "args", ()):
+        _check_arithmetic(argument, powers)
+
+
+def _check_arithmetic_of(inner: Any, powers: int) -> None:
+    if type(inner).__module__ == "formulae.expr":
+        _check_arithmetic(inner, powers)
+
+
+def _levels(name: str, table: pd.DataFrame) -> int:
+    """The columns that a column of a table makes: one, or one for each of its categories."""
+    if name not in table or pd.api.types.is_numeric_dtype(table[name]):
+        return 1
+    return int(table[name].nunique())
 
 
 @contextmanager
@@ -167,6 +290,11 @@ def _matrices(formula: str, table: pd.DataFrame, model: str) -> tuple[Any, set[s
     """What formulae makes of a formula, and the names of the columns in it."""
     from formulae import design_matrices  # half a second, and few need it
 
+    if len(formula) > FORMULA_LIMITS.characters:
+        raise OptionError(
+            f"--formula '{formula[:100]}...' has {len(formula):,} characters, and "
+            f"{FORMULA_LIMITS.characters:,} are allowed; write a shorter one."
+        )
     if "|" in formula:
         raise OptionError(
             f"--formula '{formula}' has group effects, which {model} does not fit; "
@@ -176,13 +304,15 @@ def _matrices(formula: str, table: pd.DataFrame, model: str) -> tuple[Any, set[s
         raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
     try:
         with _heard() as said:
-            left, variables = _read(formula)
+            left, variables = _read(formula, table)
             matrices = design_matrices(
                 formula, table, na_action="error", extra_namespace={"np": np}
             )
+    except OptionError:
+        raise
     except Exception as error:  # formulae raises what its parser and the formula's code raise
         raise DataError(
-            f"the formula '{formula}' cannot be read with the columns "
+            f"the formula '{formula[:100]}' cannot be read with the columns "
             f"{', '.join(map(str, table.columns))}: {error}"
         ) from error
     if left or said:

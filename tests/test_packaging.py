@@ -25,7 +25,7 @@ FOUND = list(pkgutil.walk_packages(elbowroom.__path__, "elbowroom."))
 MODULES = sorted(module.name for module in FOUND if not module.ispkg)
 PACKAGES = sorted(module.name for module in FOUND if module.ispkg)
 FLOORS = [
-    ["errors", "recording", "sizes", "budget"],
+    ["errors", "printable", "recording", "sizes", "budget"],
     ["data", "options"],
     ["models"],
     ["guides"],

@@ -1,8 +1,6 @@
 """What a verdict is made of: numbers and sentences, collected once."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -195,33 +193,3 @@ class Evidence:
     out_of_time: str = ""
     mixing: Mixing | None = None
     simpler: str = ""
-
-    def plain(self) -> dict[str, Any]:
-        """As it is written to a file."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> "Evidence":
-        """As it was written to a file.
-
-        Raises:
-            TypeError, KeyError: If it was written by another version.
-
-        Example:
-            >>> found = Evidence(Optimum(True, "converged."), Weights(0.1, 4000, 3000.0, True))
-            >>> Evidence.read(found.plain()) == found
-            True
-        """
-        return cls(**{each.name: _read(each.type, plain[each.name]) for each in fields(cls)})
-
-
-PARTS = (Optimum, Weights, Modes, Chains, Target, Gaps, Remarks)
-
-
-def _read(kind: Any, value: Any) -> Any:
-    """A part of the evidence, or a value, in whose place JSON has lists for tuples."""
-    if kind in PARTS:
-        return kind(**{name: _read(None, each) for name, each in value.items()})
-    if kind == Mixing | None and value is not None:
-        return Mixing(**value)
-    return tuple(value) if isinstance(value, list) else value

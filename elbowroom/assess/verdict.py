@@ -4,12 +4,12 @@ Each check looks at one piece of the evidence, and says what speaks against trus
 about it. The most severe comes first, and its remedy is the advice.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict
 
 from elbowroom.assess.evidence import Evidence
 from elbowroom.density.importance import ERRORS, k_hat_interval, k_hat_threshold
@@ -81,6 +81,7 @@ class Verdict:
     level: str
     reasons: tuple[str, ...]
     advice: str = ""
+    __pydantic_config__ = ConfigDict(extra="ignore")  # `trusted` is in the file, too
 
     @property
     def trusted(self) -> bool:
@@ -93,15 +94,6 @@ class Verdict:
     def __str__(self) -> str:
         lines = [f"{self.level}: {' '.join(self.reasons)}"]
         return "\n".join([*lines, f"next: {self.advice}"] if self.advice else lines)
-
-    def plain(self) -> dict[str, Any]:
-        """As it is written to a file."""
-        return {**asdict(self), "reasons": list(self.reasons), "trusted": self.trusted}
-
-    @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> "Verdict":
-        """As it was written to a file."""
-        return cls(plain["level"], tuple(plain["reasons"]), plain["advice"])
 
 
 class Severity(IntEnum):

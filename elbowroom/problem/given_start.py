@@ -46,7 +46,7 @@ def given_start(given: Mapping[str, Any] | str | Path, space: LatentSpace) -> di
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"--start {path}: it cannot be read as JSON ({error}).") from error
 
 

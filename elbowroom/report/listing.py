@@ -1,9 +1,12 @@
 """Prints the lists of models, guides, objectives and datasets; of models, without torch."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -11,15 +14,41 @@ from elbowroom.data.bundled import dataset_names, describe
 from elbowroom.guides import Guide, guides_for
 from elbowroom.models import get_model, model_summaries
 from elbowroom.options import declared
+from elbowroom.printable import printable
 from elbowroom.report.streams import legible
 
 
 def console() -> Console:
-    """Standard output. Wide in a pipe, where lines should not be wrapped."""
+    """Standard output. Wide in a pipe, where lines should not be wrapped.
+
+    Names and notes may come from files: whatever is printed is cleaned here of what would steer the
+    terminal.
+    """
     out = Console(highlight=False)
+    out.push_render_hook(_Cleaning())
     if not out.is_terminal:
         out.width = 200
     return out
+
+
+class _Cleaning(RenderHook):
+    """Lets text through as it may be shown, and the console's own codes as they are."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Cleaned(each) for each in renderables]
+
+
+class _Cleaned:
+    def __init__(self, shown: ConsoleRenderable) -> None:
+        self.shown = shown
+
+    def __rich_console__(self, out: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in out.render(self.shown, options):
+            clean = segment.text if segment.control else printable(segment.text)
+            yield Segment(clean, segment.style, segment.control)
+
+    def __rich_measure__(self, out: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(out, options, self.shown)
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

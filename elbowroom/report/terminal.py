@@ -280,15 +280,15 @@ def show_run(run: Run, interval: float) -> None:
     """How a saved fit went, its diagnostics, posterior and verdict."""
     check_interval(interval)
     config = run.config
-    console().print(Text(f"{config['model']}, guide {config['guide']}, seed {config['seed']}"))
+    console().print(Text(f"{config.model}, guide {config.guide}, seed {config.seed}"))
     _show(
-        run.run["reason"],
-        run.run["notes"],
+        run.run.reason,
+        run.run.notes,
         run.diagnostics,
         labelled_points(run.posterior),
         summarise(run.posterior, interval),
     )
-    show_verdict(Verdict.read(run.run["verdict"]))
+    show_verdict(run.run.verdict)
 
 
 def _show(

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import platform
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import Tensor
 
 from elbowroom.errors import RunFolderError
+from elbowroom.run import files, formats
 from elbowroom.run.output import LOCK, UNFINISHED, holds_unfinished, own_files, writing
+from elbowroom.run.schema import FORMAT, Config, Measures, Outcome, plain
 
-FORMAT = 2
 PACKAGES = ("elbowroom", "pyro-ppl", "torch", "arviz-base", "numpy", "pandas")
 
 
@@ -40,8 +41,8 @@ class Run:
         data: The table, or the arrays of a user's own model.
     """
 
-    config: dict[str, Any]
-    run: dict[str, Any]
+    config: Config
+    run: Outcome
     history: pd.DataFrame
     parameters: dict[str, Tensor]
     posterior: xarray.DataTree
@@ -79,7 +80,7 @@ def save(run: Run, path: Path, overwrite: bool = False, keep: bool = False) -> N
     """
     with writing(path, overwrite) as folder:
         _write(run, folder)
-        if keep and run.run["status"] in ("interrupted", "budget") and holds_unfinished(path):
+        if keep and run.run.status in ("interrupted", "budget") and holds_unfinished(path):
             for each in own_files(path):
                 if path / UNFINISHED in each.parents and each.name != LOCK:
                     target = folder / each.relative_to(path)
@@ -94,13 +95,15 @@ def _write(run: Run, folder: Path) -> None:
     (folder / "params.safetensors").write_bytes(serialised(parameters))
     run.history.to_csv(folder / "history.csv", index=False)
     scalars = write_data(run.data, folder)
-    _write_json(folder / "config.json", {"format": FORMAT, **run.config, "scalars": scalars})
+    _write_json(folder / "config.json", {**run.config.model_dump(), "scalars": scalars})
     _write_json(folder / "diagnostics.json", run.diagnostics)
     hashes = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.iterdir())
     }
-    _write_json(folder / "run.json", {**run.run, "sha256": hashes})
+    verdict = {**asdict(run.run.verdict), "trusted": run.run.verdict.trusted}
+    content = {**run.run.model_dump(), "verdict": verdict, "sha256": hashes}
+    _write_json(folder / "run.json", content)
 
 
 def write_data(data: Any, folder: Path) -> dict[str, Any]:
@@ -114,13 +117,12 @@ def write_data(data: Any, folder: Path) -> dict[str, Any]:
     return scalars
 
 
-def read_data(folder: Path, scalars: dict[str, Any]) -> Any:
-    """What `write_data` wrote."""
+def read_data(folder: Path, scalars: Mapping[str, Any], most: int | None) -> Any:
+    """What `write_data` wrote, if it takes no more than so many bytes."""
     table = folder / "data.parquet"
     if table.exists():
-        return pd.read_parquet(table)
-    with np.load(folder / "data.npz", allow_pickle=False) as arrays:
-        return {**scalars, **{name: arrays[name] for name in arrays.files}}
+        return formats.read_table(table, most)
+    return {**scalars, **formats.read_arrays(folder / "data.npz", most)}
 
 
 def _arrow_ready(table: pd.DataFrame) -> pd.DataFrame:
@@ -132,60 +134,124 @@ def _arrow_ready(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, default=plain) + "\n", encoding="utf-8")
 
 
-def load(path: str | Path) -> Run:
+FILES = ("config.json", "diagnostics.json", "history.csv", "params.safetensors", "posterior.nc")
+"""The files of a run folder beside run.json, which has their hashes, and the data."""
+DATA = ("data.parquet", "data.npz")
+"""The data, in one of these."""
+
+
+def load(path: str | Path, trust: bool = False, data: bool = True) -> Run:
     """Reads a run folder; runs no code from it.
 
+    Every file goes through its schema or the checks of its format before it is used, so that a
+    folder may come from anyone.
+
+    Args:
+        path: The folder.
+        trust: Whether files may be larger than `elbowroom.run.files.LIMITS`.
+        data: Whether to read the data and the parameters, which only predictions need.
+
     Raises:
-        RunFolderError: If it is none, a file is missing or damaged, or its format is newer.
+        RunFolderError: If it is none, its format is newer, or a file is missing, damaged or not as
+            a run writes it; the file and the field are named.
     """
     folder = Path(path)
-    if holds_unfinished(folder) and not (folder / "config.json").is_file():
-        raise RunFolderError(
-            f"'{folder}' contains a run that has not ended; continue it with 'elbowroom fit "
-            f"--resume {folder}'."
-        )
     if not (folder / "config.json").is_file():
+        if holds_unfinished(folder):
+            raise RunFolderError(
+                f"'{folder}' contains a run that has not ended; continue it with 'elbowroom fit "
+                f"--resume {folder}'."
+            )
         raise RunFolderError(
             f"'{folder}' is not a run folder: it has no config.json; give a folder that 'elbowroom "
             "fit' or Fit.save has written."
         )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("format", FORMAT) > FORMAT:
-            raise RunFolderError(
-                f"'{folder}' was written by a newer version of Elbowroom; upgrade with 'pip "
-                "install --upgrade elbowroom'."
-            )
-        if config.get("format", FORMAT) < FORMAT:
-            raise RunFolderError(
-                f"'{folder}' was written by an older version of Elbowroom, which this version "
-                "cannot read. Fit again, or load posterior.nc with arviz.from_netcdf."
-            )
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        for name, digest in run["sha256"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise RunFolderError(
-                    f"'{folder / name}' was changed or damaged after the run; restore it, or fit "
-                    "again."
-                )
-        data = read_data(folder, config["scalars"])
-        with xarray.open_datatree(folder / "posterior.nc", engine="h5netcdf") as tree:
-            posterior = tree.load()
-        for node in (posterior, *posterior.children.values()):  # numbers as they were, not numpy's
-            node.attrs.update({k: v.item() for k, v in node.attrs.items() if hasattr(v, "item")})
+    check_format(folder, folder / "config.json")
+    with written_by(folder):
+        outcome = files.read_json(folder / "run.json", Outcome)
+        _check_names(folder / "run.json", outcome.sha256)
+        wanted = [name for name in outcome.sha256 if data or name not in (*DATA, FILES[3])]
+        most = None if trust else files.LIMITS.arrays
+        for name in wanted:
+            files.check_file(folder / name, most)
+            files.check_digest(folder / name, outcome.sha256[name])
+        config = files.read_json(folder / "config.json", Config)
         return Run(
             config=config,
-            run=run,
-            history=pd.read_csv(folder / "history.csv"),
-            parameters=load_file(folder / "params.safetensors"),
-            posterior=posterior,
-            diagnostics=json.loads((folder / "diagnostics.json").read_text(encoding="utf-8")),
-            data=data,
+            run=outcome,
+            diagnostics=files.read_json(folder / "diagnostics.json", Measures).by_name(),
+            history=formats.read_history(folder / "history.csv"),
+            posterior=formats.read_posterior(folder / "posterior.nc", most),
+            parameters=formats.read_parameters(folder / FILES[3], most) if data else {},
+            data=read_data(folder, config.scalars, most) if data else {},
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+
+
+def _check_names(path: Path, hashes: Mapping[str, str]) -> None:
+    """Sees that hashes are those of the files of a run, and no others: a name may lead outside."""
+    others = [name for name in hashes if name not in (*FILES, *DATA)]
+    missing = [name for name in FILES if name not in hashes]
+    if others or missing or len(hashes) != len(FILES) + 1:
+        name = [*others, *missing, "the data"][0]
+        raise files.damaged(path, f", sha256: '{name[:100]}' is not as it should be")
+
+
+def check_format(folder: Path, file: Path) -> None:
+    """Sees that this version of Elbowroom reads a folder, by the number in a JSON file.
+
+    Raises:
+        RunFolderError: If the folder is of a newer or an older format.
+    """
+    content = files.read_bytes(file, files.LIMITS.json)
+    with files.reading(file):
+        found = files.parse_json(content)
+    number = found.get("format", FORMAT) if isinstance(found, dict) else FORMAT
+    if type(number) is int and number > FORMAT:
+        raise _newer(folder) or RunFolderError(
+            f"'{folder}' was written by an elbowroom newer than this {_own_version()} (format "
+            f"{number}, and {FORMAT} is the newest that it reads); upgrade with 'pip install "
+            "--upgrade elbowroom'."
+        )
+    if type(number) is int and number < FORMAT:
         raise RunFolderError(
-            f"'{folder}' cannot be read ({error}); check that the folder is complete, or fit again."
-        ) from error
+            f"'{folder}' was written by an older version of Elbowroom, which this version "
+            "cannot read. Fit again, or load posterior.nc with arviz.from_netcdf."
+        )
+
+
+@contextmanager
+def written_by(folder: Path) -> Iterator[None]:
+    """Says of a folder that cannot be read that its writer is newer, where it is."""
+    try:
+        yield
+    except RunFolderError as error:
+        raise _newer(folder) or error from error
+
+
+def _own_version() -> str:
+    return _package_versions()["elbowroom"]
+
+
+def _newer(folder: Path) -> RunFolderError | None:
+    """The error that names the newer version that wrote a folder; None if it was not newer."""
+    try:
+        content = files.read_bytes(folder / "run.json", files.LIMITS.json)
+        writer = files.parse_json(content)["versions"]["elbowroom"]
+        newer = _release(writer) > _release(_own_version())
+    except (RunFolderError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+    if not newer:
+        return None
+    return RunFolderError(
+        f"'{folder}' was written by elbowroom {writer[:30]}, newer than this {_own_version()}; "
+        "upgrade with 'pip install --upgrade elbowroom'."
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with."""
+    found = re.match(r"\d{1,9}(\.\d{1,9}){0,3}", version)
+    return tuple(map(int, found[0].split("."))) if found else ()

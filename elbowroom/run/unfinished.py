@@ -14,7 +14,8 @@ import pandas as pd
 
 from elbowroom.engines.svi.checkpoint import PARTIAL, atomically
 from elbowroom.errors import RunFolderError
-from elbowroom.run.folder import FORMAT, read_data, write_data
+from elbowroom.run.files import LIMITS, check_file, damaged, read_json
+from elbowroom.run.folder import check_format, read_data, write_data
 from elbowroom.run.output import (
     BEGUN_FILES,
     CHECKPOINTS,
@@ -31,6 +32,7 @@ from elbowroom.run.output import (
     remove_unfinished,
     write_manifest,
 )
+from elbowroom.run.schema import FORMAT, Asked
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,28 @@ def change_request(path: Path, changes: dict[str, Any]) -> None:
     atomically(file, text)
 
 
-def read_request(path: Path) -> Request:
-    """What was asked of the run in a folder; runs no code from it.
+def _check_within(inner: Path) -> None:
+    """Sees that what is written to a folder's own folder does not go elsewhere by a link.
 
     Raises:
-        RunFolderError: If it holds no run that could go on.
+        RunFolderError: If the folder, its checkpoints or its lock are links, or no plain file.
+    """
+    for each in (inner, inner / CHECKPOINTS):
+        if each.is_symlink():
+            raise damaged(each, " is a link, and must be a folder")
+    if os.path.lexists(inner / LOCK):
+        check_file(inner / LOCK, None)
+
+
+def read_request(path: Path, trust: bool = False) -> Request:
+    """What was asked of the run in a folder; runs no code from it.
+
+    Args:
+        path: The run's folder.
+        trust: Whether files may be larger than `elbowroom.run.files.LIMITS`.
+
+    Raises:
+        RunFolderError: If it holds no run that could go on, or a file is damaged.
     """
     if not holds_unfinished(path):
         ended = (path / "config.json").is_file()
@@ -144,19 +163,12 @@ def read_request(path: Path) -> Request:
         if ended:
             why = f"the run has ended; 'elbowroom summary {path}' shows it"
         raise RunFolderError(f"--resume {path}: {why}.")
-    try:
-        asked = json.loads((path / UNFINISHED / REQUEST).read_text(encoding="utf-8"))
-        if asked.pop("format") > FORMAT:
-            raise RunFolderError(
-                f"'{path}' was written by a newer version of Elbowroom; upgrade with 'pip "
-                "install --upgrade elbowroom'."
-            )
-        data = read_data(path / UNFINISHED, asked.pop("scalars"))
-        attributes = asked.pop("attributes")
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(
-            f"'{path}' cannot be read ({error}); check that the folder is complete, or fit again."
-        ) from error
+    inner = path / UNFINISHED
+    _check_within(inner)
+    check_format(path, inner / REQUEST)
+    asked = read_json(inner / REQUEST, Asked).model_dump(exclude={"format"})
+    data = read_data(inner, asked.pop("scalars"), None if trust else LIMITS.arrays)
+    attributes = asked.pop("attributes")
     if isinstance(data, pd.DataFrame):
         data.attrs.update(attributes)
     return Request(asked, data)

@@ -1,11 +1,12 @@
 """The verdict over each piece of its evidence."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from elbowroom.assess import verdict as verdicts
 from elbowroom.assess.evidence import Evidence, Mixing, Optimum, Weights
@@ -237,14 +238,6 @@ def test_one_point_has_no_weights_to_speak_of() -> None:
     assert found.reasons == ("The guide is one point, which has no spread.",)
 
 
-@pytest.mark.parametrize("changed", [{}, {"k_hat": 0.9}, {"shift": 1.0}])
-def test_a_verdict_is_read_as_it_was_written(changed: dict[str, float]) -> None:
-    found = verdict(**changed)
-    plain = found.plain()
-    assert plain["trusted"] is found.trusted
-    assert Verdict.read(plain) == found
-
-
 def mixing(r_hat: float = 1.003, diverged: float = 0.0, stuck: int = 0) -> Mixing:
     """Of 64 chains from 8 places."""
     return Mixing(64, 8, r_hat, diverged, stuck)
@@ -458,9 +451,11 @@ def test_a_fit_by_auto_is_not_advised_to_try_auto(changed: dict[str, Any], advic
 @pytest.mark.parametrize(
     "changed", [ALL_BAD, {"rows": ROWS}, {"shares": (0.7, 0.3)}, {"mixing": mixing(stuck=2)}]
 )
-def test_evidence_is_read_as_it_was_written(changed: dict[str, Any]) -> None:
-    whole = evidence(**changed)
-    assert Evidence.read(json.loads(json.dumps(whole.plain()))) == whole
+@pytest.mark.parametrize("kind", [evidence, verdict])
+def test_evidence_and_verdict_are_read_as_they_were_written(kind: Any, changed: Any) -> None:
+    whole = kind(**changed)
+    written = json.dumps(asdict(whole))
+    assert TypeAdapter(type(whole)).validate_json(written, strict=True) == whole
 
 
 def test_draws_of_chains_are_judged_by_their_mixing_alone() -> None:

@@ -84,4 +84,4 @@ def test_the_demonstration_shows_what_it_promises_within_a_minute(tmp_path: Path
     found = demo.answers(right, wrong)
     assert found.index[found["changed"]].tolist() == ["s2", "s3", "s4"]
     assert found["sd_ratio"].min() < 0.2
-    assert {run_folder.load(tmp_path / name).run["origin"] for name in ("trusted", "doubtful")}
+    assert {run_folder.load(tmp_path / name).run.origin for name in ("trusted", "doubtful")}

@@ -298,3 +298,25 @@ def test_a_legend_is_left_out_where_colours_repeat(
     assert len(figure.legends) == legends
     colours = [colour(each) for each in figure.axes[0].collections]
     assert colours == [COLOURS[k % len(COLOURS)] for k in range(count)]
+
+
+def test_names_of_columns_are_plain_text_in_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither mathematics, which may be none, nor characters that steer a terminal."""
+    figures: list[Any] = []
+    real = Figure.savefig
+
+    def kept(figure: Figure, *given: Any, **options: Any) -> None:
+        figures.append(figure)
+        real(figure, *given, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    table = pd.DataFrame({"$\\frac{.mean": [1.0, 2.0], "\x1b[31m$_{.mean": [1.0, 2.0]})
+    classes = pd.Series(["$\\x{$", "b\u202e"], name="$^{$")
+    pictures.picture_of_latents(table, tmp_path / "p.png", classes, "$\\nothing{$")
+    assert (tmp_path / "p.png").stat().st_size > 0
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$\\frac{", "[31m$_{")
+    assert axes.get_title() == "$\\nothing{$"
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["$\\x{$", "b"]

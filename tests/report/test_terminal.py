@@ -235,8 +235,8 @@ def test_a_saved_run_is_shown_with_its_verdict_last(capsys: pytest.CaptureFixtur
     tree = xarray.DataTree.from_dict({"posterior": posterior})
     verdict = Verdict(NOT_TRUSTED, ("One.", "Two."), "do this.")
     run: Any = SimpleNamespace(
-        config={"model": "m", "guide": "g", "seed": 5},
-        run={"reason": "done.", "notes": ["auto: kept here"], "verdict": verdict.plain()},
+        config=SimpleNamespace(model="m", guide="g", seed=5),
+        run=SimpleNamespace(reason="done.", notes=["auto: kept here"], verdict=verdict),
         diagnostics=MEASURES, posterior=tree,
     )  # fmt: skip
     terminal.show_run(run, 0.5)

@@ -13,25 +13,44 @@ import torch
 import xarray
 from safetensors.torch import load_file
 
+from elbowroom.assess.evidence import Evidence, Optimum, Weights
+from elbowroom.assess.verdict import Verdict
 from elbowroom.errors import RunFolderError
 from elbowroom.run import folder as run_folder
 from elbowroom.run.folder import FORMAT, Run, load, read_data, save, write_data
 from elbowroom.run.output import LOCK, MANIFEST, REQUEST, UNFINISHED
+from elbowroom.run.schema import Config, Outcome
 from elbowroom.run.unfinished import Request, unfinished
 
 TABLE = pd.DataFrame({"x": [1.5, 2.0, np.pi], "group": ["a", "b", "a"], "n": [1, 2, 3]})
 SCALARS = {"n": 3, "rate": 0.25, "name": "a", "nothing": None, "flag": True}
 
 
+CONFIG = {
+    "model": "m", "registered_model": False, "options": {}, "guide": "g", "settings": {},
+    "engine": "svi", "objective": ["elbo", "it fits."], "seed": 7, "attributes": {},
+}  # fmt: skip
+OUTCOME = {
+    "status": "converged", "reason": "done.", "skipped": 0, "seconds": 1.25, "parameters": 6,
+    "versions": {}, "notes": [], "verdict": Verdict("trusted", ("all is well.",)),
+    "evidence": Evidence(Optimum(True, "done."), Weights(0.1, 4000, 3000.0, True)), "origin": "raw",
+}  # fmt: skip
+MEASURES = {
+    "draws": 2, "elbo": -2.5, "elbo_se": 0.1, "k_hat": float("inf"), "k_hat_threshold": 0.5,
+    "effective_sample_size": 2.0, "seconds": 1.25, "parameters": 6, "elpd_loo": -3.0,
+    "elpd_loo_se": 0.5, "high_k_rows": 0.0,
+}  # fmt: skip
+
+
 def made(data: Any = TABLE, status: str = "converged", **config: Any) -> Run:
     posterior = xarray.Dataset({"mean": (("chain", "draw"), np.array([[0.5, 1.5]]))})
     return Run(
-        config={"model": "m", "seed": 7, **config},
-        run={"status": status, "seconds": 1.25},
+        config=Config.of({**CONFIG, **config}),
+        run=Outcome.of({**OUTCOME, "status": status}),
         history=pd.DataFrame({"step": [1, 2], "elbo": [-3.0, -np.e], "learning_rate": [0.1, 0.01]}),
         parameters={"a": torch.arange(6.0).reshape(2, 3)},
         posterior=xarray.DataTree.from_dict({"posterior": posterior}),
-        diagnostics={"elbo": -2.5, "draws": 2},
+        diagnostics=MEASURES,
         data=data,
     )
 
@@ -46,11 +65,13 @@ def begun(path: Path) -> str:
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    run = made(where=Path("a/b"))
+    run = made(attributes={"where": Path("a/b")}, options={"sizes": (2, 3)})
     save(run, tmp_path / "run")
     found: Any = load(str(tmp_path / "run"))
-    assert found.config == {**run.config, "where": "a/b", "format": FORMAT, "scalars": {}}
-    assert {k: v for k, v in found.run.items() if k != "sha256"} == run.run
+    assert found.config == run.config
+    assert (found.config.format, found.config.attributes) == (FORMAT, {"where": "a/b"})
+    assert found.config.options == {"sizes": [2, 3]}
+    assert found.run.model_copy(update={"sha256": {}}) == run.run
     assert found.diagnostics == run.diagnostics
     pd.testing.assert_frame_equal(found.history, run.history)
     pd.testing.assert_frame_equal(found.data, TABLE)
@@ -82,22 +103,22 @@ def test_scalars_and_arrays_come_back_as_what_they_were(tmp_path: Path) -> None:
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        read_data(tmp_path, {})
+    with pytest.raises(RunFolderError, match=r"data\.npz', 'x', .*no kind of number or text"):
+        read_data(tmp_path, {}, None)
 
 
 def test_columns_of_mixed_kinds_are_text_and_the_others_stay(tmp_path: Path) -> None:
     table = pd.DataFrame({"x": [1, 2], "mixed": [1, "b"]}, index=[5, 9])
     table.attrs = {"roles": {"x": "label"}}
     assert write_data(table, tmp_path) == {}
-    found = read_data(tmp_path, {"not": "read"})
+    found = read_data(tmp_path, {"not": "read"}, None)
     pd.testing.assert_frame_equal(found, pd.DataFrame({"x": [1, 2], "mixed": ["1", "b"]}))
     assert found.attrs == {}
     assert table.attrs == {"roles": {"x": "label"}}  # the caller's own is left
     plain = table[["x"]]
     plain.attrs = table.attrs
     write_data(plain, tmp_path)
-    assert read_data(tmp_path, {}).attrs == {}
+    assert read_data(tmp_path, {}, None).attrs == {}
     assert plain.attrs == table.attrs
 
 
@@ -155,7 +176,7 @@ def test_what_it_takes_to_go_on_is_kept_if_the_run_can(
     path = tmp_path / "run"
     name = begun(path)
     save(made(status=status), path, overwrite=True, keep=keep)
-    assert load(path).run["status"] == status
+    assert load(path).run.status == status
     inner = path / UNFINISHED
     assert inner.exists() == kept
     if kept:
@@ -177,7 +198,7 @@ def test_results_can_be_read_beside_a_run_that_has_not_ended(tmp_path: Path) -> 
         load(tmp_path / "run")
     save(made(status="first"), tmp_path / "run", overwrite=True)
     begun(tmp_path / "run")
-    assert load(tmp_path / "run").run["status"] == "first"
+    assert load(tmp_path / "run").run.status == "first"
     with pytest.raises(RunFolderError, match="exists; choose another --output"):
         save(made(), tmp_path / "run")
 
@@ -201,11 +222,30 @@ def test_only_its_own_format_is_read(tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match=said):
             load(path)
     change(path, "config.json", format=FORMAT)
-    assert load(path).config["model"] == "m"
+    assert load(path).config.model == "m"
     change(path, "config.json", format=None)  # a folder without a number is of this format
-    assert load(path).config["model"] == "m"
-    change(path, "config.json", scalars=None)
-    with pytest.raises(RunFolderError, match="cannot be read"):
+    assert load(path).config.model == "m"
+    change(path, "config.json", model=None)
+    with pytest.raises(RunFolderError, match=r"config\.json', model: field required"):
+        load(path)
+
+
+def test_a_newer_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own number where the folder has it, whatever it is that cannot be read."""
+    monkeypatch.setattr(run_folder, "_own_version", lambda: "0.9.1")
+    path = tmp_path / "run"
+    save(made(), path)
+    change(path, "run.json", versions={"elbowroom": "0.10.0"})
+    assert load(path).config.model == "m"  # what it can read, it reads
+    for changes in ({"format": FORMAT + 1}, {"another": 1}):
+        change(path, "config.json", **changes)
+        with pytest.raises(
+            RunFolderError, match=r"by elbowroom 0\.10\.0, newer than this 0\.9\.1; upgrade"
+        ):
+            load(path)
+    change(path, "run.json", versions={"elbowroom": "0.9.0"})
+    change(path, "config.json", format=FORMAT)
+    with pytest.raises(RunFolderError, match="another: extra inputs"):
         load(path)
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import stat
 import tempfile
 import threading
 import time
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -30,6 +30,8 @@ CHECKPOINT = re.compile(r"run(\d+)-step(\d+)-([0-9a-f]{64})\.safetensors")
 """The name of a checkpoint, with the hash of its content."""
 PARTIAL = ".elbowroom-"
 """How the name of what is not yet written whole begins."""
+LARGEST = 2**32
+"""Bytes of a checkpoint that is read: a network of 100 million parameters with its optimiser."""
 
 
 def random_states(devices: list[torch.device]) -> dict[str, Any]:
@@ -190,7 +192,7 @@ class Checkpoints:
     def latest(self, run: int) -> Any:
         """The state in a run's last whole checkpoint; None if there is none."""
         for _, path in self._found(run):
-            with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError):
+            with contextlib.suppress(Exception):  # a damaged one makes libraries raise any kind
                 content = _whole(path)
                 if content is not None:
                     return unpacked(content)
@@ -222,6 +224,9 @@ class Checkpoints:
 
 def _whole(path: Path) -> bytes | None:
     """The content of a checkpoint; None if it is not what was written."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+        return None  # a pipe or a device may have no end
     content = path.read_bytes()
     return content if hashlib.sha256(content).hexdigest() in path.name else None
 

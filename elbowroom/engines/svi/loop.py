@@ -28,7 +28,7 @@ from elbowroom.engines.svi.failure import culprit
 from elbowroom.engines.svi.movement import Movement
 from elbowroom.engines.svi.stepping import ELEMENTWISE, FlatParameters, Step
 from elbowroom.engines.svi.stopping import HeldOut, Rule, Scheduled, Stationary
-from elbowroom.errors import ModelError, OptionError, users_code
+from elbowroom.errors import ModelError, OptionError, RunFolderError, users_code
 from elbowroom.guides.space import Plate
 from elbowroom.objectives import baselines
 from elbowroom.objectives.estimators import Objective
@@ -270,7 +270,7 @@ class Optimisation:
                     f"compiling does not pay for fewer than {RUN_LIMITS.recorded_from:,} steps"
                 )
             if saved is not None:
-                self.restore(saved)
+                self._restore(saved)
                 status = self.rule.end(self.elbo) if self.step >= self.budget else ""
             while not status:
                 several = self.compiled is not None
@@ -484,6 +484,15 @@ class Optimisation:
             "seconds": time.perf_counter() - self.began,
         }  # fmt: skip
 
+    def _restore(self, saved: Any) -> None:
+        try:
+            self.restore(saved)
+        except Exception as error:  # a checkpoint may come from anyone, with any content
+            raise RunFolderError(
+                f"the run cannot go on from its last checkpoint ({type(error).__name__}: {error}); "
+                "remove the checkpoints in its folder, and it begins again."
+            ) from error
+
     def restore(self, state: dict[str, Any]) -> None:
         """Takes in what `state` gave: the run goes on as it would have."""
         self.parameters.assign(state["parameters"])
@@ -501,8 +510,8 @@ class Optimisation:
         self.good, self.held = state["good"], state["held"]
         self.held_rule = placed_tensors(state["held_rule"], self.parameters.vectors[0].device)
         self.smoothed = state["smoothed"]
-        for name, count in state["counts"].items():
-            setattr(self, name, count)
+        for name in COUNTS:
+            setattr(self, name, state["counts"][name])
         self.began = time.perf_counter() - state["seconds"]
         set_random_states(state["random"], self.parameters.cuda)
 
