@@ -139,7 +139,7 @@ def _listed(folder: Path) -> set[Path]:
     tops = {name.partition("/")[0] for name in found}
     own = {folder / MANIFEST}
     for top in sorted(folder.iterdir()):
-        if top.name in tops and top.name != UNFINISHED:
+        if top.name in tops:
             inner = top.is_dir() and not top.is_symlink()
             for each in [top, *(each for each, _ in _entries(top))] if inner else [top]:
                 if _has(each, found.get(each.relative_to(folder).as_posix(), ())):

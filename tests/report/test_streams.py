@@ -33,10 +33,11 @@ TEXT = "σ² ≥ 0.5 ± 0.1 … Übung ★ 数 \udcff e\N{COMBINING ACUTE ACCENT
 def test_a_text_is_shown_in_the_signs_that_there_are(encoding: str, shown: str) -> None:
     assert legible(TEXT, encoding) == shown
     legible(TEXT, encoding).encode(encoding)
-    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding=encoding)
     Guarded(out).write(TEXT)
     out.flush()
-    assert out.buffer.getvalue().decode(encoding) == shown  # type: ignore[attr-defined]
+    assert raw.getvalue().decode(encoding) == shown
     assert legible("plain\n", encoding) == "plain\n"
 
 
@@ -80,9 +81,9 @@ ERRORS = [
 def test_whatever_prints_goes_on_where_nothing_can_be_printed(
     error: Exception, takes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stream in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, stream, Broken(error, takes))
-    before = sys.stdout, sys.stderr
+    out, err = Broken(error, takes), Broken(error, takes)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
     made = Table("a", "b")
     with guarded():
         for _ in range(3):
@@ -97,8 +98,8 @@ def test_whatever_prints_goes_on_where_nothing_can_be_printed(
         gone = getattr(error, "errno", None) in GONE
         assert streams.failure() == (None if gone else getattr(error, "strerror", "") or str(error))
         streams.say("line")
-    assert (sys.stdout, sys.stderr) == before
-    assert "line" in before[0].getvalue() or takes == 0  # type: ignore[attr-defined]
+    assert (sys.stdout, sys.stderr) == (out, err)
+    assert "line" in out.getvalue() or takes == 0
 
 
 def test_without_streams_nothing_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
