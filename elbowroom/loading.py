@@ -33,8 +33,8 @@ from elbowroom.problem.precision import resolve_dtype
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 from elbowroom.run.files import reading
-from elbowroom.run.output import REQUEST, UNFINISHED
 from elbowroom.run.formats import by_prefix
+from elbowroom.run.output import REQUEST, UNFINISHED
 from elbowroom.run.unfinished import read_request
 
 SMALL = 1000

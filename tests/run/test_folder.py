@@ -196,9 +196,9 @@ def test_results_can_be_read_beside_a_run_that_has_not_ended(tmp_path: Path) -> 
     begun(tmp_path / "run")
     with pytest.raises(RunFolderError, match="not ended; continue it with 'elbowroom fit --resume"):
         load(tmp_path / "run")
-    save(made(status="first"), tmp_path / "run", overwrite=True)
+    save(made(status="budget"), tmp_path / "run", overwrite=True)
     begun(tmp_path / "run")
-    assert load(tmp_path / "run").run.status == "first"
+    assert load(tmp_path / "run").run.status == "budget"
     with pytest.raises(RunFolderError, match="exists; choose another --output"):
         save(made(), tmp_path / "run")
 
