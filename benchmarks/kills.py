@@ -31,7 +31,8 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.engines.svi import checkpoint
-from elbowroom.run.folder import holds_unfinished, load
+from elbowroom.run.folder import load
+from elbowroom.run.output import holds_unfinished
 
 SECONDS = 0.05
 
