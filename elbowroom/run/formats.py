@@ -5,6 +5,7 @@ whatever fits into a small file; so shapes, sizes and links are looked at first.
 """
 
 import math
+import mmap
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ takes a minute to trace, and opening one of these a millisecond."""
 
 KNOWN = (*GROUPS, "reference_posterior")
 """Groups of a posterior: those of a fit, and the draws of NUTS that `reference` adds."""
+HEAP = b"GCOL\x01"
+"""How a heap of texts begins in HDF5, with the version of its layout."""
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
 """How NetCDF marks the array of a dim that has a length and no labels."""
 
@@ -157,6 +160,7 @@ def read_posterior(path: Path, most: int | None = LIMITS.arrays) -> xarray.DataT
     """
     check_file(path, most)
     with reading(path):
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
             _check_groups(path, file)
         with xarray.open_datatree(path, engine="h5netcdf") as tree:
@@ -165,6 +169,32 @@ def read_posterior(path: Path, most: int | None = LIMITS.arrays) -> xarray.DataT
             node.attrs.update({k: v.item() for k, v in node.attrs.items() if hasattr(v, "item")})
         _check_draws(path, posterior)
     return posterior
+
+
+def _check_heaps(path: Path) -> None:
+    """Sees that the heaps of texts end, in each of which HDF5 goes from one text to the next.
+
+    A free place of length 0 keeps it there for ever, in its own code, which nothing can stop. The
+    layout is that of "Disk Format: Level 1E - Global Heap" of the HDF5 File Format Specification.
+    """
+    if not path.stat().st_size:  # which cannot be mapped
+        raise damaged(path, " is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        begin = content.find(HEAP)
+        while begin >= 0:
+            end = begin + int.from_bytes(content[begin + 8 : begin + 16], "little")
+            place = begin + 16
+            while place + 16 <= min(end, len(content)):
+                index = int.from_bytes(content[place : place + 2], "little")
+                size = int.from_bytes(content[place + 8 : place + 16], "little")
+                if index == 0:  # what is left is free
+                    if size != end - place:
+                        raise damaged(path, " has a heap that does not end")
+                    break
+                place += 16 + -(-size // 8) * 8
+            if place > end or end > len(content):
+                raise damaged(path, " has a heap that is longer than its place")
+            begin = content.find(HEAP, begin + len(HEAP))
 
 
 def _check_groups(path: Path, file: h5py.File) -> None:

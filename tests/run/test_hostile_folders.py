@@ -405,6 +405,18 @@ def test_labels_that_are_one_long_text_are_not_read_a_thousand_times(tmp_path: P
     assert "longer than the file" in (said or "")
 
 
+def test_a_heap_of_texts_that_has_no_end_is_not_read(small: Path, tmp_path: Path) -> None:
+    """HDF5 would go on for ever at a free place of no length."""
+    content = (small / "posterior.nc").read_bytes()
+    begin = content.index(b"GCOL\x01")
+    path = tmp_path / "posterior.nc"
+    for index, size in ((0, 0), (0, 8), (1, 2**63), (1, 10**6)):
+        entry = struct.pack("<HHIQ", index, 0, 0, size)
+        write(path, content[: begin + 16] + entry + content[begin + 32 :])
+        said = refused(tmp_path, lambda: run_folder.formats.read_posterior(path), path.name)
+        assert "heap" in (said or "")
+
+
 def npy(values: Any, **header: Any) -> bytes:
     """A member of an archive, with a header that may lie."""
     values, out = np.asarray(values), io.BytesIO()
