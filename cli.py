@@ -1,23 +1,26 @@
 """The command line: parses, calls the API, prints. No logic of its own."""
 
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from datetime import datetime
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
+from unicodedata import category
 
 import typer
 
 import elbowroom
+from elbowroom.commands import COMMANDS
 from elbowroom.engines.options import ENGINES, NumberOptions
-from elbowroom.errors import ElbowroomError, OptionError, RunFolderError
-from elbowroom.options import declared
+from elbowroom.errors import ElbowroomError, OptionError, RunFolderError, shown
+from elbowroom.options import declared, flag, make_options
 from elbowroom.printable import printable
 from elbowroom.report import streams
 
@@ -65,14 +68,6 @@ Engine = Annotated[
         "priors). auto uses fixed_draws where it can."
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Random seed. Default: a new one for each run.")]
-Draws = Annotated[
-    int | None,
-    typer.Option(
-        help="Number of posterior draws. Default: 4000 with fixed_draws, otherwise 2000; some "
-        "models set their own, such as 200 for vae."
-    ),
-]
 StartFile = Annotated[
     Path | None,
     typer.Option(
@@ -108,20 +103,6 @@ RowsOrFitted = Annotated[
         help="Rows to use; a file or dataset, as for 'elbowroom fit' (default: the fitted rows).",
     ),
 ]
-RunSeed = Annotated[int, typer.Option("--seed", help="Random seed.")]
-RowDraws = Annotated[int, typer.Option("--draws", help="Number of draws of each row's latents.")]
-WeighedDraws = Annotated[
-    int | None,
-    typer.Option(
-        "--draws",
-        help="Number of draws of each row's latents. Default: 1000, fewer where rows are many and "
-        "wide.",
-    ),
-]
-Interval = Annotated[
-    float,
-    typer.Option(help="Probability of each interval; 0.9 gives the 5% and 95% quantiles."),
-]
 
 
 def _output(default: str) -> Any:
@@ -143,38 +124,41 @@ def _model_options(arguments: list[str]) -> dict[str, Any]:
                 raise OptionError(f"--{name} needs a value.")
             value = queue.pop(0)
         key = name.replace("-", "_")
-        if key in RESERVED:
-            raise OptionError(f"there is no option '--{name}'.")
         found[key] = value if key not in found else f"{found[key]},{value}"
     return found
 
 
-RESERVED = ("announce", "checkpoints", "progress", "report")
-"""Arguments of the Python functions that are not options of the command line."""
-
-
-def _settings() -> dict[str, Any]:
-    """The options that engines read, as the command line takes them."""
-    found: dict[str, Any] = {}
-    for kind in (*ENGINES.values(), NumberOptions):
+def _parameters(kinds: Iterable[type]) -> dict[str, Parameter]:
+    """The options of some dataclasses, as the command line takes them."""
+    found: dict[str, Parameter] = {}
+    for kind in kinds:
+        required = {field.name for field in fields(kind) if field.default is MISSING}
         for option in declared(kind):
             text = option.description[:1].upper() + option.description[1:]
-            if option.kind is bool:
+            plain: Any = option.plain
+            if plain is bool:
                 made = typer.Option(option.flag, metavar="", help=f"{text}.")
-                found.setdefault(option.name, Annotated[bool | None, made])
-                continue
-            usual = "" if option.default is None else f" (default: {option.default})"
-            kinds = [each for each in get_args(option.kind) if each is not type(None)]
-            plain = kinds[0] if kinds and isinstance(kinds[0], type) else option.kind
-            value = plain if isinstance(plain, type) else str
+            else:
+                usual = "" if option.default is None else f" (default: {option.default})"
+                allowed = f" Range: {option.range}." if option.range else ""
+                names = [option.flag, *SHORT.get(option.name, ())]
+                made = typer.Option(*names, help=f"{text}{usual}.{allowed}")
             found.setdefault(
-                option.name, Annotated[value | None, typer.Option(help=f"{text}{usual}.")]
+                option.name,
+                Parameter(
+                    option.name,
+                    Parameter.KEYWORD_ONLY,
+                    default=Parameter.empty if option.name in required else None,
+                    annotation=Annotated[plain if option.name in required else plain | None, made],
+                ),
             )
     return found
 
 
-SETTINGS = _settings()
-"""The options of engines, which 'fit' and 'compare' share."""
+SHORT = {"count": ("-n",)}
+"""Short names of options."""
+SETTINGS = _parameters((*ENGINES.values(), NumberOptions))
+"""The options of engines, which 'fit', 'compare', 'check' and 'estimators' share."""
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -187,18 +171,55 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         command(context, options={**_model_options(context.args), **settings}, **values)
 
     known = [p for p in signature(command).parameters.values() if p.name != "options"]
-    added = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in SETTINGS.items()
-    ]
     parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in known[1:]]
-    wrapped.__signature__ = Signature([known[0], *parameters, *added])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in [*known, *added]}
-    return wrapped
+    return _signed(wrapped, [known[0], *parameters, *SETTINGS.values()])
+
+
+def _reading(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command what its dataclass declares, looked at before the command begins.
+
+    They come in the place of the command's argument `asked`, which has their values by name.
+    """
+    kind = COMMANDS[name]
+    own = _parameters([kind])
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(*arguments: Any, **values: Any) -> None:
+            given = {name: values.pop(name) for name in own}
+            made = make_options(kind, {k: v for k, v in given.items() if v is not None})
+            command(*arguments, asked={name: getattr(made, name) for name in own}, **values)
+
+        parameters: list[Parameter] = []
+        for each in signature(command).parameters.values():
+            parameters += own.values() if each.name == "asked" else [each]
+        return _signed(wrapped, parameters)
+
+    return decorate
+
+
+def _signed(command: Any, parameters: Sequence[Parameter]) -> Callable[..., None]:
+    """A command with other parameters than its function's, for typer to read."""
+    named = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters]
+    command.__signature__ = Signature(named)
+    command.__annotations__ = {p.name: p.annotation for p in named}
+    return command
+
+
+def _asking(function: Callable[..., Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a model or an objective, none of them an argument of the Python function.
+
+    Raises:
+        OptionError: At one that is.
+    """
+    for name in options:
+        if name in signature(function).parameters:
+            raise OptionError(f"there is no option '{flag(name)}' of this command.")
+    return options
 
 
 def _folder(output: Path | None, model: str, guide: str) -> Path:
-    stem = Path(model.rpartition(":")[0]).stem or model
+    stem = (Path(model.rpartition(":")[0]).stem or model)[:100]
     return output or Path("runs") / f"{stem}-{guide}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -258,6 +279,7 @@ def _only_resume(context: typer.Context) -> None:
 
 @app.command(context_settings=EXTRA)
 @_with_settings
+@_reading("fit")
 def fit(
     context: typer.Context,
     options: dict[str, Any],
@@ -271,8 +293,8 @@ def fit(
         ),
     ] = "auto",
     engine: Engine = "auto",
-    seed: Seed = None,
-    draws: Draws = None,
+    *,
+    asked: dict[str, Any],
     keep_local: Annotated[
         bool,
         typer.Option(
@@ -328,15 +350,13 @@ def fit(
         }  # fmt: skip
         if resume is not None:
             _only_resume(context)
-            result = run_resume(resume, model, trust=trust, **shown, **options)
+            result = run_resume(resume, model, trust=trust, **shown, **_asking(run_resume, options))
         else:
             result = run_fit(
                 model or "",
                 data,
                 guide,
                 engine=engine,
-                seed=seed,
-                draws=draws,
                 keep_local=keep_local,
                 reference=reference,
                 fallback=fallback,
@@ -344,7 +364,8 @@ def fit(
                 checkpoints=folder,
                 overwrite=overwrite,
                 **shown,
-                **options,
+                **asked,
+                **_asking(run_fit, options),
             )
     saved, error = _kept(result.save, folder, overwrite)
     if error is not None and result.converged:
@@ -361,6 +382,7 @@ def fit(
 
 @app.command(context_settings=EXTRA)
 @_with_settings
+@_reading("compare")
 def compare(
     context: typer.Context,
     model: ModelName,
@@ -375,15 +397,8 @@ def compare(
         ),
     ] = None,
     engine: Engine = "auto",
-    seed: Seed = None,
-    draws: Draws = None,
-    test_size: Annotated[
-        float | None,
-        typer.Option(
-            help="Test rows: a share below 1, or a whole number of rows. No fit uses them. Each "
-            "guide (and NUTS) predicts them, and the predictions are scored."
-        ),
-    ] = None,
+    *,
+    asked: dict[str, Any],
     start: StartFile = None,
     output: Annotated[Path | None, _output("runs/MODEL-comparison-TIME")] = None,
     overwrite: Overwrite = False,
@@ -402,8 +417,8 @@ def compare(
     check_comparison(folder, overwrite, model, guide, (data, start))
     with terminal.progresses() as report:
         result = run_compare(
-            model, data, guide, engine=engine, seed=seed, draws=draws, test_size=test_size,
-            start=start, progress=report, **options,
+            model, data, guide, engine=engine, start=start, progress=report, **asked,
+            **_asking(run_compare, options),
         )  # fmt: skip
 
     def write(where: Path, again: bool) -> None:
@@ -423,13 +438,15 @@ def compare(
 
 @app.command(context_settings=EXTRA)
 @_with_settings
+@_reading("check")
 def check(
     context: typer.Context,
     model: ModelName,
     options: dict[str, Any],
     data: Data = None,
     guide: GuideName = "auto",
-    seed: Seed = None,
+    *,
+    asked: dict[str, Any],
 ) -> None:
     """Check a model, its data and a guide without fitting them.
 
@@ -440,7 +457,7 @@ def check(
     from elbowroom.api import check as run_check
     from elbowroom.report import terminal
 
-    findings = run_check(model, data, guide, seed=seed, **options)
+    findings = run_check(model, data, guide, **asked, **_asking(run_check, options))
     terminal.show_findings(findings)
     if any(each.level == "error" for each in findings):
         raise typer.Exit(1)
@@ -448,20 +465,15 @@ def check(
 
 @app.command(context_settings=EXTRA)
 @_with_settings
+@_reading("estimators")
 def estimators(
     context: typer.Context,
     model: ModelName,
     options: dict[str, Any],
     data: Data = None,
     guide: GuideName = "auto",
-    seed: Seed = None,
-    gradients: Annotated[
-        int,
-        typer.Option(
-            help="Number of gradients for each estimator and stage (start, middle, end); at "
-            "least 50."
-        ),
-    ] = 300,
+    *,
+    asked: dict[str, Any],
     output: Annotated[Path | None, _output("runs/MODEL-estimators-TIME")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -482,7 +494,7 @@ def estimators(
     folder = _folder(output, model, "estimators")
     names = ("estimators.csv", "evidence.csv", "estimators.png")
     check_target(folder, overwrite, names[0], names, (data,))
-    table = run_estimators(model, data, guide, seed=seed, gradients=gradients, **options)
+    table = run_estimators(model, data, guide, **asked, **_asking(run_estimators, options))
 
     def write(where: Path, again: bool) -> None:
         with writing(where, again, names[0], names) as filled:
@@ -522,12 +534,10 @@ def _loaded(run: Path, model: str | None, trust: bool) -> Any:
 
 @app.command()
 @_of_run
+@_reading("reference")
 def reference(
     run: Run,
-    draws: Annotated[
-        int, typer.Option(help="Draws in each of the four chains, after tuning.")
-    ] = 1000,
-    seed: Annotated[int | None, typer.Option(help="Random seed. Default: that of the run.")] = None,
+    asked: dict[str, Any],
     model: Function = None,
     trust: Trust = False,
 ) -> None:
@@ -539,7 +549,7 @@ def reference(
     check_target(run, overwrite=True)
     fit = _loaded(run, model, trust)
     with terminal.sampling() as progress:
-        result = add_reference(fit, draws=draws, seed=seed, progress=progress)
+        result = add_reference(fit, progress=progress, **asked)
     saved, error = _kept(replace(result, folder=run).save, run, True)
     terminal.show_reference(result)
     terminal.show_verdict(result.verdict)
@@ -593,21 +603,22 @@ def datasets() -> None:
 
 @app.command()
 @_of_run
-def summary(run: Run, interval: Interval = 0.9) -> None:
+@_reading("summary")
+def summary(run: Run, asked: dict[str, Any]) -> None:
     """Print a run's diagnostics, posterior and verdict."""
     from elbowroom.report import terminal
     from elbowroom.run.folder import load
 
-    terminal.show_run(load(run, data=False), interval)
+    terminal.show_run(load(run, data=False), **asked)
 
 
 @app.command()
 @_of_run
+@_reading("predict")
 def predict(
     run: Run,
     data: Annotated[str, typer.Option(help="New rows; a file or dataset, as for 'elbowroom fit'.")],
-    interval: Interval = 0.9,
-    seed: RunSeed = 0,
+    asked: dict[str, Any],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -626,7 +637,7 @@ def predict(
         check_file(output)
     elif sys.stdout is None:
         raise OptionError("standard output is closed; give --output FILE.")
-    table = _loaded(run, model, trust).predict(data, interval=interval, seed=seed)
+    table = _loaded(run, model, trust).predict(data, **asked)
     text = table.to_csv(index=False)
 
     def write(where: Path, again: bool) -> None:
@@ -664,9 +675,10 @@ def _written(folder: Path, overwrite: bool, tables: dict[str, Any], draw: Any) -
 
 @app.command()
 @_of_run
+@_reading("generate")
 def generate(
     run: Run,
-    count: Annotated[int, typer.Option("--count", "-n", help="Number of new rows.")] = 100,
+    asked: dict[str, Any],
     data: Annotated[
         str | None,
         typer.Option(help="Make rows similar to these; a file or dataset, as for 'elbowroom fit'."),
@@ -693,7 +705,6 @@ def generate(
             help="Draw the parameters from their prior instead of the posterior.",
         ),
     ] = False,
-    seed: RunSeed = 0,
     output: Annotated[Path | None, _output("RUN-generated")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -708,6 +719,7 @@ def generate(
         known[column] = _number(value)
     folder = _target(run, "generated", output, overwrite, ("rows.csv",), data)
     fit = _loaded(run, None, False)
+    count, seed = asked["count"], asked["seed"]
     table = fit.generate(count, data, given=known, expected=expected, prior=prior, seed=seed)
     draw = outcomes.draw_generated(fit, table)
     _written(folder, overwrite, {"rows.csv": table}, draw)
@@ -725,11 +737,12 @@ def _number(text: str) -> Any:
 
 @app.command()
 @_of_run
+@_reading("reconstruct")
 def reconstruct(
     run: Run,
     data: RowsOrFitted = None,
-    draws: RowDraws = 100,
-    seed: RunSeed = 0,
+    *,
+    asked: dict[str, Any],
     output: Annotated[Path | None, _output("RUN-reconstructed")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -738,20 +751,18 @@ def reconstruct(
 
     folder = _target(run, "reconstructed", output, overwrite, ("rows.csv",), data)
     fit = _loaded(run, None, False)
-    table = fit.reconstruct(data, draws, seed)
+    table = fit.reconstruct(data, **asked)
     draw = outcomes.draw_reconstructed(fit, data, table)
     _written(folder, overwrite, {"rows.csv": table}, draw)
 
 
 @app.command()
 @_of_run
+@_reading("interpolate")
 def interpolate(
     run: Run,
-    begin: Annotated[int, typer.Option("--from", help="Number of the first row, from 1.")],
-    end: Annotated[int, typer.Option("--to", help="Number of the last row, from 1.")],
-    steps: Annotated[int, typer.Option(help="Number of rows to make, including both ends.")] = 9,
+    asked: dict[str, Any],
     data: RowsOrFitted = None,
-    seed: RunSeed = 0,
     output: Annotated[Path | None, _output("RUN-interpolated")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -760,16 +771,17 @@ def interpolate(
 
     folder = _target(run, "interpolated", output, overwrite, ("steps.csv",), data)
     fit = _loaded(run, None, False)
-    table = fit.interpolate(begin, end, steps, data, seed)
-    draw = outcomes.draw_line(fit, table, begin, end)
+    table = fit.interpolate(data=data, **asked)
+    draw = outcomes.draw_line(fit, table, asked["begin"], asked["end"])
     _written(folder, overwrite, {"steps.csv": table}, draw)
 
 
 @app.command()
 @_of_run
+@_reading("manifold")
 def manifold(
     run: Run,
-    size: Annotated[int, typer.Option(help="Number of images on each side of the grid.")] = 15,
+    asked: dict[str, Any],
     output: Annotated[Path | None, _output("RUN-manifold")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -778,44 +790,40 @@ def manifold(
 
     folder = _target(run, "manifold", output, overwrite, ("grid.csv",), None)
     fit = _loaded(run, None, False)
-    table = fit.manifold(size)
-    draw = outcomes.draw_manifold(fit, table, size)
+    table = fit.manifold(**asked)
+    draw = outcomes.draw_manifold(fit, table, asked["size"])
     _written(folder, overwrite, {"grid.csv": table}, draw)
 
 
 @app.command()
 @_of_run
+@_reading("impute")
 def impute(
     run: Run,
     data: Annotated[
         str,
         typer.Option(help="Rows with missing cells; a file or dataset, as for 'elbowroom fit'."),
     ],
-    draws: Annotated[int, typer.Option(help="Number of draws of each missing cell.")] = 400,
-    interval: Interval = 0.9,
-    seed: RunSeed = 0,
+    asked: dict[str, Any],
     output: Annotated[Path | None, _output("RUN-imputed")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fill missing cells with posterior means, and write draws and intervals."""
     names = ("completed.csv", "cells.csv", "draws.csv")
     folder = _target(run, "imputed", output, overwrite, names, data)
-    found = _loaded(run, None, False).impute(data, draws, interval, seed)
+    found = _loaded(run, None, False).impute(data, **asked)
     tables = dict(zip(names, (found.completed, found.cells, found.draws), strict=True))
     _written(folder, overwrite, tables, lambda path: None)
 
 
 @app.command()
 @_of_run
+@_reading("score")
 def score(
     run: Run,
     data: RowsOrFitted = None,
-    draws: WeighedDraws = None,
-    quantile: Annotated[
-        float | None,
-        typer.Option(help="Flag rows whose log density is below this quantile of the fitted rows."),
-    ] = None,
-    seed: RunSeed = 0,
+    *,
+    asked: dict[str, Any],
     model: Function = None,
     trust: Trust = False,
     output: Annotated[Path | None, _output("RUN-scored")] = None,
@@ -823,19 +831,20 @@ def score(
 ) -> None:
     """Estimate log p(x) of each row with its error, to find unusual rows."""
     folder = _target(run, "scored", output, overwrite, ("scores.csv",), data)
-    table = _loaded(run, model, trust).score(data, draws, seed, quantile=quantile)
+    table = _loaded(run, model, trust).score(data, **asked)
     _written(folder, overwrite, {"scores.csv": table}, lambda path: None)
-    if quantile is not None:
+    if asked["quantile"] is not None:
         typer.echo(f"{int(table['flagged'].sum())} of {len(table)} rows are flagged.")
 
 
 @app.command()
 @_of_run
+@_reading("embed")
 def embed(
     run: Run,
     data: RowsOrFitted = None,
-    draws: WeighedDraws = None,
-    seed: RunSeed = 0,
+    *,
+    asked: dict[str, Any],
     output: Annotated[Path | None, _output("RUN-embedded")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -844,7 +853,7 @@ def embed(
 
     folder = _target(run, "embedded", output, overwrite, ("latents.csv",), data)
     fit = _loaded(run, None, False)
-    table = fit.embed(data, draws, seed)
+    table = fit.embed(data, **asked)
     if "k_hat" in table and table["k_hat"].isna().all():
         typer.echo(
             "note: these are the guide's own means and sds, which no weights correct, as the rows "
@@ -895,13 +904,42 @@ def main() -> None:
 def _run() -> Any:
     """Runs the command; gives its exit code."""
     try:
+        _check_arguments(sys.argv[1:])
         app(prog_name="elbowroom")
     except ElbowroomError as error:
-        streams.say(f"error: {error}")
-        return 2 if isinstance(error, OptionError) else 1
+        return _failed(str(error), 2 if isinstance(error, OptionError) else 1)
+    except OSError as error:  # of what no reader or writer has said
+        return _failed(f"{error.filename or 'a file'}: {error.strerror or error}.", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        return _failed("the memory is used up; give fewer draws, rows or latents.", 1)
     except SystemExit as leaving:
         return leaving.code
     return 0
+
+
+OUT_OF_MEMORY = "out of memory|allocate memory|not enough memory"
+"""What torch says of memory that it does not get, as a regular expression."""
+
+
+def _failed(message: str, code: int) -> int:
+    streams.say(printable(f"error: {message}"))
+    return code
+
+
+def _check_arguments(arguments: Iterable[str]) -> None:
+    """Refuses control characters, which messages would hand on to the terminal.
+
+    Raises:
+        OptionError: At the first argument with some.
+    """
+    for each in arguments:
+        if any(category(letter) == "Cc" and letter not in "\t\n\r" for letter in each):
+            raise OptionError(
+                f"the argument '{shown(each)}' has control characters; leave them out, or rename "
+                "the file or column."
+            )
 
 
 def _with_docstrings() -> None:

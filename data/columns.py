@@ -10,9 +10,10 @@ import numpy
 import pandas
 from pandas.api import types
 
-from elbowroom.errors import DataError
+from elbowroom.errors import DataError, escaped
 
 _SHOWN = 5  # rows or cells named in a message
+_KEPT = "\t\r\n\u200b\u200c\u200d\ufeff\xad"  # which spreadsheets and emoji have in names
 
 
 def check_names(names: Iterable[Hashable], source: str) -> None:
@@ -31,6 +32,11 @@ def check_names(names: Iterable[Hashable], source: str) -> None:
             f"{source} has columns without a name (counted from 1: {', '.join(blank)}): give each "
             "a name in the header. (If pandas wrote the table, the first column may be its index: "
             "write it with index=False.)"
+        )
+    if odd := next((text for text in texts if text != escaped(text, _KEPT)), None):
+        raise DataError(
+            f"{source} has a column whose name has control characters ('{escaped(odd)[:60]}'): "
+            "rename it."
         )
     index = pandas.Index(texts)
     if repeated := list(index[index.duplicated()].unique()):

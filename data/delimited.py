@@ -51,14 +51,21 @@ def read_delimited(path: Path, delimiter: str) -> pandas.DataFrame:
             ),
             pyarrow.csv.ConvertOptions(strings_can_be_null=True),
         )
-    except pyarrow.ArrowInvalid as error:
+    except MemoryError:
+        raise  # which the caller says
+    except pyarrow.ArrowException as error:
         raise _ragged(path, delimiter, len(header), error) from error
     # Where bytes are not UTF-8, Arrow makes the column binary and continues.
     if any(pyarrow.types.is_binary(kind) for kind in table.schema.types):
         raise _not_text(path)
     if _ends_with_many_lines(table):
         _check_quotes(path, delimiter)
-    return table.to_pandas(date_as_object=False)
+    try:
+        return table.to_pandas(date_as_object=False)
+    except pyarrow.ArrowInvalid as error:  # such as a date that pandas cannot hold
+        raise DataError(
+            f"a column of '{path}' cannot be taken ({error}): write its cells as numbers."
+        ) from error
 
 
 def _read_header(path: Path, delimiter: str) -> tuple[list[str], int]:

@@ -8,13 +8,16 @@ import gzip
 import math
 import re
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy
 import pandas
 
 from elbowroom.errors import DataError
+from elbowroom.memory import check_memory
 
 OPENML: Mapping[str, tuple[str, str]] = {
     "mnist": ("mnist_784", "70,000 digits of 28 x 28 pixels (LeCun et al., 1998)"),
@@ -25,6 +28,7 @@ OPENML: Mapping[str, tuple[str, str]] = {
 TOP = 255
 """The largest value of a pixel."""
 _IDX = re.compile(r"idx\d-ubyte(\.gz)?$")
+_MOST_DIMS = 4
 _UNSIGNED_BYTES = 8  # the one kind of cells that images and labels come in
 
 
@@ -45,9 +49,14 @@ def read_idx(path: Path) -> pandas.DataFrame:
 
     Raises:
         DataError: If the file is no IDX file of bytes, is cut short, or its labels are not as many
-            as its images.
+            as its images; or if it has no images, or more than fit into memory.
     """
     array = _read_array(path)
+    if not array.size:
+        raise DataError(
+            f"'{path}' has {' x '.join(map(str, array.shape))} cells, so no images: give a file "
+            "with some."
+        )
     if array.ndim == 1:
         return pandas.DataFrame({"label": array})
     labels = Path(
@@ -131,23 +140,39 @@ def _read_array(path: Path) -> numpy.ndarray:
     """The array of an IDX file: two zeros, the kind of cells, the dims, their sizes, the cells."""
     packed = path.suffix.lower() == ".gz"
     try:
-        content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
+        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+            return _read_cells(stream, path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"'{path}' cannot be unpacked ({error}): check that the file is complete."
         ) from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTES:
+
+
+def _read_cells(stream: BinaryIO | gzip.GzipFile, path: Path) -> numpy.ndarray:
+    """No more than the header says is read: what is packed may be without end."""
+    head = stream.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] != _UNSIGNED_BYTES:
         raise DataError(
             f"'{path}' is not an IDX file of bytes: it should begin with the bytes 0, 0 and "
             f"{_UNSIGNED_BYTES}; give an IDX file of unsigned bytes."
         )
-    dims, begin = content[3], 4 + 4 * content[3]
-    if dims == 0 or len(content) < begin:
+    sizes = stream.read(4 * head[3])
+    if head[3] == 0 or len(sizes) < 4 * head[3]:
         raise DataError(f"'{path}' ends within its header: download it again.")
-    shape = tuple(numpy.frombuffer(content[4:begin], ">u4").tolist())
-    if len(content) - begin != math.prod(shape):
+    shape = tuple(numpy.frombuffer(sizes, ">u4").tolist())
+    if len(shape) > _MOST_DIMS:
         raise DataError(
-            f"'{path}' should have {' x '.join(map(str, shape))} cells and has "
-            f"{len(content) - begin}: download it again."
+            f"'{path}' has cells of {len(shape)} dimensions, and images have 3 or 4: give a file "
+            "of images."
         )
-    return numpy.frombuffer(content, numpy.uint8, offset=begin).reshape(shape)
+    count, said = math.prod(shape), " x ".join(map(str, shape))
+    # The bytes, and the table of them in float64.
+    check_memory(
+        f"reading '{path}' with {said} cells", 9.0 * count,
+        "give a file with fewer images, or use a machine with more memory", DataError,
+    )  # fmt: skip
+    content = stream.read(count)
+    if len(content) != count or stream.read(1):
+        has = "more" if len(content) == count else f"{len(content):,}"
+        raise DataError(f"'{path}' should have {said} cells and has {has}: download it again.")
+    return numpy.frombuffer(content, numpy.uint8).reshape(shape)

@@ -18,7 +18,7 @@ from elbowroom.data.bundled import dataset_names, load_dataset
 from elbowroom.data.columns import as_numbers, check_names
 from elbowroom.data.files import READERS, array_to_table, read_file
 from elbowroom.data.images import OPENML, fetch
-from elbowroom.errors import DataError, OptionError
+from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.options import flag
 
 _LISTED = 20  # column names in a message
@@ -120,11 +120,16 @@ def varying_columns(table: pandas.DataFrame) -> tuple[pandas.DataFrame, list[str
         0      3
         1      5, ['rim'])
     """
-    constant = [
-        str(name)
-        for name, column in table.items()
-        if column.nunique(dropna=False) == 1 and column.notna().all()
-    ]
+    kinds = set(table.dtypes)
+    if len(kinds) == 1 and getattr(next(iter(kinds)), "kind", "") in "biuf" and len(table):
+        cells = table.to_numpy()  # (rows, columns); at once, where there are thousands of columns
+        constant = [str(name) for name in table.columns[(cells == cells[0]).all(axis=0)]]
+    else:
+        constant = [
+            str(name)
+            for name, column in table.items()
+            if column.nunique(dropna=False) == 1 and column.notna().all()
+        ]
     if len(constant) == len(table.columns) or len(table) < 2:
         return table, []
     return _take(table, [name for name in table.columns if str(name) not in constant]), constant
@@ -201,20 +206,28 @@ def align_columns(table: pandas.DataFrame, names: Sequence[str]) -> pandas.DataF
 
 def _read_path(source: str | Path) -> pandas.DataFrame:
     text = str(source)
-    path, member = Path(expanduser(text)), None
-    if path.is_file():
-        return read_file(path)
-    # A Path is always a file; a bare word may be a dataset.
-    if isinstance(source, str) and text in dataset_names():
-        return load_dataset(text)
-    if isinstance(source, str) and text in OPENML:
-        return fetch(text)
-    stem, mark, name = text.rpartition(".npz:")
-    if mark:
-        path, member = Path(expanduser(stem + ".npz")), name
-    if not path.exists():
-        raise _missing_file(path)
-    return read_file(path, member)
+    try:
+        path, member = Path(expanduser(text)), None
+        if path.is_file():
+            return read_file(path)
+        # A Path is always a file; a bare word may be a dataset.
+        if isinstance(source, str) and text in dataset_names():
+            return load_dataset(text)
+        if isinstance(source, str) and text in OPENML:
+            return fetch(text)
+        stem, mark, name = text.rpartition(".npz:")
+        if mark:
+            path, member = Path(expanduser(stem + ".npz")), name
+        if not text or not path.exists():
+            raise _missing_file(path)
+        return read_file(path, member)
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # no path at all
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"the path {shown(text)} cannot be used ({reason}): give that of a file."
+        ) from error
 
 
 def _missing_file(path: Path) -> DataError:

@@ -8,13 +8,15 @@ from typing import Any
 import pandas as pd
 
 from elbowroom import budget
-from elbowroom.assess.estimators import SAMPLING, measure
+from elbowroom.assess.estimators import measure
+from elbowroom.commands import EstimatorOptions, FitOptions, SeedOptions
 from elbowroom.engines.settings import seconds_allowed
 from elbowroom.engines.svi.checks import Finding, run_checks
 from elbowroom.engines.task import Plan, Progress, Task
-from elbowroom.errors import OptionError, unknown
+from elbowroom.errors import unknown
 from elbowroom.models import Model
-from elbowroom.pipeline.fitting import Work, bind_model, checked_draws, resolve_guide, started
+from elbowroom.options import check_options
+from elbowroom.pipeline.fitting import Work, bind_model, check_engine, resolve_guide, started
 from elbowroom.problem.isolation import checked_seed
 from elbowroom.result import Fit
 from elbowroom.run.output import BEGUN_FILES, check_target
@@ -85,6 +87,8 @@ def fit(
         ['intercept', 'coefficients[bmi]', 'coefficients[bp]', 'sigma']
     """
     began = time.monotonic()
+    check_options(FitOptions, seed=seed, draws=draws)
+    check_engine(engine)
     if checkpoints is not None:  # before anything is read
         check_target(Path(checkpoints), overwrite, names=BEGUN_FILES, inputs=(data, start))
     if fallback not in (None, "nuts"):
@@ -93,7 +97,6 @@ def fit(
     problem = started(problem, start, guide)
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)
-    checked_draws(draws)
     work = Work(guide, engine, reference, fallback, report)
     task = Task(problem, settings, seed, draws, keep_local, announce, progress)
     asked = {
@@ -132,6 +135,7 @@ def check(
         >>> [finding.level for finding in check("bayesian_regression", guide="mean_field", seed=1)]
         ['ok', 'ok', 'ok', 'ok', 'ok', 'ok']
     """
+    check_options(SeedOptions, seed=seed)
     problem, settings, _ = bind_model(model, data, options, guide)
     return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))
 
@@ -142,7 +146,7 @@ def estimators(
     guide: Any = "auto",
     *,
     seed: int | None = None,
-    gradients: int = SAMPLING.gradients,
+    gradients: int = EstimatorOptions.gradients,
     **options: Any,
 ) -> pd.DataFrame:
     """Measures bias, noise and cost of every gradient estimator that a model and a guide can have.
@@ -158,8 +162,7 @@ def estimators(
     Returns:
         The table of `elbowroom.assess.estimators.measure`.
     """
-    if gradients < 50:
-        raise OptionError(f"--gradients {gradients}: give at least 50.")
+    check_options(EstimatorOptions, seed=seed, gradients=gradients)
     problem, settings, _ = bind_model(model, data, options, guide)
     seed = checked_seed(seed)
     return measure(problem, resolve_guide(guide, problem), settings, seed, gradients)

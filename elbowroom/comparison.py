@@ -19,6 +19,7 @@ from elbowroom.assess.compare import (
     which_to_take,
 )
 from elbowroom.assess.measures import leave_one_out
+from elbowroom.commands import CompareOptions
 from elbowroom.data.tables import read_table
 from elbowroom.density.landscape import Landscape, explore
 from elbowroom.engines.registry import ENGINES
@@ -35,8 +36,16 @@ from elbowroom.guides import Guide, guides_for
 from elbowroom.held_out import held_out_scores, split_rows
 from elbowroom.models import model_summaries
 from elbowroom.objectives import objectives
-from elbowroom.options import make_options
-from elbowroom.pipeline.fitting import bind_model, chosen_engine, fit_task, resolve_guide, started
+from elbowroom.options import check_options, make_options
+from elbowroom.pipeline.fitting import (
+    bind_model,
+    check_engine,
+    chosen_engine,
+    fit_task,
+    resolve_guide,
+    resolve_options,
+    started,
+)
 from elbowroom.pipeline.reference import add_reference
 from elbowroom.problem.bound import Problem, resolve_model
 from elbowroom.problem.isolation import checked_seed
@@ -202,7 +211,10 @@ def compare(
         >>> result.best
         'laplace'
     """
+    check_options(CompareOptions, seed=seed, draws=draws, test_size=test_size)
+    check_engine(engine)
     seed = checked_seed(seed)
+    resolve_options(model, options)  # looked at before the table is read
     test = None
     if test_size is not None:
         data, test = _split(model, data, test_size, seed)

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from elbowroom.printable import printable
 
 JITTER = "add a small number to its diagonal: K + 1e-6 * torch.eye(n)"
 """What to do with a matrix that cannot be factorised."""
+_MOST_SHOWN = 60  # characters of what a user gave, in a message
 
 
 class ElbowroomError(Exception):
@@ -60,9 +62,46 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> OptionError:
         "there is no guide 'mean_feild'; did you mean 'mean_field'? Known: full_rank, mean_field."
     """
     names = sorted(set(known))
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name[:_MOST_SHOWN], names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return OptionError(f"there is no {kind} '{name}'{hint} Known: {', '.join(names)}.")
+    return OptionError(f"there is no {kind} '{shown(name)}'{hint} Known: {', '.join(names)}.")
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""A text with its control characters written out, so that a terminal does not obey them.
+
+    Args:
+        text: From a user, a file or another library.
+        keep: Characters that stay as they are, such as the line end.
+
+    Example:
+        >>> escaped("a\x1b[31mb\n")
+        'a\\x1b[31mb\\n'
+    """
+    # Control and format characters, surrogates, and separators of lines and paragraphs.
+    wrong = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        each
+        if each in keep or category(each) not in wrong
+        else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def shown(value: Any) -> str:
+    """A value that a user gave, short enough for a message and without control characters.
+
+    Example:
+        >>> shown("x" * 5000)[-20:]
+        '… (5,000 characters)'
+    """
+    try:
+        text = escaped(value if isinstance(value, str) else repr(value))
+    except ValueError:  # Python does not write integers of thousands of digits
+        return f"({type(value).__name__})"
+    if len(text) > _MOST_SHOWN:
+        return f"{text[:_MOST_SHOWN]}… ({len(text):,} characters)"
+    return text or "''"
 
 
 @contextmanager

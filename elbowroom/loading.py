@@ -82,9 +82,9 @@ def load(
     if isinstance(run.data, pd.DataFrame):
         run.data.attrs.update(config.attributes)
     dtype = resolve_dtype(settings.dtype, declaration.function)
-    batches = settings.batch_size is not None
+    device, size = torch.device("cpu"), settings.batch_size
     with reading(folder, "its data and options"):
-        problem = bind(declaration, run.data, options, dtype, torch.device("cpu"), batches)
+        problem = bind(declaration, run.data, options, dtype, device, size)
         problem = cut_opposite(problem)
     with reading(asked_in, "reparameterised"):
         sites_of_model = [site.name for site in problem.space.sites]

@@ -16,6 +16,7 @@ from elbowroom import rows as verbs
 from elbowroom.assess.evidence import Evidence
 from elbowroom.assess.measures import leave_one_out
 from elbowroom.assess.verdict import Verdict, judge
+from elbowroom.commands import ElboOptions, PredictOptions, ScoreOptions, SummaryOptions
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
@@ -23,16 +24,16 @@ from elbowroom.draws.groups import canonical_sites, posterior_tree, reported_qua
 from elbowroom.draws.of_guide import draw
 from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
 from elbowroom.draws.proposal import Proposal
-from elbowroom.draws.tree import check_interval, summarise, to_arviz, to_zarr
+from elbowroom.draws.tree import summarise, to_arviz, to_zarr
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
-from elbowroom.errors import DataError, GuideError, OptionError, users_code
+from elbowroom.errors import DataError, GuideError, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
 from elbowroom.objectives import baselines
-from elbowroom.options import flag
+from elbowroom.options import check_options, flag
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.informed import stored
 from elbowroom.problem.isolation import (
@@ -419,7 +420,7 @@ class Fit:
             DataError: If a column is missing or cannot be used.
             GuideError: If the guide has no latents for new rows.
         """
-        check_interval(interval)
+        check_options(PredictOptions, interval=interval, seed=seed)
         problem, observed = self.problem, True
         arguments = problem.arguments
         if data is not None:
@@ -490,7 +491,7 @@ class Fit:
             DataError: If the new rows have no observed values.
             GuideError: If the guide has no latents for new rows, or the model has both latents of
                 rows and others.
-            OptionError: If the quantile is not between 0 and 1.
+            OptionError: If the draws, the seed or the quantile are out of range.
 
         Example:
             >>> import elbowroom as er
@@ -501,6 +502,7 @@ class Fit:
             0        -2.06             0.0                 1000.0   -inf
             1        -2.33             0.0                 1000.0   -inf
         """
+        check_options(ScoreOptions, draws=draws, seed=seed, quantile=quantile)
         verbs.check_verb(self, "score")
         weights = self.weigh_rows(data, draws, seed)
         value, error = weights.log_density()
@@ -513,8 +515,6 @@ class Fit:
             }
         )
         if quantile is not None:
-            if not 0 < quantile < 1:
-                raise OptionError(f"--quantile {quantile}: give a share between 0 and 1.")
             fitted = value if data is None else self.weigh_rows(None, draws, seed).log_density()[0]
             table["flagged"] = value < np.quantile(fitted, quantile)
         return table
@@ -689,6 +689,7 @@ class Fit:
                 arguments, verbs.VERBS.draws, verbs.VERBS.fewest,
                 verbs.VERBS.scored * SIZES.evaluated,
             )  # fmt: skip
+        verbs.check_size(self, f"--draws {draws:,}", draws, arguments, keep, "fewer --draws")
         if self.evidence.weights.rows is not None or (self._shared.names and self.amortised):
             with self.guide_of_rows(checked_seed(seed)) as guide:
                 return row_weights.weigh_rows(
@@ -730,11 +731,12 @@ class Fit:
             draws: How many.
             seed: Of the draws.
         """
+        check_options(ElboOptions, draws=draws, seed=seed)
         return self.draw(draws, seed, data).elbo()
 
     def summary(self, interval: float = 0.9) -> pd.DataFrame:
         """Mean, sd and an equal-tailed interval of every quantity."""
-        check_interval(interval)
+        check_options(SummaryOptions, interval=interval)
         return summarise(self.posterior, interval)
 
     def to_arviz(self) -> Any:

@@ -6,6 +6,7 @@ Which of these a model has, its declaration says; `elbowroom models MODEL` lists
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,16 +15,25 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from elbowroom.commands import (
+    EmbedOptions,
+    GenerateOptions,
+    ImputeOptions,
+    InterpolateOptions,
+    ManifoldOptions,
+    ReconstructOptions,
+)
 from elbowroom.data.tables import align_columns, read_table
 from elbowroom.draws.imputing import dispersion_of_shares, from_chains, from_normals
 from elbowroom.draws.row_runs import RowRuns
 from elbowroom.draws.row_weights import draws_of_rows, plate_of_rows
-from elbowroom.draws.tree import check_interval
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.errors import DataError, ModelError, OptionError
 from elbowroom.guides.space import Unobserved
+from elbowroom.memory import check_memory
 from elbowroom.models import ROWS, get_model, model_summaries
 from elbowroom.models._columns import codes
+from elbowroom.options import check_options
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.isolation import Parameters, checked_seed
 from elbowroom.problem.mapping import map_draws
@@ -80,14 +90,14 @@ class FittedModel(Protocol):
 class Verbs:
     """How much work the verbs do unless they are told."""
 
-    most_rows: int = 100_000
-    """Rows that are made at once."""
     draws: int = 1000
     """Draws of each row that are weighed, where that takes seconds."""
     fewest: int = 100
     """Draws of a row that are worth weighing: a fifth of them is the tail that is smoothed."""
     scored: int = 6
     """How much longer a score may take than latents: there is no score without weights."""
+    arrays: int = 4
+    """Arrays of the size of a result that are held while it is made, at most."""
     own: int = 200
     """Draws of a guide whose distributions have no means, which are then off by an sd in 14."""
 
@@ -154,8 +164,58 @@ def _on_line(fit: FittedModel) -> list[str]:
     return local if set(local) <= real else []
 
 
+def check_size(
+    fit: FittedModel,
+    said: str,
+    draws: int,
+    arguments: Mapping[str, Any],
+    keep: Sequence[str],
+    edit: str,
+) -> None:
+    """Refuses more draws of rows than fit into memory: their weights, and what is kept of them.
+
+    Args:
+        fit: The fit.
+        said: The option, as it was given.
+        draws: Of each row.
+        arguments: Of the rows.
+        keep: Latent sites whose draws are kept.
+        edit: What to give instead.
+
+    Raises:
+        OptionError: With the memory that they would take, and that is free.
+    """
+    problem = fit.problem
+    rows = max((v.shape[0] for v in arguments.values() if isinstance(v, Tensor) and v.dim()),
+               default=1)  # fmt: skip
+    own = sum(prod(s.shape) for s in problem.space.sites if s.name in keep)
+    plate = problem.space.subsampled
+    each = own / plate.size if plate is not None else 0
+    size = 8.0 * draws * rows * (VERBS.arrays + 2 * each)
+    check_memory(f"{said} of {rows:,} rows", size, f"give {edit}", OptionError)
+
+
+def check_table(fit: FittedModel, said: str, rows: int, copies: int = 1) -> None:
+    """Refuses more rows than fit into memory, in the columns that the model makes.
+
+    Args:
+        fit: The fit.
+        said: The option, as it was given.
+        rows: How many.
+        copies: Draws of all of them that are held at once.
+
+    Raises:
+        OptionError: With the memory that they would take, and that is free.
+    """
+    observed = fit.problem.arguments.get(fit.problem.observed)
+    shape = observed.shape[1:] if isinstance(observed, Tensor) else ()
+    size = 8.0 * rows * prod(shape) * (VERBS.arrays + copies - 1)
+    check_memory(f"{said} of {prod(shape):,} numbers", size, "give fewer", OptionError)
+
+
 def embed(fit: FittedModel, data: Any, draws: int | None, seed: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.embed`."""
+    check_options(EmbedOptions, draws=draws, seed=seed)
     check_verb(fit, "embed")
     problem = fit.problem
     if problem.model.predicts in problem.space.discrete:
@@ -194,6 +254,7 @@ def _labels(fit: FittedModel, site: str, count: int) -> list[str]:
 
 def reconstruct(fit: FittedModel, data: Any, draws: int, seed: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.reconstruct`."""
+    check_options(ReconstructOptions, draws=draws, seed=seed)
     check_verb(fit, "reconstruct")
     problem, arguments = fit.problem, fit.row_arguments(data)
     total: Tensor | None = None
@@ -331,11 +392,11 @@ def generate(
     seed: int,
 ) -> pd.DataFrame:
     """See `elbowroom.result.Fit.generate`."""
+    check_options(GenerateOptions, count=count, seed=seed)
     check_verb(fit, "generate")
-    if not 1 <= count <= VERBS.most_rows:
-        raise OptionError(f"--count {count}: give a number from 1 to {VERBS.most_rows:,}.")
     if data is not None and (prior or given):
         raise OptionError("--data makes rows similar to given ones; leave --prior and --given out.")
+    check_table(fit, f"--count {count:,}", count)
     problem, seed = fit.problem, checked_seed(seed)
     # The observations are freed inside: the other way round frees what is conditioned on too.
     free = Unobserved()(problem.function)
@@ -425,9 +486,10 @@ def interpolate(
     fit: FittedModel, begin: int, end: int, steps: int, data: Any, seed: int
 ) -> pd.DataFrame:
     """See `elbowroom.result.Fit.interpolate`."""
+    check_options(InterpolateOptions, begin=begin, end=end, steps=steps, seed=seed)
     check_verb(fit, "interpolate")
-    if steps < 2:
-        raise OptionError(f"--steps {steps}: give at least 2.")
+    copies = 1 if fit.problem.space.rows_only else VERBS.own
+    check_table(fit, f"--steps {steps:,}", steps, copies)
     arguments = fit.row_arguments(data)
     rows = _rows(fit, arguments)
     for option, row in (("--from", begin), ("--to", end)):
@@ -443,6 +505,7 @@ def interpolate(
 
 def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
     """See `elbowroom.result.Fit.manifold`."""
+    check_options(ManifoldOptions, size=size)
     check_verb(fit, "manifold")
     site = _only_site(fit)
     latents = next(each.shape[-1] for each in fit.problem.space.sites if each.name == site)
@@ -451,6 +514,8 @@ def manifold(fit: FittedModel, size: int) -> pd.DataFrame:
             f"a manifold needs one or two latents, and the model has {latents}; fit with "
             "--latent 2."
         )
+    copies = 1 if fit.problem.space.rows_only else VERBS.own
+    check_table(fit, f"--size {size}, {size**latents:,} images", size**latents, copies)
     normal = torch.distributions.Normal(0.0, 1.0)
     line = normal.icdf((torch.arange(size, dtype=torch.float64) + 0.5) / size)
     # Of two, rows go downwards and columns to the right.
@@ -495,8 +560,8 @@ def _decoded(
 
 def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) -> Imputed:
     """See `elbowroom.result.Fit.impute`."""
+    check_options(ImputeOptions, draws=draws, interval=interval, seed=seed)
     check_verb(fit, "impute")
-    check_interval(interval)
     problem, seed = fit.problem, checked_seed(seed)
     table = read_table(data, minimum_rows=1)
     names = list(problem.prepared.coords[problem.prepared.dims[problem.observed][-1]])
@@ -513,6 +578,12 @@ def impute(fit: FittedModel, data: Any, draws: int, interval: float, seed: int) 
             "no cell of these rows is missing, so there is nothing to impute; leave cells empty "
             "to have them filled."
         )
+    check_memory(
+        f"--draws {draws:,} of {cells.size:,} cells",
+        8.0 * VERBS.arrays * draws * cells.size,
+        "give fewer --draws or rows",
+        OptionError,
+    )
     if problem.model.normals is not None:
         sites, points = fit.global_sites(), fit.point_parameters
         known = len(next(iter(sites.values()))) if sites else 1

@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from elbowroom.options import Name
+
 
 @dataclass(frozen=True)
 class FixedDrawsOptions:
@@ -16,6 +18,7 @@ class FixedDrawsOptions:
         int | None,
         Field(
             ge=4,
+            le=100_000,
             description="number of fixed draws for the ELBO; by default as many as its precision "
             "needs",
         ),
@@ -29,7 +32,7 @@ class CorrelatedOptions:
     readers: ClassVar[str] = "a guide that takes covariances of chosen sites"
 
     correlated: Annotated[
-        str | None,
+        Name | None,
         Field(
             description="for models with over 2,000 latent dimensions: sites, separated by commas, "
             "whose covariance linear_response computes (by default those that all groups share)"
@@ -57,6 +60,7 @@ class HeldOutOptions:
         int,
         Field(
             ge=1,
+            le=1_000_000,
             description="for an amortised guide: number of checks without a rise of the held-out "
             "ELBO before the learning rate is cut",
             json_schema_extra={"schedule": "plateau"},

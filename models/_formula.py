@@ -19,6 +19,7 @@ from elbowroom.errors import DataError, OptionError
 from elbowroom.models import Training
 from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Exclude
+from elbowroom.options import Name
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class RegressionOptions:
     """Options of the models in which a linear function of columns predicts one."""
 
     formula: Annotated[
-        str | None, Field(description="model formula, such as 'progression ~ bmi + bp'")
+        Annotated[str, Field(min_length=1, max_length=10_000)] | None,
+        Field(description="model formula, such as 'progression ~ bmi + bp'"),
     ] = None
     response: Annotated[
-        str | None, Field(description="column of the response; every other column is a predictor")
+        Name | None, Field(description="column of the response; every other column is a predictor")
     ] = None
     columns: Annotated[
-        tuple[str, ...] | None, Field(description="columns of the predictors, all by default")
+        tuple[Name, ...] | None, Field(description="columns of the predictors, all by default")
     ] = None
     exclude: Exclude = ()
 

@@ -1,6 +1,7 @@
 """A table as predictors and a response, for networks."""
 
 import shlex
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -9,17 +10,20 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from elbowroom.data.columns import category_levels
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Prepared, Training
 from elbowroom.models._columns import (
+    LISTED,
     MOST_CLASSES,
     cells,
     indicators,
     predictor_columns,
     response_column,
 )
-from elbowroom.models._options import Exclude
+from elbowroom.models._options import Exclude, Layers
+from elbowroom.options import Name, Scale
 
 SCALING = ("centre", "spread", "response_centre", "response_spread")
 
@@ -29,15 +33,15 @@ class NetworkOptions:
     """Options of the models in which a network of columns predicts one."""
 
     response: Annotated[
-        str | None, Field(description="column of the response; every other column is a predictor")
+        Name | None, Field(description="column of the response; every other column is a predictor")
     ] = None
     columns: Annotated[
-        tuple[str, ...] | None, Field(description="columns of the predictors, all by default")
+        tuple[Name, ...] | None, Field(description="columns of the predictors, all by default")
     ] = None
     exclude: Exclude = ()
     hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
-        Field(min_length=1, description="number of units in each hidden layer, such as 20,20"),
+        Layers,
+        Field(description="number of units in each hidden layer, such as 20,20"),
     ] = (20,)
     activation: Annotated[
         Literal["relu", "softplus", "tanh"],
@@ -47,10 +51,8 @@ class NetworkOptions:
         ),
     ] = "relu"
     prior_scale: Annotated[
-        float,
+        Scale,
         Field(
-            gt=0,
-            allow_inf_nan=False,
             description="prior sd of a bias; for a weight, --weight-prior may divide it by the "
             "square root of the layer's inputs",
         ),
@@ -78,6 +80,8 @@ def predictors_and_response(
 ) -> Prepared:
     """A table's predictors and response; columns of text have an indicator for each value.
 
+    What is made of text is said in `doubts`.
+
     Args:
         table: The rows.
         options: Which columns.
@@ -99,9 +103,14 @@ def predictors_and_response(
     hint = f"{model} needs to know what to predict; give --response COLUMN."
     response = response_column(source, options.response, hint)
     names = predictor_columns(source, response, options.columns, options.exclude)
-    design = _design(table, source, names, new=training is not None)
+    design, said = _design(table, source, names, new=training is not None)
     predictors = cells(design)  # (rows, predictors)
     levels = _levels(source[response], kind)
+    if levels is not None and kind is None:
+        said.append(
+            f"The response '{response}' is not a number, so its {len(levels)} values are classes: "
+            f"{_listed(levels)}."
+        )
     outcome = None
     if response in table.columns and not (training and table[response].isna().all()):
         outcome = _outcome(table[response], levels, new=training is not None)
@@ -128,28 +137,59 @@ def predictors_and_response(
         },
         coords={"predictor": list(design.columns), "class": levels or []},
         columns={"response": response, "predictors": tuple(design.columns)},
+        doubts=tuple(said),
     )  # fmt: skip
 
 
-def _design(table: pd.DataFrame, source: pd.DataFrame, names: list[str], new: bool) -> pd.DataFrame:
-    """The predictors as numbers, in the order of the fitted table's columns."""
+def _design(
+    table: pd.DataFrame, source: pd.DataFrame, names: list[str], new: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """The predictors as numbers, in the order of the fitted table's columns, and what was made."""
     columns = align_columns(table, names)
-    parts = []
+    parts, said = [], []
     for name in names:
-        if pd.api.types.is_numeric_dtype(source[name]):
+        levels = None if pd.api.types.is_numeric_dtype(source[name]) else _labels(source[name])
+        if levels is None:  # numbers, or what is refused with the cells that are none
             parts.append(columns[[name]])
-        else:
-            levels = sorted(source[name].dropna().unique(), key=str)
-            if len(levels) < 2:
-                raise DataError(
-                    f"column '{name}' has the same label in every row; leave it out (--exclude "
-                    f"{shlex.quote(name)})."
-                )
-            found = indicators(columns[name], levels).numpy()
-            labels = [f"{name}={level}" for level in levels]
-            # All of them but the first: together they are one.
-            parts.append(pd.DataFrame(found[:, 1:], columns=labels[1:], index=columns.index))
-    return numeric_columns(pd.concat(parts, axis=1), allow_constant=new)
+            continue
+        found = indicators(columns[name], levels).numpy()
+        labels = [f"{name}={level}" for level in levels]
+        # All of them but the first: together they are one.
+        parts.append(pd.DataFrame(found[:, 1:], columns=labels[1:], index=columns.index))
+        said.append(
+            f"Column '{name}' is text, and stands as an indicator for each of its values but the "
+            f"first: {_listed(levels)}."
+        )
+    return numeric_columns(pd.concat(parts, axis=1), allow_constant=new), said
+
+
+def _labels(column: pd.Series) -> list[Any] | None:
+    """The labels of a predictor that is no column of numbers; None if some cells are numbers.
+
+    Raises:
+        DataError: If they are all alike, or as many as no column of labels has.
+    """
+    leave_out = f"leave it out (--exclude {shlex.quote(str(column.name))})."
+    present = column.dropna()
+    levels = sorted(present.unique(), key=str)
+    if not levels:
+        return None
+    if len(levels) == 1:
+        raise DataError(f"column '{column.name}' has the same label in every row; {leave_out}")
+    categorical = isinstance(column.dtype, pd.CategoricalDtype)
+    if not categorical and pd.to_numeric(present, errors="coerce").notna().any():
+        return None
+    if len(levels) > MOST_CLASSES or (len(levels) == len(present) and len(present) > 2):
+        raise DataError(
+            f"column '{column.name}' has {len(levels)} different labels in {len(present)} rows, "
+            f"too many to learn from; {leave_out}"
+        )
+    return levels
+
+
+def _listed(levels: Sequence[object]) -> str:
+    more = ", …" if len(levels) > LISTED else ""
+    return f"{', '.join(map(str, levels[:LISTED]))}{more}"
 
 
 def _levels(
@@ -160,6 +200,13 @@ def _levels(
     if kind == "normal" or (kind is None and number):
         return None
     levels = list(column.dropna().unique())
+    if not levels:
+        raise DataError(
+            f"the response '{column.name}' has no values at all; fill it, or give another "
+            "--response."
+        )
+    if kind is None and category_levels(column) is None and not pd.api.types.is_bool_dtype(column):
+        numeric_columns(column.to_frame())  # which names the cells that are no numbers
     if len(levels) > MOST_CLASSES:
         raise DataError(
             f"the response '{column.name}' has {len(levels)} different values, too many for "

@@ -15,7 +15,7 @@ from torch import nn
 
 from elbowroom.data.columns import category_levels
 from elbowroom.data.tables import align_columns, numeric_columns
-from elbowroom.errors import DataError, ModelError, OptionError
+from elbowroom.errors import DataError, ModelError, OptionError, shown
 from elbowroom.models import Model, Prepared, Training
 from elbowroom.models._columns import LISTED, codes
 
@@ -217,8 +217,12 @@ def load_function(path: str) -> Callable[..., Any]:
         ModelError: If the file raises when it is run.
     """
     file, _, attribute = path.rpartition(":")
-    if not Path(file).is_file():
-        raise OptionError(f"there is no file '{file}' for the model '{path}'.")
+    try:
+        there = Path(file).is_file()
+    except OSError:  # its name is too long
+        there = False
+    if not there:
+        raise OptionError(f"there is no file '{shown(file)}' for the model '{shown(path)}'.")
     specification = importlib.util.spec_from_file_location(Path(file).stem, file)
     if specification is None or specification.loader is None:
         raise OptionError(f"'{file}' is not a Python file; give FILE.py:FUNCTION.")

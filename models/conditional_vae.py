@@ -27,6 +27,7 @@ from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models import vae as unconditional
 from elbowroom.models._columns import column_of_role, indicators
 from elbowroom.models._recipes import pixels
+from elbowroom.options import Name
 
 MOST_LABELS = 20
 """Different whole numbers up to which a column counts as labels."""
@@ -37,7 +38,7 @@ class Options(unconditional.Options):
     """Options of `conditional_vae`."""
 
     condition: Annotated[
-        tuple[str, ...] | None,
+        tuple[Name, ...] | None,
         Field(description="known columns; by default the label of a bundled table"),
     ] = None
 

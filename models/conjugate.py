@@ -34,6 +34,7 @@ from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import line
+from elbowroom.options import Location, Name, Scale
 
 PRIORS = {
     "normal": "the prior mean, and a prior sd",
@@ -53,22 +54,21 @@ class Options:
         Literal["normal", "bernoulli", "poisson", "regression"],
         Field(description="likelihood: normal, bernoulli, poisson or regression"),
     ] = "normal"
-    response: Annotated[str | None, Field(description="column to model")] = None
+    response: Annotated[Name | None, Field(description="column to model")] = None
     prior: Annotated[
-        tuple[float, float] | None,
+        tuple[Location, Location] | None,
         Field(
             description="two numbers of the prior, in the order shown above, such as 1,1; by "
             "default a weak prior"
         ),
     ] = None
     sigma: Annotated[
-        float | None,
-        Field(gt=0, description="known sd of --likelihood normal; by default the sd of the data"),
+        Scale | None,
+        Field(description="known sd of --likelihood normal; by default the sd of the data"),
     ] = None
     prior_scale: Annotated[
-        float,
+        Scale,
         Field(
-            gt=0,
             description="for --likelihood regression: prior sd of the standardised coefficients, "
             "in units of sigma",
         ),

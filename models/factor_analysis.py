@@ -44,6 +44,7 @@ from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells, varying
 from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import pixels
+from elbowroom.options import Width
 
 
 @plain_dataclass(frozen=True)
@@ -65,7 +66,7 @@ CONJUGATE = ConjugatePriors()
 class Options:
     """Options of `factor_analysis`."""
 
-    latent: Annotated[int, Field(ge=1, description="number of latent dimensions")] = 2
+    latent: Annotated[Width, Field(description="number of latent dimensions")] = 2
     noise: Annotated[
         Literal["shared", "separate"],
         Field(

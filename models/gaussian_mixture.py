@@ -65,6 +65,7 @@ from elbowroom.models._columns import (
 from elbowroom.models._options import Columns, Exclude
 from elbowroom.models._recipes import groups
 from elbowroom.models._wishart import Wishart
+from elbowroom.options import Name, Width
 
 
 @plain_dataclass(frozen=True)
@@ -91,9 +92,8 @@ class Options:
     """Options of `gaussian_mixture`."""
 
     components: Annotated[
-        int | None,
+        Width | None,
         Field(
-            ge=1,
             description="number of components, K; by default 3, or with --labels one a label",
         ),
     ] = None
@@ -102,7 +102,7 @@ class Options:
         Field(description="covariance of each component: full, diagonal or spherical"),
     ] = "full"
     labels: Annotated[
-        str | None,
+        Name | None,
         Field(
             description="column that names the component of the rows in which it is known; in the "
             "others its cells are blank"

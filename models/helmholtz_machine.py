@@ -30,7 +30,7 @@ from torch import Tensor
 from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register, vae
 from elbowroom.models._networks import perceptron
-from elbowroom.models._options import Columns, Exclude
+from elbowroom.models._options import Columns, Exclude, ImageShape, Layers
 from elbowroom.models._recipes import pixels
 
 
@@ -39,9 +39,8 @@ class Options:
     """Options of `helmholtz_machine`."""
 
     units: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
+        Layers,
         Field(
-            min_length=1,
             description="number of binary latents in each layer, beginning with the layer next to "
             "the data",
         ),
@@ -50,10 +49,7 @@ class Options:
         Literal["once", "dynamic"],
         Field(description="draw each cell as 0 or 1: once, or dynamic (again at each step)"),
     ] = "once"
-    image_shape: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...] | None,
-        Field(description="height,width[,colours] of the images whose pixels are the columns"),
-    ] = None
+    image_shape: ImageShape = None
     columns: Columns = None
     exclude: Exclude = ()
 

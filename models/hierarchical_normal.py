@@ -32,6 +32,7 @@ from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells, column_of_role, response_column
 from elbowroom.models._recipes import line
+from elbowroom.options import Location, Name, Scale
 
 WIDE = 2.5
 """The default prior's standard deviation of the mean, in that of the response."""
@@ -41,13 +42,13 @@ WIDE = 2.5
 class Options:
     """Options of `hierarchical_normal`."""
 
-    response: Annotated[str | None, Field(description="column to model")] = None
+    response: Annotated[Name | None, Field(description="column to model")] = None
     group: Annotated[
-        str | None,
+        Name | None,
         Field(description="column with each row's group; by default each row is a group"),
     ] = None
     standard_error: Annotated[
-        str | None, Field(description="column of known standard errors, if there is one")
+        Name | None, Field(description="column of known standard errors, if there is one")
     ] = None
     parameterisation: Annotated[
         Literal["non_centered", "centered"],
@@ -57,15 +58,14 @@ class Options:
         ),
     ] = "non_centered"
     prior_mean: Annotated[
-        float | None, Field(description="prior mean of `mean`; by default scaled to the data")
+        Location | None, Field(description="prior mean of `mean`; by default scaled to the data")
     ] = None
     prior_sd: Annotated[
-        float | None, Field(gt=0, description="prior sd of `mean`; by default scaled to the data")
+        Scale | None, Field(description="prior sd of `mean`; by default scaled to the data")
     ] = None
     prior_scale: Annotated[
-        float | None,
+        Scale | None,
         Field(
-            gt=0,
             description="scale of the half-Cauchy prior of `sd`; by default scaled to the data",
         ),
     ] = None

@@ -32,13 +32,14 @@ from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._layers import SUGGESTED, sample_layers, start_of_layers, through
 from elbowroom.models._outcomes import NetworkOptions, predictors_and_response
 from elbowroom.models._recipes import SMALL_NETWORK, unrelated
+from elbowroom.options import Width
 
 
 @dataclass(frozen=True)
 class Options(NetworkOptions):
     """Options of `mixture_density_network`."""
 
-    components: Annotated[int, Field(ge=1, description="number of components, K")] = 3
+    components: Annotated[Width, Field(description="number of components, K")] = 3
 
 
 def mixture_density_network(

@@ -35,6 +35,7 @@ from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._formula import RegressionOptions, code_in, read_design
 from elbowroom.models._recipes import line
+from elbowroom.options import Name
 
 OFFSET = (
     "If the offset is the logarithm of a column, leave it out and give that column as --exposure."
@@ -51,7 +52,7 @@ class Options(RegressionOptions):
     """Options of `negative_binomial`."""
 
     exposure: Annotated[
-        str | None,
+        Name | None,
         Field(description="column that the mean is proportional to, such as hours of observation"),
     ] = None
 

@@ -41,8 +41,9 @@ from elbowroom.models._columns import cells
 from elbowroom.models._fresh import binarised
 from elbowroom.models._likelihoods import Dequantised, DiscretisedLogistic
 from elbowroom.models._networks import convolutional_decoder, perceptron
-from elbowroom.models._options import Columns, Exclude
+from elbowroom.models._options import Columns, Exclude, ImageShape, Layers
 from elbowroom.models._recipes import pixels
+from elbowroom.options import Width
 
 BINARISED = 0x0B1A_5ED0
 """Seed of the pixels that are drawn once."""
@@ -52,11 +53,10 @@ BINARISED = 0x0B1A_5ED0
 class Options:
     """Options of `vae`."""
 
-    latent: Annotated[int, Field(ge=1, description="number of latent dimensions")] = 2
+    latent: Annotated[Width, Field(description="number of latent dimensions")] = 2
     hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
+        Layers,
         Field(
-            min_length=1,
             description="number of units in each hidden layer of the decoder, or channels of its "
             "convolutions; the encoder has them in reverse order",
         ),
@@ -87,10 +87,7 @@ class Options:
             "learned"
         ),
     ] = "none"
-    image_shape: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...] | None,
-        Field(description="height,width[,colours] of the images whose pixels are the columns"),
-    ] = None
+    image_shape: ImageShape = None
     columns: Columns = None
     exclude: Exclude = ()
 

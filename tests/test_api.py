@@ -143,7 +143,7 @@ def test_estimators_are_measured_by_fifty_gradients_at_least(
     found = api.estimators(means, {"y": Y}, "mean_field", seed=3, gradients=50, particles=4)
     assert found == "table"
     assert seen == [("mean_field", 4, 3, 50)]
-    with pytest.raises(OptionError, match="--gradients 49: give at least 50"):
+    with pytest.raises(OptionError, match="--gradients 49: give a whole number from 50"):
         api.estimators(means, {"y": Y}, gradients=49)
     assert len(seen) == 1
 

@@ -166,7 +166,7 @@ def tempered(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @dataclass(frozen=True)
     class Options:
-        temper: Annotated[float, Field(gt=0, description="power of the density")] = 1.0
+        temper: Annotated[float, Field(gt=0, le=9, description="power of the density")] = 1.0
 
     class Tempered(Sampled):
         """The ELBO times a number: `tempered`."""
@@ -186,7 +186,9 @@ def test_an_objective_is_listed_fitted_and_refused_from_its_declaration_alone(
 ) -> None:
     model, data, options = MODEL
     show_objectives()
-    assert re.search(r"--temper +tempered +1.0 +power of the density", capsys.readouterr().out)
+    assert re.search(
+        r"--temper +tempered +1.0 +above 0 to 9 +power of the density", capsys.readouterr().out
+    )
     asked: dict[str, Any] = {"elbo": "tempered", "steps": 20, "draws": 100, **options}
     whole = er.fit(model, data, "mean_field", **asked)
     half = er.fit(model, data, "mean_field", temper=0.5, **asked)

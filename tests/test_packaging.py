@@ -25,8 +25,9 @@ FOUND = list(pkgutil.walk_packages(elbowroom.__path__, "elbowroom."))
 MODULES = sorted(module.name for module in FOUND if not module.ispkg)
 PACKAGES = sorted(module.name for module in FOUND if module.ispkg)
 FLOORS = [
-    ["errors", "printable", "recording", "sizes", "budget"],
-    ["data", "options"],
+    ["errors", "printable", "recording", "sizes", "budget", "memory"],
+    ["options"],
+    ["commands", "data"],
     ["models"],
     ["guides"],
     ["problem"],

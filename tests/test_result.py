@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elbowroom import result
 from elbowroom.assess.evidence import Evidence, Optimum, Weights
-from elbowroom.cli import app
+from elbowroom.commands import COMMANDS
 from elbowroom.density.mixtures import Mixture
 from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.proposal import Proposal
@@ -25,6 +25,7 @@ from elbowroom.draws.row_weights import Shared
 from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.engines.settings import Settings
 from elbowroom.errors import DataError, GuideError, OptionError
+from elbowroom.options import declared
 from elbowroom.problem.bound import bind, resolve_model
 from elbowroom.problem.isolation import Parameters
 from elbowroom.result import Fit
@@ -43,7 +44,7 @@ def made(rows: Any = None, amortised: bool = False, **given: Any) -> Fit:
     """A fit whose parts are made; `given` are those of its space, its problem and of itself."""
     usual = {
         "local_continuous": False, "per_observation": (), "rows_only": False, "sites": [],
-        "local": ("z",), "parameters": SimpleNamespace(initial={}),
+        "local": ("z",), "subsampled": None, "parameters": SimpleNamespace(initial={}),
     }  # fmt: skip
     space = {name: given.pop(name, value) for name, value in usual.items()}
     sessions: list[Any] = []
@@ -451,20 +452,18 @@ def test_a_fit_takes_the_place_of_its_own_checkpoints(
 
 def test_verbs_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the draws, steps and sizes that the command line has by default."""
-    called: list[Any] = [each.callback for each in app.registered_commands]
-    commands = {each.__name__: each for each in called}
     for verb in ("embed", "reconstruct", "interpolate", "manifold", "impute"):
         asked = Asked("an answer")
         monkeypatch.setattr(result.verbs, verb, asked)
         own = inspect.signature(getattr(Fit, verb)).parameters
-        same = inspect.signature(commands[verb]).parameters
+        usual = {option.name: option.default for option in declared(COMMANDS[verb])}
         given = {"begin": 1, "end": 4, "data": "rows"}
         required = {k: v for k, v in given.items() if k in own}
         fit = made()
         assert getattr(fit, verb)(**required) == "an answer"
         expected: list[Any] = [fit]
         for name in list(own)[1:]:
-            expected.append(required.get(name, same[name].default))
+            expected.append(required.get(name, usual.get(name)))
         assert asked.calls == [tuple(expected)]
         if own.get("data") is not None and own["data"].default is None:
             del required["data"]

@@ -11,6 +11,7 @@ import pyro
 import torch
 
 from elbowroom.assess.prior_sampling import evidence_by_sampling
+from elbowroom.commands import EstimatorOptions
 from elbowroom.density.landscape import explore
 from elbowroom.engines.settings import Settings
 from elbowroom.engines.svi.loop import Optimisation, unconstrained_parameters
@@ -34,11 +35,9 @@ from elbowroom.problem.bound import Problem
 class Sampling:
     """How many gradients are drawn."""
 
-    gradients: int = 300
-    """Gradients of each estimator at each stage."""
     exact_factor: int = 5
     """The gradients of the least noisy estimator whose mean stands for the exact gradient, as a
-    multiple of `gradients`."""
+    multiple of those of each estimator."""
     several_draws: int = 8
     """Draws of the bounds that take several."""
     warm_up: int = 300
@@ -139,7 +138,7 @@ def measure(
     guide: Guide,
     settings: Settings,
     seed: int,
-    gradients: int = SAMPLING.gradients,
+    gradients: int = EstimatorOptions.gradients,
 ) -> pd.DataFrame:
     """Measures every estimator at the start, the middle and the end of a fit.
 

@@ -200,16 +200,6 @@ def to_zarr(tree: xarray.DataTree, path: str | Path) -> Path:
     return where
 
 
-def check_interval(interval: float) -> None:
-    """Sees that an interval's probability is one.
-
-    Raises:
-        OptionError: If it is not between 0 and 1.
-    """
-    if not 0 < interval < 1:
-        raise OptionError(f"--interval {interval}: give a probability between 0 and 1.")
-
-
 def labelled_points(tree: xarray.DataTree) -> pd.Series:
     """The model's point parameters, one number a line, labelled as quantities are."""
     if "point_parameters" not in tree.children:

@@ -6,13 +6,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from elbowroom.guides.options import CorrelatedOptions, FixedDrawsOptions, HeldOutOptions
+from elbowroom.options import Name
 
 
 @dataclass(frozen=True)
 class NumberOptions:
     """What every engine reads."""
 
-    device: Annotated[str, Field(description="where to compute: auto, cpu, cuda or mps")] = "auto"
+    device: Annotated[Name, Field(description="where to compute: auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
         Literal["auto", "float64", "float32"],
         Field(
@@ -24,6 +25,7 @@ class NumberOptions:
         float | None,
         Field(
             gt=0,
+            le=1_000_000_000,
             description="maximum time of the fit in seconds; it then ends with the best result so "
             "far, which is not trusted. Default: 300 (some models set more), or no limit with "
             "--steps or --epochs",
@@ -39,6 +41,7 @@ class SearchOptions:
         int,
         Field(
             ge=1,
+            le=1000,
             description="number of starts of the search for modes, at most 3 where an evaluation "
             "of the density is expensive; more are added if these may have missed a mode",
         ),
@@ -53,6 +56,7 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
         int | None,
         Field(
             ge=1,
+            le=1_000_000_000,
             description="maximum number of steps; a fit that converges ends earlier. Default: "
             "50,000 steps or 100 epochs, whichever is more",
         ),
@@ -60,23 +64,26 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
     epochs: Annotated[
         int | None,
         Field(
-            ge=1, description="maximum number of passes over the rows; give it instead of --steps"
+            ge=1,
+            le=1_000_000_000,
+            description="maximum number of passes over the rows; give it instead of --steps",
         ),
     ] = None
     batch_size: Annotated[
-        int | None, Field(ge=1, description="rows in a minibatch; by default all rows")
+        int | None,
+        Field(ge=1, le=1_000_000_000, description="rows in a minibatch; by default all rows"),
     ] = None
     learning_rate: Annotated[
         float,
         Field(
             gt=0,
-            allow_inf_nan=False,
+            le=1_000_000,
             description="learning rate at the start; the general guides scale their parameters "
             "by the curvature of the log density",
         ),
     ] = 0.02
     optimizer: Annotated[
-        str, Field(description="optimiser, as the name of a class in torch.optim")
+        Name, Field(description="optimiser, as the name of a class in torch.optim")
     ] = "Adam"
     schedule: Annotated[
         Literal["plateau", "constant", "cosine"],
@@ -89,6 +96,7 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
         float,
         Field(
             gt=0,
+            le=1000,
             description="largest distance from the optimum that counts as converged, in "
             "posterior sds",
             json_schema_extra={"schedule": "plateau"},
@@ -96,13 +104,17 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
     ] = 0.1
     clip_norm: Annotated[
         float | None,
-        Field(gt=0, description="clip the gradient to this norm; by default it is not clipped"),
+        Field(
+            gt=0,
+            le=1e100,
+            description="clip the gradient to this norm; by default it is not clipped",
+        ),
     ] = None
     particles: Annotated[
-        int, Field(ge=1, description="number of draws in each estimate of the ELBO")
+        int, Field(ge=1, le=10_000, description="number of draws in each estimate of the ELBO")
     ] = 1
     elbo: Annotated[
-        str | None,
+        Name | None,
         Field(
             description="the objective ('elbowroom objectives' lists them); by default one that "
             "suits the model and the guide"
@@ -111,7 +123,9 @@ class StochasticOptions(HeldOutOptions, SearchOptions):
     kl_warm_up: Annotated[
         int | None,
         Field(
-            ge=1, description="number of steps over which the weight of the KL term rises to one"
+            ge=1,
+            le=1_000_000_000,
+            description="number of steps over which the weight of the KL term rises to one",
         ),
     ] = None
     compile: Annotated[
@@ -136,7 +150,8 @@ class AscentOptions(SearchOptions):
     """What expectation-maximisation and coordinate ascent read."""
 
     steps: Annotated[
-        int | None, Field(ge=1, description="maximum number of steps from each start")
+        int | None,
+        Field(ge=1, le=1_000_000_000, description="maximum number of steps from each start"),
     ] = None
 
 

@@ -135,7 +135,7 @@ class InfoMaxOptions:
         float,
         Field(
             ge=0,
-            allow_inf_nan=False,
+            le=1_000_000,
             description="weight of the mutual information of rows and latents, which is added to "
             "the ELBO against posterior collapse; the sum is no bound",
         ),

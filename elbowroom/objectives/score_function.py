@@ -20,6 +20,7 @@ from elbowroom.objectives.estimators import (
     Objective,
     reward_by_plates,
 )
+from elbowroom.options import Name
 
 BASELINES = ("none", "running", "decaying", "neural")
 DECAY = 0.9
@@ -39,7 +40,7 @@ class ScoreFunctionOptions:
     """What `score_function` reads."""
 
     baseline: Annotated[
-        str,
+        Name,
         Field(description="baseline of the score: none, running, decaying or neural"),
         AfterValidator(_known),
     ] = "decaying"

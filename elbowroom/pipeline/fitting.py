@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from elbowroom.errors import NoModeError, OptionError, unknown
 from elbowroom.guides import Guide, Start, get_guide, guides_for
 from elbowroom.guides.roots import numerical_failures
 from elbowroom.guides.space import LatentSpace
+from elbowroom.memory import check_memory
 from elbowroom.models import Model
 from elbowroom.models._own import own_guide
 from elbowroom.objectives.elbo import check_enumerable
@@ -176,6 +178,27 @@ def resolve_settings(model: Model, given: Mapping[str, Any]) -> tuple[Settings, 
     return make_settings(asked, suggested), draws
 
 
+def resolve_options(
+    model: Any, options: Mapping[str, Any]
+) -> tuple[Model, Any, Settings, int | None]:
+    """Sorts options to the model and to the fit, and looks at their values; no data are read.
+
+    Returns:
+        The model's declaration, its options, the settings of the fit, and the draws that the model
+        suggests.
+
+    Raises:
+        OptionError: If an option is unknown or out of range.
+    """
+    declaration = resolve_model(model)
+    model_options, settings_options = split_settings(options, declaration.options)
+    settings, draws = resolve_settings(declaration, settings_options)
+    bound = None
+    if declaration.options is not None:
+        bound = make_options(declaration.options, model_options)
+    return declaration, bound, settings, draws
+
+
 def bind_model(
     model: Any, data: Any, options: Mapping[str, Any], *guides: Any
 ) -> tuple[Problem, Settings, int | None]:
@@ -188,17 +211,13 @@ def bind_model(
         DataError: If the data cannot be used.
         ModelError: If the model cannot be fitted.
     """
-    declaration = resolve_model(model)
-    model_options, settings_options = split_settings(options, declaration.options)
-    settings, draws = resolve_settings(declaration, settings_options)
-    bound = None
-    if declaration.options is not None:
-        bound = make_options(declaration.options, model_options)
+    declaration, bound, settings, draws = resolve_options(model, options)
     device = resolve_device(settings.device)
     own = [guide for guide in guides if callable(guide) and not isinstance(guide, (type, Guide))]
     dtype = resolve_dtype(settings.dtype, declaration.function, *own)
     settings = replace(settings, dtype="float32" if dtype == torch.float32 else "float64")
-    problem = bind(declaration, data, bound, dtype, device, settings.batch_size is not None)
+    sizes = settings.batch_size, settings.particles
+    problem = bind(declaration, data, bound, dtype, device, *sizes)
     problem = cut_opposite(problem)
     if settings.correlated is not None and problem.space.dimension <= SIZES.dense:
         raise OptionError(
@@ -283,6 +302,16 @@ class Work:
             return replace(found, folder=path)
 
 
+def check_engine(engine: str) -> None:
+    """Sees that an engine's name is one.
+
+    Raises:
+        OptionError: If it is not; the nearest is suggested.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise unknown("engine", engine, ("auto", *ENGINES))
+
+
 def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: Settings) -> str:
     """The engine of a fit; for `auto`, fixed draws where model, guide and options allow them.
 
@@ -295,8 +324,7 @@ def chosen_engine(engine: str, guide: Guide | None, problem: Problem, settings: 
     Raises:
         OptionError: If there is no such engine.
     """
-    if engine not in ("auto", *ENGINES):
-        raise unknown("engine", engine, ("auto", *ENGINES))
+    check_engine(engine)
     if engine != "auto":
         return engine
     if guide is not None and len(guide.engines) == 1:
@@ -329,14 +357,30 @@ def in_closed_form(problem: Problem) -> str | None:
     return next(names, None)
 
 
-def checked_draws(draws: int | None) -> None:
-    """Sees that the posterior draws of a fit are enough.
+def _check_draws(task: Task, guide: Guide) -> None:
+    """Refuses more draws than fit into memory: as drawn, unconstrained, and in the posterior.
 
     Raises:
-        OptionError: If they are too few.
+        OptionError: With both numbers.
     """
-    if draws is not None and draws < 100:
-        raise OptionError(f"--draws {draws}: give at least 100, or no diagnostic can be trusted.")
+    if guide.point:
+        return
+    space, size = task.problem.space, task.problem.dtype.itemsize
+    kept = [site for site in space.sites if task.keep_local or site.name not in space.local]
+    numbers = sum(prod(site.shape) for site in kept)
+    usual = min(engine.draws for engine in ENGINES.values())
+    asked = {
+        flag("draws"): task.draws or usual, flag("fixed_draws"): task.settings.fixed_draws or 0
+    }  # fmt: skip
+    for name, count in asked.items():
+        given = name != flag("draws") or task.draws is not None
+        said = f"{name} {count:,}" if given else f"the usual {count:,} draws"
+        check_memory(
+            f"{said} of {numbers:,} latent numbers",
+            3 * size * count * numbers,
+            f"give fewer {name}, or a smaller model",
+            OptionError,
+        )
 
 
 def fit_task(
@@ -355,7 +399,6 @@ def fit_task(
         landscape: Where other fits of the problem with the same seed begin.
         report: As for `elbowroom.api.fit`.
     """
-    checked_draws(task.draws)
     if engine == "coordinate_ascent":
         check_updates(task.problem)
     guide = _engines_own(guide, engine)
@@ -365,6 +408,7 @@ def fit_task(
         automatic = guide == "auto"
     task = replace(task, auto=automatic)
     guide = resolve_guide(guide, task.problem)
+    _check_draws(task, guide)
     problem, settings = task.problem, task.settings
     with (
         numerical_failures(),

@@ -10,6 +10,7 @@ import xarray
 from torch import Tensor
 
 from elbowroom.assess.reference import compare_with_reference, how_well, reference_sentence
+from elbowroom.commands import ReferenceOptions
 from elbowroom.density.landscape import density_of
 from elbowroom.draws.groups import (
     canonical_sites,
@@ -21,6 +22,8 @@ from elbowroom.draws.tree import build_tree, in_chains
 from elbowroom.engines.fixed_draws.engine import why_not
 from elbowroom.engines.nuts.sampler import NutsDraws, sample_nuts
 from elbowroom.errors import OptionError
+from elbowroom.memory import check_memory
+from elbowroom.options import check_options
 from elbowroom.problem.isolation import checked_seed, constrained_values, isolated
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.result import Fit
@@ -54,7 +57,8 @@ def add_reference(
         `elbowroom.assess.reference.compare_with_reference`); and its verdict.
 
     Raises:
-        OptionError: If the model's log density cannot be had.
+        OptionError: If the draws or the seed are out of range, or the model's log density cannot be
+            had.
 
     Example:
         >>> from elbowroom.api import fit as fit_model
@@ -62,6 +66,7 @@ def add_reference(
         >>> add_reference(fit, draws=250).evidence.reference[1]
         True
     """
+    check_options(ReferenceOptions, draws=draws, seed=seed)
     problem = fit.problem
     if problem.posterior is not None:
         raise OptionError(
@@ -74,6 +79,11 @@ def add_reference(
             f"NUTS cannot be run for this fit: {reason}; compare guides instead ('elbowroom "
             "compare')."
         )
+    numbers = CHAINS * problem.space.dimension
+    check_memory(
+        f"--draws {draws:,} in {CHAINS} chains of {problem.space.dimension:,} latent numbers",
+        3 * 8 * draws * numbers, "give fewer --draws", OptionError,
+    )  # fmt: skip
     seed = checked_seed(fit.seed if seed is None else seed)
     random = np.random.default_rng(seed)
     tree = fit.posterior.copy()

@@ -28,6 +28,7 @@ from elbowroom.guides.space import (
 )
 from elbowroom.models import Model, Prepared, Training, get_model
 from elbowroom.models._own import load_function, own_model, required
+from elbowroom.problem.footprint import check_footprint
 from elbowroom.problem.given_start import begun
 from elbowroom.problem.in_support import within_supports
 from elbowroom.problem.informed import Form, written
@@ -415,7 +416,8 @@ def bind(
     options: Any,
     dtype: torch.dtype,
     device: torch.device,
-    minibatches: bool = False,
+    batch_size: int | None = None,
+    particles: int = 1,
 ) -> Problem:
     """Binds a model to its data.
 
@@ -425,10 +427,12 @@ def bind(
         options: Of the model.
         dtype: Of all numbers.
         device: Of all tensors.
-        minibatches: Whether they are asked for.
+        batch_size: Rows of a minibatch, where they are asked for.
+        particles: Draws in each estimate of the ELBO.
 
     Raises:
         DataError: If the data cannot be used; the column is named.
+        OptionError: If the sizes that a named model is given do not fit into memory.
         ModelError: If the model cannot be fitted; the site is named.
     """
     if data is None:
@@ -447,6 +451,8 @@ def bind(
         with isolated(0, dtype=dtype, device=device):
             prepared = model.prepare(data, options, None)
             arguments = placed(prepared.arguments, dtype, device)
+            if options is not None:
+                check_footprint(model.function, arguments, options, particles, batch_size)
         if model.options is None:
             model = _unmixed(model, prepared.arguments, arguments, dtype, device)
             model = replace(model, function=within_supports(model.function))
@@ -459,7 +465,7 @@ def bind(
         unseen: tuple[str, ...] = ()
         if model.options is None:
             with isolated(0, dtype=dtype, device=device):
-                function, plates = with_all_rows(model.function, arguments, minibatches)
+                function, plates = with_all_rows(model.function, arguments, batch_size is not None)
                 model = replace(model, function=function)
                 if plates:  # of all rows
                     doubts = validate(function, arguments)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbowroom.errors import OptionError, unknown
+from elbowroom.errors import OptionError, escaped, unknown
 from elbowroom.guides.space import LatentSpace, Site
 from elbowroom.problem.wording import described, rows_of, shown
 
@@ -45,9 +45,14 @@ def given_start(given: Mapping[str, Any] | str | Path, space: LatentSpace) -> di
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise OptionError(f"--start {path}: it cannot be read as JSON ({error}).") from error
+        if path.exists() and not path.is_file():  # a pipe or a device may have no end
+            raise OptionError(f"--start {path}: it is no file; {WHOLE}.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        reason = escaped(str(error))[:200]
+        raise OptionError(f"--start {path}: it cannot be read as JSON ({reason}).") from error
 
 
 def _value(name: str, value: Any, sites: Mapping[str, Site], space: LatentSpace) -> Tensor:

@@ -16,8 +16,10 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch.distributions import Distribution, transform_to
 
+from elbowroom.commands import SeedOptions
 from elbowroom.errors import OptionError, unknown
 from elbowroom.guides.parameters import FittedAlone
+from elbowroom.options import make_options
 
 _ONE_AT_A_TIME = threading.RLock()
 """Pyro's store, torch's defaults and the seeds belong to the process: threads take turns."""
@@ -31,9 +33,7 @@ def checked_seed(seed: int | None) -> int:
     """
     if seed is None:
         return secrets.randbelow(2**31)
-    if not 0 <= seed < 2**32 - 1:
-        raise OptionError(f"--seed {seed}: give a number from 0 to 4294967294.")
-    return seed
+    return int(make_options(SeedOptions, {"seed": seed}).seed)
 
 
 def reseed(seed: int) -> None:

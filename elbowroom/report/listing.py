@@ -83,9 +83,9 @@ def show_model(name: str) -> None:
     model = get_model(name)
     out = console()
     out.print(Text(f"{name}\n\n{sys.modules[model.function.__module__].__doc__ or ''}".strip()))
-    options = table("option", "default", "description")
+    options = table("option", "default", "range", "description")
     for option in declared(model.options):
-        add(options, option.flag, _shown(option.default), option.description)
+        add(options, option.flag, _shown(option.default), option.range, option.description)
     out.print()
     out.print(options)
     out.print()
@@ -127,12 +127,14 @@ def show_objectives() -> None:
 
     out = console()
     made = table("objective", "description")
-    options = table("option", "objective", "default", "description")
+    options = table("option", "objective", "default", "range", "description")
     for name, kind in objectives().items():
         summary = (kind.__doc__ or "").splitlines()[0].partition(f": `{name}`")[0]
         add(made, name, f"{summary.removesuffix('.')}.")
         for option in declared(kind.options_kind):
-            add(options, option.flag, name, _shown(option.default), option.description)
+            add(
+                options, option.flag, name, _shown(option.default), option.range, option.description
+            )
     out.print(made)
     out.print()
     out.print(options)

@@ -16,14 +16,16 @@ from rich.text import Text
 
 from elbowroom import budget
 from elbowroom.assess.verdict import CORRECTED, NOT_TRUSTED, TRUSTED, Verdict, sentence
+from elbowroom.commands import SummaryOptions
 from elbowroom.comparison import Comparison
 from elbowroom.density.importance import k_hat_threshold
-from elbowroom.draws.tree import check_interval, labelled_points, summarise
+from elbowroom.draws.tree import labelled_points, summarise
 from elbowroom.draws.weighted import WEIGHING
 from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import length
 from elbowroom.engines.svi.checks import Finding
 from elbowroom.engines.task import Plan
+from elbowroom.options import check_options
 from elbowroom.report import streams
 from elbowroom.report.listing import add, console, table
 from elbowroom.result import Fit
@@ -278,7 +280,7 @@ def show_verdict(verdict: Verdict) -> None:
 
 def show_run(run: Run, interval: float) -> None:
     """How a saved fit went, its diagnostics, posterior and verdict."""
-    check_interval(interval)
+    check_options(SummaryOptions, interval=interval)
     config = run.config
     console().print(Text(f"{config.model}, guide {config.guide}, seed {config.seed}"))
     _show(

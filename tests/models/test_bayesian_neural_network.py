@@ -130,7 +130,7 @@ def test_the_prior_of_the_output_does_not_grow_with_the_width() -> None:
             "'x' has the same label",
         ),
         ({"x": ["a", None, "b"], "y": [1.0, 2.0, 3.0]}, {"response": "y"}, DataError, "'x', row 2"),
-        ({"x": [1.0, 2.0], "y": [None, "a"]}, {"response": "y"}, DataError, "the same class"),
+        ({"x": [1.0, 2.0], "y": [None, "a"]}, {"response": "y"}, DataError, "'y' is not numeric"),
         (
             {"x": [1.0, 2.0], "y": ["a", "b"]},
             {"response": "y", "likelihood": "normal"},

@@ -286,7 +286,7 @@ def test_guides_with_parameters_for_each_row_take_it() -> None:
          "--elbo info_max is for models whose latents all belong to rows, such as autoencoders"),
         ("vae", "digits", {"batch_size": 1}, "a minibatch has only one; give a larger --batch-s"),
         ("vae", "digits", {"elbo": "iwae", "particles": 2}, "give --elbo info_max"),
-        ("vae", "digits", {"mutual_information": -1.0}, "--mutual-information -1.0: input should"),
+        ("vae", "digits", {"mutual_information": -1.0}, "--mutual-information -1.0: give a number"),
     ],
 )  # fmt: skip
 def test_what_cannot_have_it_is_refused_by_its_option(

@@ -102,8 +102,8 @@ def test_four_chains_begin_at_different_draws_of_the_fit(fit: Fit, run: Any) -> 
     assert (nuts.starts.shape, nuts.starts.dtype) == ((4, 2), np.dtype("float64"))
     assert len({tuple(start) for start in nuts.starts} & {tuple(d) for d in drawn.tolist()}) == 4
     assert nuts.asked == {"draws": 1000, "seed": 1, "progress": None, "threads": 1}
-    _, other = run(fit, draws=7, seed=5, progress=print)
-    assert other.asked == {"draws": 7, "seed": 5, "progress": print, "threads": 1}
+    _, other = run(fit, draws=107, seed=5, progress=print)
+    assert other.asked == {"draws": 107, "seed": 5, "progress": print, "threads": 1}
     assert set(other.starts[:, 0]) != set(nuts.starts[:, 0])
     np.testing.assert_array_equal(run(fit)[1].starts, nuts.starts)
     with pytest.raises(OptionError, match="--seed -1"):

@@ -147,7 +147,7 @@ def test_objectives_have_a_sentence_and_their_options(capsys: pytest.CaptureFixt
         assert not text.endswith("..")
         assert f"`{name}`" not in text
     assert lines[count + 1] == ""
-    assert cells(lines[count + 2]) == ["option", "objective", "default", "description"]
+    assert cells(lines[count + 2]) == ["option", "objective", "default", "range", "description"]
     options = [cells(line) for line in lines[count + 3 :] if line[:2] == "--"]
     assert ["--alpha", "renyi"] in [each[:2] for each in options]
     assert {each[1] for each in options} <= set(objectives())
