@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+TORCH_FOR_CPU = https://download.pytorch.org/whl/cpu
+
 # The models of the tests are small: one thread for each of two workers.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow fuzz docs bench-peers lint clean
+.PHONY: demo test test-slow test-lowest fuzz docs bench-peers lint sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/elbowroom demo
@@ -38,11 +40,24 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch first: its own build is chosen before anything else can ask for another.
+# In a new folder, with the lowest versions of everything but torch: about five minutes.
+test-lowest:
+	rm -rf build/lowest
+	$(PYTHON) .ci/lowest.py build/lowest
+
+# What is in the environment, with versions, licences and what needs what, as CycloneDX has it.
+sbom: $(VENV)/installed
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet cyclonedx-bom
+	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/sbom.json $(BIN)/python
+
+# torch first, without CUDA where its own index is reached: PyPI's would bring gigabytes of it.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Elbowroom needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --retries 0 --constraint constraints.txt \
+	  --extra-index-url $(TORCH_FOR_CPU) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 if TYPE_CHECKING:
     from elbowroom.api import check, estimators, fit
@@ -54,7 +55,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'elbowroom' has no attribute '{name}'")
     if sys.flags.optimize > 1:
         raise ImportError("Pyro cannot do without docstrings; run Python without -OO.")
-    value = getattr(import_module(_public[name]), name)
+    with catch_warnings():  # libraries change what is shown when they are imported
+        value = getattr(import_module(_public[name]), name)
     globals()[name] = value
     return value
 

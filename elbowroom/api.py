@@ -18,11 +18,13 @@ from elbowroom.models import Model
 from elbowroom.options import check_options
 from elbowroom.pipeline.fitting import Work, bind_model, check_engine, resolve_guide, started
 from elbowroom.problem.isolation import checked_seed
+from elbowroom.problem.process import alone
 from elbowroom.result import Fit
 from elbowroom.run.output import BEGUN_FILES, check_target
 from elbowroom.run.unfinished import Request
 
 
+@alone
 def fit(
     model: str | Callable[..., Any] | Model,
     data: Any = None,
@@ -111,6 +113,7 @@ def fit(
         return work.kept(task, Path(checkpoints), Request(asked, problem.data), overwrite)
 
 
+@alone
 def check(
     model: str | Callable[..., Any] | Model,
     data: Any = None,
@@ -140,6 +143,7 @@ def check(
     return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))
 
 
+@alone
 def estimators(
     model: str | Callable[..., Any] | Model,
     data: Any = None,

@@ -49,6 +49,7 @@ from elbowroom.pipeline.fitting import (
 from elbowroom.pipeline.reference import add_reference
 from elbowroom.problem.bound import Problem, resolve_model
 from elbowroom.problem.isolation import checked_seed
+from elbowroom.problem.process import alone
 from elbowroom.result import Fit
 from elbowroom.run.output import check_target, writing
 
@@ -92,6 +93,7 @@ class Comparison:
         fit = self.fits.get(self.best or "")
         return which_to_take(self.table, "" if fit is None else fit.verdict.advice)
 
+    @alone
     def save(
         self,
         path: str | Path,
@@ -165,6 +167,7 @@ def _guide_and_objective(guide: Any) -> tuple[Any, str | None]:
     return name, objective
 
 
+@alone
 def compare(
     model: Any,
     data: Any = None,

@@ -30,6 +30,7 @@ from elbowroom.problem.bound import (
 from elbowroom.problem.informed import restored
 from elbowroom.problem.isolation import Parameters
 from elbowroom.problem.precision import resolve_dtype
+from elbowroom.problem.process import alone
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 from elbowroom.run.files import reading
@@ -41,6 +42,7 @@ SMALL = 1000
 """A size that any option may have."""
 
 
+@alone
 def load(
     path: str | Path,
     model: Callable[..., Any] | None = None,
@@ -184,6 +186,7 @@ def trusted_options(
     return options
 
 
+@alone
 def resume(
     path: str | Path,
     model: str | Callable[..., Any] | Model | None = None,

@@ -44,6 +44,7 @@ from elbowroom.problem.isolation import (
 )
 from elbowroom.problem.leaves import kept_buffers
 from elbowroom.problem.modules import trained_module
+from elbowroom.problem.process import alone
 from elbowroom.rows import Imputed
 from elbowroom.run import folder as run_folder
 from elbowroom.run.schema import Config, Outcome
@@ -150,6 +151,7 @@ class Fit:
         return bool(self.problem.space.per_observation) or self.evidence.weights.rows is not None
 
     @property
+    @alone
     def amortised(self) -> bool:
         """Whether the guide gives the latents of other rows too, or they have none to be given."""
         if not self.problem.space.rows_only:
@@ -194,6 +196,7 @@ class Fit:
             return row_weights.serves_few_rows(guide, problem.arguments, problem.space)
 
     @property
+    @alone
     def model_parameters(self) -> dict[str, Tensor]:
         """The values of the model's own point parameters (`pyro.param`), float64."""
         values = constrained_values(self.parameters)
@@ -208,6 +211,7 @@ class Fit:
         return tree, notes
 
     @property
+    @alone
     def posterior(self) -> Any:
         """The `xarray.DataTree` in the ArviZ schema.
 
@@ -217,16 +221,22 @@ class Fit:
         return self._completed[0]
 
     @property
+    @alone
     def notes(self) -> list[str]:
         """What a reader should know: groups left out, guides that `auto` tried."""
         return [*self.remarks, *self._completed[1]]
 
-    @cached_property
+    @property
+    @alone
     def diagnostics(self) -> dict[str, Any]:
         """elbo, its parts, k_hat, log_evidence, elpd_loo and more, by name.
 
         The parts of the ELBO and the leave-one-out ones are taken when they are first asked for.
         """
+        return self._diagnostics
+
+    @cached_property
+    def _diagnostics(self) -> dict[str, Any]:
         found = dict(self.measures)
         if self.parts is not None and "elbo_parts" not in found:
             found.update(self.parts())
@@ -245,6 +255,7 @@ class Fit:
         return self.trained.elbo_history
 
     @property
+    @alone
     def point_parameters(self) -> dict[str, np.ndarray]:
         """The model's own point parameters (`pyro.param`), as fitted, by name."""
         problem = self.problem
@@ -261,6 +272,7 @@ class Fit:
         with self.problem.session(seed, self.parameters):
             yield self.callable
 
+    @alone
     def draw(self, count: int, seed: int = 0, data: Any = None) -> WeightedDraws:
         """Fresh draws of the guide's sites, with log p and log q of each.
 
@@ -276,6 +288,7 @@ class Fit:
         with self.active(seed) as guide:
             return draw(self.problem.function, guide, arguments, self.problem.space, count)
 
+    @alone
     def module(self, name: str) -> torch.nn.Module:
         """A trained network of the user's own model or guide: a copy with the fit's parameters.
 
@@ -325,6 +338,7 @@ class Fit:
                 f"with {other} (for a guide of your own, set guide.amortised = True)."
             )
 
+    @alone
     def sample(self, n: int = 1000, seed: int = 0) -> Any:
         """Fresh posterior draws, as an `xarray.Dataset` with dims chain and draw.
 
@@ -367,6 +381,7 @@ class Fit:
             sites = importance.of_any_order().resample(count).sites
         return {name: values.to(problem.dtype) for name, values in sites.items()}
 
+    @alone
     def global_sites(self) -> dict[str, Tensor]:
         """The posterior's draws of the sites that are not for each row, (draws, ...)."""
         space = self.problem.space
@@ -404,6 +419,7 @@ class Fit:
         chains, draws, *shape = values.shape
         return torch.tensor(values.reshape(chains * draws, *shape))
 
+    @alone
     def predict(self, data: Any = None, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
         """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.
 
@@ -443,6 +459,7 @@ class Fit:
         ):
             return predict_rows(problem, arguments, sites, interval, observed)
 
+    @alone
     def log_density(self, data: Any) -> np.ndarray:
         """The log posterior predictive density of each new row, in nats and the user's units.
 
@@ -465,6 +482,7 @@ class Fit:
         with problem.session(0, self.parameters):
             return log_density_of_rows(problem, arguments, sites)
 
+    @alone
     def score(
         self,
         data: Any = None,
@@ -519,6 +537,7 @@ class Fit:
             table["flagged"] = value < np.quantile(fitted, quantile)
         return table
 
+    @alone
     def embed(self, data: Any = None, draws: int | None = None, seed: int = 0) -> pd.DataFrame:
         """Each row's latents: their posterior means and standard deviations.
 
@@ -546,6 +565,7 @@ class Fit:
         """
         return verbs.embed(self, data, draws, seed)
 
+    @alone
     def reconstruct(self, data: Any = None, draws: int = 100, seed: int = 0) -> pd.DataFrame:
         """Each row's expected cells, averaged over the posterior of its latents.
 
@@ -559,6 +579,7 @@ class Fit:
         """
         return verbs.reconstruct(self, data, draws, seed)
 
+    @alone
     def generate(
         self,
         n: int = 1,
@@ -595,6 +616,7 @@ class Fit:
         """
         return verbs.generate(self, n, data, given, expected, prior, seed)
 
+    @alone
     def interpolate(
         self, begin: int, end: int, steps: int = 9, data: Any = None, seed: int = 0
     ) -> pd.DataFrame:
@@ -616,6 +638,7 @@ class Fit:
         """
         return verbs.interpolate(self, begin, end, steps, data, seed)
 
+    @alone
     def manifold(self, size: int = 15) -> pd.DataFrame:
         """Expected rows on a grid of one or two latents, at even quantiles of their prior.
 
@@ -627,6 +650,7 @@ class Fit:
         """
         return verbs.manifold(self, size)
 
+    @alone
     def impute(self, data: Any, draws: int = 400, interval: float = 0.9, seed: int = 0) -> Imputed:
         """Fills missing cells: posterior draws of each, their mean, sd and interval.
 
@@ -654,6 +678,7 @@ class Fit:
         """
         return verbs.impute(self, data, draws, interval, seed)
 
+    @alone
     def row_arguments(self, data: Any) -> dict[str, Any]:
         """The model's arguments for rows whose latents the guide gives; None for the fit's own.
 
@@ -672,6 +697,7 @@ class Fit:
             )
         return arguments
 
+    @alone
     def weigh_rows(
         self, data: Any, draws: int | None, seed: int, keep: Sequence[str] = ()
     ) -> WeightedDraws:
@@ -706,6 +732,7 @@ class Fit:
             values = row_log_likelihood(problem, arguments, sites)
         return WeightedDraws({}, values, np.zeros_like(values))
 
+    @alone
     def moments_of_rows(
         self, data: Any, sites: Sequence[str], draws: int, seed: int
     ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -723,6 +750,7 @@ class Fit:
                 problem.function, guide, arguments, problem.space, sites, draws, self._shared
             )
 
+    @alone
     def elbo(self, data: Any = None, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The evidence lower bound in nats and its standard error, from fresh draws.
 
@@ -734,15 +762,18 @@ class Fit:
         check_options(ElboOptions, draws=draws, seed=seed)
         return self.draw(draws, seed, data).elbo()
 
+    @alone
     def summary(self, interval: float = 0.9) -> pd.DataFrame:
         """Mean, sd and an equal-tailed interval of every quantity."""
         check_options(SummaryOptions, interval=interval)
         return summarise(self.posterior, interval)
 
+    @alone
     def to_arviz(self) -> Any:
         """The posterior as the installed ArviZ takes it: InferenceData on 0.x, the tree on 1.x."""
         return to_arviz(self.posterior)
 
+    @alone
     def to_zarr(self, path: str | Path) -> Path:
         """Writes the posterior as a Zarr store, which `xarray.open_datatree` opens.
 
@@ -752,6 +783,7 @@ class Fit:
         """
         return to_zarr(self.posterior, path)
 
+    @alone
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the run folder, completely or not at all.
 

@@ -2,13 +2,16 @@
 
 import ast
 import doctest
+import inspect
 import pkgutil
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +117,11 @@ def _is_text(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _imported() -> set[str]:
-    """The top-level names that the package's source imports, the standard library's left out."""
+def _imported(sources: Iterable[Path]) -> set[str]:
+    """The top-level names that source files import, the standard library's left out."""
     found = set()
-    for module in ["elbowroom", *PACKAGES, *MODULES]:
-        source = Path(import_module(module).__file__ or "").read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(source)):
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -127,21 +129,66 @@ def _imported() -> set[str]:
     return found - set(sys.stdlib_module_names) - {"elbowroom"}
 
 
+def _names(lines: Iterable[str]) -> set[str]:
+    """The names of some distributions that are required."""
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
 def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["reference"]]
-    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    extras = PROJECT["optional-dependencies"]
+    modules = ["elbowroom", *PACKAGES, *MODULES]
     owners = packages_distributions()
-    imported = {canonicalize_name(owners[name][0]) for name in _imported()}
+    imported = {
+        canonicalize_name(owners[name][0])
+        for name in _imported(Path(import_module(module).__file__ or "") for module in modules)
+    }
     # xarray is told to use h5netcdf, by its name, and h5netcdf uses h5py.
-    assert imported | {"h5netcdf", "h5py"} == declared
+    assert imported | {"h5netcdf", "h5py"} == _names(
+        [*PROJECT["dependencies"], *extras["reference"]]
+    )
+
+
+@pytest.mark.parametrize("folder", ["tests", "docs", "benchmarks", ".ci"])
+def test_what_is_imported_beside_the_package_is_declared_too(folder: str) -> None:
+    sources = sorted((ROOT / folder).rglob("*.py"))
+    assert sources
+    lines = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
+    owners = packages_distributions()
+    own = {source.stem for source in sources} | {folder}
+    # What is not installed here has the name of its distribution.
+    used = {
+        canonicalize_name(owners[name][0] if name in owners else name)
+        for name in _imported(sources) - own - {"benchmarks"}
+    }
+    assert used - _names(lines) == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "Makefile"])
+def test_torch_is_installed_without_cuda(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if re.search(r"pip install .*torch$", line)]
+    assert len(lines) == 1
+    assert "--extra-index-url" in lines[0]
+    assert "https://download.pytorch.org/whl/cpu" in text
+
+
+class _Examples(doctest.DocTestFinder):
+    """Finds the examples of decorated functions too, whose code is in another module."""
+
+    def _from_module(self, module: Any, found: Any) -> bool:
+        return super()._from_module(module, inspect.unwrap(found) if callable(found) else found)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("module", ["elbowroom", *PACKAGES, *MODULES])
 def test_examples_in_docstrings_run(module: str) -> None:
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     with pyro.get_param_store().scope():
-        result = doctest.testmod(import_module(module), optionflags=doctest.ELLIPSIS)
-    assert result.failed == 0
+        for example in _Examples().find(import_module(module), module):
+            runner.run(example)
+    assert runner.summarize().failed == 0
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,13 @@ from elbowroom.memory import check_memory
 from elbowroom.options import check_options
 from elbowroom.problem.isolation import checked_seed, constrained_values, isolated
 from elbowroom.problem.leaves import kept_buffers
+from elbowroom.problem.process import alone
 from elbowroom.result import Fit
 
 CHAINS = 4
 
 
+@alone
 def add_reference(
     fit: Fit,
     *,

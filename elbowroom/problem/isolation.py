@@ -2,27 +2,22 @@
 
 import random
 import secrets
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from threadpoolctl import ThreadpoolController
-from torch.distributions import Distribution, transform_to
+from torch.distributions import transform_to
 
 from elbowroom.commands import SeedOptions
 from elbowroom.errors import OptionError, unknown
 from elbowroom.guides.parameters import FittedAlone
 from elbowroom.options import make_options
-
-_ONE_AT_A_TIME = threading.RLock()
-"""Pyro's store, torch's defaults and the seeds belong to the process: threads take turns."""
+from elbowroom.problem.process import TURN, ProcessState, is_alone, limit_threads
 
 
 def checked_seed(seed: int | None) -> int:
@@ -121,7 +116,6 @@ def set_parameter_values(tensors: dict[str, Any], values: dict[str, torch.Tensor
             tensors[name].copy_(value)
 
 
-@contextmanager
 def isolated(
     seed: int,
     parameters: Parameters | None = None,
@@ -129,7 +123,7 @@ def isolated(
     device: torch.device | None = None,
     validate: bool = False,
     threads: int | None = None,
-) -> Iterator[Any]:
+) -> AbstractContextManager[dict[str, Any]]:
     """Runs Pyro code in a parameter store, random state and defaults of its own.
 
     Args:
@@ -140,8 +134,8 @@ def isolated(
         validate: Whether Pyro and torch check every distribution's arguments.
         threads: Of torch and BLAS; by default as they are.
 
-    Yields:
-        The state of the block's parameter store, filled when the block ends.
+    Returns:
+        A block. It gives the state of its parameter store, filled when the block ends.
 
     Example:
         >>> pyro.clear_param_store()
@@ -150,62 +144,80 @@ def isolated(
         >>> list(pyro.get_param_store().keys()), list(state["params"])
         ([], ['scale'])
     """
-    with _ONE_AT_A_TIME:
-        yield from _isolated(seed, parameters, dtype, device, validate, threads)
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """The libraries with threads of their own; looking for them takes milliseconds."""
-    return ThreadpoolController()
-
-
-def _isolated(
-    seed: int,
-    parameters: Parameters | None,
-    dtype: torch.dtype,
-    device: torch.device | None,
-    validate: bool,
-    threads: int | None,
-) -> Iterator[Any]:
-    random_state = pyro.util.get_rng_state()
-    default_dtype = torch.get_default_dtype()
-    torch_validates = Distribution._validate_args
     # torch.device as a context slows every call down, so the CPU goes without.
-    on_device = nullcontext() if device is None or device.type == "cpu" else device
-    torch_threads = torch.get_num_threads()
-    store: Any = None if parameters is None else parameters.state
-    before = {} if parameters is None else parameter_values(parameters.state)
-    try:
-        torch.set_default_dtype(dtype)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with (
-            nullcontext() if threads is None else _thread_pools().limit(limits=threads),
-            pyro.validation_enabled(validate),
-            on_device,
-            pyro.settings.context(module_local_params=False),
-            pyro.get_param_store().scope(store) as state,
-            FittedAlone(),
-            warnings.catch_warnings(),
-        ):
-            # A frozen parameter of a module is data, of which there is nothing to warn.
-            warnings.filterwarnings(
-                "ignore", ".*was not registered in the param store", UserWarning
-            )
-            if parameters is not None:
-                set_parameter_values(state["params"], parameters.values)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            reseed(seed)
-            yield state
-    finally:
-        if parameters is not None:
-            set_parameter_values(parameters.state["params"], before)
-        torch.set_num_threads(torch_threads)
-        torch.set_default_dtype(default_dtype)
-        Distribution.set_default_validate_args(torch_validates)
-        pyro.util.set_rng_state(random_state)
+    on_device = None if device is None or device.type == "cpu" else device
+    return _Isolated(seed, parameters, dtype, on_device, validate, threads)
+
+
+class _Isolated(AbstractContextManager[dict[str, Any]]):
+    """See `isolated`. No generator: one that is interrupted would end at some later time."""
+
+    def __init__(
+        self,
+        seed: int,
+        parameters: Parameters | None,
+        dtype: torch.dtype,
+        device: torch.device | None,
+        validate: bool,
+        threads: int | None,
+    ) -> None:
+        self.seed, self.parameters, self.dtype = seed, parameters, dtype
+        self.device, self.validate, self.threads = device, validate, threads
+        self.turn = None if is_alone() else TURN.lock
+
+    def __enter__(self) -> dict[str, Any]:
+        if self.turn is not None:
+            self.turn.acquire()
+        self.before = ProcessState()
+        try:
+            return self._begun()
+        except BaseException:
+            self._end()
+            raise
+
+    def _begun(self) -> dict[str, Any]:
+        torch.set_default_dtype(self.dtype)
+        if self.threads is not None:
+            limit_threads(self.threads)
+        pyro.enable_validation(self.validate)
+        pyro.settings.set(module_local_params=False)
+        store = pyro.get_param_store()
+        vars(store).update(vars(type(store)()))
+        self.state: dict[str, Any] = {"params": {}, "constraints": {}}
+        if self.parameters is not None:
+            self.state = self.parameters.state
+            self.values = parameter_values(self.state)
+            TURN.unfinished.append(self._put_back)
+            store.set_state(self.state)  # type: ignore[arg-type]
+            set_parameter_values(self.state["params"], self.parameters.values)
+        if self.device is not None:
+            self.device.__enter__()
+        FittedAlone().__enter__()
+        warnings.filters = list(warnings.filters)
+        # A frozen parameter of a module is data, of which there is nothing to warn.
+        warnings.filterwarnings("ignore", ".*was not registered in the param store", UserWarning)
+        random.seed(self.seed)
+        np.random.seed(self.seed % 2**32)
+        reseed(self.seed)
+        return self.state
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.state.update(pyro.get_param_store().get_state())
+        self._end()
+
+    def _put_back(self) -> None:
+        set_parameter_values(self.state["params"], self.values)
+
+    def _end(self) -> None:
+        try:
+            if self._put_back in TURN.unfinished:
+                self._put_back()
+                TURN.unfinished.remove(self._put_back)
+            self.before.restore()
+        finally:
+            if self.turn is not None:
+                self.turn.release()
 
 
 def placed(arguments: dict[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

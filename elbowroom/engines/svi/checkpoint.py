@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from elbowroom.problem.process import SIGNALS
+
 SECONDS = 30.0
 """Between two checkpoints."""
 KEPT = 2
@@ -229,13 +231,6 @@ def _whole(path: Path) -> bytes | None:
         return None  # a pipe or a device may have no end
     content = path.read_bytes()
     return content if hashlib.sha256(content).hexdigest() in path.name else None
-
-
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    if hasattr(signal, name)  # Windows has the first two
-)
 
 
 def _obey(number: int) -> None:
