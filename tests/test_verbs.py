@@ -13,9 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 import elbowroom as er
-from elbowroom.cli import app
+from elbowroom.commands import COMMANDS
 from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, OptionError
 from elbowroom.models import get_model, model_summaries
+from elbowroom.options import declared
 from elbowroom.result import Fit
 
 VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
@@ -61,11 +62,11 @@ def test_every_verb_has_the_same_seed_by_default_in_python_and_on_the_command_li
     verbs = set(methods) - required
     assert {"draw", "sample", "predict", "score", "elbo"} < verbs
     assert {methods[verb] for verb in verbs} == {0}
-    called = {each.callback for each in app.registered_commands if each.callback is not None}
     commands = {
-        each.__name__: inspect.signature(each).parameters["seed"].default
-        for each in called
-        if each.__name__ in {*VERBS, "predict"} and "seed" in inspect.signature(each).parameters
+        name: option.default
+        for name in {*VERBS, "predict"} & set(COMMANDS)
+        for option in declared(COMMANDS[name])
+        if option.name == "seed"
     }
     assert {"predict", "score", "embed"} < set(commands)
     assert set(commands.values()) == {0}
