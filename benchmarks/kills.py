@@ -6,7 +6,11 @@ A fit is done once without being stopped, in a process of its own. Then again an
 in a new process that is killed after a random share of that time, and resumed in another one, which
 is itself killed for one in three; the last one ends. Its parameters, its history of ELBOs and
 learning rates and its posterior must then be those of the first fit to the last bit. Checkpoints
-are written every 50 ms instead of every 30 s, so that kills fall before, between and into them.
+are written every 50 ms instead of every 30 s, so that kills fall before, between and into them, and
+into the correction and the saving.
+
+Every second fit replaces a run that has ended, in a folder with a note of its user's. Whenever it
+is killed, the folder must load as the old run or as the new one, and the note must be there.
 """
 
 import argparse
@@ -31,6 +35,7 @@ from torch import Tensor
 
 import elbowroom as er
 from elbowroom.engines.svi import checkpoint
+from elbowroom.errors import RunFolderError
 from elbowroom.run.folder import load
 from elbowroom.run.output import holds_unfinished
 
@@ -62,6 +67,8 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "discrete, baselines": (
         switches, {"y": torch.tensor(2.0)}, switches_guide, {"steps": 1200, "draws": 100},
     ),
+    "regression, fixed draws": ("bayesian_regression", None, "full_rank", {}),
+    "mixture, fixed draws": ("gaussian_mixture", "iris", "auto", {"components": 2}),
     "regression, compiled": (
         "bayesian_regression", None, "mean_field", {"steps": 20_000, "compile": True},
     ),
@@ -84,12 +91,16 @@ def child(work: Callable[[], None]) -> int:
     return pid
 
 
-def fit(case: str, folder: Path) -> Callable[[], None]:
+OLD = 7
+"""The seed of the run that is replaced."""
+
+
+def fit(case: str, folder: Path, seed: int = 1) -> Callable[[], None]:
     model, data, guide, options = CASES[case]
 
     def work() -> None:
-        fitted = er.fit(model, data, guide, seed=1, checkpoints=folder, **options)
-        fitted.save(folder)
+        kept: dict[str, Any] = {"checkpoints": folder, "overwrite": True}
+        er.fit(model, data, guide, seed=seed, **kept, **options).save(folder, overwrite=True)
 
     return work
 
@@ -112,6 +123,18 @@ def content(folder: Path) -> dict[str, bytes]:
     for name, values in run.posterior["posterior"].data_vars.items():
         found[f"posterior {name}"] = values.to_numpy().tobytes()
     return found
+
+
+def broken(folder: Path) -> str:
+    """What is wrong with a folder in which a run was being replaced."""
+    try:
+        seed = load(folder).config.seed
+    except RunFolderError as error:
+        return str(error)
+    note = folder / "note.txt"
+    if not note.is_file() or note.read_text() != "mine":
+        return "the note is lost"
+    return "" if seed in (OLD, 1) else f"the seed is {seed}"
 
 
 def main() -> None:
@@ -140,8 +163,12 @@ def main() -> None:
             cases = list(CASES)
             case = cases[-1] if number % 20 == 19 else cases[number % (len(cases) - 1)]
             folder = root / f"run{number}"
-            work, kill = fit(case, folder), True
-            while not (folder / "config.json").exists():
+            replaces = (number // (len(cases) - 1)) % 2 == 1
+            if replaces:
+                os.waitpid(child(fit(case, folder, seed=OLD)), 0)
+                (folder / "note.txt").write_text("mine")
+            work, kill, ended, wrong = fit(case, folder), True, -1, ""
+            while ended and not wrong:
                 pid = child(work)
                 if kill:
                     time.sleep(chance.random() * seconds[case])
@@ -150,6 +177,7 @@ def main() -> None:
                 if ended not in (0, -signal.SIGKILL):
                     break
                 if ended:
+                    wrong = broken(folder) if replaces else ""
                     there = any(folder.glob("unfinished/checkpoints/*.safetensors"))
                     counts["killed with a checkpoint" if there else "killed before one"] += 1
                 # Killed before the folder was there: the command is given again.
@@ -158,9 +186,9 @@ def main() -> None:
             finished = (folder / "config.json").exists()
             found = content(folder) if finished else {}
             differ = [name for name, values in expected[case].items() if found.get(name) != values]
-            same = not differ
-            if differ:
-                print(f"run {number}, {case}: {', '.join(differ)} differ", flush=True)
+            same = not (differ or wrong)
+            if not same:
+                print(f"run {number}, {case}: {wrong} {', '.join(differ)} differ", flush=True)
             counts["same to the last bit" if same else f"NOT THE SAME: {case}"] += 1
             shutil.rmtree(folder, ignore_errors=True)
             if (number + 1) % options.every == 0:

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import elbowroom as er
+from elbowroom.cli import app
 from elbowroom.commands import COMMANDS
 from elbowroom.errors import DataError, ElbowroomError, GuideError, ModelError, OptionError
 from elbowroom.models import get_model, model_summaries

@@ -340,7 +340,7 @@ def writing(
                 if os.path.lexists(path):  # it may have come, or changed, in the meantime
                     _check_existing(path, overwrite, marker, names, ())
                     _carry(path, folder)
-                _synchronised(folder, is_folder=True)
+                synchronised(folder, is_folder=True)
                 _take_place(folder, path)
             finally:
                 with suppress(OSError):
@@ -358,7 +358,7 @@ def _list_files(folder: Path) -> None:
     for each, is_folder in _entries(folder):
         if not is_folder and folder / UNFINISHED not in each.parents:
             hashes[each.relative_to(folder).as_posix()] = [digest_of(each)]
-        _synchronised(each, is_folder)
+        synchronised(each, is_folder)
     write_manifest(folder, hashes)
 
 
@@ -392,10 +392,10 @@ def _take_place(folder: Path, path: Path) -> None:
     """Puts a filled folder at a path, and removes what it replaces there."""
     if not os.path.lexists(path):
         os.rename(folder, path)
-        _synchronised(path.parent, is_folder=True)
+        synchronised(path.parent, is_folder=True)
         return
     old = _exchanged(folder, path)
-    _synchronised(path.parent, is_folder=True)
+    synchronised(path.parent, is_folder=True)
     for each in own_files(old):
         each.unlink()
     for each, is_folder in reversed(list(_entries(old))):  # a folder after what is in it
@@ -433,7 +433,7 @@ def _exchanged(folder: Path, path: Path) -> Path:
     return before
 
 
-def _synchronised(path: Path, is_folder: bool) -> None:
+def synchronised(path: Path, is_folder: bool) -> None:
     """Sees that a file's content, or the names in a folder, outlive a loss of power."""
     if is_folder and not hasattr(os, "O_DIRECTORY"):  # Windows
         return

@@ -30,6 +30,7 @@ from elbowroom.run.output import (
     locked,
     read_manifest,
     remove_unfinished,
+    synchronised,
     write_manifest,
 )
 from elbowroom.run.schema import FORMAT, Asked
@@ -116,6 +117,7 @@ def _begin(path: Path, request: Request) -> None:
             hashes = {each.name: [digest_of(each)] for each in files}
             write_manifest(inner, {**hashes, REQUEST: [hashlib.sha256(text).hexdigest()]})
             for each in files:
+                synchronised(each, is_folder=False)
                 os.replace(each, inner / each.name)
         atomically(inner / REQUEST, text)
     except OSError as error:
