@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-TORCH_FOR_CPU = https://download.pytorch.org/whl/cpu
-
 # The models of the tests are small: one thread for each of two workers.
 export OMP_NUM_THREADS = 1
 
@@ -52,12 +50,11 @@ sbom: $(VENV)/installed
 	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/sbom.json $(BIN)/python
 
-# torch first, without CUDA where its own index is reached: PyPI's would bring gigabytes of it.
+# torch first: its own build is chosen before anything else can ask for another.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Elbowroom needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --retries 0 --constraint constraints.txt \
-	  --extra-index-url $(TORCH_FOR_CPU) torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
