@@ -170,8 +170,9 @@ def test_what_is_imported_beside_the_package_is_declared_too(folder: str) -> Non
 def test_torch_is_installed_first_and_in_the_tested_version(name: str) -> None:
     """So that nothing else asks for another, with gigabytes for devices that are not there."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    installs = [line for line in text.splitlines() if re.search(r"pip install .*-?c", line)]
-    assert re.search(r"(-c|--constraint) constraints.txt torch\b", installs[0])
+    installs = re.findall(r"pip install .*?(?:-c|--constraint) constraints.txt (.*)", text)
+    torch = next(i for i, what in enumerate(installs) if what.startswith("torch"))
+    assert installs[torch + 1].startswith((".", "--editable '.[dev]'"))
 
 
 class _Examples(doctest.DocTestFinder):
