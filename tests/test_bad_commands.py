@@ -239,7 +239,7 @@ def test_a_message_hands_no_escape_codes_on(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cli, "app", raising)
     code, _, err = called("datasets")
     assert code == 1
-    assert err == "error: column '\\x1b]0;owned\\x07' of\nthe file\n"
+    assert err == "error: column ']0;owned' of\nthe file\n"
 
 
 def test_what_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

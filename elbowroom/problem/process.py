@@ -95,6 +95,7 @@ class ProcessState:
         self._warnings: dict[str, Any] = {name: vars(warnings)[name] for name in WARNING}
         self._filters = list(warnings.filters)
         self._logging = logging.root.manager.disable
+        self._logs = _logging_lock()._is_owned()
         self._environment = dict(os.environ)
         self._signals = {each: signal.getsignal(each) for each in SIGNALS}
 
@@ -128,6 +129,8 @@ class ProcessState:
         self._warnings["filters"][:] = self._filters
         with warnings.catch_warnings():
             pass  # which has every module look at the filters again
+        while _logging_lock()._is_owned() and not self._logs:  # where Ctrl-C met it
+            _logging_lock().release()
         if logging.root.manager.disable != self._logging:
             logging.disable(self._logging)
         if KERNELS in os.environ and KERNELS not in self._environment:
@@ -144,6 +147,11 @@ class ProcessState:
         random.setstate(python_state)
         for index, state in enumerate(self._cuda):
             torch.cuda.set_rng_state(state, index)
+
+
+def _logging_lock() -> Any:
+    """What every thread that logs waits for."""
+    return logging._lock  # type: ignore[attr-defined]
 
 
 def _replace(mapping: Any, before: Mapping[str, str]) -> None:

@@ -249,6 +249,7 @@ def _check_attributes(path: Path, label: str, found: Any) -> None:
 def _check_array(path: Path, label: str, variable: h5py.Dataset) -> None:
     plan = variable.id.get_create_plist()
     plain = plan.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
+    plain |= variable.shape is not None and 0 in variable.shape  # such as the weights of one part
     if not plain or plan.get_external_count() or plan.get_nfilters():
         raise damaged(path, f", '{label}' is packed, in parts or in another file")
     text = h5py.check_string_dtype(variable.dtype)

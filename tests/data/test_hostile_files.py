@@ -167,12 +167,12 @@ def test_a_socket_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     "path",
-    ["x" * 5000 + ".csv", "/".join(["x" * 100] * 50) + ".csv", "~nobody-here/a.csv"],
+    ["x" * 5000 + ".csv", "/".join(["x" * 100] * 50) + ".csv"],
 )
 def test_a_path_that_no_file_has(path: str) -> None:
     assert "cannot be used" in refusal(path)
     assert "there is no file" in refusal("")
-    for name in ("a\nb.csv", "a\0b.csv"):
+    for name in ("a\nb.csv", "a\0b.csv", "~nobody-here/a.csv"):
         assert "there is no file" in refusal(name)
 
 

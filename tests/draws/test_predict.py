@@ -5,7 +5,8 @@ import inspect
 import pandas as pd
 import pytest
 
-from elbowroom import cli
+from elbowroom.commands import COMMANDS
+from elbowroom.options import declared
 from elbowroom.result import Fit
 
 QUANTILES = {0.9: 1.6449, 0.5: 0.6745}
@@ -24,8 +25,10 @@ def test_an_interval_ends_at_the_quantiles_of_a_normal(regression: Fit, interval
 def test_intervals_hold_nine_tenths_unless_told_otherwise(regression: Fit) -> None:
     pd.testing.assert_frame_equal(regression.predict(), regression.predict(interval=0.9))
     pd.testing.assert_frame_equal(regression.summary(), regression.summary(interval=0.9))
-    for command in (cli.summary, cli.predict, cli.impute, Fit.impute):
-        assert inspect.signature(command).parameters["interval"].default == 0.9
+    assert inspect.signature(Fit.impute).parameters["interval"].default == 0.9
+    for command in ("summary", "predict", "impute"):
+        options = {each.name: each for each in declared(COMMANDS[command])}
+        assert options["interval"].default == 0.9
     summary = regression.summary()
     lower, upper = summary.columns[2:4]
     distances = (summary[upper] - summary[lower]) / summary["sd"] / 2
