@@ -38,6 +38,7 @@ from elbowroom.engines.svi import checkpoint
 from elbowroom.errors import RunFolderError
 from elbowroom.run.folder import load
 from elbowroom.run.output import holds_unfinished
+from elbowroom.run.unfinished import read_request
 
 SECONDS = 0.05
 
@@ -181,7 +182,9 @@ def main() -> None:
                     there = any(folder.glob("unfinished/checkpoints/*.safetensors"))
                     counts["killed with a checkpoint" if there else "killed before one"] += 1
                 # Killed before the folder was there: the command is given again.
-                work = (resume if holds_unfinished(folder) else fit)(case, folder)
+                # What a run that has ended could go on from is another one's.
+                begun = holds_unfinished(folder) and read_request(folder).asked["seed"] == 1
+                work = (resume if begun else fit)(case, folder)
                 kill = chance.random() < 1 / 3
             finished = (folder / "config.json").exists()
             found = content(folder) if finished else {}

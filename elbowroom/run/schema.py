@@ -181,7 +181,7 @@ class Asked(Content):
         format: As of `Config`, like `model`, `registered_model`, `seed`, `attributes`, `scalars`.
         guide: The guide's name; None for a user's own.
         engine: The engine's name, or "auto".
-        draws: How many.
+        draws: How many; None for the engine's own number.
         keep_local: As of `elbowroom.fit`, like `reference`, `fallback`, `options` and `start`.
     """
 
@@ -191,7 +191,7 @@ class Asked(Content):
     guide: Name | None
     engine: Name
     seed: Seed
-    draws: Annotated[int, Field(ge=1)]
+    draws: Annotated[int, Field(ge=1)] | None
     keep_local: bool
     reference: bool
     fallback: Literal["nuts"] | None

@@ -33,7 +33,7 @@ from elbowroom.run.output import (
     synchronised,
     write_manifest,
 )
-from elbowroom.run.schema import FORMAT, Asked
+from elbowroom.run.schema import FORMAT, Asked, plain
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _begin(path: Path, request: Request) -> None:
                 "format": FORMAT, **request.asked, "scalars": scalars,
                 "attributes": getattr(request.data, "attrs", {}),
             }  # fmt: skip
-            text = json.dumps(content, indent=1, default=str).encode()
+            text = json.dumps(content, indent=1, default=plain).encode()
             files = list(Path(temporary).iterdir())
             # The list first: each file is known, whenever the process is killed.
             hashes = {each.name: [digest_of(each)] for each in files}

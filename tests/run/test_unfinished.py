@@ -1,5 +1,6 @@
 """A run that is stopped at any moment goes on from its folder, which one process at a time has."""
 
+import json
 import os
 import random
 import signal
@@ -189,6 +190,17 @@ def test_a_resumed_fit_is_the_fit_that_was_not_stopped(tmp_path: Path) -> None:
         np.testing.assert_array_equal(fit.posterior["posterior"][name], values)
     fit.save(tmp_path / "run")  # in the place of its checkpoints
     np.testing.assert_array_equal(er.load(tmp_path / "run").elbo_history, whole.elbo_history)
+
+
+def test_a_run_of_default_options_can_go_on(tmp_path: Path) -> None:
+    """Whatever is not given has a place in the schema of what was asked, numpy's numbers too."""
+    table = pd.DataFrame({"y": np.arange(30.0) % 7, "x": np.arange(30.0)})
+    path, rate = tmp_path / "run", np.float32(0.0625)
+    options: dict[str, Any] = {"engine": "svi", "guide": "mean_field", "learning_rate": rate}
+    er.fit("bayesian_regression", table, response="y", checkpoints=path, steps=40, **options)
+    asked = json.loads((path / UNFINISHED / REQUEST).read_text(encoding="utf-8"))
+    assert asked["draws"] is None
+    assert len(er.resume(path, steps=60).elbo_history) == 60
 
 
 def test_a_run_at_its_budget_can_be_given_more_steps(tmp_path: Path) -> None:
