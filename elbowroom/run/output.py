@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from elbowroom.engines.svi.checkpoint import CHECKPOINT, PARTIAL, atomically
+from elbowroom.engines.svi.checkpoint import CHECKPOINT, PARTIAL, atomically, permissions
 from elbowroom.errors import RunFolderError
 
 MANIFEST = "manifest.json"
@@ -504,7 +504,7 @@ def write_file(path: Path, content: bytes) -> None:
                 with path.open("xb") as stream:
                     stream.write(content)
         with suppress(OSError):
-            os.chmod(path, 0o666 & ~_umask())
+            os.chmod(path, permissions())
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
 
@@ -516,9 +516,3 @@ def _takes_all(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
-
-
-def _umask() -> int:
-    now = os.umask(0)
-    os.umask(now)
-    return now

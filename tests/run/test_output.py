@@ -551,3 +551,14 @@ def test_a_full_disk_is_told_from_other_causes(tmp_path: Path) -> None:
     assert "make room" in cause(tmp_path, OSError(28, "No space left on device"))
     assert "Permission denied" in cause(tmp_path, OSError(13, "Permission denied"))
     assert "strange" in cause(tmp_path, OSError("strange"))
+
+
+def test_a_list_may_be_read_by_whoever_may_read_the_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with writing(tmp_path / "run", overwrite=False) as folder:
+            (folder / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    modes = {each.stat().st_mode & 0o777 for each in (tmp_path / "run").iterdir()}
+    assert modes == {0o640}

@@ -241,12 +241,20 @@ def _obey(number: int) -> None:
         raise SystemExit(128 + number)
 
 
+def permissions() -> int:
+    """Of a new file, as everybody's programs give them; those of temporary files are narrower."""
+    now = os.umask(0)
+    os.umask(now)
+    return 0o666 & ~now
+
+
 def atomically(path: Path, content: bytes) -> None:
     """Writes a file that is there whole after a crash, or not at all."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PARTIAL, delete=False) as file:
         try:
             file.write(content)
             file.flush()
+            os.chmod(file.name, permissions())
             os.fsync(file.fileno())
             os.replace(file.name, path)
         except BaseException:
