@@ -92,7 +92,8 @@ Function = Annotated[
     ),
 ]
 TRUST = (
-    "Let the formula saved in the run execute code. Use it only for runs whose origin you trust."
+    "Let the formula saved in the run execute code, and read files of any size. Use it only for "
+    "runs whose origin you trust."
 )
 Trust = Annotated[bool, typer.Option("--trust", metavar="", help=TRUST)]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
