@@ -38,7 +38,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# In a new folder, with the lowest versions of everything but torch: about five minutes.
+# In a new folder, with the lowest versions of everything but torch.
 test-lowest:
 	rm -rf build/lowest
 	$(PYTHON) .ci/lowest.py build/lowest

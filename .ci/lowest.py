@@ -2,7 +2,7 @@
 
 Makes an environment in FOLDER with the lowest version of each direct dependency, which uv chooses,
 and the newest of theirs that go with these; and runs `newcomer.py` in it. torch stays the one of
-constraints.txt, since PyPI has older ones with gigabytes of CUDA alone. Takes about five minutes.
+constraints.txt, since PyPI has older ones with gigabytes of CUDA alone.
 """
 
 import subprocess

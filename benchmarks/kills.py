@@ -1,6 +1,6 @@
 """Kills real fits at random moments with SIGKILL, resumes them, and compares every bit.
 
-Run `python benchmarks/kills.py`; about forty minutes beside other work.
+Run `python benchmarks/kills.py`; about an hour beside other work.
 
 A fit is done once without being stopped, in a process of its own. Then again and again, each time
 in a new process that is killed after a random share of that time, and resumed in another one, which

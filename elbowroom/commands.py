@@ -11,7 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from elbowroom.errors import OptionError, shown
 
-Seed = Annotated[int, Field(ge=0, le=2**32 - 2, description="random seed")]
+LARGEST_SEED = 2**32 - 2
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, description="random seed")]
 RowDraws = Annotated[
     int, Field(ge=1, le=100_000, description="number of draws of each row's latents")
 ]
@@ -49,7 +50,7 @@ class SeedOptions:
 
     seed: Annotated[
         int | None,
-        Field(ge=0, le=2**32 - 2, description="random seed. Default: a new one for each run"),
+        Field(ge=0, le=LARGEST_SEED, description="random seed. Default: a new one for each run"),
     ] = None
 
 
@@ -109,7 +110,7 @@ class ReferenceOptions:
     ] = 1000
     seed: Annotated[
         int | None,
-        Field(ge=0, le=2**32 - 2, description="random seed. Default: that of the run"),
+        Field(ge=0, le=LARGEST_SEED, description="random seed. Default: that of the run"),
     ] = None
 
 

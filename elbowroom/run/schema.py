@@ -23,6 +23,7 @@ from pydantic import (
 
 from elbowroom.assess.evidence import Evidence
 from elbowroom.assess.verdict import Verdict, judge
+from elbowroom.commands import Seed
 from elbowroom.engines.options import ENGINES
 
 FORMAT = 2
@@ -30,7 +31,6 @@ FORMAT = 2
 Scalar = None | bool | int | float | str
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32 - 1)]
 
 
 def _an_engine(name: str) -> str:

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from arviz_stats.base import array_stats
 from torch import Tensor
 
 from elbowroom import budget
@@ -21,7 +22,7 @@ from elbowroom.draws.many_chains import (
     run_many_chains,
 )
 from elbowroom.draws.metric import Metric, metric_of
-from elbowroom.draws.mixing import mixing_of
+from elbowroom.draws.mixing import mixing_of, rough
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
@@ -281,3 +282,15 @@ def test_chains_for_which_there_is_no_time_do_not_begin(monkeypatch: pytest.Monk
     pauses[:] = [0.02, 0.0]
     with isolated(0), budget.limited(15.0):
         assert run_many_chains(density, random.normal(size=(8, 2)), random).chains == 64
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3])
+def test_the_quick_r_hat_is_arvizs_without_ranks(apart: float) -> None:
+    random = np.random.default_rng(3)
+    points = random.normal(size=(60, 64, 2)) + apart * np.repeat(random.normal(size=8), 8)[:, None]
+    groups = np.repeat(np.arange(8), 8)
+    found, _ = rough(points, 8)
+    for own, draws in zip(found, np.moveaxis(points, -1, 0), strict=True):
+        exact = array_stats.rhat_nested(draws.T, groups, method="identity")
+        assert own == pytest.approx(exact, rel=1e-10)
+    assert (found > 1.01).all() == (apart > 0)

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from elbowroom import budget
 from elbowroom.assess.evidence import Evidence, Modes, Optimum, Weights
 from elbowroom.assess.verdict import Verdict, judge
 from elbowroom.engines.settings import Settings, make_settings
 from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError, OutOfTimeError
 from elbowroom.pipeline import ladder
-from elbowroom.pipeline.ladder import Ladder, climb_ladder
+from elbowroom.pipeline.ladder import RUNGS, Ladder, climb_ladder
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Problem:
     def space(self) -> Any:
         return SimpleNamespace(
             dimension=self.dimension, location_scale=self.location_scale,
-            discrete=self.discrete, parameters=SimpleNamespace(size=self.points),
+            discrete=self.discrete, parameters=SimpleNamespace(size=self.points), sites=("mean",),
         )  # fmt: skip
 
     @property
@@ -107,9 +108,11 @@ class Climbed:
         self, monkeypatch: pytest.MonkeyPatch, problem: Problem, *given: Any,
         best: bool = True, start: Any = None, endless: str | None = None,
         settings: Settings | None = None, modes: int | None = None, unstarted: bool = False,
+        unchanged: bool = False,
     ) -> None:  # fmt: skip
         self.tasks: list[tuple[str, str, Any, Task]] = []
         self.said: list[str] = []
+        self.seconds: list[float] = []
         left = list(given)
         self.landscape = SimpleNamespace(
             best="mode" if best else None, endless=endless,
@@ -124,6 +127,7 @@ class Climbed:
 
         def fit_one(task: Task, guide: Any, engine: str, landscape: Any) -> Any:
             self.tasks.append((guide.name, engine, landscape, task))
+            self.seconds.append(budget.left())
             found = left.pop(0)
             if isinstance(found, Exception):
                 raise found
@@ -131,6 +135,7 @@ class Climbed:
 
         def centred(problem: Problem, seed: int) -> tuple[Problem, Any]:
             changed = replace(problem, reparameterised=problem.location_scale)
+            changed = problem if unchanged else changed
             return changed, SimpleNamespace(density="centred")
 
         def unclimbed(problem: Problem, seed: int, density: Any) -> Any:
@@ -140,6 +145,7 @@ class Climbed:
 
         monkeypatch.setattr(ladder, "partly_centred", centred)
         monkeypatch.setattr(ladder, "unclimbed", unclimbed)
+        monkeypatch.setattr(ladder, "_unexplored", lambda problem: "unexplored")
         monkeypatch.setattr(ladder, "has_long_vectors", lambda problem: problem.long)
         monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
         whole: Any = problem
@@ -223,6 +229,23 @@ def test_full_rank_is_for_some_ten_dimensions_and_chains_for_more(
     named = climbed(Problem(61, model_name="regression"), BAD)
     assert named.rungs == ["linear_response fixed_draws"]
     assert climbed(Problem(61, points=2), BAD).rungs == ["linear_response fixed_draws"]
+
+
+def test_the_density_of_chains_is_that_of_the_sites_as_they_are_written(climbed: Any) -> None:
+    """Of a hierarchy that is left as it is; the standardised sites have another one."""
+    found = climbed(Problem(61, location_scale=("effect",)), BAD, BAD, rung(), unchanged=True)
+    densities = [task.density for *_, task in found.tasks]
+    assert densities == [None, "centred", None]
+    assert found.rungs[2] == "linear_response fixed_draws standardised"
+
+
+def test_where_the_time_is_over_the_last_steps_leave_some_for_their_draws(climbed: Any) -> None:
+    with budget.limited(1000.0) as whole:
+        whole.cut.append("searching for modes")
+        found = climbed(Problem(), rung(), start=NO_MODE)
+        assert found.rungs == ["mean_field svi"]
+        assert found.seconds == [pytest.approx(RUNGS.steps * budget.left(), rel=0.01)]
+    assert RUNGS.steps < 0.9
 
 
 def test_chains_without_a_place_to_begin_leave_the_rest_of_the_ladder(climbed: Any) -> None:

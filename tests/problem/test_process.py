@@ -251,6 +251,19 @@ def test_an_empty_folder_of_torchs_does_not_stay(
     assert KERNELS not in os.environ
 
 
+def test_ctrl_c_within_the_lock_of_logging_leaves_it_to_other_threads() -> None:
+    lock: Any = logging._lock  # type: ignore[attr-defined]
+
+    @alone
+    def call() -> None:
+        lock.acquire()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert not lock._is_owned()
+
+
 def test_ctrl_c_is_no_error_of_the_model(unusual: None) -> None:
     """It may meet a block whose end fails for it."""
 

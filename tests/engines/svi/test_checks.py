@@ -14,7 +14,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 import elbowroom as er
+from elbowroom import budget
 from elbowroom.engines.svi import checks
+from elbowroom.engines.svi.checks import CHECKING
 from elbowroom.errors import ElbowroomError, GuideError
 from elbowroom.guides import get_guide, guides_for
 
@@ -264,3 +266,9 @@ def test_minibatches_differ_from_all_rows_by_more_than_five_standard_errors(
     # Of a term near zero, of which a hundredth of a per cent of one nat does not count.
     found = checks._differs(runs(gaps), runs(torch.zeros(40)), "y", checks.CHECKING.errors)
     assert found is differs
+
+
+def test_runs_of_a_check_take_a_share_of_the_time_but_some_are_made() -> None:
+    for seconds, least, expected in ((0.0, 1, 1), (0.0, 10, 10), (1e6, 1, CHECKING.runs)):
+        with budget.limited(seconds):
+            assert len(list(checks._runs(least))) == expected
