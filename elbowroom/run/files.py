@@ -76,6 +76,14 @@ def damaged(path: Path, what: str) -> RunFolderError:
     return RunFolderError(f"'{path}'{what}; restore it, or fit again.")
 
 
+def too_large(path: Path, what: str, most: int) -> RunFolderError:
+    """The error for a file that takes more than one that is not trusted may."""
+    return RunFolderError(
+        f"'{path}' {what}, and {most:,} are allowed; if you trust the run, give --trust, or "
+        "er.load(path, trust=True)."
+    )
+
+
 def check_file(path: Path, most: int | None) -> None:
     """Sees that a file is one that can be read to its end.
 
@@ -95,10 +103,7 @@ def check_file(path: Path, most: int | None) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise damaged(path, " is a link, folder, pipe or device, and must be a plain file")
     if most is not None and found.st_size > most:
-        raise RunFolderError(
-            f"'{path}' has {found.st_size:,} bytes, and {most:,} are allowed; if you trust the "
-            "run, give --trust, or er.load(path, trust=True)."
-        )
+        raise too_large(path, f"has {found.st_size:,} bytes", most)
 
 
 def read_bytes(path: Path, most: int | None) -> bytes:

@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from elbowroom.assess.evidence import Evidence, Optimum, Weights
 from elbowroom.assess.verdict import Verdict
 from elbowroom.errors import RunFolderError
+from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
+from elbowroom.run import formats
 from elbowroom.run.folder import FORMAT, Run, load, read_data, save, write_data
+from elbowroom.run.formats import read_posterior
 from elbowroom.run.output import LOCK, MANIFEST, REQUEST, UNFINISHED
 from elbowroom.run.schema import Config, Outcome
 from elbowroom.run.unfinished import Request, unfinished
@@ -81,6 +84,41 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     )
     for name in ("config.json", "run.json", "diagnostics.json"):  # a line for each key
         assert (tmp_path / "run" / name).read_text().startswith('{\n "')
+
+
+def test_a_posterior_is_what_xarray_reads(regression: Fit, tmp_path: Path) -> None:
+    """Labels of text and of numbers, a dim of none, whole numbers, Booleans, attributes, NaN."""
+    leading = ("chain", "draw")
+    variables = {
+        "kinds": ((*leading, "kind"), np.arange(6).reshape(1, 2, 3)),
+        "flags": (leading, np.array([[True, False]])),
+        "numbers": ((*leading, "bare"), np.array([[[1.5, np.nan]] * 2]), {"unit": "m", "n": 3}),
+        "none": ((*leading, "nothing"), np.zeros((1, 2, 0), dtype=np.float32)),
+    }
+    labels = {"kind": ["a", "b", "\u00e9"], "draw": [4, 7]}
+    made = xarray.Dataset(variables, labels, {"seed": 3, "rate": 0.5, "name": "x", "two": [1, 2]})
+    observed = xarray.Dataset({"one": ((), 1.0), "level": (("rows",), ["p", "q"])})
+    trees = (
+        xarray.DataTree.from_dict({"/posterior": made, "/observed_data": observed}),
+        regression.posterior,
+    )
+    for tree in trees:
+        path = tmp_path / "posterior.nc"
+        path.write_bytes(bytes(tree.to_netcdf(None, engine="h5netcdf")))
+        with xarray.open_datatree(path, engine="h5netcdf") as expected:
+            xarray.testing.assert_identical(read_posterior(path), expected.load())
+
+
+def test_a_model_of_many_sites_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {f"x_{k}": (("chain", "draw"), np.array([[0.5, k]])) for k in range(1100)}
+    tree = xarray.DataTree.from_dict({"/posterior": xarray.Dataset(variables)})
+    path = tmp_path / "posterior.nc"
+    path.write_bytes(bytes(tree.to_netcdf(None, engine="h5netcdf")))
+    np.testing.assert_array_equal(read_posterior(path)["posterior/x_1099"], [[0.5, 1099]])
+    monkeypatch.setattr(formats, "MEMBERS", 2000)
+    with pytest.raises(RunFolderError, match=r"variables and attributes.*trust=True"):
+        read_posterior(path)
+    assert len(read_posterior(path, most=None)["posterior"].data_vars) == 1100
 
 
 def test_scalars_and_arrays_come_back_as_what_they_were(tmp_path: Path) -> None:
