@@ -26,6 +26,7 @@ from elbowroom.problem.batchable import Batchable
 from elbowroom.problem.leaves import leaves
 from elbowroom.problem.score import score
 from elbowroom.problem.unseen import at_rest
+from elbowroom.recording.kernel.switching import SwitchingReplay
 from elbowroom.recording.record import BATCHES, record
 from elbowroom.sizes import SIZES, numbers_in
 
@@ -229,7 +230,7 @@ class Density:
                     self.work = recorded.numbers
                     self.width = max(self.width, recorded.widest // BATCHING.wide)
                     self._matrix = recorded.matrix
-                    return "recorded", recorded
+                    return "recorded", SwitchingReplay(recorded, probes)
             except Exception:
                 continue
         for function in batched:
@@ -257,7 +258,7 @@ class Density:
             recorded = record(self._batched, points[: sum(BATCHES)])
             if _agree(recorded(points), expected, BATCHING.agreement):
                 self.work, self.width = recorded.numbers, max(1, self.space.dimension, count)
-                return recorded
+                return SwitchingReplay(recorded, points[-2:])
         except Exception:
             return None
         finally:

@@ -1,0 +1,509 @@
+"""The code of a program: for a few points side by side, block after block."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from elbowroom.recording.kernel.functions import applied, numbers
+from elbowroom.recording.kernel.lowering import CONSTANT, RUNNING, ZERO, Program, Step
+from elbowroom.recording.kernel.schedule import Block, Schedule, is_run
+from elbowroom.recording.kernel.vectors import DOUBLE, LONG, VECTOR, WIDTH, Vectors
+
+INT = ir.IntType(32)
+LONG_SUM = 64
+"""Terms beyond which a sum is compensated (Kahan 1965)."""
+STARTS = {"sum": 0.0, RUNNING: 0.0, "max": -np.inf, "min": np.inf}
+TOGETHER = {"sum": "add", RUNNING: "add", "max": "maximum", "min": "minimum"}
+
+
+class _Arrays:
+    """Arrays of one kind, put one after the other, each once."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+        self.known: dict[bytes, int] = {}
+        self.size = 0
+
+    def add(self, array: np.ndarray) -> int:
+        """Where it begins."""
+        key = array.tobytes()
+        if key not in self.known:
+            self.known[key] = self.size
+            self.parts.append(array)
+            self.size += len(array)
+        return self.known[key]
+
+    def whole(self, dtype: Any) -> np.ndarray:
+        return np.concatenate([*self.parts, np.zeros(1)]).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A function in LLVM's own language, and what it reads beside the points.
+
+    Attributes:
+        text: The module.
+        numbers: Constants.
+        places: Tables of places in memory.
+        pinned: Constants in memory, by their place.
+        memory: Vectors of memory that it needs.
+    """
+
+    text: str
+    numbers: np.ndarray
+    places: np.ndarray
+    pinned: dict[int, float]
+    memory: int
+
+
+def written(program: Program, schedule: Schedule) -> Code:
+    """The code of a program."""
+    return _Writer(program, schedule).whole()
+
+
+class _Writer:
+    """Writes `kernel(points, results, numbers, places, memory, n)`."""
+
+    def __init__(self, program: Program, schedule: Schedule) -> None:
+        self.program, self.schedule = program, schedule
+        self.module = ir.Module()
+        pointer = ir.PointerType(DOUBLE)
+        kinds = [pointer, pointer, pointer, ir.PointerType(INT), pointer, LONG]
+        kind = ir.FunctionType(ir.VoidType(), kinds)
+        self.function = ir.Function(self.module, kind, "kernel")
+        self.points, self.results, self.numbers, self.tables, self.memory, self.n = (
+            self.function.args
+        )
+        self.entry = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.builder = ir.IRBuilder(self.function.append_basic_block("begin"))
+        self.v = Vectors(self.module, self.builder)
+        self.constants, self.places = _Arrays(), _Arrays()
+        self.pinned: dict[int, float] = {}
+        self._pins: dict[int, int] = {}
+        self.size = 0
+        self.place = np.full(program.addresses, -1, dtype=np.int64)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        self._reserve(np.arange(1, 1 + self.program.inputs))
+        for step, kept in zip(self.program.steps, self.schedule.stored, strict=True):
+            if kept or (step.targets is not None and step.count > 1):
+                self._reserve(np.arange(step.out, step.out + step.size))
+
+    def _reserve(self, addresses: np.ndarray) -> None:
+        self.place[addresses] = self.size + np.arange(len(addresses))
+        self.size += len(addresses)
+
+    def _pin(self, address: int) -> int:
+        """The place in memory of a constant."""
+        if address not in self._pins:
+            self._pins[address] = self.size
+            self.pinned[self.size] = self._value(address)
+            self.size += 1
+        return self._pins[address]
+
+    def _value(self, address: int) -> float:
+        return 0.0 if address == ZERO else float(self.program.constants[address - CONSTANT])
+
+    def whole(self) -> Code:
+        one = ir.Constant(LONG, 1)
+        blocks = self.builder.sdiv(
+            self.builder.add(self.n, ir.Constant(LONG, WIDTH - 1)), ir.Constant(LONG, WIDTH)
+        )
+        self.last = self.builder.sub(self.n, one)
+        with self._loop(blocks) as turn:
+            self._take_points(turn)
+            for block in self.schedule.blocks:
+                (self._loop_block if block.count else self._straight)(block)
+            self._give_results(turn)
+        self.builder.ret_void()
+        self.entry.branch(self.function.blocks[1])
+        memory = self.size
+        return Code(
+            str(self.module),
+            self.constants.whole(np.float64),
+            self.places.whole(np.int32),
+            self.pinned,
+            memory,
+        )
+
+    # --- Memory
+
+    def _long(self, value: int) -> ir.Constant:
+        return ir.Constant(LONG, value)
+
+    def _at(self, place: ir.Value) -> ir.Value:
+        """The pointer to a vector in memory."""
+        offset = self.builder.mul(place, self._long(WIDTH))
+        pointer = self.builder.gep(self.memory, [offset])
+        return self.builder.bitcast(pointer, ir.PointerType(VECTOR))
+
+    def _load(self, place: ir.Value) -> ir.Value:
+        return self.builder.load(self._at(place), align=8 * WIDTH)
+
+    def _store(self, value: ir.Value, place: ir.Value) -> None:
+        self.builder.store(numbers(self.v, value), self._at(place), align=8 * WIDTH)
+
+    def _variable(self, start: float | None = None) -> ir.Value:
+        """A vector that changes."""
+        pointer = self.entry.alloca(VECTOR)
+        pointer.align = 8 * WIDTH
+        if start is not None:
+            self.builder.store(self.v.number(start), pointer)
+        return pointer
+
+    @contextmanager
+    def _loop(self, count: ir.Value) -> Iterator[ir.Value]:
+        """The turns of a loop that has at least one."""
+        before = self.builder.block
+        body = self.function.append_basic_block("loop")
+        self.builder.branch(body)
+        self.builder.position_at_end(body)
+        turn = self.builder.phi(LONG)
+        turn.add_incoming(self._long(0), before)
+        yield turn
+        following = self.builder.add(turn, self._long(1))
+        turn.add_incoming(following, self.builder.block)
+        end = self.function.append_basic_block("end")
+        self.builder.cbranch(self.builder.icmp_signed("<", following, count), body, end)
+        self.builder.position_at_end(end)
+
+    def _take_points(self, turn: ir.Value) -> None:
+        """Puts the numbers of points side by side; beyond the last one it is taken again."""
+        size = self._long(self.program.inputs)
+        rows = []
+        for lane in range(WIDTH):
+            row = self.builder.add(self.builder.mul(turn, self._long(WIDTH)), self._long(lane))
+            inside = self.builder.icmp_signed("<", row, self.n)
+            row = self.builder.select(inside, row, self.last)
+            rows.append(self.builder.gep(self.points, [self.builder.mul(row, size)]))
+        with self._loop(size) as j:
+            found: ir.Value = ir.Constant(VECTOR, ir.Undefined)
+            for lane, row in enumerate(rows):
+                number = self.builder.load(self.builder.gep(row, [j]))
+                found = self.builder.insert_element(found, number, ir.Constant(INT, lane))
+            self._store(found, j)
+
+    def _give_results(self, turn: ir.Value) -> None:
+        """Writes the results of each point side by side: rows (n rounded up, all results)."""
+        addresses = np.concatenate(self.program.results)
+        width = self._long(len(addresses))
+        place = np.array([self._memory_place(int(each)) for each in addresses])
+        row = self.builder.mul(turn, self._long(WIDTH))
+        base = self.builder.gep(self.results, [self.builder.mul(row, width)])
+        with self._loop(width) as j:
+            found = self._load(self._looked_up(place, j))
+            for lane in range(WIDTH):
+                offset = self.builder.add(j, self.builder.mul(width, self._long(lane)))
+                number = self.builder.extract_element(found, ir.Constant(INT, lane))
+                self.builder.store(number, self.builder.gep(base, [offset]))
+
+    def _memory_place(self, address: int) -> int:
+        if address == ZERO or address >= CONSTANT:
+            return self._pin(address)
+        return int(self.place[address])
+
+    def _looked_up(self, place: np.ndarray, j: ir.Value) -> ir.Value:
+        """The place of an element, by a formula or a table."""
+        if is_run(place, int(place[0])):
+            return self.builder.add(j, self._long(int(place[0])))
+        begin = self._long(self.places.add(place.astype(np.int32)))
+        pointer = self.builder.gep(self.tables, [self.builder.add(j, begin)])
+        return self.builder.sext(self.builder.load(pointer), LONG)
+
+    # --- Steps that are written out
+
+    def _straight(self, block: Block) -> None:
+        known: dict[int, ir.Value] = {}
+
+        def value(address: int) -> ir.Value:
+            if address == ZERO or address >= CONSTANT:
+                return self.v.number(self._value(address))
+            if address not in known:
+                known[address] = self._load(self._long(int(self.place[address])))
+            return known[address]
+
+        for number in block.steps:
+            step, kept = self.program.steps[number], self.schedule.stored[number]
+            if step.targets is None:
+                for k in range(step.count):
+                    taken = [value(int(table[k])) for table in step.inputs]
+                    known[step.out + k] = applied(self.v, step.function, taken, step.given)
+            else:
+                totals: dict[int, ir.Value] = {}
+                for k, target in enumerate(step.targets):
+                    term = numbers(self.v, value(int(step.inputs[0][k])))
+                    before = totals.get(int(target))
+                    together = TOGETHER[step.function]
+                    totals[int(target)] = (
+                        term if before is None else applied(self.v, together, [before, term], ())
+                    )
+                start = self.v.number(STARTS[step.function])
+                for target in range(step.size):
+                    known[step.out + target] = totals.get(target, start)
+            if kept:
+                for k in range(step.size):
+                    self._store(known[step.out + k], self._long(int(self.place[step.out + k])))
+
+    # --- Loops
+
+    def _loop_block(self, block: Block) -> None:
+        steps = [(number, self.program.steps[number]) for number in block.steps]
+        length = block.length or _common_length([step for _, step in steps], block.count)
+        inner = _Turns(self, block.count, length)
+        for _, step in steps:
+            if _scattered(step, length):
+                self._clear(step)
+        uniform = {
+            address: self._uniform(address)
+            for _, step in steps
+            for table in step.inputs
+            for address in [int(table[0])]
+            if (table == table[0]).all()
+        }
+        sums = {
+            number: _Total(self, step.function, block.count if _alone(step) else length)
+            for number, step in steps
+            if step.function == RUNNING
+            or (step.targets is not None and not _scattered(step, length))
+        }
+        for number, step in steps:
+            if number in sums and _alone(step):
+                sums[number].begin()
+        with inner.outer() as i:
+            for number, step in steps:
+                if number in sums and not _alone(step):
+                    sums[number].begin()
+            fixed = self._fixed([step for _, step in steps], inner, i)
+            with inner.inner(i) as (j, k):
+                values: dict[int, ir.Value] = {}
+                for number, step in steps:
+                    turn = (i, j, k)
+                    taken = [
+                        self._operand(table, uniform, fixed, values, inner, turn)
+                        for table in step.inputs
+                    ]
+                    if step.targets is None:
+                        if step.function == RUNNING:
+                            found = sums[number].add(numbers(self.v, taken[0]))
+                        else:
+                            found = applied(self.v, step.function, taken, step.given)
+                        values[step.out] = found
+                        if self.schedule.stored[number]:
+                            place = self.builder.add(j, self._long(int(self.place[step.out])))
+                            self._store(found, place)
+                    elif number in sums:
+                        sums[number].add(numbers(self.v, taken[0]))
+                    else:
+                        self._scatter(step, numbers(self.v, taken[0]), inner, turn)
+            for number, step in steps:
+                if number in sums and step.targets is not None and not _alone(step):
+                    place = self.builder.add(i, self._long(int(self.place[step.out])))
+                    self._store(sums[number].value(), place)
+        for number, step in steps:
+            if number in sums and step.targets is not None and _alone(step):
+                self._store(sums[number].value(), self._long(int(self.place[step.out])))
+
+    def _uniform(self, address: int) -> ir.Value:
+        if address == ZERO or address >= CONSTANT:
+            return self.v.number(self._value(address))
+        if self.place[address] < 0:  # of this very block, which then is no loop
+            raise AssertionError("a value that is not in memory")
+        return self._load(self._long(int(self.place[address])))
+
+    def _operand(
+        self,
+        table: np.ndarray,
+        uniform: dict[int, ir.Value],
+        fixed: dict[bytes, ir.Value],
+        values: dict[int, ir.Value],
+        turns: "_Turns",
+        turn: tuple[ir.Value, ir.Value, ir.Value],
+    ) -> ir.Value:
+        """One element of an argument."""
+        i, j, k = turn
+        first = int(table[0])
+        if first in values and is_run(table, first):
+            return values[first]
+        if (table == first).all():
+            return uniform[first]
+        if ((table >= CONSTANT) | (table == ZERO)).all():
+            array = np.append(self.program.constants, 0.0)[
+                np.where(table == ZERO, -1, table - CONSTANT)
+            ]
+            begin = self._long(self.constants.add(array))
+            pointer = self.builder.gep(self.numbers, [self.builder.add(j, begin)])
+            return self.v.spread(self.builder.load(pointer))
+        place = self._places(table)
+        formula = turns.formula(place)
+        if formula is None:
+            return self._load(self._looked_up(place, j))
+        if formula[2] == 0:
+            return fixed[table.tobytes()]
+        return self._load(self._by_formula(formula, i, k))
+
+    def _by_formula(self, formula: tuple[int, int, int], i: ir.Value, k: ir.Value) -> ir.Value:
+        begin, by_outer, by_inner = formula
+        offset = self.builder.add(
+            self.builder.mul(i, self._long(by_outer)), self.builder.mul(k, self._long(by_inner))
+        )
+        return self.builder.add(offset, self._long(begin))
+
+    def _places(self, table: np.ndarray) -> np.ndarray:
+        """The places in memory of addresses, of which some may be constants."""
+        place = self.place[np.where(table < CONSTANT, table, 0)]
+        for at in np.flatnonzero((table >= CONSTANT) | (table == ZERO)):
+            place[at] = self._pin(int(table[at]))
+        return place
+
+    def _fixed(self, steps: list[Step], turns: "_Turns", i: ir.Value) -> dict[bytes, ir.Value]:
+        """What is the same in all turns of the inner loop, but not of the outer one."""
+        found: dict[bytes, ir.Value] = {}
+        if turns.length == turns.count:
+            return found
+        made = {step.out for step in steps}
+        for table in (table for step in steps for table in step.inputs):
+            first = int(table[0])
+            own = (first in made and is_run(table, first)) or (table == first).all()
+            if own or table.tobytes() in found or _all_constant(table):
+                continue
+            formula = turns.formula(self._places(table))
+            if formula is not None and formula[2] == 0:
+                place = self._by_formula(formula, i, self._long(0))
+                found[table.tobytes()] = self._load(place)
+        return found
+
+    def _clear(self, step: Step) -> None:
+        start = self.v.number(STARTS[step.function])
+        with self._loop(self._long(step.size)) as j:
+            self._store(start, self.builder.add(j, self._long(int(self.place[step.out]))))
+
+    def _scatter(
+        self,
+        step: Step,
+        term: ir.Value,
+        turns: "_Turns",
+        turn: tuple[ir.Value, ir.Value, ir.Value],
+    ) -> None:
+        """Adds to an element of memory."""
+        assert step.targets is not None
+        i, j, k = turn
+        places = self.place[step.out] + step.targets
+        formula = turns.formula(places)
+        place = self._by_formula(formula, i, k) if formula else self._looked_up(places, j)
+        before = self._load(place)
+        self._store(applied(self.v, TOGETHER[step.function], [before, term], ()), place)
+
+
+def _all_constant(table: np.ndarray) -> bool:
+    return bool(((table >= CONSTANT) | (table == ZERO)).all())
+
+
+def _alone(step: Step) -> bool:
+    """Whether all elements of a step are summed, into one output or on the way."""
+    if step.function == RUNNING:
+        return int(step.given[0]) == step.count
+    return step.targets is not None and step.size == 1
+
+
+def _length(step: Step) -> int:
+    """How many elements in a row go to each output; 0 if it is not so."""
+    assert step.targets is not None
+    length, rest = divmod(step.count, step.size)
+    if rest or not np.array_equal(step.targets, np.repeat(np.arange(step.size), length)):
+        return 0
+    return length
+
+
+def _repeats(step: Step) -> bool:
+    """Whether a step's elements go to its outputs in turn, again and again."""
+    assert step.targets is not None
+    times, rest = divmod(step.count, step.size)
+    return not rest and np.array_equal(step.targets, np.tile(np.arange(step.size), times))
+
+
+def _common_length(steps: list[Step], count: int) -> int:
+    """The turns of the inner loop, by the first step with many outputs."""
+    for step in steps:
+        if step.targets is not None and not _alone(step):
+            if _length(step) > 1:
+                return _length(step)
+            if _repeats(step):
+                return step.size
+    return count
+
+
+def _scattered(step: Step, length: int) -> bool:
+    """Whether a step's elements are added to memory, one by one."""
+    return step.targets is not None and not _alone(step) and _length(step) != length
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """The turns of a block: of one loop, or of an outer and an inner one."""
+
+    writer: _Writer
+    count: int
+    length: int
+
+    @contextmanager
+    def outer(self) -> Iterator[ir.Value]:
+        if self.length == self.count:
+            yield self.writer._long(0)
+            return
+        with self.writer._loop(self.writer._long(self.count // self.length)) as i:
+            yield i
+
+    @contextmanager
+    def inner(self, i: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+        with self.writer._loop(self.writer._long(self.length)) as k:
+            base = self.writer.builder.mul(i, self.writer._long(self.length))
+            yield self.writer.builder.add(base, k), k
+
+    def formula(self, place: np.ndarray) -> tuple[int, int, int] | None:
+        """A place as begin + i · outer + k · inner."""
+        grid = place.reshape(-1, self.length)
+        outer = int(grid[1, 0] - grid[0, 0]) if len(grid) > 1 else 0
+        inner = int(grid[0, 1] - grid[0, 0])
+        begin = int(grid[0, 0])
+        rows, columns = np.arange(len(grid))[:, None], np.arange(self.length)
+        same = np.array_equal(grid, begin + outer * rows + inner * columns)
+        return (begin, outer, inner) if same else None
+
+
+class _Total:
+    """A sum, or a largest or smallest number, over the turns of a loop."""
+
+    def __init__(self, writer: _Writer, function: str, terms: int) -> None:
+        self.writer, self.function = writer, function
+        self.total = writer._variable()
+        self.lost = writer._variable() if function == "sum" and terms > LONG_SUM else None
+
+    def begin(self) -> None:
+        """Starts it anew."""
+        builder, v = self.writer.builder, self.writer.v
+        builder.store(v.number(STARTS[self.function]), self.total)
+        if self.lost is not None:
+            builder.store(v.number(0.0), self.lost)
+
+    def add(self, term: ir.Value) -> ir.Value:
+        """The total so far."""
+        builder, v = self.writer.builder, self.writer.v
+        before = builder.load(self.total)
+        if self.lost is None:
+            found = applied(v, TOGETHER[self.function], [before, term], ())
+        else:
+            term = builder.fsub(term, builder.load(self.lost))
+            found = builder.fadd(before, term)
+            lost = builder.fsub(builder.fsub(found, before), term)
+            finite = builder.fcmp_ordered("ord", lost, lost)
+            builder.store(v.select(finite, lost, v.number(0.0)), self.lost)
+        builder.store(found, self.total)
+        return found
+
+    def value(self) -> ir.Value:
+        return self.writer.builder.load(self.total)

@@ -1,0 +1,87 @@
+"""A program as machine code that takes batches of points."""
+
+import ctypes
+import threading
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbowroom.recording.kernel.code import Code, written
+from elbowroom.recording.kernel.composition import lowered
+from elbowroom.recording.kernel.lowering import NotLowerableError, Program
+from elbowroom.recording.kernel.schedule import scheduled
+from elbowroom.recording.kernel.vectors import WIDTH
+from elbowroom.recording.replay import Replay
+
+MOST = 1_000_000
+"""Numbers of a point in memory at once, at most: 64 MB for the points of a vector."""
+
+
+def _machine() -> Any:
+    """This processor; a compiler keeps it for itself."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        opt=2, cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten()
+    )
+
+
+class Kernel:
+    """The results of a recording for batches, as one function of machine code."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.code: Code = written(program, scheduled(program))
+        if self.code.memory > MOST:
+            raise NotLowerableError("intermediate values of too many rows")
+        machine = _machine()
+        module = llvm.parse_assembly(self.code.text)
+        module.verify()
+        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
+        passes.getModulePassManager().run(module, passes)
+        self._engine = llvm.create_mcjit_compiler(module, machine)
+        self._engine.finalize_object()
+        kinds = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
+        self._function = ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address("kernel"))
+        self._memories = threading.local()
+        self.widths = [len(each) for each in program.results]
+
+    def _memory(self) -> np.ndarray:
+        """This thread's own."""
+        found = getattr(self._memories, "found", None)
+        if found is None:
+            raw = np.zeros((self.code.memory + 1) * WIDTH)
+            skip = -raw.ctypes.data % (8 * WIDTH) // 8
+            found = raw[skip : skip + self.code.memory * WIDTH]
+            for place, value in self.code.pinned.items():
+                found[place * WIDTH : (place + 1) * WIDTH] = value
+            self._memories.found = found
+        return found
+
+    def __call__(self, points: Tensor) -> list[Tensor]:
+        """The results at points, (n, D), each (n, ...)."""
+        given = np.ascontiguousarray(points.numpy())
+        count = len(given)
+        out = np.empty((-(-count // WIDTH) * WIDTH, sum(self.widths)))
+        arrays = (given, out, self.code.numbers, self.code.places, self._memory())
+        self._function(*(each.ctypes.data for each in arrays), count)
+        found, begin = [], 0
+        for width, shape in zip(self.widths, self.program.shapes, strict=True):
+            one = out[:count, begin : begin + width].reshape(count, *shape)
+            found.append(torch.from_numpy(one))
+            begin += width
+        return found
+
+
+def compiled(replay: Replay, points: Tensor) -> Kernel:
+    """The kernel of a recording for batches, which has been run at two points, (2, D).
+
+    Raises:
+        NotLowerableError: If the recording holds something that no kernel does.
+    """
+    results = replay.results
+    operations = replay.needed(results)
+    return Kernel(lowered(operations, replay.constants, replay.entries[0], results, points))

@@ -1,0 +1,97 @@
+"""Which steps share a loop.
+
+Steps over as many elements share one where each takes an element of the others at its own place
+only, so that it stays in a register; steps of few elements are written out.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from elbowroom.recording.kernel.lowering import CONSTANT, RUNNING, ZERO, Program, Step
+
+FEW = 8
+"""Elements that are written out."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps that are done together.
+
+    Attributes:
+        count: Turns of their loop; 0 where all elements are written out.
+        length: Of the runs of a running sum in it; 0 where there is none, or one only.
+        steps: By their numbers.
+    """
+
+    count: int
+    length: int
+    steps: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Blocks in order, and what is kept in memory between them.
+
+    Attributes:
+        blocks: In order.
+        stored: Whether what a step gives goes into memory, by step.
+        makers: The step that gives each address; -1 of an input.
+    """
+
+    blocks: list[Block]
+    stored: list[bool]
+    makers: np.ndarray
+
+
+def scheduled(program: Program) -> Schedule:
+    """The steps of a program in blocks."""
+    makers = np.full(program.addresses, -1)
+    blocks: list[Block] = []
+    home: list[int] = []
+    stored = [False] * len(program.steps)
+    for number, step in enumerate(program.steps):
+        count = step.count if step.count > FEW else 0
+        length = int(step.given[0]) if step.function == RUNNING else 0
+        length = 0 if length == count else length
+        earliest, takes = 0, []
+        for table in step.inputs:
+            own = table[(table < CONSTANT) & (table != ZERO)]
+            for maker in np.unique(makers[own]):
+                if maker >= 0:
+                    takes.append((int(maker), own))
+                    follows = home[maker]
+                    same = _in_step(program.steps[maker], table, count, blocks[follows])
+                    earliest = max(earliest, follows if same else follows + 1)
+        fitting = (
+            k
+            for k in range(earliest, len(blocks))
+            if (blocks[k].count, blocks[k].length) == (count, length)
+        )
+        place = next(fitting, len(blocks))
+        if place == len(blocks):
+            blocks.append(Block(count, length))
+        blocks[place].steps.append(number)
+        home.append(place)
+        makers[step.out : step.out + step.size] = number
+        for maker, _ in takes:
+            stored[maker] |= home[maker] != place
+    for result in program.results:
+        for maker in np.unique(makers[result[(result < CONSTANT) & (result != ZERO)]]):
+            if maker >= 0:
+                stored[maker] = True
+    return Schedule(blocks, stored, makers)
+
+
+def _in_step(maker: Step, table: np.ndarray, count: int, block: Block) -> bool:
+    """Whether what a step gives can be taken in its own block."""
+    if block.count != count:
+        return False
+    if count == 0:
+        return True
+    return maker.targets is None and is_run(table, maker.out)
+
+
+def is_run(table: np.ndarray, begin: int) -> bool:
+    """Whether addresses follow each other from a first one."""
+    return bool(table[0] == begin and (np.diff(table) == 1).all())
