@@ -12,6 +12,7 @@ import xarray
 from torch import Tensor
 
 from elbowroom.draws.predictive import (
+    deterministic_sites,
     evaluate,
     predict_sites,
     prior_sites,
@@ -210,8 +211,8 @@ def reported_quantities(
         return shown
     given = space.given(sites)
     count = None if given else 1
-    more = evaluate(problem.function, problem.arguments, given, space, False, count)
-    return shown | more.deterministics
+    more = deterministic_sites(problem.function, problem.arguments, given, space, count)
+    return shown | more
 
 
 def replicated(

@@ -10,7 +10,12 @@ from torch import Tensor
 from elbowroom.draws.of_guide import chunk_size
 from elbowroom.guides.space import LatentSpace, Unobserved, sample_sites
 from elbowroom.problem.mapping import each_tensor, map_draws
-from elbowroom.problem.score import Score, assignment_probabilities, score
+from elbowroom.problem.score import (
+    Score,
+    assignment_probabilities,
+    deterministics,
+    score,
+)
 
 Sites = Mapping[str, Tensor]
 
@@ -100,23 +105,34 @@ def evaluate(
     arguments: Mapping[str, Any],
     sites: Sites,
     space: LatentSpace,
-    pointwise: bool = True,
     count: int | None = None,
 ) -> Score:
     """The model's log joint density, pointwise densities and deterministic sites, at draws.
 
     Each value has the draws as its leading dim; see `elbowroom.problem.score.Score`.
-    The pointwise densities are large, and can be left out. How many draws, `count` tells where
-    there are no sites.
+    How many draws, `count` tells where there are no sites.
     """
 
     def at(values: dict[str, Tensor]) -> tuple[Any, ...]:
         found = score(model, arguments, values, space)
-        if not pointwise:
-            return found.log_joint, {}, found.deterministics, {}
         return found.log_joint, found.log_likelihood, found.deterministics, found.log_prior
 
     return Score(*_evaluate(at, sites, arguments, space, count))
+
+
+def deterministic_sites(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    count: int | None = None,
+) -> dict[str, Tensor]:
+    """The deterministic sites at draws, each (draws, ...); see `evaluate`."""
+
+    def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return deterministics(model, arguments, values, space)
+
+    return _evaluate(at, sites, arguments, space, count)
 
 
 def assignments(

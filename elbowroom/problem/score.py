@@ -88,12 +88,13 @@ class Score:
     log_prior: dict[str, Tensor]
 
 
-def _run(
+def _trace(
     model: Callable[..., Any],
     arguments: Mapping[str, Any],
     values: Mapping[str, Tensor],
     space: LatentSpace,
 ) -> poutine.Trace:
+    """A run of a model at given values, without its densities."""
     enumerated = any(name not in values for name in space.discrete)
     conditioned = poutine.condition(model, data=dict(values))
     if enumerated and space.dependence is not None:
@@ -101,7 +102,16 @@ def _run(
     elif enumerated:
         conditioned = config_enumerate(conditioned, "parallel")
         conditioned = _AsPyro(first_available_dim=-1 - space.max_plate_nesting)(conditioned)
-    trace = poutine.trace(conditioned).get_trace(**arguments)
+    return poutine.trace(conditioned).get_trace(**arguments)
+
+
+def _run(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+) -> poutine.Trace:
+    trace = _trace(model, arguments, values, space)
     for _, node in sample_sites(trace):
         if "_enumerate_dim" in node["infer"]:
             node["unscaled_log_prob"] = of_values = _of_values(node["fn"], node["value"])
@@ -195,6 +205,24 @@ def _named(
     return (tensor.sum(loose) if loose else tensor).reshape(shape), tuple(names)
 
 
+def _deterministic(trace: poutine.Trace, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: node["value"]
+        for name, node in sample_sites(trace)
+        if node["infer"].get("_deterministic") and name not in values
+    }
+
+
+def deterministics(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+    space: LatentSpace,
+) -> dict[str, Tensor]:
+    """The values of the deterministic sites alone; see `score`, whose densities take longer."""
+    return _deterministic(_trace(model, arguments, values, space), values)
+
+
 def score(
     model: Callable[..., Any],
     arguments: Mapping[str, Any],
@@ -224,11 +252,7 @@ def score(
         for name, node in sample_sites(trace)
         if "_enumerate_dim" in node["infer"]
     }
-    deterministics = {
-        name: node["value"]
-        for name, node in sample_sites(trace)
-        if node["infer"].get("_deterministic") and name not in values
-    }
+    deterministics = _deterministic(trace, values)
     scored = [(name, node) for name, node in sample_sites(trace) if name not in deterministics]
     likelihood = {name: node["log_prob"] for name, node in scored if name in space.observed}
     latent = {site.name for site in space.sites}

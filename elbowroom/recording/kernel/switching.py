@@ -16,6 +16,10 @@ class Compiling:
 
     operation: int = 1_000_000
     """Nanoseconds that it takes to compile an operation."""
+    number: int = 300
+    """The same of a number that it gives at a point."""
+    numbers: int = 5_000_000
+    """Of a point, beyond which a recording is replayed: its tensors are large enough."""
     call: int = 3_000
     """Nanoseconds of an operation beside those of its numbers, about one each."""
     agreement: float = 1e-9
@@ -49,8 +53,8 @@ class SwitchingReplay:
         self.kernel: Any = None
         operations = len(replay.needed(replay.results))
         self._call = COMPILING.call * operations
-        self._left = COMPILING.operation * operations
-        if importlib.util.find_spec("llvmlite") is None:
+        self._left = COMPILING.operation * operations + COMPILING.number * replay.numbers
+        if replay.numbers > COMPILING.numbers or importlib.util.find_spec("llvmlite") is None:
             self._left = -1
 
     def __call__(self, points: Tensor, outputs: tuple[int, ...] | None = None) -> list[Tensor]:

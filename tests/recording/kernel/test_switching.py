@@ -1,5 +1,6 @@
 """When a recording becomes a kernel, and when it never does."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 import elbowroom.recording.kernel.kernel
+import elbowroom.recording.kernel.switching
 from elbowroom.recording.kernel.switching import COMPILING, SwitchingReplay
 from elbowroom.recording.record import record
 
@@ -36,8 +38,9 @@ def test_it_is_compiled_after_the_same_calls_each_time() -> None:
     assert len(set(counts)) == 1
     found, points = switching()
     operations = len(found.replay.needed(found.replay.results))
-    cost = operations * COMPILING.call + found.replay.numbers * len(points)
-    assert counts[0] == -(-operations * COMPILING.operation // cost)
+    numbers = found.replay.numbers
+    price = operations * COMPILING.operation + numbers * COMPILING.number
+    assert counts[0] == -(-price // (operations * COMPILING.call + numbers * len(points)))
 
 
 def test_before_and_after_it_gives_the_same_numbers() -> None:
@@ -68,6 +71,16 @@ def test_a_kernel_with_other_numbers_is_not_taken(
         found(points)
     assert found.kernel is None
     assert all(map(torch.equal, found(points), expected))
+
+
+def test_a_recording_of_many_numbers_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        elbowroom.recording.kernel.switching, "COMPILING", replace(COMPILING, numbers=10)
+    )
+    found, points = switching()
+    for _ in range(3000):
+        found(points)
+    assert found.kernel is None
 
 
 def test_without_the_compiler_it_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
