@@ -90,7 +90,7 @@ def save(run: Run, path: Path, overwrite: bool = False, keep: bool = False) -> N
 
 def _write(run: Run, folder: Path) -> None:
     # In memory first: HDF5 does not survive a disk that fills up under it.
-    (folder / "posterior.nc").write_bytes(run.posterior.to_netcdf(None, engine="h5netcdf"))
+    (folder / "posterior.nc").write_bytes(formats.packed_posterior(run.posterior))
     parameters = {name: value.clone().contiguous() for name, value in run.parameters.items()}
     (folder / "params.safetensors").write_bytes(serialised(parameters))
     run.history.to_csv(folder / "history.csv", index=False)

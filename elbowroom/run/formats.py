@@ -4,10 +4,10 @@ A file says how large its arrays are. Libraries believe it, follow links to othe
 whatever fits into a small file; so shapes, sizes and links are looked at first.
 """
 
+import io
 import math
-import mmap
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,8 +33,6 @@ ARRAYS = 10_000
 
 KNOWN = (*GROUPS, "reference_posterior")
 """Groups of a posterior: those of a fit, and the draws of NUTS that `reference` adds."""
-HEAP = b"GCOL\x01"
-"""How a heap of texts begins in HDF5, with the version of its layout."""
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
 """How NetCDF marks the array of a dim that has a length and no labels."""
 DIM, DIMS = "_Netcdf4Dimid", "_Netcdf4Coordinates"
@@ -43,6 +41,10 @@ OF_LAYOUT = (
     "CLASS", "DIMENSION_LIST", "NAME", "REFERENCE_LIST", "_FillValue", "_NCProperties", DIM, DIMS,
 )  # fmt: skip
 """Attributes of NetCDF's own layout in HDF5."""
+NOT_READ = ("DIMENSION_LIST", "REFERENCE_LIST")
+"""Those that are of variable length."""
+TEXT = 100
+"""Bytes that Python takes for a text beside its characters."""
 
 
 def read_history(path: Path) -> pd.DataFrame:
@@ -160,16 +162,58 @@ def _array(file: IO[bytes], size: int) -> np.ndarray:
     return flat.reshape(shape, order="F" if columns_first else "C")
 
 
+def packed_posterior(tree: xarray.DataTree) -> bytes:
+    """The content of posterior.nc: NetCDF whose texts all have a fixed length.
+
+    A text of variable length lies in a heap, with its length beside it. HDF5 believes that length,
+    and those of the heap, before anyone can look at them: it allocates 4 GB for a changed byte.
+    """
+    encoding = {group.path: _characters(group.to_dataset()) for group in tree.subtree}
+    content = io.BytesIO(tree.to_netcdf(None, engine="h5netcdf", encoding=encoding))
+    with h5py.File(content, "r+") as file:
+        _fix_texts(file)
+        for group in file.values():
+            _fix_texts(group)
+            for array in group.values():
+                _fix_texts(array)
+    return content.getvalue()
+
+
+def _characters(group: xarray.Dataset) -> dict[str, dict[str, str]]:
+    """How xarray shall write texts: as characters, along a dim with a name of its own."""
+    dim, found = "string", {}
+    while any(str(name).startswith(dim) for name in (*group.variables, *group.sizes)):
+        dim += "_"
+    for name, variable in group.variables.items():
+        kind = variable.dtype.kind
+        values = variable.values.flat if kind in "OTU" else ()
+        lengths = [len(each.encode()) for each in values if isinstance(each, str)]
+        if lengths or kind in "TU":  # xarray makes numbers of objects that are none
+            found[str(name)] = {"dtype": "S1", "char_dim_name": f"{dim}{max([1, *lengths])}"}
+    return found
+
+
+def _fix_texts(found: Any) -> None:
+    """Gives attributes that are texts a fixed length."""
+    for name in found.attrs:
+        kind = found.attrs.get_id(name).get_type()
+        if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
+            text = found.attrs[name]
+            if isinstance(text, str):  # and no list of texts, which none of a run's trees has
+                length = max(1, len(text.encode()))
+                found.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", length))
+
+
 def read_posterior(path: Path, most: int | None = LIMITS.arrays) -> xarray.DataTree:
     """posterior.nc: the groups of ArviZ's schema that a run writes.
 
     Raises:
         RunFolderError: If it is damaged, or not as a run writes it: links, other groups, arrays in
-            other files, packed arrays, and variables that are no draws of numbers.
+            other files, packed arrays, texts of variable length, and variables that are no draws
+            of numbers.
     """
     check_file(path, most)
     with reading(path):
-        _check_heaps(path)
         with h5py.File(path, "r") as file:
             _check_groups(path, file, most)
             groups = {name: _group(path, group) for name, group in file.items()}
@@ -194,9 +238,11 @@ def _group(path: Path, group: h5py.Group) -> xarray.Dataset:
             continue
         with reading(path, f"'{group.name[1:]}/{name}'"):
             dims = [numbers[int(number)] for number in array.attrs.get(DIMS, ())]
-            text = h5py.check_string_dtype(array.dtype)
-            values = (array if text is None else array.asstr())[()]
             attributes = _attributes(array)
+            values = array[()]
+            if values.dtype.kind == "S":
+                *dims, _ = dims
+                values = _joined(values, attributes.pop("_Encoding", None))
             kind = attributes.pop("dtype", None)
             values = values.astype(bool) if kind == "bool" else values
             into = labels if name in dims else variables
@@ -204,10 +250,22 @@ def _group(path: Path, group: h5py.Group) -> xarray.Dataset:
     return xarray.Dataset(variables, labels, _attributes(group))
 
 
+def _joined(characters: np.ndarray, encoding: Any) -> np.ndarray:
+    """Texts, whose characters (UTF-8) lie along the last dim."""
+    if encoding != "utf-8":
+        raise ValueError(f"characters whose encoding is {encoding!r}, not 'utf-8'")
+    *shape, length = characters.shape
+    if not length:
+        return np.zeros(shape, dtype="U1")
+    joined = np.ascontiguousarray(characters).view(f"S{length}").reshape(shape)
+    return np.strings.decode(joined, "utf-8")
+
+
 def _attributes(found: Any) -> dict[str, Any]:
     """Numbers and texts, as Python has them where they are single."""
     given = {name: found.attrs[name] for name in found.attrs if name not in OF_LAYOUT}
-    return {k: v.item() if np.size(v) == 1 and hasattr(v, "item") else v for k, v in given.items()}
+    single = {k: v.item() if np.size(v) == 1 else v for k, v in given.items()}
+    return {k: v.decode("utf-8") if isinstance(v, bytes) else v for k, v in single.items()}
 
 
 def _is_no_variable(array: h5py.Dataset) -> bool:
@@ -215,55 +273,31 @@ def _is_no_variable(array: h5py.Dataset) -> bool:
     return bytes(array.attrs.get("NAME", b"")).startswith(NO_VARIABLE)
 
 
-def _check_heaps(path: Path) -> None:
-    """Sees that the heaps of texts end, in each of which HDF5 goes from one text to the next.
-
-    A free place of length 0 keeps it there for ever, in its own code, which nothing can stop. The
-    layout is that of "Disk Format: Level 1E - Global Heap" of the HDF5 File Format Specification.
-    """
-    if not path.stat().st_size:  # which cannot be mapped
-        raise damaged(path, " is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        begin = content.find(HEAP)
-        while begin >= 0:
-            end = begin + int.from_bytes(content[begin + 8 : begin + 16], "little")
-            if end > len(content):  # chance bytes of draws; HDF5 itself refuses such a heap
-                end = 0
-            place = begin + 16
-            while place + 16 <= end:
-                index = int.from_bytes(content[place : place + 2], "little")
-                size = int.from_bytes(content[place + 8 : place + 16], "little")
-                if index == 0:  # what is left is free
-                    if size != end - place:
-                        raise damaged(path, " has a heap that does not end")
-                    break
-                place += 16 + -(-size // 8) * 8
-            if place > end > 0:
-                raise damaged(path, " has a heap that is longer than its place")
-            begin = content.find(HEAP, begin + len(HEAP))
-
-
 def _check_groups(path: Path, file: h5py.File, most: int | None) -> None:
     """Sees that a NetCDF file is one level of groups of arrays that lie in it as they are."""
     if len(file) > len(KNOWN):
         raise damaged(path, f" has {len(file):,} groups, and a run has {len(KNOWN)} at most")
-    seen = {_address(file)}
-    members = _check_attributes(path, "/", file)
+    seen, room = {_address(file)}, path.stat().st_size
+    members, space = len(file.attrs), _check_attributes(path, "/", file, room)
     for name in file:
         if name not in KNOWN:
             raise damaged(path, f", '{name}': a run has no such group")
         group = _member(path, file, name, name, seen)
         if not isinstance(group, h5py.Group):
             raise damaged(path, f", '{name}' is no group")
-        members += len(group) + _check_attributes(path, name, group)
+        members += len(group) + len(group.attrs)
+        space += _check_attributes(path, name, group, room)
         for inner in group:
             label = f"{name}/{inner}"
             variable = _member(path, group, inner, label, seen)
             if not isinstance(variable, h5py.Dataset):
                 raise damaged(path, f", '{label}' is no array")
-            members += _check_attributes(path, label, variable)
+            members += len(variable.attrs)
+            space += _check_attributes(path, label, variable, room)
             _check_number(path, members, "variables and attributes", most, MEMBERS)
-            _check_array(path, label, variable)
+            space += _check_array(path, label, variable, room)
+            if most is not None and space > most:
+                raise too_large(path, f"takes {space:,} bytes of memory and more", most)
 
 
 def _address(found: Any) -> int:
@@ -282,53 +316,50 @@ def _member(path: Path, parent: h5py.Group, name: str, label: str, seen: set[int
     return found
 
 
-def _check_attributes(path: Path, label: str, found: Any) -> int:
-    """Attributes are single texts or numbers, beside HDF5's own lists of dims; gives how many."""
-    number = len(found.attrs)
+def _check_attributes(path: Path, label: str, found: Any, room: int) -> int:
+    """Attributes are numbers and single texts that fit into the file; gives their bytes."""
+    number, space = len(found.attrs), 0
     if number > MEMBERS:  # trusted or not: NetCDF has no such variable
         raise damaged(path, f", '{label}' has {number:,} attributes")
     for name in found.attrs:
+        if name in NOT_READ:
+            continue
         attribute = found.attrs.get_id(name)
-        text = isinstance(attribute.get_type(), h5py.h5t.TypeStringID)
-        if text and math.prod(attribute.shape) > 1:
-            raise damaged(path, f", '{label}', attribute '{name}' is a list of texts")
-    return number
+        kind, shape = attribute.get_type(), attribute.shape
+        what = f", '{label}', attribute '{name}'"
+        text = isinstance(kind, h5py.h5t.TypeStringID)
+        plain = text or isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
+        if not plain or shape is None or (text and kind.is_variable_str()):
+            raise damaged(path, f"{what} is neither a number nor a text of a fixed length")
+        if text and math.prod(shape) > 1:
+            raise damaged(path, f"{what} is a list of texts")
+        size = math.prod(shape) * kind.get_size()
+        if size > room:
+            raise damaged(path, f"{what} is longer than the file")
+        space += size
+    return space
 
 
-def _check_array(path: Path, label: str, variable: h5py.Dataset) -> None:
+def _check_array(path: Path, label: str, variable: h5py.Dataset, room: int) -> int:
+    """Arrays are numbers or characters that lie in the file; gives their bytes in memory."""
     plan = variable.id.get_create_plist()
     plain = plan.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
     plain |= variable.shape is not None and 0 in variable.shape  # such as the weights of one part
     if not plain or plan.get_external_count() or plan.get_nfilters():
         raise damaged(path, f", '{label}' is packed, in parts or in another file")
-    text = h5py.check_string_dtype(variable.dtype)
-    if text is None and variable.dtype.kind not in NUMBERS:
-        raise damaged(path, f", '{label}': {variable.dtype} is neither number nor text")
+    dtype, shape = variable.dtype, variable.shape
+    text = dtype == "S1" and bool(shape)
+    if not text and dtype.kind not in NUMBERS:
+        raise damaged(path, f", '{label}': {dtype} is neither number nor text of a fixed length")
     if _is_no_variable(variable):
-        return  # whose values are not read
-    shape = (LIMITS.arrays,) if variable.shape is None else variable.shape
-    space = math.prod(max(1, length) for length in shape) * variable.dtype.itemsize
-    if space > LIMITS.arrays or variable.nbytes > variable.id.get_storage_size():
+        return 0  # whose values are not read
+    if shape is None or variable.nbytes > min(room, variable.id.get_storage_size()):
         raise damaged(path, f", '{label}': the file does not hold all of its values")
-    if text is not None and text.length is None:
-        _check_texts(path, label, variable)
-
-
-def _check_texts(path: Path, label: str, variable: h5py.Dataset) -> None:
-    """Texts that together are not longer than the file, as they would be if many were one."""
-    room = path.stat().st_size
-    step = max(1, LIMITS.arrays // (4 * room))  # each may be as long as the file
-    for part in _parts(variable, step):
-        room -= sum(map(len, part))
-        if room < 0:
-            raise damaged(path, f", '{label}': its texts are longer than the file")
-
-
-def _parts(variable: h5py.Dataset, step: int) -> Iterator[list[bytes]]:
-    if variable.ndim != 1:
-        raise ValueError("texts that are no list of labels")
-    for begin in range(0, variable.size, step):
-        yield list(variable[begin : begin + step])
+    space = math.prod(max(1, length) for length in shape) * dtype.itemsize
+    if 0 in shape and space > LIMITS.arrays:
+        raise damaged(path, f", '{label}' has no values along huge dims")
+    # Four bytes for each character: in the decoding, in numpy's array, and in the index of labels.
+    return space * 13 + math.prod(shape[:-1]) * TEXT if text else space
 
 
 def _check_draws(path: Path, tree: xarray.DataTree) -> None:

@@ -26,7 +26,7 @@ from elbowroom.assess.verdict import Verdict, judge
 from elbowroom.commands import Seed
 from elbowroom.engines.options import ENGINES
 
-FORMAT = 2
+FORMAT = 3
 
 Scalar = None | bool | int | float | str
 Count = Annotated[int, Field(ge=0)]

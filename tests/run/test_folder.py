@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +22,7 @@ from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 from elbowroom.run import formats
 from elbowroom.run.folder import FORMAT, Run, load, read_data, save, write_data
-from elbowroom.run.formats import read_posterior
+from elbowroom.run.formats import packed_posterior, read_posterior
 from elbowroom.run.output import LOCK, MANIFEST, REQUEST, UNFINISHED
 from elbowroom.run.schema import Config, Outcome
 from elbowroom.run.unfinished import Request, unfinished
@@ -86,6 +88,9 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         assert (tmp_path / "run" / name).read_text().startswith('{\n "')
 
 
+EMOJI = "\u00e9 \U0001f642"
+
+
 def test_a_posterior_is_what_xarray_reads(regression: Fit, tmp_path: Path) -> None:
     """Labels of text and of numbers, a dim of none, whole numbers, Booleans, attributes, NaN."""
     leading = ("chain", "draw")
@@ -94,26 +99,68 @@ def test_a_posterior_is_what_xarray_reads(regression: Fit, tmp_path: Path) -> No
         "flags": (leading, np.array([[True, False]])),
         "numbers": ((*leading, "bare"), np.array([[[1.5, np.nan]] * 2]), {"unit": "m", "n": 3}),
         "none": ((*leading, "nothing"), np.zeros((1, 2, 0), dtype=np.float32)),
+        "string2": ((*leading, "string"), np.zeros((1, 2, 2))),  # xarray's name of a dim of texts
     }
-    labels = {"kind": ["a", "b", "\u00e9"], "draw": [4, 7]}
-    made = xarray.Dataset(variables, labels, {"seed": 3, "rate": 0.5, "name": "x", "two": [1, 2]})
-    observed = xarray.Dataset({"one": ((), 1.0), "level": (("rows",), ["p", "q"])})
+    labels = {"kind": ["a", "b", EMOJI], "draw": [4, 7], "string": ["ab", "cd"]}
+    attributes = {"seed": 3, "rate": 0.5, "name": EMOJI, "two": [1, 2], "empty": "", "one": "a"}
+    made = xarray.Dataset(variables, labels, attributes)
+    texts = {
+        "level": (("rows",), ["p", EMOJI]),
+        "empty": (("rows",), ["", ""]),
+        "objects": (("rows",), np.array(["p", "q"], dtype=object)),
+        "other": (("rows",), np.array(["p", "qr"], dtype=np.dtypes.StringDType())),
+        "table": (("rows", "more"), [["a", "bc"], ["", EMOJI]], {"unit": EMOJI}),
+        "single": ((), EMOJI),
+        "none": (("nothing",), np.array([], dtype=str)),
+        "no_objects": (("nothing",), np.array([], dtype=object)),
+    }
+    observed = xarray.Dataset({"one": ((), 1.0), **texts}, {"more": pd.Index(["x", EMOJI])})
+    observed = observed.assign_coords(string5=pd.Index([EMOJI, "b"], dtype="string"))
     trees = (
-        xarray.DataTree.from_dict({"/posterior": made, "/observed_data": observed}),
+        xarray.DataTree.from_dict(
+            {"/": xarray.Dataset(attrs=attributes), "/posterior": made, "/observed_data": observed}
+        ),
         regression.posterior,
     )
-    for tree in trees:
-        path = tmp_path / "posterior.nc"
-        path.write_bytes(bytes(tree.to_netcdf(None, engine="h5netcdf")))
+    for number, tree in enumerate(trees):
+        path = tmp_path / f"{number}.nc"  # xarray may keep a file of the same name open
+        path.write_bytes(packed_posterior(tree))
+        found = read_posterior(path)
         with xarray.open_datatree(path, engine="h5netcdf") as expected:
-            xarray.testing.assert_identical(read_posterior(path), expected.load())
+            xarray.testing.assert_identical(found, expected.load())
+        xarray.testing.assert_identical(found, tree)
+        with h5py.File(path) as file:
+            file.visititems(lambda _, each: has_no_variable_length(each))
+            has_no_variable_length(file)
+
+
+def has_no_variable_length(found: Any) -> None:
+    """Sees that texts of a file have a fixed length, beside NetCDF's own lists of dims."""
+    names = set(found.attrs) - {"DIMENSION_LIST", "REFERENCE_LIST"}
+    dtypes = [found.attrs.get_id(name).dtype for name in names]
+    dtypes += [found.dtype] if isinstance(found, h5py.Dataset) else []
+    assert not [dtype for dtype in dtypes if dtype.hasobject], found.name
+
+
+def test_arviz_reads_the_texts_of_a_posterior(tmp_path: Path) -> None:
+    labels, attributes = ["a", EMOJI], {"model": "m", "empty": "", "more": EMOJI}
+    variables = {"x": (("chain", "draw", "kind"), np.zeros((1, 3, 2)))}
+    made = xarray.Dataset(variables, {"kind": labels}, attributes)
+    path = tmp_path / "posterior.nc"
+    path.write_bytes(packed_posterior(xarray.DataTree.from_dict({"/posterior": made})))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # arviz announces its 1.0 on import
+        import arviz
+    found = arviz.from_netcdf(path).posterior
+    assert list(found["kind"].values) == labels
+    assert {name: found.attrs[name] for name in attributes} == attributes
 
 
 def test_a_model_of_many_sites_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {f"x_{k}": (("chain", "draw"), np.array([[0.5, k]])) for k in range(1100)}
     tree = xarray.DataTree.from_dict({"/posterior": xarray.Dataset(variables)})
     path = tmp_path / "posterior.nc"
-    path.write_bytes(bytes(tree.to_netcdf(None, engine="h5netcdf")))
+    path.write_bytes(packed_posterior(tree))
     np.testing.assert_array_equal(read_posterior(path)["posterior/x_1099"], [[0.5, 1099]])
     monkeypatch.setattr(formats, "MEMBERS", 2000)
     with pytest.raises(RunFolderError, match=r"variables and attributes.*trust=True"):
@@ -255,7 +302,7 @@ def change(folder: Path, name: str, **changes: Any) -> None:
 def test_only_its_own_format_is_read(tmp_path: Path) -> None:
     path = tmp_path / "run"
     save(made(), path)
-    for number, said in ((3, "newer"), (1, "older")):  # that of today is 2
+    for number, said in ((FORMAT + 1, "newer"), (FORMAT - 1, "older")):
         change(path, "config.json", format=number)
         with pytest.raises(RunFolderError, match=said):
             load(path)

@@ -171,7 +171,7 @@ def fuzz(name: str, seconds: float) -> None:
         seeds.mkdir()
         for number in range(100):
             (seeds / str(number)).write_bytes(flipped(content, number) if number else content)
-        limit = ["-max_len=200000", f"-max_total_time={int(seconds)}", "-rss_limit_mb=3000"]
+        limit = ["-max_len=200000", f"-max_total_time={int(seconds)}", "-rss_limit_mb=1100"]
         atheris.Setup(
             [sys.argv[0], *limit, "-timeout=30", f"-artifact_prefix={folder}/", str(seeds)],
             lambda tried: attempt(load, path, tried),

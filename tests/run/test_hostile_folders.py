@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -310,8 +311,8 @@ def of_draws(values: Any, **given: Any) -> Callable[[h5py.File], None]:
     return add
 
 
-def attribute(name: str, value: Any) -> Callable[[h5py.File], None]:
-    return lambda file: file["posterior/sigma"].attrs.__setitem__(name, value)
+def attribute(name: str, value: Any, of: str = "posterior/sigma") -> Callable[[h5py.File], None]:
+    return lambda file: file[of].attrs.__setitem__(name, value)
 
 
 def instead(name: str, made: Callable[[h5py.File], Any]) -> Callable[[h5py.File], None]:
@@ -359,7 +360,6 @@ GROUPS: dict[str, Callable[[h5py.File], Any]] = {
     "nothing along a huge dim": lambda f: f["posterior"].create_dataset("h", shape=(0, 2**40)),
     "no posterior": lambda f: f.__delitem__("posterior"),
     "a posterior that is an array": instead("posterior", lambda f: f.create_dataset("posterior", data=1.0)),
-    "draws of text": of_draws(np.array([["q"] * 3], dtype=object), dtype=TEXT),
     "one number": lambda f: f["posterior"].create_dataset("x", data=1.0),
     "records": lambda f: f["posterior"].create_dataset("x", data=np.zeros(3, dtype=[("a", "i4")])),
     "references": lambda f: f["posterior"].create_dataset("x", shape=(1,), dtype=h5py.ref_dtype),
@@ -372,8 +372,6 @@ GROUPS: dict[str, Callable[[h5py.File], Any]] = {
     "dims of others": attribute("_Netcdf4Coordinates", np.array([1, 0])),
     "too few dims": attribute("_Netcdf4Coordinates", np.array([0])),
     "no dims": lambda f: f["posterior/sigma"].attrs.__delitem__("_Netcdf4Coordinates"),
-    "attributes of many texts": attribute("many", np.array(["x"] * 3, dtype=object)),
-    "texts that are no list": lambda f: f["posterior"].create_dataset("x", data=np.array([["a"]], dtype=object), dtype=TEXT),
 }  # fmt: skip
 
 
@@ -391,52 +389,118 @@ def test_a_posterior_that_is_not_as_a_run_writes_it_is_refused(
         assert said is not None, what
 
 
-def test_labels_that_are_one_long_text_are_not_read_a_thousand_times(tmp_path: Path) -> None:
-    """Texts lie apart from the array, which holds where each of them is."""
-    path = tmp_path / "posterior.nc"
-    with h5py.File(path, "w") as file:
-        made = file.create_dataset("posterior/labels", shape=(1000,), dtype=TEXT)
-        made[0] = "x" * 3_000_000
-        made[1:] = "y"
-        begin, size = made.id.get_offset(), made.id.get_storage_size()
-    content = bytearray(path.read_bytes())
-    content[begin : begin + size] = bytes(content[begin : begin + size // 1000]) * 1000
-    write(path, bytes(content))
-    said = refused(tmp_path, lambda: run_folder.formats.read_posterior(path), path.name)
-    assert "longer than the file" in (said or "")
+def numbers_as_text(file: h5py.File) -> None:
+    """Draws that are characters, as many of each as there are predictors."""
+    made = file["posterior"].create_dataset("more", data=np.array([[[b"q"] * 2] * 3]))
+    made.attrs["_Encoding"] = np.bytes_(b"utf-8")
+    made.attrs["_Netcdf4Coordinates"] = [
+        file[f"posterior/{name}"].attrs["_Netcdf4Dimid"] for name in ("chain", "draw", "predictor")
+    ]
 
 
-def test_a_heap_of_texts_that_has_no_end_is_not_read(small: Path, tmp_path: Path) -> None:
-    """HDF5 would go on for ever at a free place of no length."""
-    content = (small / "posterior.nc").read_bytes()
-    begin = content.index(b"GCOL\x01")
+def dataset(*shape: int, **given: Any) -> Callable[[h5py.File], Any]:
+    """An array beside the others, by default of characters that are not there."""
+    given = {"dtype": "S1", **given}
+    return lambda file: file["posterior"].create_dataset("more", shape=shape, **given)
+
+
+LABELS = "posterior/predictor"
+RAGGED = h5py.vlen_dtype("f8")
+FIXED, NOT_THERE = "of a fixed length", "does not hold all of its values"
+TEXTS: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
+    "an attribute of variable length": (attribute("unit", "m"), FIXED),
+    "an attribute of the root of variable length": (attribute("unit", "m", "/"), FIXED),
+    "an attribute of a group of variable length": (attribute("unit", "", "posterior"), FIXED),
+    "a dim's number of variable length": (attribute("_Netcdf4Dimid", "0"), FIXED),
+    "dims of variable length": (attribute("_Netcdf4Coordinates", "0"), FIXED),
+    "a name of variable length": (attribute("NAME", "sigma"), FIXED),
+    "many texts of variable length": (attribute("x", np.array(["x"] * 3, dtype=object)), FIXED),
+    "a ragged attribute": (lambda f: f["posterior"].attrs.create("x", np.array([np.ones(2), np.ones(3)], dtype=object), dtype=RAGGED), FIXED),
+    "an attribute of records": (attribute("x", np.array([("a",)], dtype=[("a", TEXT)])), FIXED),
+    "an attribute of references": (lambda f: f["posterior"].attrs.create("x", f.ref, dtype=h5py.ref_dtype), FIXED),
+    "an attribute of nothing": (attribute("x", h5py.Empty("f8")), FIXED),
+    "an attribute of many texts": (attribute("x", np.array([b"xy"] * 3)), "is a list of texts"),
+    "an attribute that is no UTF-8": (attribute("x", np.bytes_(b"\xff\xfe")), "can't decode"),
+    "labels of variable length": (instead(LABELS, lambda f: f.create_dataset(LABELS, data=["a", "b"], dtype=TEXT)), FIXED),
+    "no labels, of variable length": (dataset(0, dtype=TEXT), FIXED),
+    "ragged draws": (dataset(2, dtype=RAGGED), FIXED),
+    "labels of more than a character each": (dataset(2, dtype="S2"), FIXED),
+    "a character along no dim": (dataset(), FIXED),
+    "characters of nothing": (lambda f: f["posterior"].create_dataset("more", data=h5py.Empty("S1")), FIXED),
+    "characters of a huge shape": (dataset(2**40, 2**20), NOT_THERE),
+    "characters in parts of a huge shape": (dataset(2**40, 2**20, chunks=(10, 10)), "is packed"),
+    "characters that are not there": (dataset(3, 3), NOT_THERE),
+    "no characters along a huge dim": (dataset(2**40, 0), "huge dims"),
+    "many texts of no characters": (dataset(2**28, 0), "bytes of memory"),
+    "characters that are no UTF-8": (lambda f: f[LABELS].__setitem__((0, 0), b"\xff"), "can't decode"),
+    "characters of another encoding": (attribute("_Encoding", np.bytes_(b"utf-16"), LABELS), "not 'utf-8'"),
+    "characters of many encodings": (attribute("_Encoding", [1, 2], LABELS), LABELS),
+    "an encoding that is a number": (attribute("_Encoding", 8, LABELS), "not 'utf-8'"),
+    "characters of no encoding": (lambda f: f[LABELS].attrs.__delitem__("_Encoding"), "not 'utf-8'"),
+    "draws of text": (numbers_as_text, "has no numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", range(2))
+def test_texts_that_are_not_as_a_run_writes_them_are_refused(
+    part: int, small: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "posterior.nc"
-    for index, size in ((0, 0), (0, 8), (1, 2**63), (1, 10**6)):
-        entry = struct.pack("<HHIQ", index, 0, 0, size)
-        write(path, content[: begin + 16] + entry + content[begin + 32 :])
+    for what, (change, expected) in list(TEXTS.items())[part::2]:
+        write(path, (small / "posterior.nc").read_bytes())
+        with h5py.File(path, "r+") as file:
+            change(file)
         said = refused(tmp_path, lambda: run_folder.formats.read_posterior(path), path.name)
-        assert "heap" in (said or "")
-    with h5py.File(io.BytesIO(content)) as file:  # HDF5 itself sees a heap longer than the file
-        assert h5py.check_string_dtype(file["posterior/predictor"].dtype) is not None
-    for size in (len(content), 2**40, 2**63, 2**64 - 1):
-        write(
-            path,
-            content.replace(content[begin : begin + 16], b"GCOL\x01" + struct.pack("<3xQ", size)),
-        )
-        assert refused(tmp_path, lambda: run_folder.formats.read_posterior(path), path.name)
+        assert expected in (said or ""), (what, said)
 
 
-def test_draws_that_look_like_a_heap_are_draws(tmp_path: Path) -> None:
-    """Their bytes are any: of a good file of 31 MB, one in 35,000 has these five."""
-    draws = np.frombuffer(b"\x00\x00\x00GCOL\x01" + bytes(range(1, 25)), dtype=np.float64)
-    tree = xarray.DataTree.from_dict(
-        {"/posterior": xarray.Dataset({"x": (("chain", "draw"), draws[None])})}
-    )
+def test_heaps_of_texts_are_not_read(small: Path, tmp_path: Path) -> None:
+    """HDF5 believes the lengths in a heap, and goes on for ever at a free place of no length."""
+    content = (small / "posterior.nc").read_bytes()
+    begin = content.index(b"GCOL\x01")  # of lists of dims
+    size = int.from_bytes(content[begin + 8 : begin + 16], "little")
     path = tmp_path / "posterior.nc"
-    write(path, bytes(tree.to_netcdf(None, engine="h5netcdf")))
-    assert path.read_bytes().count(b"GCOL\x01") == 2  # one heap of lists of dims
-    found = run_folder.formats.read_posterior(path)["posterior/x"].values
-    np.testing.assert_array_equal(found, draws[None])
+    write(path, content)
+    expected = run_folder.formats.read_posterior(path)
+    for heap in (bytes(size), b"\xff" * size, content[begin : begin + 16] + bytes(size - 16)):
+        write(path, content[:begin] + heap + content[begin + size :])
+        xarray.testing.assert_identical(run_folder.formats.read_posterior(path), expected)
+
+
+def test_an_attribute_is_not_longer_than_its_file(small: Path) -> None:
+    """HDF5 refuses one itself since 1.14; before, it believed the shape."""
+    path = small / "posterior.nc"
+    with h5py.File(path) as file:
+        longest = max(
+            file["posterior"].attrs.get_id(name).dtype.itemsize for name in file["posterior"].attrs
+        )
+        run_folder.formats._check_attributes(path, "posterior", file["posterior"], longest)
+        with pytest.raises(RunFolderError, match=r"attribute '\w+' is longer than the file"):
+            run_folder.formats._check_attributes(path, "posterior", file["posterior"], longest - 1)
+
+
+def test_what_a_posterior_takes_in_memory_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts take more than their characters, and arrays of one file may be the same place of it."""
+    labels = {"k": [f"{k:04}" for k in range(1000)]}
+    sums = {
+        "of texts": xarray.Dataset({"x": (("chain", "draw"), [[0.5]])}, labels),
+        "of arrays": xarray.Dataset({f"x{k}": (("chain", "draw"), np.ones((1, 1000))) for k in range(10)}),
+        "of attributes": xarray.Dataset({f"x{k}": (("chain", "draw"), [[0.5]], {"t": "x" * 9999}) for k in range(9)}),
+    }  # fmt: skip
+    for what, dataset in sums.items():
+        path = tmp_path / f"{what}.nc"
+        tree = xarray.DataTree.from_dict({"/posterior": dataset})
+        write(path, run_folder.formats.packed_posterior(tree))
+        read = partial(run_folder.formats.read_posterior, path)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder.formats, "check_file", lambda *_: None)
+            said = refused(tmp_path, partial(read, 70_000), path.name)
+        assert "bytes of memory" in (said or ""), what
+        assert "--trust" in (said or "")
+        xarray.testing.assert_identical(read(None), tree)
 
 
 def npy(values: Any, **header: Any) -> bytes:
@@ -729,9 +793,9 @@ def test_what_fails_with_the_numbers_of_a_folder_is_a_sentence(
 def test_text_of_a_folder_does_not_steer_a_terminal(small: Path, tmp_path: Path) -> None:
     folder = copy(small, tmp_path / "run")
     path = folder / "posterior.nc"
-    write(path, path.read_bytes())
-    with h5py.File(path, "r+") as file:
-        file["posterior/predictor"][0] = ESCAPES
+    tree = run_folder.formats.read_posterior(path)
+    tree["posterior"] = tree["posterior"].to_dataset().assign_coords(predictor=["bmi", ESCAPES])
+    write(path, run_folder.formats.packed_posterior(tree))
     run = json.loads((folder / "run.json").read_text())
     run.update(notes=[ESCAPES], reason=ESCAPES)
     run["verdict"].update(reasons=[ESCAPES], advice=ESCAPES)
