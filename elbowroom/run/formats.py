@@ -36,7 +36,8 @@ KNOWN = (*GROUPS, "reference_posterior")
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
 """How NetCDF marks the array of a dim that has a length and no labels."""
 DIM, DIMS = "_Netcdf4Dimid", "_Netcdf4Coordinates"
-"""Attributes in which h5netcdf writes the number of a dim, and those of all dims of a variable."""
+"""Attributes in which h5netcdf writes the number of a dim, and those of all dims of a variable; its
+first versions write the latter only where there are several."""
 OF_LAYOUT = (
     "CLASS", "DIMENSION_LIST", "NAME", "REFERENCE_LIST", "_FillValue", "_NCProperties", DIM, DIMS,
 )  # fmt: skip
@@ -237,7 +238,8 @@ def _group(path: Path, group: h5py.Group) -> xarray.Dataset:
         if _is_no_variable(array):
             continue
         with reading(path, f"'{group.name[1:]}/{name}'"):
-            dims = [numbers[int(number)] for number in array.attrs.get(DIMS, ())]
+            numbered = array.attrs.get(DIMS, array.attrs.get(DIM, ()))
+            dims = [numbers[int(number)] for number in np.ravel(numbered)]
             attributes = _attributes(array)
             values = array[()]
             if values.dtype.kind == "S":
@@ -255,8 +257,6 @@ def _joined(characters: np.ndarray, encoding: Any) -> np.ndarray:
     if encoding != "utf-8":
         raise ValueError(f"characters whose encoding is {encoding!r}, not 'utf-8'")
     *shape, length = characters.shape
-    if not length:
-        return np.zeros(shape, dtype="U1")
     joined = np.ascontiguousarray(characters).view(f"S{length}").reshape(shape)
     return np.strings.decode(joined, "utf-8")
 
