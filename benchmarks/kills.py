@@ -41,6 +41,8 @@ from elbowroom.run.output import holds_unfinished
 from elbowroom.run.unfinished import read_request
 
 SECONDS = 0.05
+LONG = 36_000.0
+"""Seconds that a fit may take."""
 
 
 def switches(y: Tensor) -> None:
@@ -100,7 +102,8 @@ def fit(case: str, folder: Path, seed: int = 1) -> Callable[[], None]:
     model, data, guide, options = CASES[case]
 
     def work() -> None:
-        kept: dict[str, Any] = {"checkpoints": folder, "overwrite": True}
+        # What the clock cuts short on a busy machine is not the same twice.
+        kept: dict[str, Any] = {"checkpoints": folder, "overwrite": True, "time": LONG}
         er.fit(model, data, guide, seed=seed, **kept, **options).save(folder, overwrite=True)
 
     return work
