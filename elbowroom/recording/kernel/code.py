@@ -3,42 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
 from elbowroom.recording.kernel.functions import applied, numbers
 from elbowroom.recording.kernel.lowering import CONSTANT, RUNNING, ZERO, Program, Step
+from elbowroom.recording.kernel.matrices import write_matrices
 from elbowroom.recording.kernel.schedule import Block, Schedule, is_run
-from elbowroom.recording.kernel.vectors import DOUBLE, LONG, VECTOR, WIDTH, Vectors
+from elbowroom.recording.kernel.vectors import WIDTH
+from elbowroom.recording.kernel.writer import Writer, all_constant
 
-INT = ir.IntType(32)
 LONG_SUM = 64
 """Terms beyond which a sum is compensated (Kahan 1965)."""
 STARTS = {"sum": 0.0, RUNNING: 0.0, "max": -np.inf, "min": np.inf}
 TOGETHER = {"sum": "add", RUNNING: "add", "max": "maximum", "min": "minimum"}
-
-
-class _Arrays:
-    """Arrays of one kind, put one after the other, each once."""
-
-    def __init__(self) -> None:
-        self.parts: list[np.ndarray] = []
-        self.known: dict[bytes, int] = {}
-        self.size = 0
-
-    def add(self, array: np.ndarray) -> int:
-        """Where it begins."""
-        key = array.tobytes()
-        if key not in self.known:
-            self.known[key] = self.size
-            self.parts.append(array)
-            self.size += len(array)
-        return self.known[key]
-
-    def whole(self, dtype: Any) -> np.ndarray:
-        return np.concatenate([*self.parts, np.zeros(1)]).astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -62,64 +41,24 @@ class Code:
 
 def written(program: Program, schedule: Schedule) -> Code:
     """The code of a program."""
-    return _Writer(program, schedule).whole()
+    return _Blocks(program, schedule).whole()
 
 
-class _Writer:
-    """Writes `kernel(points, results, numbers, places, memory, n)`."""
-
-    def __init__(self, program: Program, schedule: Schedule) -> None:
-        self.program, self.schedule = program, schedule
-        self.module = ir.Module()
-        pointer = ir.PointerType(DOUBLE)
-        kinds = [pointer, pointer, pointer, ir.PointerType(INT), pointer, LONG]
-        kind = ir.FunctionType(ir.VoidType(), kinds)
-        self.function = ir.Function(self.module, kind, "kernel")
-        self.points, self.results, self.numbers, self.tables, self.memory, self.n = (
-            self.function.args
-        )
-        self.entry = ir.IRBuilder(self.function.append_basic_block("entry"))
-        self.builder = ir.IRBuilder(self.function.append_basic_block("begin"))
-        self.v = Vectors(self.module, self.builder)
-        self.constants, self.places = _Arrays(), _Arrays()
-        self.pinned: dict[int, float] = {}
-        self._pins: dict[int, int] = {}
-        self.size = 0
-        self.place = np.full(program.addresses, -1, dtype=np.int64)
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        self._reserve(np.arange(1, 1 + self.program.inputs))
-        for step, kept in zip(self.program.steps, self.schedule.stored, strict=True):
-            if kept or (step.targets is not None and step.count > 1):
-                self._reserve(np.arange(step.out, step.out + step.size))
-
-    def _reserve(self, addresses: np.ndarray) -> None:
-        self.place[addresses] = self.size + np.arange(len(addresses))
-        self.size += len(addresses)
-
-    def _pin(self, address: int) -> int:
-        """The place in memory of a constant."""
-        if address not in self._pins:
-            self._pins[address] = self.size
-            self.pinned[self.size] = self._value(address)
-            self.size += 1
-        return self._pins[address]
-
-    def _value(self, address: int) -> float:
-        return 0.0 if address == ZERO else float(self.program.constants[address - CONSTANT])
+class _Blocks(Writer):
+    """Writes the blocks of a schedule."""
 
     def whole(self) -> Code:
-        one = ir.Constant(LONG, 1)
-        blocks = self.builder.sdiv(
-            self.builder.add(self.n, ir.Constant(LONG, WIDTH - 1)), ir.Constant(LONG, WIDTH)
-        )
-        self.last = self.builder.sub(self.n, one)
-        with self._loop(blocks) as turn:
-            self._take_points(turn)
+        """All blocks, for as many points at a time as a vector has lanes."""
+        rounded = self.builder.add(self.n, self.long(WIDTH - 1))
+        blocks = self.builder.sdiv(rounded, self.long(WIDTH))
+        with self.loop(blocks) as turn:
+            self.take_points(turn)
             for block in self.schedule.blocks:
-                (self._loop_block if block.count else self._straight)(block)
-            self._give_results(turn)
+                if block.count < 0:
+                    write_matrices(self, self.program.steps[block.steps[0]])
+                else:
+                    (self._loop_block if block.count else self._straight)(block)
+            self.give_results(turn)
         self.builder.ret_void()
         self.entry.branch(self.function.blocks[1])
         memory = self.size
@@ -131,90 +70,6 @@ class _Writer:
             memory,
         )
 
-    # --- Memory
-
-    def _long(self, value: int) -> ir.Constant:
-        return ir.Constant(LONG, value)
-
-    def _at(self, place: ir.Value) -> ir.Value:
-        """The pointer to a vector in memory."""
-        offset = self.builder.mul(place, self._long(WIDTH))
-        pointer = self.builder.gep(self.memory, [offset])
-        return self.builder.bitcast(pointer, ir.PointerType(VECTOR))
-
-    def _load(self, place: ir.Value) -> ir.Value:
-        return self.builder.load(self._at(place), align=8 * WIDTH)
-
-    def _store(self, value: ir.Value, place: ir.Value) -> None:
-        self.builder.store(numbers(self.v, value), self._at(place), align=8 * WIDTH)
-
-    def _variable(self, start: float | None = None) -> ir.Value:
-        """A vector that changes."""
-        pointer = self.entry.alloca(VECTOR)
-        pointer.align = 8 * WIDTH
-        if start is not None:
-            self.builder.store(self.v.number(start), pointer)
-        return pointer
-
-    @contextmanager
-    def _loop(self, count: ir.Value) -> Iterator[ir.Value]:
-        """The turns of a loop that has at least one."""
-        before = self.builder.block
-        body = self.function.append_basic_block("loop")
-        self.builder.branch(body)
-        self.builder.position_at_end(body)
-        turn = self.builder.phi(LONG)
-        turn.add_incoming(self._long(0), before)
-        yield turn
-        following = self.builder.add(turn, self._long(1))
-        turn.add_incoming(following, self.builder.block)
-        end = self.function.append_basic_block("end")
-        self.builder.cbranch(self.builder.icmp_signed("<", following, count), body, end)
-        self.builder.position_at_end(end)
-
-    def _take_points(self, turn: ir.Value) -> None:
-        """Puts the numbers of points side by side; beyond the last one it is taken again."""
-        size = self._long(self.program.inputs)
-        rows = []
-        for lane in range(WIDTH):
-            row = self.builder.add(self.builder.mul(turn, self._long(WIDTH)), self._long(lane))
-            inside = self.builder.icmp_signed("<", row, self.n)
-            row = self.builder.select(inside, row, self.last)
-            rows.append(self.builder.gep(self.points, [self.builder.mul(row, size)]))
-        with self._loop(size) as j:
-            found: ir.Value = ir.Constant(VECTOR, ir.Undefined)
-            for lane, row in enumerate(rows):
-                number = self.builder.load(self.builder.gep(row, [j]))
-                found = self.builder.insert_element(found, number, ir.Constant(INT, lane))
-            self._store(found, j)
-
-    def _give_results(self, turn: ir.Value) -> None:
-        """Writes the results of each point side by side: rows (n rounded up, all results)."""
-        addresses = np.concatenate(self.program.results)
-        width = self._long(len(addresses))
-        place = np.array([self._memory_place(int(each)) for each in addresses])
-        row = self.builder.mul(turn, self._long(WIDTH))
-        base = self.builder.gep(self.results, [self.builder.mul(row, width)])
-        with self._loop(width) as j:
-            found = self._load(self._looked_up(place, j))
-            for lane in range(WIDTH):
-                offset = self.builder.add(j, self.builder.mul(width, self._long(lane)))
-                number = self.builder.extract_element(found, ir.Constant(INT, lane))
-                self.builder.store(number, self.builder.gep(base, [offset]))
-
-    def _memory_place(self, address: int) -> int:
-        if address == ZERO or address >= CONSTANT:
-            return self._pin(address)
-        return int(self.place[address])
-
-    def _looked_up(self, place: np.ndarray, j: ir.Value) -> ir.Value:
-        """The place of an element, by a formula or a table."""
-        if is_run(place, int(place[0])):
-            return self.builder.add(j, self._long(int(place[0])))
-        begin = self._long(self.places.add(place.astype(np.int32)))
-        pointer = self.builder.gep(self.tables, [self.builder.add(j, begin)])
-        return self.builder.sext(self.builder.load(pointer), LONG)
-
     # --- Steps that are written out
 
     def _straight(self, block: Block) -> None:
@@ -222,9 +77,9 @@ class _Writer:
 
         def value(address: int) -> ir.Value:
             if address == ZERO or address >= CONSTANT:
-                return self.v.number(self._value(address))
+                return self.v.number(self.constant(address))
             if address not in known:
-                known[address] = self._load(self._long(int(self.place[address])))
+                known[address] = self.load(self.long(int(self.place[address])))
             return known[address]
 
         for number in block.steps:
@@ -247,7 +102,7 @@ class _Writer:
                     known[step.out + target] = totals.get(target, start)
             if kept:
                 for k in range(step.size):
-                    self._store(known[step.out + k], self._long(int(self.place[step.out + k])))
+                    self.store(known[step.out + k], self.long(int(self.place[step.out + k])))
 
     # --- Loops
 
@@ -294,26 +149,26 @@ class _Writer:
                             found = applied(self.v, step.function, taken, step.given)
                         values[step.out] = found
                         if self.schedule.stored[number]:
-                            place = self.builder.add(j, self._long(int(self.place[step.out])))
-                            self._store(found, place)
+                            place = self.builder.add(j, self.long(int(self.place[step.out])))
+                            self.store(found, place)
                     elif number in sums:
                         sums[number].add(numbers(self.v, taken[0]))
                     else:
                         self._scatter(step, numbers(self.v, taken[0]), inner, turn)
             for number, step in steps:
                 if number in sums and step.targets is not None and not _alone(step):
-                    place = self.builder.add(i, self._long(int(self.place[step.out])))
-                    self._store(sums[number].value(), place)
+                    place = self.builder.add(i, self.long(int(self.place[step.out])))
+                    self.store(sums[number].value(), place)
         for number, step in steps:
             if number in sums and step.targets is not None and _alone(step):
-                self._store(sums[number].value(), self._long(int(self.place[step.out])))
+                self.store(sums[number].value(), self.long(int(self.place[step.out])))
 
     def _uniform(self, address: int) -> ir.Value:
         if address == ZERO or address >= CONSTANT:
-            return self.v.number(self._value(address))
+            return self.v.number(self.constant(address))
         if self.place[address] < 0:  # of this very block, which then is no loop
             raise AssertionError("a value that is not in memory")
-        return self._load(self._long(int(self.place[address])))
+        return self.load(self.long(int(self.place[address])))
 
     def _operand(
         self,
@@ -335,30 +190,23 @@ class _Writer:
             array = np.append(self.program.constants, 0.0)[
                 np.where(table == ZERO, -1, table - CONSTANT)
             ]
-            begin = self._long(self.constants.add(array))
+            begin = self.long(self.constants.add(array))
             pointer = self.builder.gep(self.numbers, [self.builder.add(j, begin)])
             return self.v.spread(self.builder.load(pointer))
-        place = self._places(table)
+        place = self.places_of(table)
         formula = turns.formula(place)
         if formula is None:
-            return self._load(self._looked_up(place, j))
+            return self.load(self.looked_up(place, j))
         if formula[2] == 0:
             return fixed[table.tobytes()]
-        return self._load(self._by_formula(formula, i, k))
+        return self.load(self._by_formula(formula, i, k))
 
     def _by_formula(self, formula: tuple[int, int, int], i: ir.Value, k: ir.Value) -> ir.Value:
         begin, by_outer, by_inner = formula
         offset = self.builder.add(
-            self.builder.mul(i, self._long(by_outer)), self.builder.mul(k, self._long(by_inner))
+            self.builder.mul(i, self.long(by_outer)), self.builder.mul(k, self.long(by_inner))
         )
-        return self.builder.add(offset, self._long(begin))
-
-    def _places(self, table: np.ndarray) -> np.ndarray:
-        """The places in memory of addresses, of which some may be constants."""
-        place = self.place[np.where(table < CONSTANT, table, 0)]
-        for at in np.flatnonzero((table >= CONSTANT) | (table == ZERO)):
-            place[at] = self._pin(int(table[at]))
-        return place
+        return self.builder.add(offset, self.long(begin))
 
     def _fixed(self, steps: list[Step], turns: "_Turns", i: ir.Value) -> dict[bytes, ir.Value]:
         """What is the same in all turns of the inner loop, but not of the outer one."""
@@ -369,18 +217,18 @@ class _Writer:
         for table in (table for step in steps for table in step.inputs):
             first = int(table[0])
             own = (first in made and is_run(table, first)) or (table == first).all()
-            if own or table.tobytes() in found or _all_constant(table):
+            if own or table.tobytes() in found or all_constant(table):
                 continue
-            formula = turns.formula(self._places(table))
+            formula = turns.formula(self.places_of(table))
             if formula is not None and formula[2] == 0:
-                place = self._by_formula(formula, i, self._long(0))
-                found[table.tobytes()] = self._load(place)
+                place = self._by_formula(formula, i, self.long(0))
+                found[table.tobytes()] = self.load(place)
         return found
 
     def _clear(self, step: Step) -> None:
         start = self.v.number(STARTS[step.function])
-        with self._loop(self._long(step.size)) as j:
-            self._store(start, self.builder.add(j, self._long(int(self.place[step.out]))))
+        with self.loop(self.long(step.size)) as j:
+            self.store(start, self.builder.add(j, self.long(int(self.place[step.out]))))
 
     def _scatter(
         self,
@@ -394,13 +242,9 @@ class _Writer:
         i, j, k = turn
         places = self.place[step.out] + step.targets
         formula = turns.formula(places)
-        place = self._by_formula(formula, i, k) if formula else self._looked_up(places, j)
-        before = self._load(place)
-        self._store(applied(self.v, TOGETHER[step.function], [before, term], ()), place)
-
-
-def _all_constant(table: np.ndarray) -> bool:
-    return bool(((table >= CONSTANT) | (table == ZERO)).all())
+        place = self._by_formula(formula, i, k) if formula else self.looked_up(places, j)
+        before = self.load(place)
+        self.store(applied(self.v, TOGETHER[step.function], [before, term], ()), place)
 
 
 def _alone(step: Step) -> bool:
@@ -446,22 +290,22 @@ def _scattered(step: Step, length: int) -> bool:
 class _Turns:
     """The turns of a block: of one loop, or of an outer and an inner one."""
 
-    writer: _Writer
+    writer: Writer
     count: int
     length: int
 
     @contextmanager
     def outer(self) -> Iterator[ir.Value]:
         if self.length == self.count:
-            yield self.writer._long(0)
+            yield self.writer.long(0)
             return
-        with self.writer._loop(self.writer._long(self.count // self.length)) as i:
+        with self.writer.loop(self.writer.long(self.count // self.length)) as i:
             yield i
 
     @contextmanager
     def inner(self, i: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
-        with self.writer._loop(self.writer._long(self.length)) as k:
-            base = self.writer.builder.mul(i, self.writer._long(self.length))
+        with self.writer.loop(self.writer.long(self.length)) as k:
+            base = self.writer.builder.mul(i, self.writer.long(self.length))
             yield self.writer.builder.add(base, k), k
 
     def formula(self, place: np.ndarray) -> tuple[int, int, int] | None:
@@ -478,10 +322,10 @@ class _Turns:
 class _Total:
     """A sum, or a largest or smallest number, over the turns of a loop."""
 
-    def __init__(self, writer: _Writer, function: str, terms: int) -> None:
+    def __init__(self, writer: Writer, function: str, terms: int) -> None:
         self.writer, self.function = writer, function
-        self.total = writer._variable()
-        self.lost = writer._variable() if function == "sum" and terms > LONG_SUM else None
+        self.total = writer.variable()
+        self.lost = writer.variable() if function == "sum" and terms > LONG_SUM else None
 
     def begin(self) -> None:
         """Starts it anew."""

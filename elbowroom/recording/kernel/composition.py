@@ -174,6 +174,12 @@ def _contracted(low: Lowering, a: Tensor, b: Tensor, dims: int = 1) -> Tensor:
 
 def _matrices(low: Lowering, a: Any, b: Any) -> Tensor:
     one, two = low.codes(a), low.codes(b)
+    (n, k), m = one.shape[-2:], two.shape[-1]
+    apart = one.dim() == two.dim() == 3 and len(one) == len(two) == LOWERABLE.rows
+    if min(n, k, m) > LOWERABLE.small and apart:
+        batch = _batch(one, two)
+        taken = [_apart(each, batch) for each in (one, two)]
+        return low.matrices("product", taken, (n, k, m), (*batch, n, m))
     return _contracted(low, one.unsqueeze(-2), two.transpose(-1, -2).unsqueeze(-3))
 
 
@@ -257,14 +263,14 @@ def _padded(low: Lowering, x: Any, widths: Any, value: float = 0.0) -> Tensor:
 
 def _running_sum(low: Lowering, x: Any, dim: int, **_: Any) -> Tensor:
     codes = low.codes(x).movedim(dim, -1)
-    if codes.shape[-1] <= LOWERABLE.matrix:
+    if codes.shape[-1] <= LOWERABLE.terms:
         return _running(low, "add", codes).movedim(-1, dim)
     return low.running(codes).movedim(-1, dim)
 
 
 def _running_product(low: Lowering, x: Any, dim: int, **_: Any) -> Tensor:
     codes = low.codes(x).movedim(dim, -1)
-    if codes.shape[-1] > LOWERABLE.matrix:
+    if codes.shape[-1] > LOWERABLE.terms:
         raise NotLowerableError("a long cumulative product")
     return _running(low, "multiply", codes).movedim(-1, dim)
 
@@ -279,7 +285,7 @@ def _running(low: Lowering, function: str, codes: Tensor) -> Tensor:
 
 def _product(low: Lowering, x: Any, dim: int, keep: bool = False, **_: Any) -> Tensor:
     parts = list(low.codes(x).unbind(dim))
-    if not 0 < len(parts) <= LOWERABLE.matrix:
+    if not 0 < len(parts) <= LOWERABLE.terms:
         raise NotLowerableError("a long product")
     found = parts[0]
     for each in parts[1:]:
@@ -335,8 +341,9 @@ def _solve_triangular(
     if not left:  # X A = B, which is A' X' = B'
         one, two, upper = one.mT, two.mT, not upper
     size = one.shape[-1]
-    if size > LOWERABLE.matrix:
-        raise NotLowerableError("a large triangular system")
+    if size > LOWERABLE.small and not unitriangular:
+        solved = _solved_at_once(low, one, two, upper)
+        return solved if left else solved.mT
     found: list[Tensor] = [two[..., 0, :]] * size
     for i in reversed(range(size)) if upper else range(size):
         value = two[..., i, :]
@@ -348,11 +355,34 @@ def _solve_triangular(
     return solved if left else solved.mT
 
 
+def _apart(codes: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """Addresses of matrices as (points, matrices, elements), where points are the first dim."""
+    whole = codes.expand(*batch, *codes.shape[-2:])
+    return whole.reshape(batch[0] if batch else 1, -1, codes.shape[-2] * codes.shape[-1])
+
+
+def _batch(*operands: Tensor) -> tuple[int, ...]:
+    """The dims of many matrices, of which the first is that of the points."""
+    found = torch.broadcast_shapes(*(each.shape[:-2] for each in operands))
+    if not found or found[0] != LOWERABLE.rows or operands[0].shape[-1] > LOWERABLE.matrix:
+        raise NotLowerableError("matrices of no point, or large ones")
+    return tuple(found)
+
+
+def _solved_at_once(low: Lowering, a: Tensor, b: Tensor, upper: bool) -> Tensor:
+    batch = _batch(a, b)
+    taken = [_apart(each, batch) for each in (a, b)]
+    sizes = (*b.shape[-2:], int(upper))
+    return low.matrices("solve", taken, sizes, (*batch, *b.shape[-2:]))
+
+
 def _cholesky(low: Lowering, a: Any, upper: bool = False, **_: Any) -> tuple[Tensor, None]:
     codes = low.codes(a)
     size = codes.shape[-1]
-    if size > LOWERABLE.matrix:
-        raise NotLowerableError("a large matrix factorisation")
+    if size > LOWERABLE.small:
+        batch = _batch(codes)
+        found = low.matrices("cholesky", [_apart(codes, batch)], (size,), codes.shape)
+        return (found if upper else found.mT), None
     zero = torch.zeros(codes.shape[:-2], dtype=torch.int64)
     rows = [[zero] * size for _ in range(size)]
     for j in range(size):

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from elbowroom.recording.kernel.code import Code, written
 from elbowroom.recording.kernel.composition import lowered
-from elbowroom.recording.kernel.lowering import NotLowerableError, Program
+from elbowroom.recording.kernel.lowering import MATRICES, NotLowerableError, Program
 from elbowroom.recording.kernel.schedule import scheduled
 from elbowroom.recording.kernel.vectors import WIDTH
 from elbowroom.recording.replay import Replay
 
 MOST = 1_000_000
 """Numbers of a point in memory at once, at most: 64 MB for the points of a vector."""
+
+WITH_MATRICES = 3
+"""Points at once for which factors of matrices are faster than those of a library."""
 
 
 def _machine() -> Any:
@@ -30,7 +33,14 @@ def _machine() -> Any:
 
 
 class Kernel:
-    """The results of a recording for batches, as one function of machine code."""
+    """The results of a recording for batches, as one function of machine code.
+
+    Attributes:
+        program: Its steps.
+        code: What it was compiled from.
+        least: Points from which on it is faster than a library: a vector of them takes as long as
+            one point, which matters where that takes long.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -47,6 +57,8 @@ class Kernel:
         kinds = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
         self._function = ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address("kernel"))
         self._memories = threading.local()
+        matrices = any(step.function in MATRICES for step in program.steps)
+        self.least = WITH_MATRICES if matrices else 1
         self.widths = [len(each) for each in program.results]
 
     def _memory(self) -> np.ndarray:

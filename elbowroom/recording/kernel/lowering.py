@@ -33,6 +33,8 @@ ZERO = 0
 """The address of the number 0."""
 RUNNING = "running sum"
 """The function whose elements follow those before them, of as many in a row as are given."""
+MATRICES = ("cholesky", "solve", "product")
+"""Functions of whole matrices, whose sizes are given; see `elbowroom.recording.kernel.matrices`."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,12 @@ class Lowerable:
     """Points at which the operations are run, to see which number of an array is of which point."""
     elements: int = 1_000_000
     """Of one step, at most: matrices beyond it are better multiplied by a library."""
-    matrix: int = 16
-    """Rows of a matrix that is factorised or solved in steps of their own, at most."""
+    terms: int = 16
+    """Of a cumulative sum or product whose elements are written out, at most."""
+    small: int = 6
+    """Rows of a matrix whose elements are written out where it is factorised or solved."""
+    matrix: int = 200
+    """Rows of any other: of a larger one, a library keeps the parts in a nearer cache."""
 
 
 LOWERABLE = Lowerable()
@@ -326,6 +332,37 @@ class Lowering:
         out = self._allocate(len(table))
         self.steps.append(Step(RUNNING, (table,), out, len(table), None, (float(length),)))
         return places(out + np.arange(len(table)))
+
+    def matrices(
+        self,
+        function: str,
+        operands: Sequence[Tensor],
+        sizes: tuple[int, ...],
+        shape: Sequence[int],
+    ) -> Tensor:
+        """Addresses of what a function gives of matrices, row by row, many of them one by one.
+
+        Args:
+            function: One of `MATRICES`.
+            operands: Addresses, each (points, matrices, elements).
+            sizes: What the function takes beside.
+            shape: Of the results of all points, whose first dim is that of the points.
+        """
+        tables = []
+        for each in operands:
+            one, two = each.reshape(LOWERABLE.rows, -1).numpy()
+            if not np.array_equal(np.where(carried(one), one + LANE, one), two):
+                raise NotLowerableError("matrices that are not shared out among the points")
+            tables.append(one % LANE)
+        size = int(np.prod(shape)) // LOWERABLE.rows
+        key = (function, sizes, *(table.tobytes() for table in tables))
+        out = self._known.get(key)
+        if out is None:
+            out = self._known[key] = self._allocate(size)
+            given = (float(shape[-2] * shape[-1]), *map(float, sizes))
+            self.steps.append(Step(function, tuple(tables), out, size, None, given))
+        own = torch.arange(out, out + size)
+        return torch.stack([own, own + LANE]).reshape(tuple(shape))
 
     def _allocate(self, size: int) -> int:
         if size > LOWERABLE.elements:

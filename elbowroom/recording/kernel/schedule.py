@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from elbowroom.recording.kernel.lowering import CONSTANT, RUNNING, ZERO, Program, Step
+from elbowroom.recording.kernel.lowering import CONSTANT, MATRICES, RUNNING, ZERO, Program, Step
 
 FEW = 8
 """Elements that are written out."""
@@ -19,7 +19,7 @@ class Block:
     """Steps that are done together.
 
     Attributes:
-        count: Turns of their loop; 0 where all elements are written out.
+        count: Turns of their loop; 0 where all elements are written out, -1 of matrices.
         length: Of the runs of a running sum in it; 0 where there is none, or one only.
         steps: By their numbers.
     """
@@ -52,6 +52,7 @@ def scheduled(program: Program) -> Schedule:
     stored = [False] * len(program.steps)
     for number, step in enumerate(program.steps):
         count = step.count if step.count > FEW else 0
+        count = -1 if step.function in MATRICES else count
         length = int(step.given[0]) if step.function == RUNNING else 0
         length = 0 if length == count else length
         earliest, takes = 0, []
@@ -66,7 +67,7 @@ def scheduled(program: Program) -> Schedule:
         fitting = (
             k
             for k in range(earliest, len(blocks))
-            if (blocks[k].count, blocks[k].length) == (count, length)
+            if (blocks[k].count, blocks[k].length) == (count, length) and count >= 0
         )
         place = next(fitting, len(blocks))
         if place == len(blocks):
@@ -85,7 +86,7 @@ def scheduled(program: Program) -> Schedule:
 
 def _in_step(maker: Step, table: np.ndarray, count: int, block: Block) -> bool:
     """Whether what a step gives can be taken in its own block."""
-    if block.count != count:
+    if block.count != count or count < 0:
         return False
     if count == 0:
         return True

@@ -59,7 +59,7 @@ class SwitchingReplay:
 
     def __call__(self, points: Tensor, outputs: tuple[int, ...] | None = None) -> list[Tensor]:
         """The results at points, (n, D), or those of the numbers given."""
-        if self.kernel is not None:
+        if self.kernel is not None and len(points) >= self.kernel.least:
             found = self.kernel(points)
             return found if outputs is None else [found[each] for each in outputs]
         if self._left > 0:

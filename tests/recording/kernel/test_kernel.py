@@ -27,6 +27,7 @@ NEAR = 1e-11
 """Relative to the largest number: sums in another order, and elementary functions to 3 ulps."""
 GENERATOR = torch.Generator().manual_seed(7)
 ROWS, FEW = (torch.randn(n, D, generator=GENERATOR, dtype=torch.float64) for n in (40, 5))
+LARGE = torch.eye(210, dtype=torch.float64) + 0.1
 GROUPS = torch.randint(0, D, (60,), generator=GENERATOR)
 COUNTS = torch.randint(0, 9, (60,), generator=GENERATOR).double()
 SIDE = torch.randn(60, generator=GENERATOR, dtype=torch.float64)
@@ -84,6 +85,21 @@ def triangular(u: Tensor) -> Tensor:
 
 def solved(matrix: Tensor, upper: bool) -> Tensor:
     return torch.linalg.solve_triangular(matrix, ROWS[:6, :4].mT, upper=upper)
+
+
+def kernel_matrix(u: Tensor) -> Tensor:
+    """A covariance of twelve places, with a scale, a length and noise."""
+    apart = (SIDE[:D, None] - SIDE[:D]).square()
+    return u[0].exp() * (-apart * u[1].exp()).exp() + (0.1 + u[2].exp()) * torch.eye(D).double()
+
+
+def gaussian_process(matrix: Tensor, u: Tensor) -> Tensor:
+    factor = torch.linalg.cholesky(matrix)
+    return torch.linalg.solve_triangular(factor, torch.stack([u, SIDE[:D]], -1), upper=False)
+
+
+def several(u: Tensor) -> Tensor:
+    return torch.stack([kernel_matrix(u), 2 * kernel_matrix(u.flip(0))])
 
 
 def in_place(u: Tensor) -> Tensor:
@@ -146,6 +162,10 @@ DENSITIES: dict[str, Scalar] = {
     "covariance": lambda u: torch.linalg.cholesky(spd(u)).diagonal().log().sum(),
     "multivariate normal": lambda u: solved(triangular(u), False).square().sum(),
     "transposed solve": lambda u: solved(triangular(u).mT, True).sum(),
+    "large covariance": lambda u: torch.linalg.cholesky(kernel_matrix(u)).diagonal().log().sum(),
+    "Gaussian process": lambda u: gaussian_process(kernel_matrix(u), u).square().sum(),
+    "large products": lambda u: (kernel_matrix(u) @ LARGE[:D, :7] @ LARGE[:7, :D]).sin().sum(),
+    "many matrices": lambda u: torch.linalg.cholesky(several(u)).diagonal(0, 1, 2).log().sum(),
     "stick breaking": lambda u: ((1 - u.sigmoid()).cumprod(0)[:-1] * u.sigmoid()[1:]).log().sum(),
     "random walk": walk,
     "several walks": walks,
@@ -274,7 +294,6 @@ def test_threads_do_not_share_their_memory() -> None:
     assert same == [True] * 200
 
 
-LARGE = torch.eye(20, dtype=torch.float64) + 0.1
 LOOKUP = torch.arange(float(D)).double()
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "a place that follows the point": lambda u: [LOOKUP[u.argmax(-1)]],
