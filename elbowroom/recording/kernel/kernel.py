@@ -12,13 +12,15 @@ from torch import Tensor
 from elbowroom.recording.kernel.code import Code, written
 from elbowroom.recording.kernel.composition import lowered
 from elbowroom.recording.kernel.lowering import MATRICES, NotLowerableError, Program
-from elbowroom.recording.kernel.schedule import scheduled
+from elbowroom.recording.kernel.schedule import FEW, scheduled
 from elbowroom.recording.kernel.vectors import WIDTH
 from elbowroom.recording.replay import Replay
 
 MOST = 1_000_000
 """Numbers of a point in memory at once, at most: 64 MB for the points of a vector."""
 
+WRITTEN_OUT = 8_000
+"""Elements that are in no loop, at most: they take a millisecond each to compile, and more."""
 WITH_MATRICES = 3
 """Points at once for which factors of matrices are faster than those of a library."""
 
@@ -44,6 +46,9 @@ class Kernel:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        few = sum(step.count for step in program.steps if step.count <= FEW)
+        if few > WRITTEN_OUT:
+            raise NotLowerableError("operations one by one, which take long to compile")
         self.code: Code = written(program, scheduled(program))
         if self.code.memory > MOST:
             raise NotLowerableError("intermediate values of too many rows")

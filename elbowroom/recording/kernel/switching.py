@@ -16,6 +16,8 @@ class Compiling:
 
     operation: int = 1_000_000
     """Nanoseconds that it takes to compile an operation."""
+    operations: int = 8_000
+    """Beyond which a recording is replayed: a loop's turns that follow each other, one by one."""
     number: int = 300
     """The same of a number that it gives at a point."""
     numbers: int = 5_000_000
@@ -54,7 +56,8 @@ class SwitchingReplay:
         operations = len(replay.needed(replay.results))
         self._call = COMPILING.call * operations
         self._left = COMPILING.operation * operations + COMPILING.number * replay.numbers
-        if replay.numbers > COMPILING.numbers or importlib.util.find_spec("llvmlite") is None:
+        large = operations > COMPILING.operations or replay.numbers > COMPILING.numbers
+        if large or importlib.util.find_spec("llvmlite") is None:
             self._left = -1
 
     def __call__(self, points: Tensor, outputs: tuple[int, ...] | None = None) -> list[Tensor]:

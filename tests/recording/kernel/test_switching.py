@@ -73,9 +73,11 @@ def test_a_kernel_with_other_numbers_is_not_taken(
     assert all(map(torch.equal, found(points), expected))
 
 
-def test_a_recording_of_many_numbers_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["numbers", "operations"])
+def test_a_large_recording_is_replayed(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: Any = {limit: 5}
     monkeypatch.setattr(
-        elbowroom.recording.kernel.switching, "COMPILING", replace(COMPILING, numbers=10)
+        elbowroom.recording.kernel.switching, "COMPILING", replace(COMPILING, **limits)
     )
     found, points = switching()
     for _ in range(3000):
