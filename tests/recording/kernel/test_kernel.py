@@ -256,7 +256,8 @@ def test_long_sums_lose_no_digits() -> None:
     """Each small term alone is less than the last digit of the large one."""
     terms = torch.full((30_000,), 1e-16, dtype=torch.float64)
     terms[0] = 1.0
-    kernel = kernel_of(lambda u: [(terms * u[:, :1].exp()).sum(-1)], 0.1)
+    ramp = torch.linspace(0, 1, 30_000, dtype=torch.float64)
+    kernel = kernel_of(lambda u: [(terms * (u[:, :1] * ramp).exp()).sum(-1)], 0.1)
     found = kernel(torch.zeros(1, D, dtype=torch.float64))[0]
     assert abs(float(found) - math.fsum(terms.tolist())) < 1e-15
 
