@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -16,17 +17,32 @@ from elbowroom.recording.kernel.schedule import FEW, scheduled
 from elbowroom.recording.kernel.vectors import WIDTH
 from elbowroom.recording.replay import Replay
 
-MOST = 1_000_000
-"""Numbers of a point in memory at once, at most: 64 MB for the points of a vector."""
 
-WRITTEN_OUT = 8_000
-"""Elements that are in no loop, at most: they take a millisecond each to compile, and more."""
-WITH_MATRICES = 3
-"""Points at once for which factors of matrices are faster than those of a library."""
+@dataclass(frozen=True)
+class KernelLimits:
+    """Where a kernel is made, and used."""
+
+    llvm: int = 20
+    """The oldest version of LLVM, which llvmlite has since 0.45."""
+    memory: int = 1_000_000
+    """Numbers of a point in memory at once, at most: 64 MB for the points of a vector."""
+    written_out: int = 8_000
+    """Elements that are in no loop, at most: each takes a millisecond and more to compile."""
+    with_matrices: int = 3
+    """Points at once for which factors of matrices are faster than those of a library."""
+
+
+KERNELS = KernelLimits()
 
 
 def _machine() -> Any:
-    """This processor; a compiler keeps it for itself."""
+    """This processor; a compiler keeps it for itself.
+
+    Raises:
+        NotLowerableError: If LLVM is older than 20, which ends the process at some instructions.
+    """
+    if llvm.llvm_version_info[0] < KERNELS.llvm:
+        raise NotLowerableError("a version of LLVM that does not know all instructions")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
@@ -47,10 +63,10 @@ class Kernel:
     def __init__(self, program: Program) -> None:
         self.program = program
         few = sum(step.count for step in program.steps if step.count <= FEW)
-        if few > WRITTEN_OUT:
+        if few > KERNELS.written_out:
             raise NotLowerableError("operations one by one, which take long to compile")
         self.code: Code = written(program, scheduled(program))
-        if self.code.memory > MOST:
+        if self.code.memory > KERNELS.memory:
             raise NotLowerableError("intermediate values of too many rows")
         machine = _machine()
         module = llvm.parse_assembly(self.code.text)
@@ -63,7 +79,7 @@ class Kernel:
         self._function = ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address("kernel"))
         self._memories = threading.local()
         matrices = any(step.function in MATRICES for step in program.steps)
-        self.least = WITH_MATRICES if matrices else 1
+        self.least = KERNELS.with_matrices if matrices else 1
         self.widths = [len(each) for each in program.results]
 
     def _memory(self) -> np.ndarray:
