@@ -19,7 +19,7 @@ test-slow: $(VENV)/installed
 
 # Bytes of each file of a run folder, changed for SECONDS each; with atheris where it is installed.
 LOADERS = config.json run.json diagnostics.json request.json history.csv params.safetensors \
-	posterior.nc data.parquet data.npz checkpoint
+	posterior.nc data.parquet data.npz manifest.json checkpoint
 SECONDS ?= 600
 fuzz: $(VENV)/installed
 	for name in $(LOADERS); do \

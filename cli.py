@@ -605,12 +605,12 @@ def datasets() -> None:
 @app.command()
 @_of_run
 @_reading("summary")
-def summary(run: Run, asked: dict[str, Any]) -> None:
+def summary(run: Run, asked: dict[str, Any], trust: Trust = False) -> None:
     """Print a run's diagnostics, posterior and verdict."""
     from elbowroom.report import terminal
     from elbowroom.run.folder import load
 
-    terminal.show_run(load(run, data=False), **asked)
+    terminal.show_run(load(run, trust, data=False), **asked)
 
 
 @app.command()
@@ -653,7 +653,7 @@ def predict(
     saved, error = _kept(write, output, False)
     if error is not None:
         raise error
-    typer.echo(f"{len(table)} rows written to {saved}")
+    typer.echo(printable(f"{len(table)} rows written to {saved}"))
 
 
 def _target(
@@ -706,6 +706,8 @@ def generate(
             help="Draw the parameters from their prior instead of the posterior.",
         ),
     ] = False,
+    model: Function = None,
+    trust: Trust = False,
     output: Annotated[Path | None, _output("RUN-generated")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -719,7 +721,7 @@ def generate(
             raise OptionError(f"--given {each}: write COLUMN=VALUE.")
         known[column] = _number(value)
     folder = _target(run, "generated", output, overwrite, ("rows.csv",), data)
-    fit = _loaded(run, None, False)
+    fit = _loaded(run, model, trust)
     count, seed = asked["count"], asked["seed"]
     table = fit.generate(count, data, given=known, expected=expected, prior=prior, seed=seed)
     draw = outcomes.draw_generated(fit, table)
@@ -744,6 +746,8 @@ def reconstruct(
     data: RowsOrFitted = None,
     *,
     asked: dict[str, Any],
+    model: Function = None,
+    trust: Trust = False,
     output: Annotated[Path | None, _output("RUN-reconstructed")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -751,7 +755,7 @@ def reconstruct(
     from elbowroom.report import outcomes
 
     folder = _target(run, "reconstructed", output, overwrite, ("rows.csv",), data)
-    fit = _loaded(run, None, False)
+    fit = _loaded(run, model, trust)
     table = fit.reconstruct(data, **asked)
     draw = outcomes.draw_reconstructed(fit, data, table)
     _written(folder, overwrite, {"rows.csv": table}, draw)
@@ -764,6 +768,8 @@ def interpolate(
     run: Run,
     asked: dict[str, Any],
     data: RowsOrFitted = None,
+    model: Function = None,
+    trust: Trust = False,
     output: Annotated[Path | None, _output("RUN-interpolated")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -771,7 +777,7 @@ def interpolate(
     from elbowroom.report import outcomes
 
     folder = _target(run, "interpolated", output, overwrite, ("steps.csv",), data)
-    fit = _loaded(run, None, False)
+    fit = _loaded(run, model, trust)
     table = fit.interpolate(data=data, **asked)
     draw = outcomes.draw_line(fit, table, asked["begin"], asked["end"])
     _written(folder, overwrite, {"steps.csv": table}, draw)
@@ -783,6 +789,8 @@ def interpolate(
 def manifold(
     run: Run,
     asked: dict[str, Any],
+    model: Function = None,
+    trust: Trust = False,
     output: Annotated[Path | None, _output("RUN-manifold")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -790,7 +798,7 @@ def manifold(
     from elbowroom.report import outcomes
 
     folder = _target(run, "manifold", output, overwrite, ("grid.csv",), None)
-    fit = _loaded(run, None, False)
+    fit = _loaded(run, model, trust)
     table = fit.manifold(**asked)
     draw = outcomes.draw_manifold(fit, table, asked["size"])
     _written(folder, overwrite, {"grid.csv": table}, draw)
@@ -806,13 +814,15 @@ def impute(
         typer.Option(help="Rows with missing cells; a file or dataset, as for 'elbowroom fit'."),
     ],
     asked: dict[str, Any],
+    model: Function = None,
+    trust: Trust = False,
     output: Annotated[Path | None, _output("RUN-imputed")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fill missing cells with posterior means, and write draws and intervals."""
     names = ("completed.csv", "cells.csv", "draws.csv")
     folder = _target(run, "imputed", output, overwrite, names, data)
-    found = _loaded(run, None, False).impute(data, **asked)
+    found = _loaded(run, model, trust).impute(data, **asked)
     tables = dict(zip(names, (found.completed, found.cells, found.draws), strict=True))
     _written(folder, overwrite, tables, lambda path: None)
 
@@ -846,6 +856,8 @@ def embed(
     data: RowsOrFitted = None,
     *,
     asked: dict[str, Any],
+    model: Function = None,
+    trust: Trust = False,
     output: Annotated[Path | None, _output("RUN-embedded")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -853,7 +865,7 @@ def embed(
     from elbowroom.report import outcomes
 
     folder = _target(run, "embedded", output, overwrite, ("latents.csv",), data)
-    fit = _loaded(run, None, False)
+    fit = _loaded(run, model, trust)
     table = fit.embed(data, **asked)
     if "k_hat" in table and table["k_hat"].isna().all():
         typer.echo(
@@ -906,11 +918,14 @@ def _run() -> Any:
     """Runs the command; gives its exit code."""
     try:
         _check_arguments(sys.argv[1:])
+        _check_place()
         app(prog_name="elbowroom")
     except ElbowroomError as error:
         return _failed(str(error), 2 if isinstance(error, OptionError) else 1)
     except OSError as error:  # of what no reader or writer has said
-        return _failed(f"{error.filename or 'a file'}: {error.strerror or error}.", 1)
+        cause = error.strerror or str(error)
+        named = f"{error.filename}: {cause}" if error.filename else cause
+        return _failed(f"{named.rstrip('.')}.", 1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
@@ -941,6 +956,20 @@ def _check_arguments(arguments: Iterable[str]) -> None:
                 f"the argument '{shown(each)}' has control characters; leave them out, or rename "
                 "the file or column."
             )
+
+
+def _check_place() -> None:
+    """Refuses to begin in a folder that is gone, where libraries end the process.
+
+    Raises:
+        RunFolderError: If it is.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise RunFolderError(
+            "the current folder was removed or cannot be read; change to another (cd)."
+        ) from error
 
 
 def _with_docstrings() -> None:

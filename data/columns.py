@@ -10,10 +10,12 @@ import numpy
 import pandas
 from pandas.api import types
 
-from elbowroom.errors import DataError, escaped
+from elbowroom.errors import DataError
+from elbowroom.printable import printable
 
+LARGEST = 1e100
+"""The largest number that is computed with."""
 _SHOWN = 5  # rows or cells named in a message
-_KEPT = "\t\r\n\u200b\u200c\u200d\ufeff\xad"  # which spreadsheets and emoji have in names
 
 
 def check_names(names: Iterable[Hashable], source: str) -> None:
@@ -33,9 +35,10 @@ def check_names(names: Iterable[Hashable], source: str) -> None:
             "a name in the header. (If pandas wrote the table, the first column may be its index: "
             "write it with index=False.)"
         )
-    if odd := next((text for text in texts if text != escaped(text, _KEPT)), None):
+    lines = [text.replace("\r", "") for text in texts]  # which spreadsheets have in names
+    if odd := next((line for line in lines if line != printable(line)), None):
         raise DataError(
-            f"{source} has a column whose name has control characters ('{escaped(odd)[:60]}'): "
+            f"{source} has a column whose name has control characters ('{printable(odd)[:60]}'): "
             "rename it."
         )
     index = pandas.Index(texts)
@@ -70,6 +73,12 @@ def as_numbers(column: pandas.Series, *, allow_constant: bool = False) -> numpy.
     finite = numpy.isfinite(values)
     if not finite.all():
         raise DataError(_not_finite(name, values, finite, leave_out))
+    if values.size and max(values.max(), -values.min()) > LARGEST:
+        row = int(numpy.abs(values).argmax())
+        raise DataError(
+            f"column '{name}' has {values[row]:g} in row {row + 1}, and squares of numbers beyond "
+            f"{LARGEST:g} overflow: give it in other units, or {leave_out}"
+        )
     if not allow_constant and values.size and (values == values[0]).all():
         raise DataError(
             f"column '{name}' is {values[0]:g} in every row, so nothing can be learned from "

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 from elbowroom.printable import printable
 
@@ -19,7 +18,7 @@ _MOST_SHOWN = 60  # characters of what a user gave, in a message
 class ElbowroomError(Exception):
     """Base of every error that Elbowroom raises for what a user gave.
 
-    Names of columns and sites stand in messages: they are cleaned of what steers a terminal.
+    Names of columns and sites stand in messages: what would steer a terminal is written out.
     """
 
     def __init__(self, *parts: Any) -> None:
@@ -67,38 +66,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> OptionError:
     return OptionError(f"there is no {kind} '{shown(name)}'{hint} Known: {', '.join(names)}.")
 
 
-def escaped(text: str, keep: str = "") -> str:
-    r"""A text with its control characters written out, so that a terminal does not obey them.
-
-    Args:
-        text: From a user, a file or another library.
-        keep: Characters that stay as they are, such as the line end.
-
-    Example:
-        >>> escaped("a\x1b[31mb\n")
-        'a\\x1b[31mb\\n'
-    """
-    # Control and format characters, surrogates, and separators of lines and paragraphs.
-    wrong = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(
-        each
-        if each in keep or category(each) not in wrong
-        else each.encode("unicode_escape").decode()
-        for each in text
-    )
-
-
 def shown(value: Any) -> str:
-    """A value that a user gave, short enough for a message and without control characters.
+    """A value that a user gave, short enough for a message, in one line, with all signs to be seen.
 
     Example:
         >>> shown("x" * 5000)[-20:]
         '… (5,000 characters)'
     """
     try:
-        text = escaped(value if isinstance(value, str) else repr(value))
+        text = printable(value if isinstance(value, str) else repr(value))
     except ValueError:  # Python does not write integers of thousands of digits
         return f"({type(value).__name__})"
+    text = text.replace("\n", r"\n").replace("\t", r"\t")
     if len(text) > _MOST_SHOWN:
         return f"{text[:_MOST_SHOWN]}… ({len(text):,} characters)"
     return text or "''"

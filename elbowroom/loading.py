@@ -33,7 +33,7 @@ from elbowroom.problem.precision import resolve_dtype
 from elbowroom.problem.process import alone
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
-from elbowroom.run.files import reading
+from elbowroom.run.files import reading, unusable
 from elbowroom.run.formats import by_prefix
 from elbowroom.run.output import REQUEST, UNFINISHED
 from elbowroom.run.unfinished import read_request
@@ -257,7 +257,12 @@ def resume(
     work = Work(
         guide or asked["guide"], asked["engine"], asked["reference"], asked["fallback"], report
     )
-    return work.kept(task, Path(path), None, changes=changes)
+    try:
+        return work.kept(task, Path(path), None, changes=changes)
+    except OptionError as error:
+        if changes or guide is not None:  # which may be what is wrong
+            raise
+        raise unusable(asked_in, error) from error
 
 
 def _proposal(saved: Mapping[str, Tensor]) -> Proposal | None:
@@ -277,9 +282,8 @@ def _restored(
         store = dict(pyro.get_param_store().named_parameters())
         missing = sorted(set(store) - set(values))
         if missing:
-            raise RunFolderError(
-                f"the guide's parameter '{missing[0]}' is missing in the run folder; give the "
-                "guide that was fitted, or fit again."
+            raise ValueError(
+                f"the guide's parameter '{missing[0]}' is missing; is it the guide that was fitted?"
             )
         for name, made in store.items():
             if values[name].shape != made.shape or not values[name].isfinite().all():

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns
-from elbowroom.errors import DataError, OptionError
+from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.models import Training
 from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._options import Exclude
@@ -395,6 +395,12 @@ def _by_formula(
     has_intercept = "Intercept" in design
     design = design.drop(columns="Intercept", errors="ignore")
     if design.shape[1] == 0:
+        for name in sorted(variables & set(table.columns) - {response_column}):
+            if table[name].nunique() == 1:
+                raise DataError(
+                    f"column '{name}' is {shown(table[name].iloc[0])} in every row, so nothing can "
+                    f"be learned from it: leave it out of --formula '{formula}'."
+                )
         raise OptionError(f"--formula '{formula}' has no predictor; write 'response ~ predictors'.")
     if response is not None:
         response = response.rename(response_column)

@@ -45,6 +45,8 @@ from elbowroom.models._options import Columns, Exclude, ImageShape, Layers
 from elbowroom.models._recipes import pixels
 from elbowroom.options import Width
 
+LARGEST = 1e37
+"""A tenth of the largest number in single precision."""
 BINARISED = 0x0B1A_5ED0
 """Seed of the pixels that are drawn once."""
 
@@ -212,6 +214,12 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     allow_constant = pixels or whole or training is not None
     chosen = numeric_columns(align_columns(table, names), allow_constant=allow_constant)
     x = cells(chosen)  # (rows, columns)
+    size = max(float(x.max()), -float(x.min())) if x.numel() else 0.0
+    if size > LARGEST:
+        raise DataError(
+            f"the columns have numbers of size {size:g}, and networks compute with numbers up to "
+            f"{LARGEST:g}: give them in other units."
+        )
     if training is not None:
         known = training.arguments
         centre, spread, limits = known["centre"], known["spread"], known["limits"]

@@ -3,6 +3,7 @@
 An option that is added without a range, or that a command does not check, fails here.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from inspect import Parameter, signature
 from io import StringIO
 from math import inf, nan
+from pathlib import Path
 from typing import Any, Literal, get_origin
 from unittest.mock import Mock
 
@@ -239,7 +241,7 @@ def test_a_message_hands_no_escape_codes_on(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cli, "app", raising)
     code, _, err = called("datasets")
     assert code == 1
-    assert err == "error: column ']0;owned' of\nthe file\n"
+    assert err == "error: column '\\x1b]0;owned\\x07' of\nthe file\n"
 
 
 def test_what_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,3 +321,41 @@ def test_a_fit_s_methods_refuse_the_same_before_anything_else() -> None:
             for value in outside(option)[:3]:
                 with pytest.raises(OptionError, match=re.escape(option.range)):
                     method(nothing, **{**needed.get(name, {}), written: value})
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("No folder can be written; set MPLCONFIGDIR."), "No folder can be written; set"),
+        (FileNotFoundError(2, "No such file or directory", "p.csv"), "p.csv: No such file or"),
+        (OSError(28, "No space left on device"), "No space left on device."),
+    ],
+)
+def test_an_error_of_the_system_is_a_sentence(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as matplotlib's, where neither a home nor a temporary folder can be written."""
+
+    def raising(**given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", raising)
+    code, _, err = called("datasets")
+    assert code == 1
+    assert err.startswith(f"error: {said}")
+    assert err.endswith(".\n")
+    assert not err.endswith("..\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a current folder cannot be removed here")
+def test_a_current_folder_that_was_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MKL ends the process there, in its own words and with exit code 2."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, err = called("fit", "bayesian_regression")
+    assert code == 1
+    assert err.startswith("error: the current folder was removed or cannot be read; change to")

@@ -5,10 +5,12 @@ import errno
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ import pytest
 
 import elbowroom as er
 from elbowroom import cli
+from elbowroom.errors import ModelError
+from elbowroom.pipeline import reference
 from elbowroom.report import terminal
 from elbowroom.result import Fit
+from elbowroom.run import files
 from elbowroom.run import folder as run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,6 +263,55 @@ def test_own_model_from_a_file(
     )  # fmt: skip
     assert code == 0
     assert len(out.splitlines()) == 9
+
+
+def test_a_name_that_turns_writing_is_written_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = str(tmp_path / "a\u202eb.csv")
+    code, out, _ = call(
+        "predict", str(run), "--data", "diabetes", "--output", written, capsys=capsys
+    )  # fmt: skip
+    assert code == 0
+    assert out.endswith("a\\u202eb.csv\n")
+
+
+ON_RUNS = sorted(
+    each.callback.__name__
+    for each in cli.app.registered_commands
+    if each.callback and "run" in each.callback.__annotations__
+)
+
+
+def test_every_command_on_a_run_is_found() -> None:
+    assert {"summary", "predict", "reference"} < set(ON_RUNS)
+    assert len(ON_RUNS) >= 10
+
+
+@pytest.mark.parametrize("command", ON_RUNS)
+def test_every_command_reads_a_large_run_if_it_is_trusted(
+    command: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    reached = "the run was read"
+
+    def read(*_: Any, **__: Any) -> None:
+        raise ModelError(reached)
+
+    monkeypatch.setattr(files, "LIMITS", replace(files.LIMITS, arrays=1000))
+    for verb in (command, "add_reference", "show_run"):
+        for module in (Fit, reference, terminal):
+            if callable(getattr(module, verb, None)):
+                monkeypatch.setattr(module, verb, read)
+    given = {
+        "predict": ["--data", "diabetes"], "impute": ["--data", "diabetes"],
+        "interpolate": ["--from", "1", "--to", "2"],
+    }.get(command, [])  # fmt: skip
+    folder = shutil.copytree(run, tmp_path / "run")
+    code, _, err = call(command, str(folder), *given, capsys=capsys)
+    assert (code, "1,000 are allowed; if you trust the run, give --trust" in err) == (1, True), err
+    code, _, err = call(command, str(folder), *given, "--trust", capsys=capsys)
+    assert (code, reached in err) == (1, True), err
 
 
 BROKEN = """

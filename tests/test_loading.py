@@ -283,3 +283,12 @@ def test_points_are_still_points(line: Fit, tmp_path: Path) -> None:
     again = er.load(fit.save(tmp_path / "points"))
     assert (line.fitted.point, fit.fitted.point, again.fitted.point) == (False, True, True)
     assert er.load(line.save(tmp_path / "line")).fitted.point is False
+
+
+def test_what_a_request_cannot_ask_for_is_said_of_its_file(tmp_path: Path) -> None:
+    path = stopped(tmp_path / "run", guide="collapsed")
+    with pytest.raises(RunFolderError, match=r"request\.json' cannot be used: the guide 'coll"):
+        er.resume(path)
+    for given in ({"steps": 90}, {"guide": "collapsed"}):  # which may be what is wrong
+        with pytest.raises(OptionError, match="the guide 'collapsed' was written for"):
+            er.resume(path, **given)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbowroom.errors import OptionError, escaped, unknown
+from elbowroom.errors import OptionError, unknown
 from elbowroom.guides.space import LatentSpace, Site
 from elbowroom.problem.wording import described, rows_of, shown
 
@@ -51,7 +51,7 @@ def _read(path: Path) -> Any:
     except (OSError, RecursionError, ValueError) as error:
         if isinstance(error, OptionError):
             raise
-        reason = escaped(str(error))[:200]
+        reason = " ".join(str(error).split())[:200]
         raise OptionError(f"--start {path}: it cannot be read as JSON ({reason}).") from error
 
 

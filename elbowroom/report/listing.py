@@ -66,7 +66,7 @@ def add(made: Table, *cells: Any, style: str = "") -> None:
 
 def _aligned(cell: Any) -> str:
     """A cell as standard output will show it, which may be wider: the table is laid out for it."""
-    return legible(str(cell), getattr(sys.stdout, "encoding", None) or "utf-8")
+    return legible(printable(str(cell)), getattr(sys.stdout, "encoding", None) or "utf-8")
 
 
 def show_models() -> None:

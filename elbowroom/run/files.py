@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -117,15 +117,25 @@ def read_bytes(path: Path, most: int | None) -> bytes:
         return path.read_bytes()
 
 
-def check_digest(path: Path, digest: str) -> None:
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(path: Path, digests: Collection[str]) -> None:
     """Sees that a file is what was written, by its SHA-256.
+
+    Args:
+        path: The file.
+        digests: The hashes that it may have.
 
     Raises:
         RunFolderError: If it was changed or damaged.
     """
-    with reading(path), path.open("rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == digest
-    if not same:
+    with reading(path):
+        found = digest_of(path)
+    if found not in digests:
         raise damaged(path, " was changed or damaged after the run")
 
 

@@ -1,6 +1,5 @@
 """The folder that holds a whole run, and executes nothing when it is read."""
 
-import hashlib
 import json
 import platform
 import re
@@ -21,9 +20,19 @@ from torch import Tensor
 
 from elbowroom.errors import RunFolderError
 from elbowroom.run import files, formats
-from elbowroom.run.output import LOCK, UNFINISHED, holds_unfinished, own_files, writing
+from elbowroom.run.output import (
+    DATA,
+    FILES,
+    LOCK,
+    UNFINISHED,
+    check_listed,
+    holds_unfinished,
+    own_files,
+    writing,
+)
 from elbowroom.run.schema import FORMAT, Config, Measures, Outcome, plain
 
+PARAMETERS = "params.safetensors"
 PACKAGES = ("elbowroom", "pyro-ppl", "torch", "arviz-base", "numpy", "pandas")
 
 
@@ -92,18 +101,13 @@ def _write(run: Run, folder: Path) -> None:
     # In memory first: HDF5 does not survive a disk that fills up under it.
     (folder / "posterior.nc").write_bytes(formats.packed_posterior(run.posterior))
     parameters = {name: value.clone().contiguous() for name, value in run.parameters.items()}
-    (folder / "params.safetensors").write_bytes(serialised(parameters))
+    (folder / PARAMETERS).write_bytes(serialised(parameters))
     run.history.to_csv(folder / "history.csv", index=False)
     scalars = write_data(run.data, folder)
     _write_json(folder / "config.json", {**run.config.model_dump(), "scalars": scalars})
     _write_json(folder / "diagnostics.json", run.diagnostics)
-    hashes = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.iterdir())
-    }
     verdict = {**asdict(run.run.verdict), "trusted": run.run.verdict.trusted}
-    content = {**run.run.model_dump(), "verdict": verdict, "sha256": hashes}
-    _write_json(folder / "run.json", content)
+    _write_json(folder / "run.json", {**run.run.model_dump(), "verdict": verdict})
 
 
 def write_data(data: Any, folder: Path) -> dict[str, Any]:
@@ -117,12 +121,11 @@ def write_data(data: Any, folder: Path) -> dict[str, Any]:
     return scalars
 
 
-def read_data(folder: Path, scalars: Mapping[str, Any], most: int | None) -> Any:
-    """What `write_data` wrote, if it takes no more than so many bytes."""
-    table = folder / "data.parquet"
-    if table.exists():
-        return formats.read_table(table, most)
-    return {**scalars, **formats.read_arrays(folder / "data.npz", most)}
+def read_data(file: Path, scalars: Mapping[str, Any], most: int | None) -> Any:
+    """What `write_data` wrote into a file, if it takes no more than so many bytes."""
+    if file.suffix == ".parquet":
+        return formats.read_table(file, most)
+    return {**scalars, **formats.read_arrays(file, most)}
 
 
 def _arrow_ready(table: pd.DataFrame) -> pd.DataFrame:
@@ -135,12 +138,6 @@ def _arrow_ready(table: pd.DataFrame) -> pd.DataFrame:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, default=plain) + "\n", encoding="utf-8")
-
-
-FILES = ("config.json", "diagnostics.json", "history.csv", "params.safetensors", "posterior.nc")
-"""The files of a run folder beside run.json, which has their hashes, and the data."""
-DATA = ("data.parquet", "data.npz")
-"""The data, in one of these."""
 
 
 def load(path: str | Path, trust: bool = False, data: bool = True) -> Run:
@@ -171,32 +168,18 @@ def load(path: str | Path, trust: bool = False, data: bool = True) -> Run:
         )
     check_format(folder, folder / "config.json")
     with written_by(folder):
-        outcome = files.read_json(folder / "run.json", Outcome)
-        _check_names(folder / "run.json", outcome.sha256)
-        wanted = [name for name in outcome.sha256 if data or name not in (*DATA, FILES[3])]
         most = None if trust else files.LIMITS.arrays
-        for name in wanted:
-            files.check_file(folder / name, most)
-            files.check_digest(folder / name, outcome.sha256[name])
+        file = check_listed(folder, FILES, most, () if data else (*DATA, PARAMETERS))
         config = files.read_json(folder / "config.json", Config)
         return Run(
             config=config,
-            run=outcome,
+            run=files.read_json(folder / "run.json", Outcome),
             diagnostics=files.read_json(folder / "diagnostics.json", Measures).by_name(),
             history=formats.read_history(folder / "history.csv"),
             posterior=formats.read_posterior(folder / "posterior.nc", most),
-            parameters=formats.read_parameters(folder / FILES[3], most) if data else {},
-            data=read_data(folder, config.scalars, most) if data else {},
+            parameters=formats.read_parameters(folder / PARAMETERS, most) if data else {},
+            data=read_data(file, config.scalars, most) if data else {},
         )
-
-
-def _check_names(path: Path, hashes: Mapping[str, str]) -> None:
-    """Sees that hashes are those of the files of a run, and no others: a name may lead outside."""
-    others = [name for name in hashes if name not in (*FILES, *DATA)]
-    missing = [name for name in FILES if name not in hashes]
-    if others or missing or len(hashes) != len(FILES) + 1:
-        name = [*others, *missing, "the data"][0]
-        raise files.damaged(path, f", sha256: '{name[:100]}' is not as it should be")
 
 
 def check_format(folder: Path, file: Path) -> None:
@@ -216,9 +199,11 @@ def check_format(folder: Path, file: Path) -> None:
             "--upgrade elbowroom'."
         )
     if type(number) is int and number < FORMAT:
+        posterior = (folder / "posterior.nc").is_file()
+        rest = ", or load its posterior.nc with arviz.from_netcdf" if posterior else ""
         raise RunFolderError(
             f"'{folder}' was written by an older version of Elbowroom, which this version "
-            "cannot read. Fit again, or load posterior.nc with arviz.from_netcdf."
+            f"cannot read; fit again{rest}."
         )
 
 

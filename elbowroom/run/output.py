@@ -21,6 +21,16 @@ from filelock import FileLock, Timeout
 
 from elbowroom.engines.svi.checkpoint import CHECKPOINT, PARTIAL, atomically, permissions
 from elbowroom.errors import RunFolderError
+from elbowroom.run.files import (
+    LIMITS,
+    check_digest,
+    damaged,
+    digest_of,
+    read_bytes,
+    read_json,
+)
+from elbowroom.run.files import check_file as check_plain
+from elbowroom.run.schema import Manifest
 
 MANIFEST = "manifest.json"
 """The list of a folder's files."""
@@ -32,16 +42,20 @@ LOCK = "lock"
 """The empty file there that a process holds while it runs."""
 CHECKPOINTS = "checkpoints"
 """The folder there of the optimiser's states, whose names hold their hashes."""
-RUN_FILES = (
-    "config.json", "data.npz", "data.parquet", "diagnostics.json", "history.csv",
-    "params.safetensors", "posterior.nc", "run.json",
+FILES = (
+    "config.json", "diagnostics.json", "history.csv", "params.safetensors", "posterior.nc",
+    "run.json",
 )  # fmt: skip
+"""What a run folder holds beside the data."""
+DATA = ("data.parquet", "data.npz")
+"""The data, in one of these."""
+RUN_FILES = (*FILES, *DATA)
 """What a run folder holds."""
 BEGUN_FILES = (
     *RUN_FILES, UNFINISHED,
     *(
         f"{UNFINISHED}/{name}"
-        for name in (CHECKPOINTS, LOCK, MANIFEST, REQUEST, "data.npz", "data.parquet")
+        for name in (CHECKPOINTS, LOCK, MANIFEST, REQUEST, *DATA)
     ),
 )  # fmt: skip
 """Also those of a run that has not ended."""
@@ -66,25 +80,58 @@ def write_manifest(folder: Path, hashes: Mapping[str, Collection[str]]) -> None:
     atomically(folder / MANIFEST, text.replace(_BLANK, digest).encode())
 
 
-def read_manifest(folder: Path) -> dict[str, list[str]] | None:
-    """The hashes of a folder's files by their paths in it; None if there is no list as written."""
+def read_manifest(folder: Path) -> dict[str, list[str]]:
+    """The hashes of a folder's files by their paths in it.
+
+    Raises:
+        RunFolderError: If there is no list, or it is not as it was written.
+    """
+    path = folder / MANIFEST
+    found = read_json(path, Manifest)
+    blank = read_bytes(path, LIMITS.json).replace(found.sha256.encode(), _BLANK.encode())
+    if hashlib.sha256(blank).hexdigest() != found.sha256:
+        raise damaged(path, ", sha256: it is not the hash of this list")
+    return found.files
+
+
+def _manifest(folder: Path) -> dict[str, list[str]] | None:
+    """The same; None where it cannot be read, so that nothing in the folder is Elbowroom's."""
     try:
-        if not _regular(folder / MANIFEST):
-            return None
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        content = json.loads(text)
-        digest, files = content["sha256"], content["files"]
-        blank = text.replace(digest, _BLANK).encode()
-        whole = hashlib.sha256(blank).hexdigest() == digest
-        return {str(name): list(each) for name, each in files.items()} if whole else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return read_manifest(folder)
+    except RunFolderError:
         return None
 
 
-def digest_of(path: Path) -> str:
-    """The hash of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def check_listed(
+    folder: Path, names: Collection[str], most: int | None, left_out: Collection[str] = ()
+) -> Path:
+    """Sees that a folder's files are plain ones, as they were written, and that no other is listed.
+
+    Args:
+        folder: Theirs.
+        names: Of the files that there must be beside one with the data.
+        most: Bytes that each may have; None for any number.
+        left_out: Files that are not looked at.
+
+    Returns:
+        The file with the data.
+
+    Raises:
+        RunFolderError: If one is missing, too large, damaged, or not listed; it is named.
+    """
+    listed = read_manifest(folder)
+    data = next((name for name in DATA if name in listed), " or ".join(DATA))
+    for name in (*names, data):
+        if name not in listed:
+            raise damaged(folder / MANIFEST, f", files: {name} is missing in the list")
+    for name in listed:
+        if name not in (*names, data):
+            raise damaged(folder / MANIFEST, f", files: '{name[:100]}' does not belong to a run")
+    for name in listed:
+        if name not in left_out:
+            check_plain(folder / name, most)
+            check_digest(folder / name, listed[name])
+    return folder / data
 
 
 def _regular(path: Path) -> bool:
@@ -132,7 +179,7 @@ def _partial(path: Path, folder: Path) -> bool:
 
 
 def _listed(folder: Path) -> set[Path]:
-    found = read_manifest(folder)
+    found = _manifest(folder)
     if found is None:
         return set()
     # Entries are looked up in the list, not the other way round: a list names nothing outside.
@@ -223,7 +270,7 @@ def _check_existing(
     except OSError as error:
         raise RunFolderError(f"{cause(path, error)}") from error
     barely = _barely_begun(path, others)
-    listed = read_manifest(path)
+    listed = _manifest(path)
     ended = listed is not None and marker in listed
     unended = any(path / UNFINISHED in each.parents for each in own)
     if not overwrite and not ended and holds_unfinished(path):
@@ -492,21 +539,34 @@ def write_file(path: Path, content: bytes) -> None:
         if _takes_all(path):
             path.write_bytes(content)
             return
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PARTIAL) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PARTIAL, delete=False) as file:
             try:
-                os.link(file.name, path)  # fails where another file came first
-            except FileExistsError:
-                raise
-            except OSError:  # a disk without such names
-                with path.open("xb") as stream:
-                    stream.write(content)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                _name(Path(file.name), path)
+            finally:
+                os.unlink(file.name)
         with suppress(OSError):
             os.chmod(path, permissions())
     except OSError as error:
         raise RunFolderError(cause(path, error)) from error
+
+
+def _name(file: Path, path: Path) -> None:
+    """Gives a file a second name, which nothing has."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without such names
+        with path.open("xb") as stream:
+            try:
+                stream.write(file.read_bytes())
+                stream.flush()
+            except OSError:
+                path.unlink()
+                raise
 
 
 def _takes_all(path: Path) -> bool:

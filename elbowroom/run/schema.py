@@ -31,6 +31,7 @@ FORMAT = 3
 Scalar = None | bool | int | float | str
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def _an_engine(name: str) -> str:
@@ -102,7 +103,6 @@ class Outcome(Content):
         verdict: As it was printed.
         evidence: What the verdict follows from.
         origin: What the posterior consists of.
-        sha256: The hash of each other file.
     """
 
     status: Literal["converged", "budget", "interrupted", "diverged", "exact"]
@@ -115,7 +115,6 @@ class Outcome(Content):
     verdict: Verdict
     evidence: Annotated[Evidence, AfterValidator(_judged)]
     origin: Literal["raw", "corrected", "chains", "nuts"]
-    sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
 
 
 TOGETHER = {
@@ -199,6 +198,19 @@ class Asked(Content):
     start: dict[str, JsonValue] = {}
     scalars: dict[str, Scalar]
     attributes: dict[str, JsonValue]
+
+
+class Manifest(Content):
+    """manifest.json: the list of a folder's files.
+
+    Attributes:
+        files: By a file's path in the folder, the hashes that its content may have: two where it is
+            about to be changed.
+        sha256: The hash of this file, with zeros in the place of the hash.
+    """
+
+    files: dict[Name, Annotated[list[Digest], Field(min_length=1, max_length=2)]]
+    sha256: Digest
 
 
 def plain(value: Any) -> Any:

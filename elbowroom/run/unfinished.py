@@ -14,7 +14,7 @@ import pandas as pd
 
 from elbowroom.engines.svi.checkpoint import PARTIAL, atomically
 from elbowroom.errors import RunFolderError
-from elbowroom.run.files import LIMITS, check_file, damaged, read_json
+from elbowroom.run.files import LIMITS, check_file, damaged, digest_of, read_json
 from elbowroom.run.folder import check_format, read_data, write_data
 from elbowroom.run.output import (
     BEGUN_FILES,
@@ -24,8 +24,8 @@ from elbowroom.run.output import (
     RUN_FILES,
     UNFINISHED,
     cause,
+    check_listed,
     check_target,
-    digest_of,
     holds_unfinished,
     locked,
     read_manifest,
@@ -132,7 +132,7 @@ def change_request(path: Path, changes: dict[str, Any]) -> None:
     content["options"] = {**kept, **changes}
     text = json.dumps(content, indent=1).encode()
     both = [digest_of(file), hashlib.sha256(text).hexdigest()]
-    write_manifest(file.parent, {**(read_manifest(file.parent) or {}), REQUEST: both})
+    write_manifest(file.parent, {**read_manifest(file.parent), REQUEST: both})
     atomically(file, text)
 
 
@@ -168,8 +168,10 @@ def read_request(path: Path, trust: bool = False) -> Request:
     inner = path / UNFINISHED
     _check_within(inner)
     check_format(path, inner / REQUEST)
+    most = None if trust else LIMITS.arrays
+    file = check_listed(inner, (REQUEST,), most)
     asked = read_json(inner / REQUEST, Asked).model_dump(exclude={"format"})
-    data = read_data(inner, asked.pop("scalars"), None if trust else LIMITS.arrays)
+    data = read_data(file, asked.pop("scalars"), most)
     attributes = asked.pop("attributes")
     if isinstance(data, pd.DataFrame):
         data.attrs.update(attributes)

@@ -145,6 +145,8 @@ def test_float64_is_not_copied() -> None:
         (pandas.array([1, None, 3], dtype="int64[pyarrow]"), ["1 missing cell (row 2)"]),
         ([None, None], ["no values at all"]),
         ([3, 3, 3], ["is 3 in every row"]),
+        ([1.0, -1e101], ["has -1e+101 in row 2", "beyond 1e+100 overflow: give it in other units"]),
+        ([10**101, 10**101], ["has 1e+101 in row 1"]),
         ([False, False], ["is 0 in every row"]),
         (
             pandas.to_datetime(["NaT", "2020-03-01"]),

@@ -1,6 +1,5 @@
 """What the regression makes of a table: formulas, plain columns, and new rows."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from elbowroom.models import Prepared, Training, bayesian_regression
 from elbowroom.models._formula import code_in
 from elbowroom.models.bayesian_regression import Options, prepare
 from elbowroom.problem.isolation import isolated
+from elbowroom.run.files import digest_of
+from elbowroom.run.output import read_manifest, write_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,8 @@ def test_missing_cells_are_refused_in_the_fit_and_in_new_rows() -> None:
         ("effect ~ dose +", DataError, "cannot be read"),
         ("dose + age", OptionError, "has no response"),
         ("effect ~ 1", OptionError, "no predictor"),
+        ("effect ~ dose - dose", OptionError, "no predictor"),
+        ("effect ~ kind", DataError, "column 'kind' is a in every row"),
         ("effect ~ (1|clinic)", OptionError, "group effects"),
         ("clinic ~ dose", ElbowroomError, "clinic"),
         ("effect ~ dose + offset(age)", OptionError, r"I\(effect - age\) ~"),
@@ -153,7 +156,7 @@ def test_a_formula_that_cannot_be_fitted_is_refused(
     formula: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        prepared(formula)
+        prepare(table().assign(kind="a"), Options(formula=formula))
 
 
 @pytest.mark.parametrize(
@@ -197,10 +200,8 @@ def test_loading_a_run_folder_calls_no_function_of_its_formula(
     config = json.loads((folder / "config.json").read_text())
     config["options"]["formula"] = "effect ~ touched(dose)"
     (folder / "config.json").write_text(json.dumps(config))
-    run = json.loads((folder / "run.json").read_text())
-    digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    run["sha256"]["config.json"] = digest
-    (folder / "run.json").write_text(json.dumps(run))
+    digest = digest_of(folder / "config.json")
+    write_manifest(folder, {**read_manifest(folder), "config.json": [digest]})
     with pytest.raises(ElbowroomError, match=r"touched\(dose\)"):
         er.load(folder)
     assert called == []

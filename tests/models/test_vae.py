@@ -184,6 +184,15 @@ def test_what_cannot_be_is_said_with_its_fix(options: dict[str, Any], said: str)
         one_row(**options)
 
 
+@pytest.mark.parametrize("model", ["vae", "helmholtz_machine"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+def test_numbers_that_single_precision_has_not_are_refused(model: str, likelihood: str) -> None:
+    table = pd.DataFrame({"a": [0.0, 1, 2, 3e50], "b": [0.0, 2, 1, 2.5]})
+    given = {"likelihood": likelihood} if model == "vae" else {"units": (2,)}
+    with pytest.raises(DataError, match=r"size 3e\+50, and networks .* give them in other units"):
+        er.check(model, table, **given)
+
+
 def test_a_cell_outside_the_range_is_named() -> None:
     digits = er.load_dataset("digits").head(30).copy()
     digits.loc[4, "pixel_11"] = 17

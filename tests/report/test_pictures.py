@@ -317,6 +317,6 @@ def test_names_of_columns_are_plain_text_in_a_picture(
     pictures.picture_of_latents(table, tmp_path / "p.png", classes, "$\\nothing{$")
     assert (tmp_path / "p.png").stat().st_size > 0
     (axes,) = figures[0].axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$\\frac{", "[31m$_{")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$\\frac{", r"\x1b[31m$_{")
     assert axes.get_title() == "$\\nothing{$"
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["$\\x{$", "b"]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["$\\x{$", r"b\u202e"]

@@ -21,9 +21,17 @@ from elbowroom.errors import RunFolderError
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 from elbowroom.run import formats
+from elbowroom.run.files import digest_of
 from elbowroom.run.folder import FORMAT, Run, load, read_data, save, write_data
 from elbowroom.run.formats import packed_posterior, read_posterior
-from elbowroom.run.output import LOCK, MANIFEST, REQUEST, UNFINISHED
+from elbowroom.run.output import (
+    LOCK,
+    MANIFEST,
+    REQUEST,
+    UNFINISHED,
+    read_manifest,
+    write_manifest,
+)
 from elbowroom.run.schema import Config, Outcome
 from elbowroom.run.unfinished import Request, unfinished
 
@@ -76,7 +84,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert found.config == run.config
     assert (found.config.format, found.config.attributes) == (FORMAT, {"where": "a/b"})
     assert found.config.options == {"sizes": [2, 3]}
-    assert found.run.model_copy(update={"sha256": {}}) == run.run
+    assert found.run == run.run
     assert found.diagnostics == run.diagnostics
     pd.testing.assert_frame_equal(found.history, run.history)
     pd.testing.assert_frame_equal(found.data, TABLE)
@@ -209,21 +217,21 @@ def test_scalars_and_arrays_come_back_as_what_they_were(tmp_path: Path) -> None:
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.array([{"a": 1}], dtype=object))
     with pytest.raises(RunFolderError, match=r"data\.npz', 'x', .*no kind of number or text"):
-        read_data(tmp_path, {}, None)
+        read_data(tmp_path / "data.npz", {}, None)
 
 
 def test_columns_of_mixed_kinds_are_text_and_the_others_stay(tmp_path: Path) -> None:
     table = pd.DataFrame({"x": [1, 2], "mixed": [1, "b"]}, index=[5, 9])
     table.attrs = {"roles": {"x": "label"}}
     assert write_data(table, tmp_path) == {}
-    found = read_data(tmp_path, {"not": "read"}, None)
+    found = read_data(tmp_path / "data.parquet", {"not": "read"}, None)
     pd.testing.assert_frame_equal(found, pd.DataFrame({"x": [1, 2], "mixed": ["1", "b"]}))
     assert found.attrs == {}
     assert table.attrs == {"roles": {"x": "label"}}  # the caller's own is left
     plain = table[["x"]]
     plain.attrs = table.attrs
     write_data(plain, tmp_path)
-    assert read_data(tmp_path, {}, None).attrs == {}
+    assert read_data(tmp_path / "data.parquet", {}, None).attrs == {}
     assert plain.attrs == table.attrs
 
 
@@ -237,12 +245,13 @@ def test_parameters_that_are_views_of_one_tensor_are_whole(tmp_path: Path) -> No
     assert found["c"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 
 
-def test_each_file_has_its_hash_but_the_one_that_holds_them(tmp_path: Path) -> None:
+def test_each_file_has_its_hash_in_the_list_alone(tmp_path: Path) -> None:
     save(made(), tmp_path / "run")
-    hashes = json.loads((tmp_path / "run" / "run.json").read_text())["sha256"]
+    hashes = json.loads((tmp_path / "run" / MANIFEST).read_text())["files"]
     files = {each.name for each in (tmp_path / "run").iterdir()}
-    assert set(hashes) == files - {"run.json", MANIFEST}
-    for name, digest in hashes.items():
+    assert set(hashes) == files - {MANIFEST}
+    assert "sha256" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    for name, (digest,) in hashes.items():
         assert digest == hashlib.sha256((tmp_path / "run" / name).read_bytes()).hexdigest()
 
 
@@ -313,19 +322,21 @@ def change(folder: Path, name: str, **changes: Any) -> None:
     content = {**json.loads((folder / name).read_text()), **changes}
     kept = {key: value for key, value in content.items() if value is not None}
     (folder / name).write_text(json.dumps(kept))
-    if name != "run.json":
-        hashes = json.loads((folder / "run.json").read_text())["sha256"]
-        hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        change(folder, "run.json", sha256=hashes)
+    write_manifest(folder, {**read_manifest(folder), name: [digest_of(folder / name)]})
 
 
 def test_only_its_own_format_is_read(tmp_path: Path) -> None:
     path = tmp_path / "run"
     save(made(), path)
-    for number, said in ((FORMAT + 1, "newer"), (FORMAT - 1, "older")):
+    older = r"older .* fit again, or load its posterior\.nc with"
+    for number, said in ((FORMAT + 1, "newer"), (FORMAT - 1, older)):
         change(path, "config.json", format=number)
         with pytest.raises(RunFolderError, match=said):
             load(path)
+    (path / "posterior.nc").unlink()
+    with pytest.raises(RunFolderError, match=r"cannot read; fit again\.$"):
+        load(path)
+    save(made(), path, overwrite=True)
     change(path, "config.json", format=FORMAT)
     assert load(path).config.model == "m"
     change(path, "config.json", format=None)  # a folder without a number is of this format

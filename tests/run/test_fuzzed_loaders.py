@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # what is fuzzed must not be imported before it is instrument
 
 NAMES = (
     "config.json", "run.json", "diagnostics.json", "request.json", "history.csv",
-    "params.safetensors", "posterior.nc", "data.parquet", "data.npz", "checkpoint",
+    "params.safetensors", "posterior.nc", "data.parquet", "data.npz", "manifest.json",
+    "checkpoint",
 )  # fmt: skip
 """The files; what reads them is imported later, so that it can be instrumented before."""
 FLIPS = 25
@@ -34,7 +35,7 @@ SECONDS = 5.0
 
 def loaders() -> dict[str, Callable[[Path], Any]]:
     """What reads each file."""
-    from elbowroom.run import files, formats, schema
+    from elbowroom.run import files, formats, output, schema
 
     return {
         "config.json": lambda path: files.read_json(path, schema.Config),
@@ -46,6 +47,7 @@ def loaders() -> dict[str, Callable[[Path], Any]]:
         "posterior.nc": formats.read_posterior,
         "data.parquet": formats.read_table,
         "data.npz": formats.read_arrays,
+        "manifest.json": lambda path: output.read_manifest(path.parent),
         "checkpoint": checkpoint,
     }
 

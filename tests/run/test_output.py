@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def test_a_list_knows_each_file_by_its_hash_and_itself(tmp_path: Path) -> None:
     }  # fmt: skip
     content["files"]["guide/note.txt"] = [hashlib.sha256(b"").hexdigest()]
     (path / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
-    assert read_manifest(path) is None  # somebody has written into it
+    with pytest.raises(RunFolderError, match=r"manifest\.json', sha256: it is not the hash"):
+        read_manifest(path)  # somebody has written into it
     assert own_files(path) == set()
 
 
@@ -562,3 +564,30 @@ def test_a_list_may_be_read_by_whoever_may_read_the_files(tmp_path: Path) -> Non
         os.umask(before)
     modes = {each.stat().st_mode & 0o777 for each in (tmp_path / "run").iterdir()}
     assert modes == {0o640}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files have no bound here")
+def test_a_file_that_gets_too_large_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest still stands in the buffer of a file, and fails again when that is closed."""
+    from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+
+    def no_names(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    limit = getrlimit(RLIMIT_FSIZE)
+    reads = Path.read_bytes
+    setrlimit(RLIMIT_FSIZE, (40_960, limit[1]))
+    try:
+        for size in (41_000, 45_000, 90_000):
+            with pytest.raises(RunFolderError, match="File too large") as seen:
+                write_file(tmp_path / "p.csv", bytes(size))
+            assert list(tmp_path.iterdir()) == [], seen  # while the error holds what it came from
+        monkeypatch.setattr(os, "link", no_names)
+        monkeypatch.setattr(Path, "read_bytes", lambda path: reads(path) * 4500)
+        with pytest.raises(RunFolderError, match="File too large"):
+            write_file(tmp_path / "p.csv", bytes(10))
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        setrlimit(RLIMIT_FSIZE, limit)

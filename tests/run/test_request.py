@@ -8,8 +8,17 @@ import pandas as pd
 import pytest
 
 from elbowroom.errors import RunFolderError
+from elbowroom.run.files import digest_of
 from elbowroom.run.folder import FORMAT
-from elbowroom.run.output import LOCK, MANIFEST, REQUEST, UNFINISHED, writing
+from elbowroom.run.output import (
+    LOCK,
+    MANIFEST,
+    REQUEST,
+    UNFINISHED,
+    read_manifest,
+    write_manifest,
+    writing,
+)
 from elbowroom.run.unfinished import Request, change_request, discard, read_request, unfinished
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0]})
@@ -126,5 +135,7 @@ def test_a_request_of_a_newer_format_or_damaged_is_refused(tmp_path: Path) -> No
         read_request(tmp_path / "run")
     for name in ("format", "scalars", "attributes"):
         file.write_text(json.dumps({k: v for k, v in content.items() if k != name}))
+        listed = read_manifest(file.parent)
+        write_manifest(file.parent, {**listed, REQUEST: [digest_of(file)]})
         with pytest.raises(RunFolderError, match=rf"request\.json', {name}: field required"):
             read_request(tmp_path / "run")

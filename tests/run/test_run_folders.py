@@ -15,7 +15,8 @@ from elbowroom.errors import ModelError, RunFolderError
 from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 from elbowroom.run import output
-from elbowroom.run.output import check_target
+from elbowroom.run.files import digest_of
+from elbowroom.run.output import check_target, read_manifest, write_manifest
 
 FILES = {
     "config.json",
@@ -115,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_seen_before_the_fit(tmp_path: Path) 
         check_target(tmp_path / "file" / "run", overwrite=False)
 
 
-@pytest.mark.parametrize("file", sorted(FILES - {"run.json", "config.json", "manifest.json"}))
+@pytest.mark.parametrize("file", sorted(FILES - {"config.json"}))
 def test_a_changed_or_missing_file_is_named(run: Path, tmp_path: Path, file: str) -> None:
     shutil.copytree(run, tmp_path / "run")
     content = (run / file).read_bytes()
@@ -143,6 +144,9 @@ def test_evidence_that_is_damaged_is_told(run: Path, tmp_path: Path, evidence: A
     shutil.copytree(run, tmp_path / "run")
     content = json.loads((run / "run.json").read_text())
     whole = {**content["evidence"], **evidence} if evidence else evidence
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**content, "evidence": whole}))
+    file = tmp_path / "run" / "run.json"
+    file.write_text(json.dumps({**content, "evidence": whole}))
+    listed = read_manifest(file.parent)
+    write_manifest(file.parent, {**listed, file.name: [digest_of(file)]})
     with pytest.raises(RunFolderError, match="evidence"):
         er.load(tmp_path / "run")
