@@ -1,6 +1,7 @@
-"""The lists of models in README.md and docs/README.md: `make docs` writes them.
+"""The lists in README.md, docs/README.md and the page of regressions: `make docs` writes them.
 
 The first comes from the models and guides. The second has the first paragraph of each model's page.
+The third has the families of `bayesian_regression`.
 """
 
 import re
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from elbowroom.guides import guides_for
 from elbowroom.models import model_summaries
+from elbowroom.models._families import FAMILIES, NUMBERS, Parameter
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = re.compile(r"^\| model \|.*\n(?:\|.*\n)+", flags=re.M)
+TABLE = re.compile(r"^\| (model|family) \|.*\n(?:\|.*\n)+", flags=re.M)
 
 
 def described() -> str:
@@ -37,22 +39,48 @@ def paged() -> str:
     return "\n".join(lines) + "\n"
 
 
+def families() -> str:
+    """Every family of a regression: what it is, its links and the priors of its parameters."""
+    lines = [
+        "| family | response | distribution | links | parameters and their default priors |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, family in FAMILIES.items():
+        links = ", ".join(f"`{link}`" for link in family.links)
+        priors = "; ".join(_prior(each, family.logarithm) for each in family.parameters)
+        takes, formula = NUMBERS[family.takes].words, family.formula
+        lines.append(f"| `{name}` | {takes} | {formula} | {links} | {priors} |")
+    return "\n".join(lines) + "\n"
+
+
+def _prior(parameter: Parameter, logarithm: bool) -> str:
+    """A default prior with the unit of its numbers."""
+    of = "log(y)" if logarithm else "y"
+    unit = {"spread": f", in units of sd({of})", "mean": ", in units of mean(y)", "": ""}[
+        parameter.unit
+    ]
+    return f"`{parameter.name} ~ {parameter.prior}`{unit}"
+
+
 LISTS: dict[Path, Callable[[], str]] = {
     ROOT / "README.md": described,
     ROOT / "docs" / "README.md": paged,
+    ROOT / "docs" / "models" / "bayesian_regression.md": families,
 }
 """The documents with a list, and what makes it."""
 
 
 def with_list(text: str, table: str) -> str:
-    """A document with its list of models replaced.
+    """A document with its list replaced.
 
     Raises:
         ValueError: If it has no list, or several.
     """
     changed, count = TABLE.subn(lambda _: table, text)
     if count != 1:
-        raise ValueError(f"{count} tables begin with '| model |'; there must be one.")
+        raise ValueError(
+            f"{count} tables begin with '| model |' or '| family |'; there must be one."
+        )
     return changed
 
 

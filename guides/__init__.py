@@ -57,9 +57,9 @@ class Needs:
     value: str
     why: str
 
-    def unmet(self, options: Any) -> bool:
-        """Whether options of the model have another value."""
-        return bool(getattr(options, self.option) != self.value)
+    def unmet(self, options: Any, arguments: Mapping[str, Any]) -> bool:
+        """Whether the model has another value: among its arguments, else among its options."""
+        return bool(arguments.get(self.option, getattr(options, self.option)) != self.value)
 
 
 @dataclass(frozen=True)

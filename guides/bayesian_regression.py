@@ -13,7 +13,8 @@ from elbowroom.guides import Needs, Start, register
 from elbowroom.guides.conjugate_families import Gammas, guide_parameters
 from elbowroom.guides.conjugate_regression import PARAMETERS, RegressionCoordinates
 from elbowroom.guides.space import LatentSpace
-from elbowroom.models.bayesian_regression import CONJUGATE, PRIOR_SCALE
+from elbowroom.models._term_priors import PRIOR_SCALE
+from elbowroom.models.bayesian_regression import CONJUGATE
 
 
 @register(
@@ -21,6 +22,7 @@ from elbowroom.models.bayesian_regression import CONJUGATE, PRIOR_SCALE
     "coefficients Normal given the noise, with all correlations",
     model="bayesian_regression",
     elbo="sticking_the_landing",
+    needs=Needs("family", "normal", "it draws coefficients in proportion to the noise 'sigma'"),
 )
 def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
     r"""$q(\tau)\,q(a, b \mid \tau)$: the form of the conjugate posterior, with free parameters.
@@ -41,9 +43,9 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
 
     def initial(to_round: Tensor, intercept: bool) -> Tensor:
         parts = [values["standardised_intercept"].reshape(1)] if intercept else []
-        return torch.linalg.solve(
-            to_round, torch.cat([*parts, values["standardised_coefficients"]])
-        )
+        if "standardised_coefficients" in values:
+            parts.append(values["standardised_coefficients"])
+        return torch.linalg.solve(to_round, torch.cat(parts))
 
     def guide(
         predictors: Tensor,
@@ -54,7 +56,7 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
         response_spread: Tensor,
         has_intercept: bool = True,
         conjugate: bool = False,
-        batch_size: int | None = None,
+        **others: Any,
     ) -> None:
         to_coefficients = whitening(predictors, centre, spread, has_intercept)
         size, rows = len(to_coefficients), len(predictors)
@@ -100,7 +102,8 @@ def sample_terms(both: Tensor, intercept: bool) -> None:
     if intercept:
         pyro.sample("standardised_intercept", dist.Delta(both[0]))
     slopes = both[1:] if intercept else both
-    pyro.sample("standardised_coefficients", dist.Delta(slopes, event_dim=1))
+    if len(slopes):
+        pyro.sample("standardised_coefficients", dist.Delta(slopes, event_dim=1))
 
 
 def coordinates(arguments: Mapping[str, Any]) -> RegressionCoordinates:

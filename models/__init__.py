@@ -90,6 +90,8 @@ class Model:
             are described and made without it.
         in_units: `in_units(values, arguments)` gives predicted values in the user's units, where
             the site is in others.
+        of_probability: `of_probability(arguments)` tells whether rows are described by the
+            probability that the site `predicts` is one, and not by draws of it.
         images: `images(arguments)` gives the shape of the images that rows are, height first, and
             the highest value of a pixel, zero where that is not known; None if they are none.
         code_in: `code_in(options)` gives the code that preparing a table with these options would
@@ -122,6 +124,7 @@ class Model:
     canonical: Callable[..., dict[str, Any]] | None = None
     labels: str | None = None
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    of_probability: Callable[[Mapping[str, Any]], bool] | None = None
     images: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], float] | None] | None = None
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)

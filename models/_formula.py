@@ -2,14 +2,16 @@
 
 import logging
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, replace
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -18,7 +20,9 @@ from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.models import Training
 from elbowroom.models._columns import cells, predictor_columns, response_column
+from elbowroom.models._formula_text import PLAIN, spelled_out, tilde
 from elbowroom.models._options import Exclude
+from elbowroom.models._responses import Left, plain_number, read_left, read_response
 from elbowroom.options import Name
 
 
@@ -49,6 +53,12 @@ class Design:
         response: (rows,), None where new rows do not have it.
         name: The response's.
         has_intercept: Whether there is an intercept.
+        form: Of the response; see `elbowroom.models._responses.Response`, as for the next three.
+        level: What its 1 stands for.
+        levels: What its 0, 1, 2, ... stand for.
+        rows: What else the rows have, such as trials.
+        said: What was made of its column.
+        offset: What is added to the linear predictor as it is, (rows,); None if there is nothing.
     """
 
     predictors: Tensor
@@ -56,6 +66,12 @@ class Design:
     response: Tensor | None
     name: str
     has_intercept: bool
+    form: str = "number"
+    level: str | None = None
+    levels: tuple[str, ...] = ()
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
+    offset: Tensor | None = None
 
 
 def read_design(
@@ -63,8 +79,9 @@ def read_design(
     options: RegressionOptions,
     training: Training | None,
     model: str,
-    offset: str,
+    offset: str = "",
     leave_out: Sequence[str] = (),
+    several: bool = False,
 ) -> Design:
     """A table's predictors and response.
 
@@ -73,8 +90,10 @@ def read_design(
         options: The formula, or the columns.
         training: What the model was fitted to, when the table has new rows.
         model: The model's name, for messages.
-        offset: What to do instead of an offset, with {response} and {known} in it.
-        leave_out: Columns that are no predictors, where there is no formula.
+        offset: For a model that takes numbers and no offset, what to do instead of one, with
+            {response} and {known} in it.
+        leave_out: Columns that are no predictors, where they are not named.
+        several: Whether a response that is a column is one of several levels.
 
     Raises:
         DataError: If a column cannot be used; the message names it.
@@ -88,20 +107,47 @@ def read_design(
         )
     source, new = (table, None) if training is None else (training.table, table)
     if options.formula:
-        design, response, has_intercept = _by_formula(options.formula, source, new, model, offset)
+        found = _by_formula(options.formula, source, new, model, offset, leave_out, several)
     else:
-        design, response = _by_columns(source, options, new, model, leave_out)
-        has_intercept = True
-    design = numeric_columns(design, allow_constant=training is not None)
-    outcome = None
-    blank = training is not None and response is not None and response.isna().all()
-    if response is not None and not blank:
-        column = numeric_columns(response.to_frame(), allow_constant=training is not None)
-        outcome = cells(column)[:, 0]  # (rows,)
-    if training is None and outcome is None:
-        raise DataError("the table has no response column; add it.")
-    name = "" if response is None else str(response.name)
-    return Design(cells(design), list(design.columns), outcome, name, has_intercept)
+        found = _by_columns(source, options, new, model, leave_out, several)
+    if found.response is None:
+        if training is None:
+            raise DataError("the table has no response column; add it.")
+    elif offset and found.form != "number":
+        raise DataError(
+            f"the response '{found.name}' is not a number in every row, and {model} takes numbers; "
+            "encode it as numbers, or fit bayesian_regression with another --family."
+        )
+    return found
+
+
+def _numeric(
+    design: pd.DataFrame, response: pd.Series | None, has_intercept: bool, new: bool
+) -> Design:
+    """Predictors and a response that are numbers.
+
+    Args:
+        design: The predictors.
+        response: None where there is none, or it is read by itself.
+        has_intercept: Whether there is an intercept.
+        new: Whether the rows are new ones.
+    """
+    if design.shape[1]:
+        design = numeric_columns(design, allow_constant=new)
+    outcome, name = None, "" if response is None else str(response.name)
+    if response is not None and not (new and response.isna().all()):
+        outcome = cells(numeric_columns(response.to_frame(), allow_constant=new))[:, 0]  # (rows,)
+    return Design(cells(design).double(), list(design.columns), outcome, name, has_intercept)
+
+
+def _with_response(design: Design, left: Left, table: pd.DataFrame, new: Any) -> Design:
+    """A design with a response that is read by itself."""
+    found = read_response(left, table, new)
+    return replace(
+        design, response=found.values, name=found.name, form=found.form, level=found.level,
+        levels=found.levels,
+        rows=found.rows, said=found.said,
+    )  # fmt: skip
 
 
 def _by_columns(
@@ -110,7 +156,8 @@ def _by_columns(
     new: pd.DataFrame | None,
     model: str,
     leave_out: Sequence[str],
-) -> tuple[pd.DataFrame, pd.Series | None]:
+    several: bool,
+) -> Design:
     """The predictors and the response: every other column, untransformed."""
     response = response_column(
         table, options.response,
@@ -120,19 +167,21 @@ def _by_columns(
     left_out = list(dict.fromkeys([*options.exclude, *leave_out]))
     names = predictor_columns(table, response, options.columns, left_out)
     rows = table if new is None else new
-    return align_columns(rows, names), rows[response] if response in rows.columns else None
+    design = align_columns(rows, names)
+    if several:
+        found = _numeric(design, None, True, new is not None)
+        return _with_response(found, Left("levels", response, (response,)), table, new)
+    if plain_number(table[response]) or not _has_levels(table[response]):
+        return _numeric(design, rows.get(response), True, new is not None)
+    found = _numeric(design, None, True, new is not None)
+    return _with_response(found, Left("level", response, (response,)), table, new)
 
 
-HARMLESS = ("C", "center", "scale", "np.log", "np.log1p", "np.exp", "np.sqrt", "poly", "bs")
-"""Functions that a formula from a run folder may call."""
-
-
-def code_in(options: RegressionOptions) -> str | None:
-    """The formula, if it calls functions: formulae evaluates the Python in it."""
-    formula = options.formula or ""
-    rest = re.sub(rf"\b({'|'.join(map(re.escape, HARMLESS))})\(", "(", formula)
-    plain = re.fullmatch(r"[\w\s.,+*:/~()-]*", rest) and not re.search(r"\w\s*\(", rest)
-    return None if plain else formula
+def _has_levels(column: pd.Series) -> bool:
+    """Whether a column is of truth values or labels, not of numbers with a few wrong cells."""
+    if pd.api.types.is_bool_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return True
+    return bool(pd.to_numeric(column.dropna(), errors="coerce").isna().all())
 
 
 @plain_dataclass(frozen=True)
@@ -154,8 +203,8 @@ class FormulaLimits:
 FORMULA_LIMITS = FormulaLimits()
 
 
-def _read(formula: str, table: pd.DataFrame) -> tuple[str, set[str]]:
-    """Where formulae's parser stops before the end, and the columns that it has read by then."""
+def _read(formula: str, table: pd.DataFrame, several: bool) -> tuple[str, set[str], Left | None]:
+    """Where formulae's parser stops, the columns that it has read by then, and an own left side."""
     from formulae.parser import Parser
     from formulae.resolver import Resolver
     from formulae.scanner import Scanner
@@ -171,7 +220,8 @@ def _read(formula: str, table: pd.DataFrame) -> tuple[str, set[str]]:
         )
     read = Resolver(parsed).resolve()
     terms = read if isinstance(read, Terms) else Terms(read)
-    return "" if parser.at_end() else parser.peek().lexeme, terms.var_names
+    left = read_left(parsed.left, table, several) if type(parsed).__name__ == "Binary" else None
+    return "" if parser.at_end() else parser.peek().lexeme, terms.var_names, left
 
 
 def _size(node: Any, table: pd.DataFrame) -> tuple[int, int]:
@@ -288,8 +338,13 @@ def _heard() -> Iterator[list[str]]:
         logger.removeFilter(kept)
 
 
-def _matrices(formula: str, table: pd.DataFrame, model: str) -> tuple[Any, set[str]]:
-    """What formulae makes of a formula, and the names of the columns in it."""
+def _matrices(
+    formula: str, table: pd.DataFrame, model: str, several: bool = False
+) -> tuple[Any, set[str], Left | None]:
+    """What formulae makes of a formula, the columns in it, and the left side if we read that.
+
+    There is no response in the matrices then.
+    """
     from formulae import design_matrices  # half a second, and few need it
 
     if len(formula) > FORMULA_LIMITS.characters:
@@ -306,30 +361,38 @@ def _matrices(formula: str, table: pd.DataFrame, model: str) -> tuple[Any, set[s
         raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
     try:
         with _heard() as said:
-            left, variables = _read(formula, table)
+            end, variables, left = _read(formula, table, several)
+            read = formula if left is None else formula[tilde(formula) + 1 :]
             matrices = design_matrices(
-                formula, table, na_action="error", extra_namespace={"np": np}
+                read, table, na_action="error", extra_namespace={"np": np, **PLAIN}
             )
     except OptionError:
         raise
     except Exception as error:  # formulae raises what its parser and the formula's code raise
         raise DataError(
             f"the formula '{formula[:100]}' cannot be read with the columns "
-            f"{', '.join(map(str, table.columns))}: {error}"
+            f"{', '.join(map(str, table.columns))}: {error}{_nearest(error, table)}"
         ) from error
-    if left or said:
-        cause = said[0] if said else f"it can only be read up to '{left}'."
+    if end or said:
+        cause = said[0] if said else f"it can only be read up to '{end}'."
         raise OptionError(
             f"--formula '{formula}': {cause} Join terms by +, : or *, and write arithmetic within "
             "I(...)."
         )
-    if matrices.response is None or matrices.common is None:
+    if (matrices.response is None and left is None) or matrices.common is None:
         raise OptionError(f"--formula '{formula}' needs a response and at least one predictor.")
-    return matrices, variables
+    return matrices, variables, left
 
 
-def _check_terms(formula: str, matrices: Any, model: str, offset: str) -> None:
-    response = str(matrices.response.name)
+def _nearest(error: Exception, table: pd.DataFrame) -> str:
+    """The column that is meant by a name that is none."""
+    name = str(error.args[0]) if isinstance(error, KeyError) and error.args else ""
+    near = get_close_matches(name, [str(column) for column in table.columns], n=1)
+    return f"; there is no column {error}, did you mean '{near[0]}'?" if near else ""
+
+
+def _check_offset(formula: str, matrices: Any, model: str, offset: str) -> None:
+    response = str(matrices.response.name) if matrices.response is not None else "response"
     for name, term in matrices.common.terms.items():
         if term.kind == "offset":
             known = name.removeprefix("offset(").removesuffix(")")
@@ -337,15 +400,6 @@ def _check_terms(formula: str, matrices: Any, model: str, offset: str) -> None:
                 f"--formula '{formula}': {name} has a fixed coefficient, and {model} fits every "
                 f"coefficient. {offset.format(response=response, known=known)}"
             )
-    if matrices.response.kind == "proportion":
-        raise DataError(
-            f"the response {response} is a share of trials, whose noise is Binomial; write a "
-            "model of your own with pyro.sample(..., dist.Binomial(trials, logits=...), obs=y)."
-        )
-    if matrices.response.kind != "numeric":
-        raise DataError(
-            f"the response '{response}' is not a number in every row; encode it as numbers."
-        )
 
 
 def _of_new_rows(formula: str, terms: Any, table: pd.DataFrame, new: pd.DataFrame) -> np.ndarray:
@@ -369,39 +423,61 @@ def _of_new_rows(formula: str, terms: Any, table: pd.DataFrame, new: pd.DataFram
 
 
 def _by_formula(
-    formula: str, table: pd.DataFrame, new: pd.DataFrame | None, model: str, offset: str
-) -> tuple[pd.DataFrame, pd.Series | None, bool]:
-    """The predictors, the response and whether there is an intercept, by a model formula.
+    formula: str,
+    table: pd.DataFrame,
+    new: pd.DataFrame | None,
+    model: str,
+    offset: str,
+    leave_out: Sequence[str] = (),
+    several: bool = False,
+) -> Design:
+    """The predictors, the response and the offset, by a model formula.
 
     The categories and transforms of the formula are those of `table`; the rows are those of
     `new`, or of `table` itself. The response is None if `new` does not have it.
 
     Raises:
         DataError: If the formula cannot be read, or names a column that is not in the table.
-        OptionError: If the formula has an offset, group effects, no response or no predictor, or
-            if a part of it is not read.
+        OptionError: If the formula has group effects, no response or no predictor, an offset where
+            there can be none, or if a part of it is not read.
     """
-    matrices, variables = _matrices(formula, table, model)
-    response_column = str(matrices.response.name)
-    _check_terms(formula, matrices, model, offset)
+    formula = spelled_out(formula, table, leave_out)
+    matrices, variables, left = _matrices(formula, table, model, several)
+    if offset:
+        _check_offset(formula, matrices, model, offset)
     names = list(matrices.common.as_dataframe().columns)
     values = matrices.common.design_matrix
-    response: pd.Series | None = pd.Series(matrices.response.design_matrix.reshape(-1))
+    response: pd.Series | None = None
+    outcome = set(left.columns) if left is not None else set()
+    if left is None:
+        name = str(matrices.response.name)
+        if matrices.response.kind != "numeric":
+            raise DataError(
+                f"the response '{name}' is not a number in every row; encode it as numbers."
+            )
+        outcome = {name}
+        response = pd.Series(matrices.response.design_matrix.reshape(-1), name=name)
     if new is not None:
-        align_columns(new, sorted(variables & set(table.columns) - {response_column}))
+        align_columns(new, sorted(variables & set(table.columns) - outcome))
         values = _of_new_rows(formula, matrices.common, table, new)
-        response = new[response_column] if response_column in new.columns else None
+        response = None if response is None else new.get(str(response.name))
     design = pd.DataFrame(values, columns=names)
+    added = [name for name in names if getattr(matrices.common.terms.get(name), "kind", "") ==
+             "offset"]  # fmt: skip
+    known = None
+    if added:
+        known = cells(numeric_columns(design[added], allow_constant=True)).sum(1)  # (rows,)
+    design = design.drop(columns=added)
     has_intercept = "Intercept" in design
     design = design.drop(columns="Intercept", errors="ignore")
     if design.shape[1] == 0:
-        for name in sorted(variables & set(table.columns) - {response_column}):
-            if table[name].nunique() == 1:
+        for name in sorted(variables & set(table.columns) - outcome):
+            if table[name].nunique() == 1 and not is_numeric_dtype(table[name]):
                 raise DataError(
                     f"column '{name}' is {shown(table[name].iloc[0])} in every row, so nothing can "
                     f"be learned from it: leave it out of --formula '{formula}'."
                 )
+    if design.shape[1] == 0 and (offset or not has_intercept):
         raise OptionError(f"--formula '{formula}' has no predictor; write 'response ~ predictors'.")
-    if response is not None:
-        response = response.rename(response_column)
-    return design, response, has_intercept
+    found = replace(_numeric(design, response, has_intercept, new is not None), offset=known)
+    return found if left is None else _with_response(found, left, table, new)

@@ -1,16 +1,22 @@
-"""Bayesian linear regression with Normal noise and priors scaled to the data.
+"""Regression: a linear predictor, a link and a family, with priors scaled to the data.
 
-With z the predictors, each centred and divided by its standard deviation, and m, s the response's
-mean and standard deviation,
+With z the predictors, each centred and divided by its standard deviation, o the offset, and m, s
+the level and the unit of the linear predictor,
 
-    y[i] ~ Normal(m + s (a + z[i]·b), s τ)
+    y[i] ~ Family(η[i], parameters)
+    η[i] = m + s (a + z[i]·b) + o[i]
     a, b[j] ~ Normal(0, 2.5)
-    τ ~ Exponential(1)
 
 the weakly informative defaults of rstanarm (Goodrich, Gabry, Ali and Brilleman, 2020, "rstanarm:
-Bayesian applied regression modeling via Stan"). What is reported is in the user's units:
-`intercept`, `coefficients` (the response's unit for one unit of the column) and `sigma`. Without an
-intercept nothing is centred.
+Bayesian applied regression modeling via Stan"). For families whose link is the identity, m and s
+are the mean and the standard deviation of the response (of its logarithm, for `lognormal`); where
+the link is the logarithm, m is that of the mean response, and s is one; for probabilities m is zero
+and s is one. What is reported is in the user's units: `intercept`, `coefficients` (the change of η
+for one unit of the column) and the family's parameters. Without an intercept nothing is centred,
+and m is zero. For the family `normal`, the default,
+
+    y[i] ~ Normal(η[i], s τ)
+    τ ~ Exponential(1)
 
 With `--priors conjugate`, the posterior and each update of coordinate ascent have a closed form:
 
@@ -20,35 +26,35 @@ With `--priors conjugate`, the posterior and each update of coordinate ascent ha
 so that τ is between 0.06 and 4.5 with prior probability 0.95.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.data.bundled import load_dataset
+from elbowroom.data.tables import align_columns, numeric_columns
+from elbowroom.errors import OptionError, shown, unknown
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
-from elbowroom.models._formula import RegressionOptions, code_in, read_design
+from elbowroom.models._columns import cells
+from elbowroom.models._distributions import Censored, Weighted
+from elbowroom.models._families import FAMILIES, LINKS, Predicted, thresholds_of
+from elbowroom.models._formula import Design, RegressionOptions, read_design
+from elbowroom.models._formula_text import code_in
+from elbowroom.models._outcome_checks import chosen_family, chosen_link, doubts_of, scaling_of
+from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
-
-FAR = 3.0
-"""Standard deviations between zero and the mean of counts that a Normal fits well enough."""
-MOST_COUNTS = 100
-"""Different values; those of more are measured numbers that were rounded."""
-OFFSET = (
-    "Subtract it from the response, which is the same model: add a column {response} - {known} to "
-    "the table, or write I({response} - {known}) ~ and the other terms."
-)
-"""What to do instead of an offset."""
-PRIOR_SCALE = 2.5
-"""The prior standard deviation of the standardised intercept and coefficients."""
+from elbowroom.models._responses import check_rows
+from elbowroom.models._term_priors import PRIOR_SCALE, Priors, priors_of
+from elbowroom.options import Name
 
 
 @plain_dataclass(frozen=True)
@@ -62,19 +68,82 @@ class ConjugatePriors:
 
 
 CONJUGATE = ConjugatePriors()
+SCALING = ("centre", "spread", "response_centre", "response_spread", "response_mean")
+"""Arguments that new rows have from the fitted ones."""
+CHOSEN = ("conjugate", "family", "link", "quantile", "term_priors")
+"""Arguments that say which model it is."""
+
+
+def _known(kind: str, names: Mapping[str, Any]) -> Callable[[str | None], str | None]:
+    def check(name: str | None) -> str | None:
+        if name is not None and name not in names:
+            raise unknown(kind, name, names)
+        return name
+
+    return check
+
+
+def _named_priors(text: str) -> str:
+    if text in ("weak", "conjugate") or "~" in text:
+        return text
+    raise OptionError(
+        f"--priors {shown(text)}: give weak or conjugate; write a prior of your own as --prior "
+        "'NAME ~ normal(0, 10)'."
+    )
 
 
 @dataclass(frozen=True)
 class Options(RegressionOptions):
     """Options of `bayesian_regression`."""
 
+    family: Annotated[
+        Name | None,
+        AfterValidator(_known("family", FAMILIES)),
+        Field(
+            description=f"distribution of the response: {', '.join(FAMILIES)}. Default: normal for "
+            "numbers, bernoulli for two levels, binomial for p(successes, trials)"
+        ),
+    ] = None
+    link: Annotated[
+        Name | None,
+        AfterValidator(_known("link", LINKS)),
+        Field(
+            description=f"link of the linear predictor: {', '.join(LINKS)}. Default: the family's "
+            "first; see its page"
+        ),
+    ] = None
+    quantile: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="which quantile --family quantile predicts. Default: 0.5"),
+    ] = None
+    weights: Annotated[
+        Name | None,
+        Field(description="column of weights: a row of weight 2 counts as two such rows"),
+    ] = None
+    prior: Annotated[
+        Annotated[str, Field(min_length=1, max_length=10_000)] | None,
+        BeforeValidator(as_text),
+        Field(
+            description="prior of a coefficient, of intercept, of coefficients (all) or of a "
+            "parameter of the family, in the units of the table, such as 'bmi ~ normal(0, 10)'; "
+            "repeat it for several"
+        ),
+    ] = None
     priors: Annotated[
-        Literal["weak", "conjugate"],
+        Annotated[str, Field(min_length=1, max_length=10_000)],
+        BeforeValidator(as_text),
+        AfterValidator(_named_priors),
         Field(
             description="priors: weak, or conjugate, whose updates have a closed form (--engine "
-            "coordinate_ascent)"
+            "coordinate_ascent); in Python also a dict of priors by name"
         ),
     ] = "weak"
+
+    @property
+    def own_priors(self) -> str:
+        """The priors that the user wrote, in one text."""
+        parts = (self.prior, self.priors if "~" in self.priors else None)
+        return ", ".join(part for part in parts if part)
 
 
 def bayesian_regression(
@@ -86,6 +155,17 @@ def bayesian_regression(
     response_spread: Tensor,
     has_intercept: bool = True,
     conjugate: bool = False,
+    family: str = "normal",
+    link: str = "identity",
+    quantile: float = 0.5,
+    term_priors: Priors = Priors(),  # noqa: B008  frozen
+    response_mean: Tensor | None = None,
+    offset: Tensor | None = None,
+    weights: Tensor | None = None,
+    trials: Tensor | None = None,
+    levels: int = 0,
+    status: Tensor | None = None,
+    upper: Tensor | None = None,
     batch_size: int | None = None,
 ) -> None:
     """The Pyro model.
@@ -95,64 +175,78 @@ def bayesian_regression(
         response: (rows,), or None to draw it.
         centre: What is subtracted from each predictor, (columns,).
         spread: What each predictor is divided by, (columns,).
-        response_centre: The mean of the response, ().
-        response_spread: The standard deviation of the response, ().
+        response_centre: The level of the linear predictor, m, ().
+        response_spread: Its unit, s, ().
         has_intercept: Whether there is an intercept.
         conjugate: Whether the priors are conjugate.
+        family: A name in `elbowroom.models._families.FAMILIES`.
+        link: One of its links.
+        quantile: That the family `quantile` predicts.
+        term_priors: Those that are not the defaults.
+        response_mean: The mean of the response, where it is the unit of a parameter, ().
+        offset: What is added to the linear predictor, (rows,).
+        weights: How often each row counts, (rows,).
+        trials: Of which the response counts successes, (rows,).
+        levels: How many there are of the response, if it is one of several in an order: the
+            thresholds between them are in the place of the intercept.
+        status: What is known of each response, (rows,); see `elbowroom.models._distributions`.
+        upper: The upper ends of those known by an interval, (rows,).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     rows, columns = predictors.shape
+    own = FAMILIES[family]
     level = response_centre
     width: Any = PRIOR_SCALE
+    parameters: dict[str, Any] = {}
     if conjugate:
         inverse_gamma = dist.InverseGamma(torch.tensor(CONJUGATE.shape), CONJUGATE.scale)
         noise = pyro.sample("standardised_variance", inverse_gamma).sqrt()
         width = PRIOR_SCALE * noise
-    if has_intercept:
+    if levels:
+        shares = pyro.sample("baseline", dist.Dirichlet(torch.ones(levels)))
+        parameters["thresholds"] = thresholds_of(shares, link)
+    elif has_intercept and term_priors.intercept is None:
         height = pyro.sample("standardised_intercept", dist.Normal(torch.zeros(()), width))
         level = response_centre + response_spread * height
-    slopes = pyro.sample(
-        "standardised_coefficients", dist.Normal(torch.zeros(columns), width).to_event(1)
-    )  # (columns,)
-    if not conjugate:
-        noise = pyro.sample("standardised_sigma", dist.Exponential(torch.ones(())))
+    slopes = term_priors.slopes(columns, width)  # (columns,)
     coefficients = response_spread * slopes / spread  # (columns,)
-    if has_intercept:
+    if has_intercept and term_priors.intercept is not None:
+        away = (coefficients * centre).sum(-1) - response_centre
+        prior = term_priors.intercept.distribution(away / response_spread)
+        height = pyro.sample("standardised_intercept", prior)
+        level = response_centre + response_spread * height
+    units: dict[str, Any] = {"spread": response_spread, "mean": response_mean}
+    for each in own.parameters:
+        if not conjugate:
+            noise = pyro.sample(each.site, term_priors.of_parameter(each).distribution())
+        parameters[each.name] = noise
+    if levels:
+        thresholds = parameters["thresholds"] + (coefficients * centre).sum(-1)
+        pyro.deterministic("thresholds", thresholds)
+    elif has_intercept:
         pyro.deterministic("intercept", level - (coefficients * centre).sum(-1))
-    pyro.deterministic("coefficients", coefficients)
-    sigma = pyro.deterministic("sigma", response_spread * noise)
+    if columns:
+        pyro.deterministic("coefficients", coefficients)
+    for each in own.parameters:
+        if each.unit:
+            value = units[each.unit] * parameters[each.name]
+            parameters[each.name] = pyro.deterministic(each.name, value)
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         x = pyro.subsample(predictors, event_dim=1)
-        y = None if response is None else pyro.subsample(response, event_dim=0)
-        mean = level + (x - centre) @ coefficients  # (rows,)
-        pyro.sample("response", dist.Normal(mean, sigma), obs=y)
+        eta = level + (x - centre) @ coefficients  # (rows,)
+        if offset is not None:
+            eta = eta + _of_rows(offset)
+        fn = own.distribution(Predicted(eta, link, parameters, _of_rows(trials), quantile))
+        if status is not None and upper is not None:
+            fn = Censored(fn, own.tails, _of_rows(status), _of_rows(upper))
+        if weights is not None:
+            fn = Weighted(fn, _of_rows(weights))
+        pyro.sample("response", fn, obs=_of_rows(response))
 
 
-def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
-    """What a response is, if its noise cannot be Normal: two values, or counts near zero.
-
-    Example:
-        >>> no_normal_number(torch.tensor([0.5, 1.5, 2.5]), "dose")
-        ()
-    """
-    different = values.unique()
-    if len(different) == 2:
-        low, high = (f"{float(value):g}" for value in different)
-        return (
-            f"The response '{name}' has only two values, {low} and {high}, so its noise is not "
-            "Normal. The fit is a linear probability model, whose predictions can be below "
-            f"{low} or above {high}. Write a model of your own with pyro.sample('{name}', "
-            "dist.Bernoulli(logits=...), obs=y).",
-        )
-    whole = bool((values == values.round()).all())
-    near = 0 <= float(values.min()) <= 1 and float(values.mean()) < FAR * float(values.std())
-    if whole and near and len(different) <= min(MOST_COUNTS, len(values) / 2):
-        return (
-            f"The response '{name}' looks like counts: whole numbers, the smallest "
-            f"{float(values.min()):g}. The noise of counts is not Normal: its variance grows with "
-            "the mean, and counts are not negative. Use the model negative_binomial.",
-        )
-    return ()
+def _of_rows(values: Tensor | None) -> Any:
+    """Those of the rows that are drawn, (rows,)."""
+    return None if values is None else pyro.subsample(values, event_dim=0)
 
 
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
@@ -160,46 +254,89 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
 
     Raises:
         DataError: If a column cannot be used; the message names it.
-        OptionError: If both `formula` and `response` are given, or neither.
+        OptionError: If both `formula` and `response` are given, or neither, or the family does not
+            take the response.
     """
-    design = read_design(table, options, training, "bayesian_regression", OFFSET)
-    predictors, outcome, has_intercept = design.predictors, design.response, design.has_intercept
-    doubts: tuple[str, ...] = ()
+    known = [] if options.weights is None else [options.weights]
+    several = options.family is not None and FAMILIES[options.family].levels
+    design = read_design(
+        table, options, training, "bayesian_regression", leave_out=known, several=several
+    )
+    family = chosen_family(options.family, design)
+    arguments: dict[str, Any] = {"predictors": design.predictors, "response": design.response}
     if training is None:
-        assert outcome is not None
-        doubts = no_normal_number(outcome, design.name)
-        zero = torch.zeros(())
-        scaling = {
-            "centre": predictors.mean(0) if has_intercept else torch.zeros(predictors.shape[1]),
-            "spread": predictors.std(0),
-            "response_centre": outcome.mean() if has_intercept else zero,
-            "response_spread": outcome.std(),
-        }
+        link = chosen_link(options.link, family)
+        _check_conjugate(options, design, family.name)
+        scaling = scaling_of(design, family, link)
+        chosen = {
+            "conjugate": options.priors == "conjugate", "family": family.name, "link": link,
+            "quantile": 0.5 if options.quantile is None else options.quantile,
+            "term_priors": priors_of(options.own_priors, design, family, scaling),
+        }  # fmt: skip
+        if options.quantile is not None and family.name != "quantile":
+            raise OptionError("--quantile would have no effect: it is for --family quantile.")
+        doubts = doubts_of(design, family, options.family is not None)
     else:
-        scaling = {
-            name: training.arguments[name]
-            for name in ("centre", "spread", "response_centre", "response_spread")
-        }
+        scaling = {name: v for name, v in training.arguments.items() if name in SCALING}
+        chosen, doubts = {name: training.arguments[name] for name in CHOSEN}, ()
+    arguments |= {**scaling, "has_intercept": design.has_intercept, **chosen, **design.rows}
+    if several:
+        arguments["levels"] = len(design.levels)
+    if design.offset is not None:
+        arguments["offset"] = design.offset
+    if known:
+        arguments["weights"] = _weights(table, known[0], training is not None)
     return Prepared(
-        arguments={
-            "predictors": predictors,
-            "response": outcome,
-            **scaling,
-            "has_intercept": has_intercept,
-            "conjugate": options.priors == "conjugate",
-        },
+        arguments=arguments,
         dims={
             "predictors": (ROWS, "predictor"),
-            "response": (ROWS,),
             "centre": ("predictor",),
             "spread": ("predictor",),
             "coefficients": ("predictor",),
             "standardised_coefficients": ("predictor",),
+            **dict.fromkeys(("response", "offset", "weights", *design.rows), (ROWS,)),
+            **dict.fromkeys(INTERNAL[2:], ()),
+            "thresholds": ("threshold",),
+            "baseline": ("class",),
         },
-        coords={"predictor": design.columns},
+        coords={
+            "predictor": design.columns,
+            **({"class": list(design.levels), "threshold": _between(design)} if several else {}),
+        },
         columns={"response": design.name, "predictors": tuple(design.columns)},
-        doubts=doubts,
+        doubts=(*design.said, *doubts),
     )
+
+
+def _between(design: Design) -> list[str]:
+    """The names of thresholds, such as low|high."""
+    return [f"{low}|{high}" for low, high in pairwise(design.levels)]
+
+
+def _check_conjugate(options: Options, design: Design, family: str) -> None:
+    """Sees that nothing is asked for beside conjugate priors that has no closed form with them."""
+    if options.priors != "conjugate":
+        return
+    others = {
+        f"--family {family}": family != "normal", "--prior": options.prior is not None,
+        "--weights": options.weights is not None, "offset()": design.offset is not None,
+        "censored()": design.form == "censored",
+    }  # fmt: skip
+    for name, given in others.items():
+        if given:
+            raise OptionError(
+                f"--priors conjugate goes with the family normal and nothing else; leave out "
+                f"{name}, or give --priors weak."
+            )
+
+
+def _weights(table: pd.DataFrame, name: str, new: bool) -> Tensor:
+    """The weights of rows, (rows,); new ones may have none."""
+    if new and name not in table:
+        return torch.ones(len(table), dtype=torch.float64)
+    weights = cells(numeric_columns(align_columns(table, [name]), allow_constant=True))[:, 0]
+    check_rows(weights < 0, weights, name, "a weight must be 0 or more.")
+    return weights
 
 
 def picture(fit: Callable[..., Any]) -> Any:
@@ -232,6 +369,12 @@ def picture(fit: Callable[..., Any]) -> Any:
     return figure
 
 
+INTERNAL = (
+    *("standardised_coefficients", "baseline", "standardised_intercept", "standardised_variance"),
+    *sorted({p.site for family in FAMILIES.values() for p in family.parameters if p.unit}),
+)
+"""Latent sites that the user sees in their own units."""
+
 register(
     Model(
         name="bayesian_regression",
@@ -242,12 +385,8 @@ register(
         predicts="response",
         dataset="diabetes",
         code_in=code_in,
-        internal=(
-            "standardised_coefficients",
-            "standardised_intercept",
-            "standardised_sigma",
-            "standardised_variance",
-        ),
+        internal=INTERNAL,
+        of_probability=lambda arguments: FAMILIES[arguments["family"]].of_probability,
         population=(),  # the variance scales the coefficients' prior, and is the rows' own
         recipe=Recipe(line, {"formula": "y ~ a + b"}),
         picture=picture,

@@ -33,7 +33,8 @@ from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
-from elbowroom.models._formula import RegressionOptions, code_in, read_design
+from elbowroom.models._formula import RegressionOptions, read_design
+from elbowroom.models._formula_text import code_in
 from elbowroom.models._recipes import line
 from elbowroom.options import Name
 

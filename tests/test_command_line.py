@@ -51,7 +51,8 @@ def test_fit_summary_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, out, err = call("fit", "bayesian_regression", *QUICK, "--output", run, capsys=capsys)
     assert (code, err) == (0, "")
     assert out.splitlines()[0].split() == [
-        "model", "bayesian_regression", "formula=progression", "~", "bmi", "priors=weak",
+        "model", "bayesian_regression", "formula=progression", "~", "bmi", "family=normal",
+        "link=identity", "priors=weak",
     ]  # fmt: skip
     assert "seed 1" in out
     assert "coefficients[bmi]" in out

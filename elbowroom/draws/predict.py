@@ -8,7 +8,13 @@ import pandas as pd
 from scipy.special import logsumexp
 from torch import Tensor
 
-from elbowroom.draws.predictive import assignments, evaluate, predict_sites, probabilities
+from elbowroom.draws.predictive import (
+    assignments,
+    evaluate,
+    means,
+    predict_sites,
+    probabilities,
+)
 from elbowroom.errors import ModelError
 from elbowroom.problem.bound import Problem
 
@@ -65,11 +71,15 @@ def predict_rows(
         table = pd.DataFrame({target: [names[k] for k in shares.argmax(0)]})
         for name, row in zip(names, shares, strict=True):
             table[f"probability[{name}]"] = row
+    elif problem.model.of_probability and problem.model.of_probability(problem.arguments):
+        drawn = means(problem.function, arguments, given, problem.space, target)
+        table = _described(problem, target, drawn.double().numpy(), interval)
+        table = table.rename(columns={"mean": "probability"})
     elif classes:
         table = _classes(problem, arguments, sites, list(classes))
     else:
-        drawn = predict_sites(problem.function, arguments, given, problem.space, count)
-        values = drawn[target].double()
+        sites_drawn = predict_sites(problem.function, arguments, given, problem.space, count)
+        values = sites_drawn[target].double()
         if problem.model.in_units is not None:
             values = problem.model.in_units(values, problem.prepared.arguments)
         table = _described(problem, target, values.numpy(), interval)

@@ -79,6 +79,23 @@ def probabilities(
     return _evaluate(at, sites, arguments, space)[site].double().mean(0)
 
 
+def means(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    site: str,
+) -> Tensor:
+    """The mean of an observed site's distribution at each draw, (draws, rows)."""
+
+    def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        conditioned = poutine.condition(Unobserved()(model), data=values)
+        nodes: Any = poutine.trace(conditioned).get_trace(**arguments).nodes
+        return {site: nodes[site]["fn"].mean}
+
+    return _evaluate(at, sites, arguments, space)[site]
+
+
 def prior_sites(
     model: Callable[..., Any], arguments: Mapping[str, Any], space: LatentSpace, count: int
 ) -> dict[str, Tensor]:

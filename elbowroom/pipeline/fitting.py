@@ -138,7 +138,9 @@ def resolve_guide(guide: Any, problem: Problem) -> Guide:
 
 def _lacking(guide: Guide, problem: Problem) -> bool:
     """Whether a guide is written for other options of the model."""
-    return guide.needs is not None and guide.needs.unmet(problem.options)
+    return guide.needs is not None and guide.needs.unmet(
+        problem.options, problem.prepared.arguments
+    )
 
 
 def _suiting(guide: Guide, problem: Problem) -> Guide:

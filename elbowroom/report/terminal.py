@@ -145,6 +145,9 @@ def show_plan(plan: Plan) -> None:
     problem, settings = plan.problem, plan.settings
     rows = table("", "")
     options = {} if problem.options is None else asdict(problem.options)
+    made = problem.prepared.arguments  # where an option follows from the data
+    options = {k: made.get(k) if v is None and isinstance(made.get(k), str) else v
+               for k, v in options.items()}  # fmt: skip
     shown = {k: v for k, v in options.items() if v not in (None, ())}
     add(rows, "model", f"{problem.model.name} {_pairs(shown)}".strip())
     if isinstance(problem.data, pd.DataFrame):

@@ -13,7 +13,7 @@ import torch
 import elbowroom as er
 from elbowroom.errors import DataError, ElbowroomError, OptionError
 from elbowroom.models import Prepared, Training, bayesian_regression
-from elbowroom.models._formula import code_in
+from elbowroom.models._formula_text import code_in
 from elbowroom.models.bayesian_regression import Options, prepare
 from elbowroom.problem.isolation import isolated
 from elbowroom.run.files import digest_of
@@ -140,13 +140,13 @@ def test_missing_cells_are_refused_in_the_fit_and_in_new_rows() -> None:
         ("effect ~ dos", DataError, "dos"),
         ("effect ~ dose +", DataError, "cannot be read"),
         ("dose + age", OptionError, "has no response"),
-        ("effect ~ 1", OptionError, "no predictor"),
-        ("effect ~ dose - dose", OptionError, "no predictor"),
         ("effect ~ kind", DataError, "column 'kind' is a in every row"),
+        ("effect ~ 0", OptionError, "at least one predictor"),
+        ("effect ~ 0 + offset(age)", OptionError, "no predictor"),
         ("effect ~ (1|clinic)", OptionError, "group effects"),
         ("clinic ~ dose", ElbowroomError, "clinic"),
-        ("effect ~ dose + offset(age)", OptionError, r"I\(effect - age\) ~"),
-        ("effect ~ dose + offset(np.log(age))", OptionError, r"effect - np.log\(age\)"),
+        ("effect ~ dos + age", DataError, "did you mean 'dose'"),
+        ("effect ~ (dose + age", DataError, "cannot be read"),
         ("effect ~ dose**2", OptionError, r"I\(dose\*\*2\)"),
         ("effect ~ dose age", OptionError, "only be read up to 'age'"),
         ("effect ~ dose %in% clinic", OptionError, "only be read up to '%'"),
@@ -213,7 +213,9 @@ def test_plain_columns_are_the_same_model_as_their_formula() -> None:
     written = prepare(data, Options(formula="effect ~ dose + age"))
     assert plain.coords == written.coords
     for name, value in plain.arguments.items():
-        assert torch.equal(torch.as_tensor(value), torch.as_tensor(written.arguments[name])), name
+        other = written.arguments[name]
+        same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+        assert same, name
 
 
 @pytest.mark.parametrize(
@@ -241,16 +243,11 @@ def test_new_rows_with_a_blank_response_are_rows_without_one() -> None:
     np.testing.assert_array_equal(fit.predict(blank), expected)
 
 
-def test_a_share_of_trials_is_refused() -> None:
-    data = table().assign(hits=1, trials=[4, 5] * 15)
-    with pytest.raises(DataError, match="Binomial"):
-        prepare(data, Options(formula="proportion(hits, trials) ~ dose"))
-
-
-def test_a_subtracted_offset_has_a_coefficient_of_one() -> None:
+@pytest.mark.parametrize("formula", ["I(effect - age) ~ dose", "effect ~ dose + offset(age)"])
+def test_an_offset_has_a_coefficient_of_one(formula: str) -> None:
     """By least squares with the offset's coefficient fixed at one."""
     data = table(200)
-    fit = er.fit("bayesian_regression", data, formula="I(effect - age) ~ dose", seed=1)
+    fit = er.fit("bayesian_regression", data, formula=formula, seed=1)
     design = np.column_stack([np.ones(200), data["dose"]])
     expected = np.linalg.lstsq(design, data["effect"] - data["age"], rcond=None)[0]
     means, sds = fit.summary()["mean"], fit.summary()["sd"]
@@ -267,7 +264,7 @@ def test_a_term_that_depends_on_other_rows_is_refused_for_new_ones(term: str) ->
 RESPONSES: list[tuple[str, Any, str]] = [
     ("answers", lambda r: r.integers(0, 2, 200), "linear probability model"),
     ("answers of 1 and 2", lambda r: r.integers(1, 3, 200), "linear probability model"),
-    ("answers of bool", lambda r: r.random(200) > 0.5, "linear probability model"),
+    ("answers of bool", lambda r: r.random(200) > 0.5, ""),  # a logistic regression
     ("counts", lambda r: r.poisson(1.5, 200), "variance grows with the mean"),
     ("few counts", lambda r: r.poisson(2.0, 20), "variance grows with the mean"),
     ("spread counts", lambda r: r.negative_binomial(1, 0.1, 500), "variance grows with the mean"),

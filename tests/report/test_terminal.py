@@ -486,6 +486,7 @@ def plan_of(
         problem=SimpleNamespace(
             options=options, data=data, space=space, model=SimpleNamespace(name="m"),
             device=SimpleNamespace(type="cpu"),
+            prepared=SimpleNamespace(arguments={"columns": "no"}),
         ),
         guide=SimpleNamespace(name="g", summary="a guide", exact=exact),
         settings=make_settings(settings),

@@ -1,0 +1,122 @@
+"""The priors of a regression's terms: which coefficient or parameter has which."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from elbowroom.errors import OptionError, unknown
+from elbowroom.models._families import Family, Parameter
+from elbowroom.models._formula import Design
+from elbowroom.models._priors import SUPPORTS, Prior, read_prior, read_priors, together
+
+PRIOR_SCALE = 2.5
+"""The prior standard deviation of the standardised intercept and coefficients."""
+ALL = "coefficients"
+"""What stands for every coefficient."""
+
+
+@dataclass(frozen=True)
+class Priors:
+    """The priors that are not the defaults.
+
+    Attributes:
+        coefficients: Of the standardised coefficients, one for each column, or none at all.
+        intercept: Of the intercept as it is reported, divided by the unit of the linear predictor.
+        parameters: Of the family's parameters, divided by their units, by name.
+    """
+
+    coefficients: tuple[Prior, ...] = ()
+    intercept: Prior | None = None
+    parameters: tuple[tuple[str, Prior], ...] = ()
+
+    def slopes(self, columns: int, width: Any) -> Tensor:
+        """Samples the standardised coefficients, (columns,).
+
+        Args:
+            columns: How many there are.
+            width: The standard deviation of the default.
+        """
+        if not columns:
+            return torch.zeros(0)
+        fn: Any = dist.Normal(torch.zeros(columns), width).to_event(1)
+        if self.coefficients:
+            fn = together(self.coefficients)
+        return pyro.sample("standardised_coefficients", fn)
+
+    def of_parameter(self, parameter: Parameter) -> Prior:
+        """The prior of a parameter of the family, divided by its unit."""
+        given = dict(self.parameters).get(parameter.name)
+        return given or read_prior(parameter.prior, parameter.name)
+
+
+def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, Tensor]) -> Priors:
+    """The priors that a user has written.
+
+    Args:
+        text: As `elbowroom.models._priors.read_priors` takes it.
+        design: The columns.
+        family: Its parameters.
+        scaling: What predictors and response are divided by.
+
+    Raises:
+        OptionError: If a prior is of nothing that there is, or of the wrong kind for it.
+    """
+    given = read_priors(text)
+    of_columns: dict[str, Prior] = {}
+    intercept, parameters = None, {}
+    names = {each.name: each for each in family.parameters}
+    has_intercept = design.has_intercept and not family.levels
+    unit = float(scaling["response_spread"])
+    for name, prior in given.items():
+        columns = _columns(name, design.columns)
+        if columns:
+            _check(name, prior, "real")
+            of_columns = {**dict.fromkeys(columns, prior), **of_columns} if name == ALL else {
+                **of_columns, **dict.fromkeys(columns, prior)}  # fmt: skip
+        elif name == "intercept" and has_intercept:
+            _check(name, prior, "real")
+            intercept = prior.divided(unit)
+        elif name in names:
+            of = names[name].unit
+            _check(name, prior, read_prior(names[name].prior, name).support)
+            parameters[name] = prior.divided(float(scaling[f"response_{of}"])) if of else prior
+        else:
+            there = ["intercept"] if has_intercept else []
+            there += [*design.columns, *sorted(names), *([ALL] if design.columns else [])]
+            raise OptionError(f"--prior '{name} ~ {prior}': {unknown('coefficient', name, there)}")
+    coefficients: tuple[Prior, ...] = ()
+    if of_columns:
+        usual = Prior("normal", (0.0, PRIOR_SCALE))
+        factors = (scaling["response_spread"] / scaling["spread"]).tolist()
+        coefficients = tuple(
+            of_columns[name].divided(factor) if name in of_columns else usual
+            for name, factor in zip(design.columns, factors, strict=True)
+        )
+    return Priors(coefficients, intercept, tuple(parameters.items()))
+
+
+def _columns(name: str, columns: Sequence[str]) -> list[str]:
+    """The columns that a prior is of: one, those of a term with several, or all."""
+    inner = name.removeprefix(f"{ALL}[").removesuffix("]") if name.startswith(f"{ALL}[") else name
+    if inner in columns:
+        return [inner]
+    several = [column for column in columns if column.startswith(f"{inner}[")]
+    return several or (list(columns) if name == ALL else [])
+
+
+def _check(name: str, prior: Prior, support: str) -> None:
+    """Sees that a prior has the support of what it is of."""
+    if prior.support != support:
+        instead = {
+            "real": "normal(0, 10)", "positive": "half_normal(10)", "unit": "beta(1, 1)"
+        }[support]  # fmt: skip
+        raise OptionError(
+            f"--prior '{name} ~ {prior}': {name} takes a prior of {SUPPORTS[support]}, and "
+            f"{prior.kind} is one of {SUPPORTS[prior.support]}; write '{name} ~ {instead}', for "
+            "example."
+        )
