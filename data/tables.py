@@ -128,11 +128,19 @@ def varying_columns(table: pandas.DataFrame) -> tuple[pandas.DataFrame, list[str
         constant = [
             str(name)
             for name, column in table.items()
-            if column.nunique(dropna=False) == 1 and column.notna().all()
+            if _kinds_of_cells(column) == 1 and column.notna().all()
         ]
     if len(constant) == len(table.columns) or len(table) < 2:
         return table, []
     return _take(table, [name for name in table.columns if str(name) not in constant]), constant
+
+
+def _kinds_of_cells(column: pandas.Series) -> int:
+    """How many different cells there are, a missing one counted too."""
+    try:
+        return int(column.nunique(dropna=False))
+    except TypeError:  # lists and records, as Parquet has them, cannot be looked up
+        return int(column.map(repr).nunique())
 
 
 def numeric_columns(table: pandas.DataFrame, *, allow_constant: bool = False) -> pandas.DataFrame:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elbowroom.data.tables import named_columns, select_columns, varying_columns
-from elbowroom.errors import DataError, OptionError
+from elbowroom.errors import DataError, OptionError, shown
 
 
 def column_of_role(table: pd.DataFrame, role: str) -> str | None:
@@ -101,6 +101,26 @@ def without_blanks(column: pd.Series) -> pd.Series:
     return column.mask(blank)
 
 
+def distinct(column: pd.Series) -> list[Any]:
+    """The different values of a column, but for missing ones, in the order of the rows.
+
+    Raises:
+        DataError: If its cells are lists or records, as Parquet has them.
+
+    Example:
+        >>> distinct(pd.Series(["b", "a", None, "b"]))
+        ['b', 'a']
+    """
+    try:
+        return list(column.dropna().unique())
+    except TypeError as error:
+        raise DataError(
+            f"column '{column.name}' has cells such as {shown(column.dropna().iloc[0])}, which are "
+            f"neither numbers nor text; leave it out (--exclude '{column.name}'), or make a column "
+            "of each of their parts."
+        ) from error
+
+
 def levels_of(column: pd.Series) -> list[Any]:
     """The different values of a column, but for missing ones: numbers as floats, by their size.
 
@@ -113,10 +133,10 @@ def levels_of(column: pd.Series) -> list[Any]:
     if isinstance(column.dtype, pd.CategoricalDtype):
         there = set(column.dropna())
         return [level for level in column.cat.categories if level in there]
-    distinct = column.dropna().unique()
+    values = distinct(column)
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        return sorted(float(each) for each in distinct)
-    return sorted(distinct, key=str)
+        return sorted(float(each) for each in values)
+    return sorted(values, key=str)
 
 
 def indicators(column: pd.Series, levels: Sequence[object]) -> Tensor:

@@ -18,6 +18,7 @@ from elbowroom.models._columns import (
     LISTED,
     MOST_CLASSES,
     cells,
+    distinct,
     indicators,
     predictor_columns,
     response_column,
@@ -171,7 +172,7 @@ def _labels(column: pd.Series) -> list[Any] | None:
     """
     leave_out = f"leave it out (--exclude {shlex.quote(str(column.name))})."
     present = column.dropna()
-    levels = sorted(present.unique(), key=str)
+    levels = sorted(distinct(column), key=str)
     if not levels:
         return None
     if len(levels) == 1:
@@ -199,7 +200,7 @@ def _levels(
     number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if kind == "normal" or (kind is None and number):
         return None
-    levels = list(column.dropna().unique())
+    levels = distinct(column)
     if not levels:
         raise DataError(
             f"the response '{column.name}' has no values at all; fill it, or give another "

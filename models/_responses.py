@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
-from elbowroom.models._columns import LISTED, MOST_CLASSES, cells, codes, levels_of
+from elbowroom.models._columns import LISTED, MOST_CLASSES, cells, codes, distinct, levels_of
 
 TRIALS = ("p", "prop", "proportion")
 """Names of the function of successes and trials, which formulae knows."""
@@ -169,7 +169,7 @@ def of_levels(
     if isinstance(column.dtype, pd.CategoricalDtype):
         levels = [each for each in column.cat.categories if each in set(present)]
     else:
-        levels = sorted(present.unique(), key=str)
+        levels = sorted(distinct(present), key=str)
     names = [str(each) for each in levels]
     listed = ", ".join(names[:LISTED])
     if len(levels) < 2:

@@ -25,7 +25,7 @@ from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models import vae as unconditional
-from elbowroom.models._columns import column_of_role, indicators
+from elbowroom.models._columns import column_of_role, distinct, indicators
 from elbowroom.models._recipes import pixels
 from elbowroom.options import Name
 
@@ -96,11 +96,11 @@ def _known(column: pd.Series, fitted: pd.Series) -> tuple[Tensor, list[str]]:
 
 def _levels(column: pd.Series) -> list[object] | None:
     """The labels of a column, in order; None for one of numbers."""
-    distinct = column.dropna().unique()
+    values = distinct(column)
     if not pd.api.types.is_numeric_dtype(column):
-        return sorted(distinct, key=str)
-    whole = np.all(np.asarray(distinct, dtype=float) % 1 == 0)
-    return sorted(distinct) if whole and len(distinct) <= MOST_LABELS else None
+        return sorted(values, key=str)
+    whole = np.all(np.asarray(values, dtype=float) % 1 == 0)
+    return sorted(values) if whole and len(values) <= MOST_LABELS else None
 
 
 def picture(fit: Callable[..., Any]) -> Any:

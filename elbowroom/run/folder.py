@@ -131,7 +131,9 @@ def read_data(file: Path, scalars: Mapping[str, Any], most: int | None) -> Any:
 def _arrow_ready(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose columns of mixed kinds are text, and whose attributes stay in config.json."""
     mixed = [c for c in table.columns if table[c].dtype == object]
-    ready = table.astype(dict.fromkeys(mixed, str)) if mixed else table.copy(deep=False)
+    ready = table.copy(deep=False)
+    for name in mixed:  # str of bytes that are no text is what Python shows
+        ready[name] = table[name].map(str, na_action="ignore").astype(str)
     ready.attrs = {}
     return ready
 

@@ -19,6 +19,7 @@ from elbowroom import memory
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError
 from elbowroom.pipeline.fitting import bind_model
+from elbowroom.run.folder import read_data, write_data
 
 GIGABYTES = 4e9
 """What is free on the machine of these tests."""
@@ -263,3 +264,38 @@ def test_a_network_refuses_text_that_is_neither_numbers_nor_labels(
 def test_a_density_network_takes_no_classes() -> None:
     with pytest.raises(DataError, match="'y' is not numeric: row 1 is 'u'"):
         bound("mixture_density_network", x=[1.0, 2.0, 4.0, 3.0], y=["u", "v", "w", "u"])
+
+
+CELLS = {
+    "records": [{"k": k} for k in range(20)],
+    "lists": [[k] for k in range(20)],
+}
+"""Cells that Parquet may have, which are neither numbers nor text."""
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("gaussian_mixture", {"components": 2}),
+        ("bayesian_neural_network", {"response": "odd"}),
+        ("mixture_density_network", {"response": "y"}),
+        ("conditional_vae", {"condition": ("odd",)}),
+        ("bayesian_regression", {"formula": "odd ~ y"}),
+    ],
+)
+def test_cells_that_are_neither_numbers_nor_text_are_named(
+    kind: str, model: str, options: dict[str, object]
+) -> None:
+    cells = pandas.Series(CELLS[kind], dtype=object)
+    table = pandas.DataFrame({"x": numpy.arange(20.0), "y": numpy.arange(20.0) ** 2, "odd": cells})
+    with pytest.raises(DataError, match="odd"):
+        bind_model(model, table, options, None)
+
+
+def test_cells_that_no_model_takes_are_kept_as_python_shows_them(tmp_path: Path) -> None:
+    table = pandas.DataFrame({"x": [1.0, 2.0], "odd": pandas.Series([b"\xff", None], dtype=object)})
+    write_data(table, tmp_path)
+    found = read_data(tmp_path / "data.parquet", {}, None)["odd"]
+    assert found[0] == r"b'\xff'"
+    assert pandas.isna(found[1])
