@@ -70,13 +70,10 @@ def probabilities(
 ) -> Tensor:
     """The posterior predictive probability of each value of an observed site, (support, rows)."""
 
-    def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        conditioned = poutine.condition(Unobserved()(model), data=values)
-        nodes: Any = poutine.trace(conditioned).get_trace(**arguments).nodes
-        fn = nodes[site]["fn"]
-        return {site: fn.log_prob(fn.enumerate_support()).exp()}
+    def of(fn: Any) -> Tensor:
+        return fn.log_prob(fn.enumerate_support()).exp()
 
-    return _evaluate(at, sites, arguments, space)[site].double().mean(0)
+    return _of_observed(model, arguments, sites, space, site, of).double().mean(0)
 
 
 def means(
@@ -87,11 +84,23 @@ def means(
     site: str,
 ) -> Tensor:
     """The mean of an observed site's distribution at each draw, (draws, rows)."""
+    return _of_observed(model, arguments, sites, space, site, lambda fn: fn.mean)
+
+
+def _of_observed(
+    model: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    sites: Sites,
+    space: LatentSpace,
+    site: str,
+    wanted: Callable[[Any], Tensor],
+) -> Tensor:
+    """Something of an observed site's distribution at each draw, (draws, ...)."""
 
     def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
         conditioned = poutine.condition(Unobserved()(model), data=values)
         nodes: Any = poutine.trace(conditioned).get_trace(**arguments).nodes
-        return {site: nodes[site]["fn"].mean}
+        return {site: wanted(nodes[site]["fn"])}
 
     return _evaluate(at, sites, arguments, space)[site]
 
