@@ -26,10 +26,8 @@ class ReadLimits:
     table: int = 64 * 2**20
     """Bytes of history.csv: of a million steps."""
     arrays: int = 576 * 2**20
-    """Bytes of any other file, and of what a small one unpacks to: a posterior with all its groups
+    """Bytes of any other file, and of what it unpacks to: a posterior with all its groups
     at their largest, or 60,000 images. With the libraries, a gigabyte of memory holds it."""
-    packed: int = 32
-    """Bytes that one of a larger file may unpack to: images with little ink pack so."""
     integer: int = 2**64
     """Where whole numbers of a JSON file end: those of tensors do, too."""
     reason: int = 300

@@ -107,7 +107,7 @@ def _unpacked(metadata: Any) -> int:
 
 
 def _check_unpacked(path: Path, size: int, most: int | None) -> None:
-    if most is not None and size > max(most, LIMITS.packed * path.stat().st_size):
+    if most is not None and size > most:
         raise too_large(path, f"unpacks to {size:,} bytes", most)
 
 
@@ -159,7 +159,13 @@ def _array(file: IO[bytes], size: int) -> np.ndarray:
         raise ValueError(f"{dtype} is no kind of number or text")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"its size is not that of the shape {shape}")
-    flat = np.frombuffer(file.read(), dtype=dtype).copy()
+    flat = np.empty(math.prod(shape), dtype=dtype)
+    room, begin = flat.view(np.uint8), 0  # into which it is read, so that there is no second copy
+    while begin < len(room):
+        got = file.readinto(room[begin:])  # type: ignore[attr-defined]
+        if not got:
+            raise ValueError("it ends before its last number")
+        begin += got
     return flat.reshape(shape, order="F" if columns_first else "C")
 
 

@@ -567,6 +567,17 @@ MEMBERS: dict[str, tuple[str, bytes]] = {
 }  # fmt: skip
 
 
+def test_what_unpacks_to_much_needs_trust(tmp_path: Path) -> None:
+    """However large the file itself is."""
+    path, values = tmp_path / "data.npz", np.zeros(10_000)
+    np.savez_compressed(path, x=values)
+    size = 128 + values.nbytes
+    assert path.stat().st_size > size / 100
+    np.testing.assert_array_equal(run_folder.formats.read_arrays(path, size)["x"], values)
+    with pytest.raises(RunFolderError, match=rf"unpacks to {size:,} bytes.*trust=True"):
+        run_folder.formats.read_arrays(path, size - 1)
+
+
 def archive(members: Mapping[str, bytes] | list[tuple[str, bytes]]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
