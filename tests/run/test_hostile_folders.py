@@ -569,10 +569,9 @@ MEMBERS: dict[str, tuple[str, bytes]] = {
 
 def test_what_unpacks_to_much_needs_trust(tmp_path: Path) -> None:
     """However large the file itself is."""
-    path, values = tmp_path / "data.npz", np.zeros(10_000)
+    path, values = tmp_path / "data.npz", np.random.default_rng(0).random(1000)
     np.savez_compressed(path, x=values)
     size = 128 + values.nbytes
-    assert path.stat().st_size > size / 100
     np.testing.assert_array_equal(run_folder.formats.read_arrays(path, size)["x"], values)
     with pytest.raises(RunFolderError, match=rf"unpacks to {size:,} bytes.*trust=True"):
         run_folder.formats.read_arrays(path, size - 1)
