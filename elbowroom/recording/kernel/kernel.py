@@ -62,6 +62,8 @@ class Kernel:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        if not (program.inputs and all(len(each) for each in program.results)):
+            raise NotLowerableError("points or results of no numbers")
         few = sum(step.count for step in program.steps if step.count <= FEW)
         if few > KERNELS.written_out:
             raise NotLowerableError("operations one by one, which take long to compile")
@@ -100,7 +102,8 @@ class Kernel:
         count = len(given)
         out = np.empty((-(-count // WIDTH) * WIDTH, sum(self.widths)))
         arrays = (given, out, self.code.numbers, self.code.places, self._memory())
-        self._function(*(each.ctypes.data for each in arrays), count)
+        if count:  # its loops have at least one turn
+            self._function(*(each.ctypes.data for each in arrays), count)
         found, begin = [], 0
         for width, shape in zip(self.widths, self.program.shapes, strict=True):
             one = out[:count, begin : begin + width].reshape(count, *shape)

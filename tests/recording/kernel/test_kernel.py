@@ -298,6 +298,12 @@ def test_threads_do_not_share_their_memory() -> None:
 LOOKUP = torch.arange(float(D)).double()
 
 
+def test_no_points_have_no_results() -> None:
+    kernel = kernel_of(vmap(grad_and_value(DENSITIES["groups"])))
+    gradient, value = kernel(points_of(0, 1))
+    assert (gradient.shape, value.shape) == ((0, D), (0,))
+
+
 def one_by_one(u: Tensor) -> list[Tensor]:
     """A recursion whose turns cannot be done at once."""
     x = u[:, 0]
@@ -314,6 +320,7 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "whole numbers": lambda u: [(u.long() * 2).sum(-1).double()],
     "an operation that is not known": lambda u: [torch.special.i0(u).sum(-1)],
     "thousands of operations one by one": one_by_one,
+    "no results": lambda u: [u.exp()[:, :0], u.sum(-1)],
     "a large matrix": lambda u: [torch.linalg.cholesky(LARGE * u[:, :1, None].exp()).sum((1, 2))],
 }  # fmt: skip
 
