@@ -541,7 +541,7 @@ def _by_point(
 def _distinct(tables: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
     """The elements that differ, if these are at most half of all, and where each of all is."""
     count = len(tables[0])
-    if count > 1:
+    if count > 1 and not any((np.diff(table) > 0).all() for table in tables):
         keys = tables[0]
         for table in tables[1:]:
             _, one = np.unique(keys, return_inverse=True)

@@ -18,7 +18,7 @@ class Compiling:
     """Nanoseconds that it takes to compile an operation."""
     operations: int = 8_000
     """Beyond which a recording is replayed: a loop's turns that follow each other, one by one."""
-    number: int = 300
+    number: int = 1_000
     """The same of a number that it gives at a point."""
     numbers: int = 5_000_000
     """Of a point, beyond which a recording is replayed: its tensors are large enough."""
