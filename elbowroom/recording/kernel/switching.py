@@ -14,7 +14,7 @@ from elbowroom.recording.replay import Replay
 class Compiling:
     """When a recording is compiled."""
 
-    operation: int = 1_000_000
+    operation: int = 600_000
     """Nanoseconds that it takes to compile an operation."""
     operations: int = 8_000
     """Beyond which a recording is replayed: a loop's turns that follow each other, one by one."""

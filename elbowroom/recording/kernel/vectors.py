@@ -87,6 +87,7 @@ class Vectors:
         if function is None:
             function = ir.Function(self.module, ir.FunctionType(VECTOR, [VECTOR]), label)
             function.linkage = "internal"
+            function.attributes.add("alwaysinline")
             inner = Vectors(self.module, ir.IRBuilder(function.append_basic_block()))
             inner.builder.ret(ELEMENTARY[name](inner, function.args[0]))
         return self.builder.call(function, [x])
