@@ -499,7 +499,10 @@ def remove_unfinished(path: Path, keep: Collection[str] = ()) -> None:
         keep: Names of files that stay.
     """
     inner = path / UNFINISHED
-    for each in own_files(path):
+    # What was asked goes first, so that nothing goes on with a part; the list, by which the others
+    # are known, goes last, since a kill may fall between any two.
+    order = {REQUEST: -1, MANIFEST: 1}
+    for each in sorted(own_files(path), key=lambda each: order.get(each.name, 0)):
         if inner in each.parents and each.name not in keep:
             each.unlink(missing_ok=True)
     if inner.is_dir():

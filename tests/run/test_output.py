@@ -508,6 +508,26 @@ def test_a_run_that_was_killed_at_its_beginning_is_begun_again(
     assert 3 < moment < 49
 
 
+def test_what_a_killed_run_leaves_of_the_one_before_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it has removed: the list of the files goes last."""
+    for moment in range(50):
+        path = begun(tmp_path / str(moment))
+        with monkeypatch.context() as patch:
+            killed(patch, moment, "replace", "rmdir", "unlink", "mkdir")
+            try:
+                with unfinished(path, REQUESTED, overwrite=True):
+                    pass
+            except Killed:
+                pass
+            else:
+                break
+        check_target(path, overwrite=True, names=BEGUN_FILES)
+        assert foreign(path, own_files(path)) == []
+    assert 8 < moment < 49
+
+
 def test_another_run_in_the_folder_is_left_alone_when_results_are_written(tmp_path: Path) -> None:
     path = written(tmp_path / "run")
     with (
