@@ -139,7 +139,8 @@ def make_environment(folder: Path) -> None:
     loader = next((folder / "debian/usr/lib").glob("*-linux-gnu*/ld-linux-*.so.*"), None)
     if loader is None:
         give_up(f"{SUITE} has no loader here where it is looked for")
-    libraries = [loader.parent, loader.parent / "blas", loader.parent / "lapack"]
+    near = loader.parent  # beside which libgloo lies
+    libraries = [near, near / "blas", near / "lapack", near.parent]
     path = ":".join(map(str, libraries))
     python.write_text(
         f'#!/bin/sh\nexec {loader} --argv0 "$0" --library-path {path} {program} "$@"\n'
