@@ -186,7 +186,7 @@ class _Blocks(Writer):
             return values[first]
         if (table == first).all():
             return uniform[first]
-        if ((table >= CONSTANT) | (table == ZERO)).all():
+        if all_constant(table):
             array = np.append(self.program.constants, 0.0)[
                 np.where(table == ZERO, -1, table - CONSTANT)
             ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from elbowroom.recording.kernel.code import Code, written
 from elbowroom.recording.kernel.composition import lowered
 from elbowroom.recording.kernel.lowering import MATRICES, NotLowerableError, Program
-from elbowroom.recording.kernel.schedule import FEW, scheduled
+from elbowroom.recording.kernel.schedule import is_written_out, scheduled
 from elbowroom.recording.kernel.vectors import WIDTH
 from elbowroom.recording.replay import Replay
 
@@ -64,7 +64,7 @@ class Kernel:
         self.program = program
         if not (program.inputs and all(len(each) for each in program.results)):
             raise NotLowerableError("points or results of no numbers")
-        few = sum(step.count for step in program.steps if step.count <= FEW)
+        few = sum(step.count for step in program.steps if is_written_out(step))
         if few > KERNELS.written_out:
             raise NotLowerableError("operations one by one, which take long to compile")
         self.code: Code = written(program, scheduled(program))

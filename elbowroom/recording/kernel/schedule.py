@@ -51,7 +51,7 @@ def scheduled(program: Program) -> Schedule:
     home: list[int] = []
     stored = [False] * len(program.steps)
     for number, step in enumerate(program.steps):
-        count = step.count if step.count > FEW else 0
+        count = 0 if is_written_out(step) else step.count
         count = -1 if step.function in MATRICES else count
         length = int(step.given[0]) if step.function == RUNNING else 0
         length = 0 if length == count else length
@@ -82,6 +82,11 @@ def scheduled(program: Program) -> Schedule:
             if maker >= 0:
                 stored[maker] = True
     return Schedule(blocks, stored, makers)
+
+
+def is_written_out(step: Step) -> bool:
+    """Whether a step has so few elements, and gives so few, that there is no loop."""
+    return step.count <= FEW and step.size <= FEW**2 and step.function not in MATRICES
 
 
 def _in_step(maker: Step, table: np.ndarray, count: int, block: Block) -> bool:

@@ -36,6 +36,7 @@ GROUPS = torch.randint(0, D, (60,), generator=GENERATOR)
 COUNTS = torch.randint(0, 9, (60,), generator=GENERATOR).double()
 SIDE = torch.randn(60, generator=GENERATOR, dtype=torch.float64)
 CUBES = torch.tensor([3.0, 2.0] * 6, dtype=torch.float64)
+MANY = torch.linspace(-1, 1, 90, dtype=torch.float64)
 NONE = torch.zeros(D, dtype=torch.float64)
 BELOW = torch.tril_indices(4, 4, -1)
 
@@ -158,6 +159,7 @@ DENSITIES: dict[str, Scalar] = {
     "groups without sides": lambda u: u[GROUPS].exp().sum() * u[GROUPS[:30]].square().sum(),
     "groups and sides": lambda u: softplus(u[GROUPS] * SIDE + u[0]).sum(),
     "sums of groups": lambda u: NONE.index_add(0, GROUPS, u[0] * SIDE).tanh().sum(),
+    "few onto many": lambda u: (MANY.index_add(0, GROUPS[:5] % 2, u[:5].exp()) + u[0]).tanh().sum(),
     "scattered": lambda u: NONE.scatter_add(0, GROUPS, u.repeat(5)).square().sum(),
     "regression": lambda u: (ROWS @ u - SIDE[:40]).square().sum(),
     "logistic regression": lambda u: (softplus(ROWS @ u) - ROWS @ u).sum(),
