@@ -61,13 +61,12 @@ class _Blocks(Writer):
             self.give_results(turn)
         self.builder.ret_void()
         self.entry.branch(self.function.blocks[1])
-        memory = self.size
         return Code(
             str(self.module),
             self.constants.whole(np.float64),
             self.places.whole(np.int32),
             self.pinned,
-            memory,
+            self.size,
         )
 
     # --- Steps that are written out

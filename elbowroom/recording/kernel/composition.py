@@ -458,4 +458,4 @@ def lowered(
         if not np.array_equal(np.where(carried(codes[0]), codes[0] + LANE, codes[0]), codes[1]):
             raise NotLowerableError("a result that is not shared out among the points")
         found.append(codes[0])
-    return Program(low.steps, low.table(), low.dimension, low.next, low.flags, found, shapes)
+    return Program(low.steps, low.table(), low.dimension, low.next, found, shapes)

@@ -71,7 +71,7 @@ class Kernel:
         if self.code.memory > KERNELS.memory:
             raise NotLowerableError("intermediate values of too many rows")
         machine = _machine()
-        # Of its own, or what is made of its text would stay as long as the process.
+        # What is made of its text goes with a context of its own.
         module = llvm.parse_assembly(self.code.text, llvm.create_context())
         module.verify()
         # These suffice: of the code that is inlined, what is the same is computed once. LLVM's own

@@ -96,7 +96,6 @@ class Program:
         constants: Their values, by address less `CONSTANT`.
         inputs: Numbers of a point, whose addresses begin with 1.
         addresses: How many there are, `ZERO` included.
-        flags: Addresses of truth values.
         results: The addresses of each result.
         shapes: Of each result, for one point.
     """
@@ -105,7 +104,6 @@ class Program:
     constants: np.ndarray
     inputs: int
     addresses: int
-    flags: set[int]
     results: list[np.ndarray]
     shapes: list[tuple[int, ...]]
 

@@ -36,17 +36,15 @@ class Schedule:
     Attributes:
         blocks: In order.
         stored: Whether what a step gives goes into memory, by step.
-        makers: The step that gives each address; -1 of an input.
     """
 
     blocks: list[Block]
     stored: list[bool]
-    makers: np.ndarray
 
 
 def scheduled(program: Program) -> Schedule:
     """The steps of a program in blocks."""
-    makers = np.full(program.addresses, -1)
+    makers = np.full(program.addresses, -1)  # the step that gives each address
     blocks: list[Block] = []
     home: list[int] = []
     stored = [False] * len(program.steps)
@@ -55,12 +53,12 @@ def scheduled(program: Program) -> Schedule:
         count = -1 if step.function in MATRICES else count
         length = int(step.given[0]) if step.function == RUNNING else 0
         length = 0 if length == count else length
-        earliest, takes = 0, []
+        earliest, taken = 0, []
         for table in step.inputs:
             own = table[(table < CONSTANT) & (table != ZERO)]
             for maker in np.unique(makers[own]):
                 if maker >= 0:
-                    takes.append((int(maker), own))
+                    taken.append(int(maker))
                     follows = home[maker]
                     same = _in_step(program.steps[maker], table, count, blocks[follows])
                     earliest = max(earliest, follows if same else follows + 1)
@@ -75,13 +73,13 @@ def scheduled(program: Program) -> Schedule:
         blocks[place].steps.append(number)
         home.append(place)
         makers[step.out : step.out + step.size] = number
-        for maker, _ in takes:
+        for maker in taken:
             stored[maker] |= home[maker] != place
     for result in program.results:
         for maker in np.unique(makers[result[(result < CONSTANT) & (result != ZERO)]]):
             if maker >= 0:
                 stored[maker] = True
-    return Schedule(blocks, stored, makers)
+    return Schedule(blocks, stored)
 
 
 def is_written_out(step: Step) -> bool:

@@ -1,8 +1,8 @@
 """Elementary functions of vectors of float64, as code for LLVM.
 
 Each is written from its series and the layout of a float64, so that a loop that calls it needs no
-library. Errors are below 3 units in the last place where the value is not subnormal; infinities,
-NaN and zeros of both signs are as in C.
+library. They agree with NumPy's to 4 units in the last place; `lgamma` and `digamma`, near their
+zeros, to those of their terms. Infinities, NaN and zeros of both signs are as in C.
 """
 
 import math
