@@ -40,7 +40,7 @@ def chosen_family(given: str | None, design: Design) -> Family:
         row = int(wrong.nonzero()[0])
         raise DataError(
             f"column '{design.name}', row {row + 1}: {float(y[row]):g}; the family {name} takes "
-            f"{takes.words}. Mend the row, or give {listed_names(families_for(y))}."
+            f"{takes.words}. Correct the row, or give {listed_names(families_for(y))}."
         )
     return family
 

@@ -287,7 +287,7 @@ def _of_trials(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> Res
         row = int(above.nonzero()[0])
         raise DataError(
             f"row {row + 1}: {values[row]:g} successes ('{successes}') of {trials[row]:g} trials "
-            f"('{name}'); there cannot be more successes than trials: mend the row, or write "
+            f"('{name}'); there cannot be more successes than trials: correct the row, or write "
             f"p({name}, {successes}) if the columns are exchanged."
         )
     return Response("trials", left.text, values, {"trials": trials})
