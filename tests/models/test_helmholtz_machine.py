@@ -154,6 +154,7 @@ def test_latents_that_carry_something_are_counted() -> None:
         ({"elbo": "iwae"}, OptionError, "is discrete; give --elbo trace_graph"),
         ({"particles": 1}, OptionError, "needs several draws; give --particles 2"),
         ({"image_shape": (3, 3)}, OptionError, "give a shape with 4 pixels"),
+        ({"image_shape": (3,)}, OptionError, "^--image-shape 3: give height,width or"),
         ({"elbo": "trace_enum"}, OptionError, "no discrete site to sum over"),
     ],
 )
