@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elbowroom.draws.of_guide import chunk_size
 from elbowroom.guides.space import LatentSpace, Unobserved, sample_sites
-from elbowroom.problem.mapping import each_tensor, map_draws
+from elbowroom.problem.mapping import each_tensor, map_draws, map_draws_recorded
 from elbowroom.problem.score import (
     Score,
     assignment_probabilities,
@@ -31,10 +31,11 @@ def _evaluate(
     arguments: Mapping[str, Any],
     space: LatentSpace,
     count: int | None = None,
+    over: Callable[..., Any] = map_draws,
 ) -> Any:
     chunk = chunk_size(arguments, space)
     with torch.no_grad():
-        results = map_draws(function, _on_device(sites, arguments), chunk, count)
+        results = over(function, _on_device(sites, arguments), chunk, count)
     return each_tensor(Tensor.cpu, results)
 
 
@@ -102,7 +103,7 @@ def _of_observed(
         nodes: Any = poutine.trace(conditioned).get_trace(**arguments).nodes
         return {site: wanted(nodes[site]["fn"])}
 
-    return _evaluate(at, sites, arguments, space)[site]
+    return _evaluate(at, sites, arguments, space, None, map_draws_recorded)[site]
 
 
 def prior_sites(
@@ -143,7 +144,7 @@ def evaluate(
         found = score(model, arguments, values, space)
         return found.log_joint, found.log_likelihood, found.deterministics, found.log_prior
 
-    return Score(*_evaluate(at, sites, arguments, space, count))
+    return Score(*_evaluate(at, sites, arguments, space, count, map_draws_recorded))
 
 
 def deterministic_sites(
@@ -158,7 +159,7 @@ def deterministic_sites(
     def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return deterministics(model, arguments, values, space)
 
-    return _evaluate(at, sites, arguments, space, count)
+    return _evaluate(at, sites, arguments, space, count, map_draws_recorded)
 
 
 def assignments(

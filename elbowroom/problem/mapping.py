@@ -1,7 +1,8 @@
 """A function of each draw, in one batched call where its code allows."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from torch.func import vmap
 
 from elbowroom import budget
 from elbowroom.problem.batchable import Batchable
+from elbowroom.recording.record import BATCHES, alike, record
+
+CHUNKS = 4
+"""Batched calls of a function, beyond which it is recorded: that takes as long as a few of them."""
 
 
 def map_draws(
@@ -53,6 +58,91 @@ def map_draws(
             break
         results.append(function({name: value[i] for name, value in draws.items()}))
     return each_tensor(lambda *each: torch.stack(each), *results)
+
+
+def map_draws_recorded(
+    function: Callable[[dict[str, Tensor]], Any],
+    draws: Mapping[str, Tensor],
+    chunk: int = 100,
+    count: int | None = None,
+) -> Any:
+    """The same for a function that draws no random numbers, recorded where there are many draws.
+
+    A recording leaves out all that the results do not need, such as the densities of a model of
+    which only the deterministic sites are wanted.
+
+    Args:
+        function: See `map_draws`.
+        draws: See `map_draws`.
+        chunk: See `map_draws`.
+        count: See `map_draws`.
+
+    Example:
+        >>> draws = {"x": torch.arange(1000.0)}
+        >>> map_draws_recorded(lambda values: {"twice": 2 * values["x"]}, draws)["twice"].sum()
+        tensor(999000.)
+    """
+    batched = None
+    if draws and len(next(iter(draws.values()))) > CHUNKS * chunk:
+        # It fails in as many ways as there are models, which then are run.
+        with suppress(Exception):
+            batched = _recorded(function, draws)
+    if batched is None:
+        return map_draws(function, draws, chunk, count)
+    parts = []
+    for points in _flat(draws).split(chunk):
+        budget.check()
+        parts.append(batched(points))
+    return each_tensor(lambda *each: torch.cat(each), *parts)
+
+
+def _flat(draws: Mapping[str, Tensor]) -> Tensor:
+    """Draws of all sites side by side, (draws, numbers)."""
+    return torch.cat([values.reshape(len(values), -1) for values in draws.values()], dim=1)
+
+
+def _recorded(
+    function: Callable[[dict[str, Tensor]], Any], draws: Mapping[str, Tensor]
+) -> Callable[[Tensor], Any] | None:
+    """A function of each of the draws side by side; None where a recording gives other results."""
+    kinds = {values.dtype for values in draws.values()}
+    if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
+        return None
+    sizes = [values[0].numel() for values in draws.values()]
+    shapes = {name: values.shape[1:] for name, values in draws.items()}
+    form: Any = None
+
+    def batched(points: Tensor) -> list[Tensor]:
+        nonlocal form
+        parts = zip(shapes.items(), points.split(sizes, dim=1), strict=True)
+        some = {name: part.reshape(len(points), *shape) for (name, shape), part in parts}
+        form = vmapped(function, some, len(points), len(points))
+        return list(_tensors(form))
+
+    points = _flat(draws)
+    first = sum(BATCHES)
+    replay, probes = record(batched, points[:first]), points[first : first + BATCHES[0]]
+    if not all(map(_agree, replay(probes), batched(probes))):
+        return None
+
+    def replayed(points: Tensor) -> Any:
+        results = iter(replay(points))
+        return each_tensor(lambda _: next(results), form)
+
+    return replayed
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    return alike(found, expected) if expected.is_floating_point() else torch.equal(found, expected)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Of tuples and dicts, in the order of `each_tensor`."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(each)
 
 
 def vmapped(
