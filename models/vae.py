@@ -104,11 +104,6 @@ class Options:
                 f"--dequantise {self.dequantise} needs --likelihood normal, and --likelihood is "
                 f"{self.likelihood}; change one of them."
             )
-        if self.image_shape is not None and len(self.image_shape) not in (2, 3):
-            raise OptionError(
-                f"--image-shape {','.join(map(str, self.image_shape))}: give height,width or "
-                "height,width,colours."
-            )
 
 
 def vae(

@@ -22,6 +22,7 @@ from elbowroom.density.density import Density
 from elbowroom.density.landscape import explore
 from elbowroom.draws.chains import Chains
 from elbowroom.draws.coverage import deserted, look_beyond
+from elbowroom.draws.metric import DenseMetric
 from elbowroom.guides.roots import factor_of, factor_of_inverse
 from elbowroom.guides.space import LatentSpace
 from elbowroom.pipeline.fitting import bind_model
@@ -144,7 +145,7 @@ def test_short_chains_keep_the_density_as_it_is() -> None:
     importance = even_draws(np.inf)
     begun, random = importance.points[:2000], np.random.default_rng(2)
     with isolated(0):
-        chains = Chains(importance.density, begun, np.eye(2), random, 64)
+        chains = Chains(importance.density, begun, DenseMetric(np.eye(2)), random, 64)
         # Leapfrog steps keep the energy of a Normal at the first size; wrong ones shrink it.
         assert chains.step == 2**-0.25
         for _ in range(3):

@@ -55,9 +55,11 @@ def unresolved_quantities(
         with np.errstate(invalid="ignore", over="ignore"):
             _, errors = standard_errors(weights, flat)
             mean = weights @ flat
-            sd = np.sqrt(weights @ np.square(flat - mean))
+            squares = flat - mean
+            np.square(squares, out=squares)
+            sd, farthest = np.sqrt(weights @ squares), np.sqrt(squares.max(0))
             varies = ~(sd <= 1e-12 * np.maximum(1.0, np.abs(mean)))  # NaN too
-            reach = np.abs(flat - mean).max(0) / np.where(varies, sd, np.inf)
+            reach = farthest / np.where(varies, sd, np.inf)
         # A tail that does not reach far is not heavy.
         for j in np.flatnonzero(
             varies & ~((reach <= RESOLUTION.tail_reach) & (errors <= RESOLUTION.error))

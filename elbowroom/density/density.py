@@ -324,7 +324,7 @@ class Density:
         parts = [self._evaluate(chunk) for chunk in self._chunks(points)]
         values = np.concatenate([part[0] for part in parts])
         # A batch may lie column by column, and samplers take each point's numbers side by side.
-        gradients = np.ascontiguousarray(np.concatenate([part[1] for part in parts]))
+        gradients = np.concatenate([np.ascontiguousarray(part[1]) for part in parts])
         return np.where(np.isnan(values), -np.inf, values), gradients
 
     def at(self, point: np.ndarray) -> tuple[float, np.ndarray]:

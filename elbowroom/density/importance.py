@@ -135,14 +135,16 @@ def standard_errors(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
         >>> mean.round(3), sd.round(3)  # 1 / √n and 1 / √2n
         (array([0.01]), array([0.007]))
     """
-    centred = values - weights @ values
-    square = np.square(centred)
-    variance = weights @ square
-    constant = variance <= np.square(1e-12 * np.maximum(1.0, np.abs(weights @ values)))
+    mean, squared = weights @ values, np.square(weights)
+    powers = values - mean  # and their powers in place: they are many numbers
+    variance = weights @ np.square(powers, out=powers)
+    second = squared @ powers
+    fourth = squared @ np.square(powers, out=powers)
+    constant = variance <= np.square(1e-12 * np.maximum(1.0, np.abs(mean)))
     safe = np.where(constant, np.inf, variance)
-    squared = np.square(weights)
-    of_mean = np.sqrt(squared @ square / safe)
-    of_sd = np.sqrt(squared @ np.square(square - variance)) / (2 * safe)
+    of_mean = np.sqrt(second / safe)
+    spread = fourth - 2 * variance * second + np.square(variance) * squared.sum()
+    of_sd = np.sqrt(np.maximum(spread, 0.0)) / (2 * safe)
     return of_mean, of_sd
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elbowroom.density.density import Density
-from elbowroom.draws.metric import Metric
+from elbowroom.draws.metric import DenseMetric, Metric
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Chains:
     Args:
         density: The log density.
         points: Where the chains begin, (chains, D).
-        factor: Lower Cholesky factor of the posterior's covariance, (D, D), its standard
-            deviations, (D,), or another root of it: the momenta are standard Normal in these units.
+        metric: About the posterior's covariance: the momenta are standard Normal in the units of
+            its root.
         random: Of the momenta.
         steps: Leapfrog steps of a trajectory, at most.
 
@@ -68,11 +68,11 @@ class Chains:
         self,
         density: Density,
         points: np.ndarray,
-        factor: np.ndarray | Metric,
+        metric: Metric | DenseMetric,
         random: np.random.Generator,
         steps: int,
     ) -> None:
-        self.density, self.factor, self.random, self.steps = density, factor, random, steps
+        self.density, self.metric, self.random, self.steps = density, metric, random, steps
         self.state = State(points, *self.evaluated(points))
         self.accepted, self.lost = np.ones(len(points)), np.zeros(len(points))
         self.step = points.shape[1] ** -0.25
@@ -90,29 +90,32 @@ class Chains:
     def evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient; minus infinity and zero where there is none."""
         values, gradients = self.density.value_and_gradient(points)
+        if np.isfinite(values.sum() + gradients.sum()):  # nearly always, and quick to see
+            return values, gradients
         usable = np.isfinite(values) & np.isfinite(gradients).all(1)
         return np.where(usable, values, -np.inf), np.where(usable[:, None], gradients, 0.0)
 
-    def _times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
-        if isinstance(self.factor, Metric):
-            return self.factor.times(vectors, transposed)
-        if self.factor.ndim == 1:
-            return vectors * self.factor
-        return vectors @ (self.factor if transposed else self.factor.T)
-
     def _moved(self, step: float, steps: int) -> tuple[State, np.ndarray]:
-        """The ends of trajectories, and the energy that each has lost, (chains,)."""
+        """The ends of trajectories, and the energy that each has lost, (chains,).
+
+        The momenta, in the units of the metric's root, are known at the ends alone: on the way
+        the velocities are all that is needed, which take one product with the covariance a step.
+        """
         begin = self.state
         momenta = self.random.standard_normal(begin.points.shape)
         energy = begin.values - 0.5 * np.square(momenta).sum(1)
-        points, gradients = begin.points, begin.gradients
+        points, gradients = begin.points.copy(), begin.gradients
+        velocities = self.metric.times(momenta)
+        impulse, change = np.zeros_like(points), np.empty_like(points)
         with np.errstate(all="ignore"):  # a trajectory that runs away is not accepted
             for i in range(steps):
-                kick = step if i else 0.5 * step
-                momenta = momenta + kick * self._times(gradients, transposed=True)
-                points = points + step * self._times(momenta)
+                np.multiply(gradients, step if i else 0.5 * step, out=change)
+                impulse += change
+                velocities += self.metric.covariance_times(change)
+                points += np.multiply(velocities, step, out=change)
                 values, gradients = self.evaluated(points)
-            momenta = momenta + 0.5 * step * self._times(gradients, transposed=True)
+            impulse += 0.5 * step * gradients
+            momenta = momenta + self.metric.times(impulse, transposed=True)
             lost = energy - values + 0.5 * np.square(momenta).sum(1)
         return State(points, values, gradients), np.nan_to_num(lost, nan=np.inf)
 

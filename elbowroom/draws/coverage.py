@@ -20,6 +20,7 @@ from elbowroom.density.mixtures import Mixture
 from elbowroom.density.modes import Mode
 from elbowroom.draws.adaptive import AdaptiveImportance
 from elbowroom.draws.chains import Chains, Coverage
+from elbowroom.draws.metric import DenseMetric, Metric
 from elbowroom.guides.roots import factor_of
 from elbowroom.sizes import SIZES
 
@@ -103,9 +104,9 @@ def look_beyond(importance: AdaptiveImportance, places: np.ndarray, longer: int 
             begun.append(part[resampled(weights[part] / mass, count, random)])
             masses.append(np.full(count, mass / count))
     mass = np.concatenate(masses)
-    chains = Chains(
-        density, importance.points[np.concatenate(begun)], spread(importance), random, steps
-    )
+    factor = spread(importance)
+    metric = Metric.of_scales(factor) if factor.ndim == 1 else DenseMetric(factor)
+    chains = Chains(density, importance.points[np.concatenate(begun)], metric, random, steps)
     top = log_weights[np.isfinite(log_weights)].max() + COVERAGE.above
 
     def uncovered(points: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -288,7 +288,7 @@ def warm_up(
         _freed(chains, stuck.reshape(groups, -1))
         for each in labels:
             seen = _in_one_order(chains, each, seen)
-        chains.factor = metric_of(
+        chains.metric = metric_of(
             np.concatenate([state.points for state in seen]),
             np.concatenate([state.gradients for state in seen]),
             correlated=window > 0,
@@ -381,7 +381,8 @@ class _Sampling:
         if self._settled:
             return
         if not self._farther:
-            self._slowest = int(rough(points, self.groups)[1].argmin())
+            centred = points - points.mean((0, 1))
+            self._slowest = int(rough(centred, self.groups)[1].argmin())
         new = _new(points[:, :, self._slowest])
         before, self._rate = self._rate, new * len(points) / steps
         slow = new < MANY_CHAINS.slow

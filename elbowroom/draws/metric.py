@@ -29,8 +29,27 @@ METRICS = Metrics()
 
 
 @dataclass(frozen=True)
+class DenseMetric:
+    """Any root of a covariance, (D, D): root root' is the covariance."""
+
+    root: np.ndarray
+
+    @cached_property
+    def _covariance(self) -> np.ndarray:
+        return np.asarray(self.root @ self.root.T)
+
+    def times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """The root, or its transpose, times each row of (n, D)."""
+        return np.asarray(vectors @ (self.root if transposed else self.root.T))
+
+    def covariance_times(self, vectors: np.ndarray) -> np.ndarray:
+        """The covariance times each row of (n, D)."""
+        return np.asarray(vectors @ self._covariance)
+
+
+@dataclass(frozen=True)
 class Metric:
-    """The symmetric root of a covariance: scales · (1 + directions (lengths - 1) directions').
+    """The root of a covariance: scales · (1 + directions (lengths - 1) directions').
 
     Attributes:
         scales: (D,).
@@ -48,24 +67,40 @@ class Metric:
         return cls(scales, np.zeros((len(scales), 0)), np.zeros(0))
 
     @cached_property
-    def _whole(self) -> np.ndarray | None:
-        """The root's transpose, (D, D), where the directions are no fewer numbers."""
+    def _dense(self) -> DenseMetric | None:
+        """The same as a matrix, where the directions are no fewer numbers."""
         size, count = self.directions.shape
         if 2 * count < size:
             return None
         directed = np.eye(size) + (self.directions * (self.lengths - 1)) @ self.directions.T
-        return np.asarray(directed * self.scales)
+        return DenseMetric(self.scales[:, None] * directed)
+
+    @cached_property
+    def _variances(self) -> np.ndarray:
+        return np.square(self.scales)
 
     def times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
         """The root, or its transpose, times each row of (n, D)."""
-        if self._whole is not None:
-            return np.asarray(vectors @ (self._whole.T if transposed else self._whole))
+        if self._dense is not None:
+            return self._dense.times(vectors, transposed)
         if transposed:
-            vectors = vectors * self.scales
-        if len(self.lengths):
-            along = (vectors @ self.directions) * (self.lengths - 1)
-            vectors = vectors + along @ self.directions.T
-        return vectors if transposed else vectors * self.scales
+            return self._stretched(vectors * self.scales, self.lengths)
+        return self._stretched(vectors, self.lengths) * self.scales
+
+    def covariance_times(self, vectors: np.ndarray) -> np.ndarray:
+        """The covariance times each row of (n, D)."""
+        if self._dense is not None:
+            return self._dense.covariance_times(vectors)
+        if not len(self.lengths):
+            return np.asarray(vectors * self._variances)
+        return self._stretched(vectors * self.scales, np.square(self.lengths)) * self.scales
+
+    def _stretched(self, vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Rows of (n, D), so many times as long along the directions."""
+        if not len(lengths):
+            return vectors
+        along = (vectors @ self.directions) * (lengths - 1)
+        return np.asarray(vectors + along @ self.directions.T)
 
 
 def metric_of(points: np.ndarray, gradients: np.ndarray, correlated: bool = True) -> Metric:

@@ -36,8 +36,8 @@ def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
         points: Draws of the chains, (trajectories, chains, D), the chains of a group together.
         groups: How many groups there are.
     """
-    apart = np.abs(points - points.mean((0, 1)))
-    seen = [rough(each, groups) for each in (points, apart)]
+    centred = points - points.mean((0, 1))
+    seen = [rough(centred, groups), rough(np.abs(centred, out=centred), groups)]
     r_hats = np.max([r_hat for r_hat, _ in seen], axis=0)
     effective = np.min([few for _, few in seen], axis=0)
     if np.isnan(r_hats).any():  # chains that stand still
@@ -57,15 +57,17 @@ def rough(quantities: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Nested R-hat and effective draws by means and variances, (D,) each.
 
     Args:
-        quantities: (trajectories, chains, D).
+        quantities: (trajectories, chains, D), their means zero or not many times their spread.
         groups: How many groups of chains there are.
     """
-    _, chains, size = quantities.shape
-    means = quantities.mean(0).reshape(groups, -1, size)
-    within = quantities.var(0, ddof=1).reshape(groups, -1, size)
+    count, chains, size = quantities.shape
+    means = quantities.mean(0)
+    squares = np.einsum("tcd,tcd->cd", quantities, quantities)
+    within = np.maximum(squares - count * np.square(means), 0.0) / (count - 1)
+    whole = squares.mean(0) / count - np.square(means.mean(0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        inside = (means.var(1, ddof=1) + within.mean(1)).mean(0)
-        r_hat = np.sqrt(1 + means.mean(1).var(0, ddof=1) / inside)
-        between = means.reshape(chains, size).var(0, ddof=1)
-        effective = chains * quantities.var((0, 1)) / between
+        of_groups = means.reshape(groups, -1, size)
+        inside = of_groups.var(1, ddof=1).mean(0) + within.mean(0)
+        r_hat = np.sqrt(1 + of_groups.mean(1).var(0, ddof=1) / inside)
+        effective = chains * whole / means.var(0, ddof=1)
     return r_hat, effective

@@ -84,6 +84,32 @@ def test_the_transposed_root_is_the_transpose() -> None:
     assert np.allclose(plain, transposed.T)
 
 
+@pytest.mark.parametrize("directions", [0, 2, 4])
+def test_the_covariance_is_the_root_times_its_transpose(directions: int) -> None:
+    random = np.random.default_rng(0)
+    along = np.linalg.qr(random.normal(size=(6, 4)))[0][:, :directions]
+    metric = Metric(random.uniform(1, 2, 6), along, random.uniform(0.2, 3, directions))
+    twice = metric.times(metric.times(np.eye(6), transposed=True))
+    assert np.allclose(metric.covariance_times(np.eye(6)), twice, rtol=1e-12)
+
+
+def test_mixing_by_means_and_spreads_is_that_of_the_formulas() -> None:
+    """Margossian et al. (2024), equations 5 and 6, in loops."""
+    points = np.random.default_rng(0).normal(size=(30, 12, 2)).cumsum(0)
+    groups = points.reshape(30, 3, 4, 2)
+    for j, (r_hat, effective) in enumerate(zip(*rough(points, 3), strict=True)):
+        chains = [[groups[:, g, c, j] for c in range(4)] for g in range(3)]
+        within = [
+            np.var([x.mean() for x in group], ddof=1) + np.mean([x.var(ddof=1) for x in group])
+            for group in chains
+        ]
+        between = np.var([np.mean(group) for group in chains], ddof=1)
+        assert r_hat == pytest.approx(np.sqrt(1 + between / np.mean(within)), rel=1e-9)
+        means = [x.mean() for group in chains for x in group]
+        whole = np.var(points[:, :, j])
+        assert effective == pytest.approx(12 * whole / np.var(means, ddof=1), rel=1e-9)
+
+
 def test_a_metric_with_many_directions_is_the_same_root() -> None:
     random = np.random.default_rng(0)
     directions = np.linalg.qr(random.normal(size=(5, 3)))[0]
@@ -106,7 +132,7 @@ def chains_of(precision: np.ndarray) -> Chains:
     starts = random.normal(size=(64, len(precision))) / np.sqrt(precision)
     density = density_of(model)
     with isolated(0):
-        chains = Chains(density, starts, np.ones(len(precision)), random, 64)
+        chains = Chains(density, starts, Metric.of_scales(np.ones(len(precision))), random, 64)
         chains.step = 0.3
     return chains
 

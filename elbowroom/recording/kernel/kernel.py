@@ -102,18 +102,26 @@ class Kernel:
             self._memories.found = found
         return found
 
+    def _room(self, count: int) -> np.ndarray:
+        """This thread's own for the results at so many points, whose pages are asked for once."""
+        width, rows = sum(self.widths), -(-count // WIDTH) * WIDTH
+        found = getattr(self._memories, "room", None)
+        if found is None or len(found) < rows:
+            found = self._memories.room = np.empty((rows, width))
+        return found[:rows]
+
     def __call__(self, points: Tensor) -> list[Tensor]:
         """The results at points, (n, D), each (n, ...)."""
         given = np.ascontiguousarray(points.numpy())
         count = len(given)
-        out = np.empty((-(-count // WIDTH) * WIDTH, sum(self.widths)))
+        out = self._room(count)
         arrays = (given, out, self.code.numbers, self.code.places, self._memory())
         if count:  # its loops have at least one turn
             self._function(*(each.ctypes.data for each in arrays), count)
         found, begin = [], 0
         for width, shape in zip(self.widths, self.program.shapes, strict=True):
-            one = out[:count, begin : begin + width].reshape(count, *shape)
-            found.append(torch.from_numpy(one))
+            one = out[:count, begin : begin + width].copy()
+            found.append(torch.from_numpy(one.reshape(count, *shape)))
             begin += width
         return found
 
