@@ -23,6 +23,7 @@ from elbowroom.errors import ModelError, users_code
 from elbowroom.guides.parameters import held
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.batchable import Batchable
+from elbowroom.problem.informed import Shares
 from elbowroom.problem.leaves import leaves
 from elbowroom.problem.score import score
 from elbowroom.problem.unseen import at_rest
@@ -104,6 +105,7 @@ class Density:
             sites, without the Jacobians of their changes of coordinates.
         branch: The term that stands for the whole of a density that is a sum; see
             `elbowroom.density.branches`.
+        shares: Those of the model's sites that may be changed: the recording takes them as inputs.
 
     Raises:
         ModelError: If two runs of the model at one point differ, since it draws random numbers.
@@ -129,8 +131,9 @@ class Density:
         parameters: Mapping[str, Tensor] | None = None,
         with_parameters: bool = False,
         branch: int | None = None,
+        shares: Shares | None = None,
     ) -> None:
-        self.branch = branch
+        self.branch, self.shares = branch, shares
         self.model, self.arguments, self.space = model, arguments, space
         self.with_parameters = with_parameters
         self._holds = bool(parameters) or with_parameters
@@ -169,29 +172,44 @@ class Density:
             self(torch.zeros(self.dimension, dtype=torch.float64))
         return seen.terms
 
-    def _batched(self, points: Tensor) -> Any:
-        with Batchable():
-            gradients, values = vmap(grad_and_value(self))(points)
-        return values, gradients
+    def _given(self, inputs: Tensor) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
+        """The vectors among inputs, (n, D), and the density of one, with what it follows beside."""
+        shares = self.shares
+        if shares is None:
+            return (inputs,), self
 
-    def _filled(self, points: Tensor) -> Any:
-        """The same for a model that fills tensors in place."""
-
-        def density(u: Tensor) -> Tensor:
-            with Batchable(torch.zeros_like(u[0])):
+        def density(u: Tensor, values: Tensor) -> Tensor:
+            with shares.given(values):
                 return self(u)
 
-        gradients, values = vmap(grad_and_value(density))(points)
+        return inputs.split([self.dimension, len(shares.values)], dim=-1), density
+
+    def _batched(self, inputs: Tensor) -> Any:
+        vectors, density = self._given(inputs)
+        with Batchable():
+            gradients, values = vmap(grad_and_value(density))(*vectors)
         return values, gradients
 
-    def _one_by_one(self, points: Tensor) -> Any:
+    def _filled(self, inputs: Tensor) -> Any:
+        """The same for a model that fills tensors in place."""
+        vectors, density = self._given(inputs)
+
+        def filled(u: Tensor, *beside: Tensor) -> Tensor:
+            with Batchable(torch.zeros_like(u[0])):
+                return density(u, *beside)
+
+        gradients, values = vmap(grad_and_value(filled))(*vectors)
+        return values, gradients
+
+    def _one_by_one(self, inputs: Tensor) -> Any:
         values, gradients = [], []
-        for point in points:
+        (points, *beside), density = self._given(inputs)
+        for point, *others in zip(points, *beside, strict=True):
             budget.check()
             with torch.enable_grad():
                 u = point.clone().requires_grad_()
                 try:
-                    value = self(u)
+                    value = density(u, *others)
                     gradient = torch.zeros_like(u)
                     if value.requires_grad:
                         (gradient,) = torch.autograd.grad(value, u, materialize_grads=True)
@@ -206,11 +224,15 @@ class Density:
         count = sum(BATCHES)
         points = torch.randn(count + 2, self.dimension, generator=generator, dtype=torch.float64)
         points = 0.3 * points
+        if self.shares is not None:
+            size = (len(points), len(self.shares.values))
+            shares = torch.rand(size, generator=generator, dtype=torch.float64)
+            points = torch.cat([points, shares], dim=1)
         probes = points[count:]
         with users_code(IN_FLOAT64, ModelError):
             with _Singles() as singles:
                 expected = self._one_by_one(probes)
-            self._check_held(probes[0])
+            self._check_held(probes[0, : self.dimension])
         near = BATCHING.agreement_in_single if singles.seen else BATCHING.agreement
         if not _agree(self._one_by_one(probes[:1]), [each[:1] for each in expected], near):
             raise ModelError(
@@ -220,7 +242,9 @@ class Density:
             )
         # Recording and batching fail in as many ways as there are models, which then are run.
         batched = (self._batched, self._filled)
-        kinds = self._of_kinds(3 * points)
+        kinds = self._of_kinds(
+            points * torch.where(torch.arange(points.shape[1]) < self.dimension, 3, 1)
+        )
         if kinds is not None:
             return "recorded", kinds
         for function in batched:
@@ -327,6 +351,12 @@ class Density:
         gradients = np.concatenate([np.ascontiguousarray(part[1]) for part in parts])
         return np.where(np.isnan(values), -np.inf, values), gradients
 
+    def expect(self, calls: int, points: int) -> None:
+        """Says that so many calls at so many points will come, which is worth preparing for."""
+        if isinstance(self._function, SwitchingReplay):
+            chunks = -(-points // self.batch)
+            self._function.expect(calls * chunks, -(-points // chunks))
+
     def at(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient at one point, (D,): a number and (D,)."""
         values, gradients = self.value_and_gradient(point[None])
@@ -367,6 +397,8 @@ class Density:
 
     def _evaluate(self, points: np.ndarray, gradient: bool = True) -> list[np.ndarray]:
         batch = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
+        if self.shares is not None:
+            batch = torch.cat([batch, self.shares.values.expand(len(batch), -1)], dim=1)
         try:
             if self.how == "recorded":
                 found = self._function(batch, outputs=None if gradient else (0,))

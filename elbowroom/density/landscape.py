@@ -23,6 +23,7 @@ from elbowroom.guides import Start
 from elbowroom.guides.space import FixedRows
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.given_start import begun
+from elbowroom.problem.informed import Shares
 from elbowroom.problem.isolation import isolated, placed
 from elbowroom.sizes import SIZES
 
@@ -167,7 +168,8 @@ def density_of(
             with FixedRows(chosen):
                 return problem.function(**given, batch_size=rows)
 
-    return Density(function, arguments, problem.space, parameters, with_parameters)
+    shares = next((form for form in problem.forms.values() if isinstance(form, Shares)), None)
+    return Density(function, arguments, problem.space, parameters, with_parameters, shares=shares)
 
 
 def unclimbed(

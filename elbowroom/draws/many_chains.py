@@ -269,6 +269,7 @@ def warm_up(
         The chains, and where they were in the last window.
     """
     groups, points = len(starts), _points(density, starts)
+    density.expect(MANY_CHAINS.least_steps * sum(windows), len(points))
     _, gradients = density.value_and_gradient(starts)
     metric = Metric.of_scales(_first_scales(gradients))
     chains = Chains(density, points, metric, random, MANY_CHAINS.most_steps)

@@ -25,7 +25,7 @@ from elbowroom.draws.groups import reported_quantities
 from elbowroom.draws.many_chains import MANY_CHAINS, warm_up
 from elbowroom.guides.space import LatentSpace, covariance_root, own_family
 from elbowroom.problem.bound import Problem
-from elbowroom.problem.informed import Form, Information, Predicted
+from elbowroom.problem.informed import Form, Information, Predicted, Shares
 from elbowroom.problem.isolation import isolated
 from elbowroom.problem.predictor import Predictor, predictors
 
@@ -81,7 +81,12 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
     if not sites:
         return problem, unclimbed(problem, seed)
     forms = {name: form for name, form in forms.items() if name not in short}
-    standardised = problem.reparameterise(sites, forms)
+    numbers = [name for name in sites if name not in vectors]
+    # The shares of numbers are inputs of the density, which then need not be recorded again.
+    shapes = {site.name: site.shape for site in problem.space.sites}
+    shares = Shares({name: shapes[name] for name in numbers})
+    adjustable = forms if vectors else dict.fromkeys(numbers, shares)
+    standardised = problem.reparameterise(sites, adjustable)
     landscape = unclimbed(standardised, seed)
     density, random = landscape.density, np.random.default_rng(seed)
     assert density is not None
@@ -92,29 +97,33 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
         starts = landscape.spread(MANY_CHAINS.groups, random)
         chains, seen = warm_up(density, starts, random, CENTRING.windows)
         squares = np.mean([np.square(state.gradients).mean(0) for state in seen], axis=0)
-        shares = np.clip(1 - 2 / np.maximum(squares, 1e-300), 0.0, 1.0)
+        known = torch.as_tensor(np.clip(1 - 2 / np.maximum(squares, 1e-300), 0.0, 1.0))
         ends = chains.state.points
         few = ends[:: len(ends) // len(starts)]
-        parts = standardised.space.split(torch.as_tensor(shares))
+        parts = standardised.space.split(known)
         values = density.constrained(ends if forms else few)
     centred: dict[str, Form] = {}
-    numbers = [name for name in sites if name not in vectors]
-    shared = {name: parts[f"{name}_decentered"].to(problem.dtype) for name in numbers}
+    shared = {name: parts[f"{name}_decentered"] for name in numbers}
     if max((float(part.max()) for part in shared.values()), default=0.0) >= CENTRING.least:
-        centred.update(shared)
+        centred.update({name: part.to(problem.dtype) for name, part in shared.items()})
     if not (centred or forms):
-        return standardised, unclimbed(standardised, seed, few)
+        plain = problem.reparameterise(sites)
+        return plain, unclimbed(plain, seed, few)
     own = _as_written(problem, standardised, values, seed)
     if forms:
         with problem.session(seed):
             points = torch.stack([problem.space.unconstrain(each) for each in own])
-        known = {name: vectors[name] for name in forms}
-        centred.update(_known(problem, known, points.double().cpu().numpy(), seed))
+        told = {name: vectors[name] for name in forms}
+        centred.update(_known(problem, told, points.double().cpu().numpy(), seed))
     changed = problem.reparameterise(sites, centred)
     with problem.session(seed):
         restated = [problem.restated(sites, centred, each) for each in own[:: len(own) // len(few)]]
         places = torch.stack([changed.space.unconstrain(each) for each in restated])
-    return changed, unclimbed(changed, seed, places.double().cpu().numpy())
+    if density.shares is None or density.how != "recorded":
+        density = None
+    else:
+        shares.values.copy_(torch.cat([part.flatten() for part in shared.values()]))
+    return changed, unclimbed(changed, seed, places.double().cpu().numpy(), density)
 
 
 def has_long_vectors(problem: Problem) -> bool:

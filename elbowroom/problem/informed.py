@@ -20,6 +20,7 @@ covariance hyperparameters of latent Gaussian models") draw hyperparameters.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,7 +205,49 @@ class Predicted:
     information: Information
 
 
-Form = Tensor | Information | Predicted
+class Shares:
+    """Shares by which location-scale sites stay as they are, which may be changed.
+
+    A recorded density takes them as inputs, so that one recording serves all of them; see
+    `elbowroom.density.density.Density`.
+
+    Args:
+        shapes: Of the sites, by name.
+
+    Attributes:
+        values: The shares of all sites, one after the other, (P,), at first zero.
+
+    Example:
+        >>> shares = Shares({"a": torch.Size([2]), "b": torch.Size([])})
+        >>> with shares.given(torch.tensor([0.1, 0.2, 0.3])):
+        ...     shares.of("a"), shares.of("b")
+        (tensor([0.1000, 0.2000]), tensor(0.3000))
+        >>> shares.of("b")
+        tensor(0.)
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
+        self._shapes = dict(shapes)
+        self.values = torch.zeros(sum(map(math.prod, shapes.values())), dtype=torch.float64)
+        self._given: Tensor | None = None
+
+    @contextmanager
+    def given(self, values: Tensor) -> Iterator[None]:
+        """A block in which the shares are others."""
+        before, self._given = self._given, values
+        try:
+            yield
+        finally:
+            self._given = before
+
+    def of(self, site: str) -> Tensor:
+        """Those of a site, of its shape, in the default dtype."""
+        flat = self.values if self._given is None else self._given
+        parts = flat.to(torch.get_default_dtype()).split([*map(math.prod, self._shapes.values())])
+        return dict(zip(self._shapes, parts, strict=True))[site].reshape(self._shapes[site])
+
+
+Form = Tensor | Shares | Information | Predicted
 """How a site is written: the share by which each number stays as it is, or what is known of it."""
 
 
@@ -253,7 +296,8 @@ def written(
             assert form is None or isinstance(form, Information)
             return _InformedReparam(lambda fn: _normal(fn, form))
         assert not isinstance(form, Information)
-        return LocScaleReparam(centered=0.0 if form is None else form)
+        share = form.of(msg["name"]) if isinstance(form, Shares) else form
+        return LocScaleReparam(centered=0.0 if share is None else share)
 
     return sampled(poutine.reparam(model, config=config))
 
@@ -269,6 +313,9 @@ def stored(forms: Mapping[str, Form]) -> Iterator[tuple[str, Tensor]]:
     for site, form in forms.items():
         if isinstance(form, Tensor):
             yield f"{site}.share", form
+            continue
+        if isinstance(form, Shares):
+            yield f"{site}.share", form.of(site)
             continue
         if isinstance(form, Predicted):
             yield f"{site}.index", torch.tensor([form.predictor.index, *form.predictor.shape])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import elbowroom as er
+from elbowroom.density import landscape
+from elbowroom.density.density import Density
 from elbowroom.density.landscape import density_of
 from elbowroom.draws.many_chains import run_many_chains
 from elbowroom.pipeline.centring import partly_centred
@@ -40,16 +42,16 @@ def bound() -> Problem:
 def test_groups_that_the_data_know_stay_as_they_are() -> None:
     """With a spread of two, the data's information is that of the readings: 0.25 and 100."""
     problem = bound()
-    centred, landscape = partly_centred(problem, 0)
-    assert landscape.starts is not None
+    centred, found = partly_centred(problem, 0)
+    assert found.starts is not None
     with isolated(0, dtype=torch.float64):
-        points = torch.as_tensor(landscape.starts)
+        points = torch.as_tensor(found.starts)
         values = [centred.space.constrain(point) for point in points]
         density = density_of(centred)
         before = density_of(problem)
         # The same places in the model as it is written: the density there and its Jacobian.
         share = _shares(centred)
-        for u, known in zip(landscape.starts, values, strict=True):
+        for u, known in zip(found.starts, values, strict=True):
             spread, moved = known["spread"], known["level_decentered"]
             level = 1.0 + spread.pow(1 - share) * (moved - share)
             own = problem.space.unconstrain({"spread": spread, "level": level})
@@ -61,6 +63,50 @@ def test_groups_that_the_data_know_stay_as_they_are() -> None:
             assert float((level - y)[1::2].abs().max()) < 0.9  # 4.5 of their sds
     assert float(share[0::2].max()) < 0.3
     assert float((share[1::2] - (100 - 1) / (100 + 1)).abs().max()) < 0.008
+
+
+def crossed(y: Tensor) -> None:
+    """Readings of the first ten rows and of some of the columns are many."""
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    centre = pyro.sample("centre", dist.Normal(0.0, 5 * scale))
+    with pyro.plate("of_rows", 15):
+        row = pyro.sample("row", dist.Normal(centre, scale))
+    with pyro.plate("of_columns", 8):
+        column = pyro.sample("column", dist.Normal(0.0, 2 * scale))
+    noise = torch.where(torch.arange(15) < 10, 0.05, 10.0)[:, None] * torch.arange(1, 9)
+    with pyro.plate("rows", 15, dim=-2), pyro.plate("columns", 8, dim=-1):
+        pyro.sample("y", dist.Normal(row[:, None] + column, noise), obs=y)
+
+
+def test_the_density_of_the_shares_that_are_found_is_recorded_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    def counted(*arguments: Any, **options: Any) -> Density:
+        made.append(Density(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(landscape, "Density", counted)
+    y = torch.randn(15, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    centred, found = partly_centred(own(crossed, {"y": y}), 0)
+    assert found.density is not None
+    assert len(made) == 1
+    assert found.density.how == "recorded"
+    assert set(centred.forms) == {"centre", "row", "column"}
+    with isolated(0, dtype=torch.float64):
+        points = np.random.default_rng(0).normal(size=(3, found.density.dimension))
+        expected = density_of(centred).value_and_gradient(points)
+        for calls in range(2):  # replayed, and compiled
+            for one, two in zip(found.density.value_and_gradient(points), expected, strict=True):
+                np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9, err_msg=str(calls))
+            found.density.expect(10_000, 100)
+        value, gradient = found.density.at(points[0])
+        u = torch.as_tensor(points[0]).requires_grad_()
+        by_the_model = found.density(u)
+        (slope,) = torch.autograd.grad(by_the_model, u)
+    assert float(by_the_model.detach()) == pytest.approx(value, rel=1e-9)
+    np.testing.assert_allclose(gradient, slope.numpy(), rtol=1e-8, atol=1e-8)
 
 
 def _shares(problem: Problem) -> Tensor:
@@ -132,15 +178,15 @@ def own(model: Any, data: dict[str, Tensor]) -> Problem:
 def test_what_normal_data_tell_of_a_vector_is_found(noise: float) -> None:
     """Their precision, and that times themselves."""
     data = places(noise)
-    centred, landscape = partly_centred(own(process, data), 0)
+    centred, begun = partly_centred(own(process, data), 0)
     form = centred.forms["f"]
     assert isinstance(form, Information)
     expected = torch.eye(12, dtype=torch.float64) / noise
     torch.testing.assert_close(form.root, expected, rtol=1e-4, atol=0.0)
     torch.testing.assert_close(form.slope, data["y"] / noise**2, rtol=1e-4, atol=1e-3 / noise)
-    assert landscape.starts is not None
+    assert begun.starts is not None
     with centred.session(0):
-        values = centred.space.constrain(torch.as_tensor(landscape.starts[0]))
+        values = centred.space.constrain(torch.as_tensor(begun.starts[0]))
     # They are independent of the size and length, and standard Normal.
     assert float(values["f_decentered"].square().mean()) < 3.0
 
@@ -229,9 +275,9 @@ def test_chains_of_a_process_that_have_not_mixed_say_so() -> None:
         with pyro.plate("places", len(x)):
             pyro.sample("y", dist.Normal(f, noise), obs=y)
 
-    _, landscape = partly_centred(own(model, places(30.0)), 0)
-    density, random = landscape.density, np.random.default_rng(0)
+    _, begun = partly_centred(own(model, places(30.0)), 0)
+    density, random = begun.density, np.random.default_rng(0)
     assert density is not None
     with isolated(0, dtype=torch.float64):
-        found = run_many_chains(density, landscape.spread(8, random), random, arrived=True)
+        found = run_many_chains(density, begun.spread(8, random), random, arrived=True)
     assert not found.mixed

@@ -57,19 +57,23 @@ class SwitchingReplay:
         self._call = COMPILING.call * operations
         self._left = COMPILING.operation * operations + COMPILING.number * replay.numbers
         large = operations > COMPILING.operations or replay.numbers > COMPILING.numbers
-        if large or importlib.util.find_spec("llvmlite") is None:
-            self._left = -1
+        self._waits = not large and importlib.util.find_spec("llvmlite") is not None
 
     def __call__(self, points: Tensor, outputs: tuple[int, ...] | None = None) -> list[Tensor]:
         """The results at points, (n, D), or those of the numbers given."""
         if self.kernel is not None and len(points) >= self.kernel.least:
             found = self.kernel(points)
             return found if outputs is None else [found[each] for each in outputs]
-        if self._left > 0:
-            self._left -= self._call + self.replay.numbers * len(points)
+        if self._waits:
+            self.expect(1, len(points))
             if self._left <= 0:
+                self._waits = False
                 self._compile(points)
         return list(self.replay(points, outputs=outputs))
+
+    def expect(self, calls: int, points: int) -> None:
+        """Takes so many calls, each at so many points, for made: those that are sure to come."""
+        self._left -= calls * (self._call + self.replay.numbers * points)
 
     def _compile(self, points: Tensor) -> None:
         """Compiles it, if it can be, and gives the same results at points."""

@@ -43,6 +43,16 @@ def test_it_is_compiled_after_the_same_calls_each_time() -> None:
     assert counts[0] == -(-price // (operations * COMPILING.call + numbers * len(points)))
 
 
+def test_calls_that_are_sure_to_come_count_as_made() -> None:
+    found, points = switching()
+    needed = calls_until_compiled(*switching())
+    found.expect(needed - 1, len(points))
+    assert calls_until_compiled(found, points) == 1
+    other, points = switching()
+    other.expect(needed - 2, len(points))
+    assert calls_until_compiled(other, points) == 2
+
+
 def test_before_and_after_it_gives_the_same_numbers() -> None:
     found, points = switching()
     before = found(points)
