@@ -112,12 +112,13 @@ class _Blocks(Writer):
         for _, step in steps:
             if _scattered(step, length):
                 self._clear(step)
+        rolled = [step for _, step in steps if step.loop is not None]
         uniform = {
             address: self._uniform(address)
             for _, step in steps
             for table in step.inputs
             for address in [int(table[0])]
-            if (table == table[0]).all()
+            if (table == table[0]).all() and not any(step.gives(address) for step in rolled)
         }
         sums = {
             number: _Total(self, step.function, block.count if _alone(step) else length)
@@ -183,7 +184,7 @@ class _Blocks(Writer):
         first = int(table[0])
         if first in values and is_run(table, first):
             return values[first]
-        if (table == first).all():
+        if first in uniform and (table == first).all():
             return uniform[first]
         if all_constant(table):
             array = np.append(self.program.constants, 0.0)[
@@ -196,7 +197,7 @@ class _Blocks(Writer):
         formula = turns.formula(place)
         if formula is None:
             return self.load(self.looked_up(place, j))
-        if formula[2] == 0:
+        if table.tobytes() in fixed:
             return fixed[table.tobytes()]
         return self.load(self._by_formula(formula, i, k))
 

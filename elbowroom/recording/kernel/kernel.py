@@ -13,6 +13,7 @@ from torch import Tensor
 from elbowroom.recording.kernel.code import Code, written
 from elbowroom.recording.kernel.composition import lowered
 from elbowroom.recording.kernel.lowering import MATRICES, NotLowerableError, Program
+from elbowroom.recording.kernel.rolling import rolled
 from elbowroom.recording.kernel.schedule import is_written_out, scheduled
 from elbowroom.recording.kernel.vectors import WIDTH
 from elbowroom.recording.replay import Replay
@@ -134,4 +135,5 @@ def compiled(replay: Replay, points: Tensor) -> Kernel:
     """
     results = replay.results
     operations = replay.needed(results)
-    return Kernel(lowered(operations, replay.constants, replay.entries[0], results, points))
+    program = lowered(operations, replay.constants, replay.entries[0], results, points)
+    return Kernel(rolled(program))

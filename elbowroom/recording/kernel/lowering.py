@@ -72,6 +72,8 @@ class Step:
         targets: Where each element goes, from 0 to `size`, where they are reduced by the function:
             "sum", "max" or "min"; None where each has a place of its own.
         given: Numbers that the function takes beside.
+        loop: The same for steps that are done turn by turn, one after the other; see
+            `elbowroom.recording.kernel.rolling`.
     """
 
     function: str
@@ -80,11 +82,16 @@ class Step:
     size: int
     targets: np.ndarray | None = None
     given: tuple[float, ...] = ()
+    loop: int | None = None
 
     @property
     def count(self) -> int:
         """Elements that are gone through."""
         return len(self.inputs[0])
+
+    def gives(self, address: int) -> bool:
+        """Whether it gives the number at an address."""
+        return self.out <= address < self.out + self.size
 
 
 @dataclass(frozen=True)
@@ -238,6 +245,8 @@ class Lowering:
     def map(self, function: str, *operands: Tensor, given: tuple[float, ...] = ()) -> Tensor:
         """Addresses of a function of each element of arrays of one shape, or broadcast."""
         broad = torch.broadcast_tensors(*operands)
+        if function == "add" and bool((broad[0] == ZERO).any() or (broad[1] == ZERO).any()):
+            return self._added(*broad)
         tables, places = _by_point(broad)
         if tables is None:
             if function not in FOLDED:
@@ -252,6 +261,14 @@ class Lowering:
             if function in TRUTHS or (function == "where" and self._are_flags(tables[1:])):
                 self.flags.update(range(out, out + len(tables[0])))
         return places(out + back)
+
+    def _added(self, one: Tensor, two: Tensor) -> Tensor:
+        """Addresses of sums of which some terms are the number 0."""
+        found = torch.where(one == ZERO, two, one)
+        both = (one != ZERO) & (two != ZERO)
+        if both.any():
+            found[both] = self.map("add", one[both], two[both])
+        return found
 
     def reduce(self, function: str, codes: Tensor, outputs: Tensor, shape: Sequence[int]) -> Tensor:
         """Addresses of sums, or of the largest or smallest, of elements of an array.

@@ -48,6 +48,9 @@ def scheduled(program: Program) -> Schedule:
     blocks: list[Block] = []
     home: list[int] = []
     stored = [False] * len(program.steps)
+    loops: dict[int, int] = {}  # the block of each loop
+    for number, step in enumerate(program.steps):
+        makers[step.out : step.out + step.size] = number
     for number, step in enumerate(program.steps):
         count = 0 if is_written_out(step) else step.count
         count = -1 if step.function in MATRICES else count
@@ -57,22 +60,29 @@ def scheduled(program: Program) -> Schedule:
         for table in step.inputs:
             own = table[(table < CONSTANT) & (table != ZERO)]
             for maker in np.unique(makers[own]):
-                if maker >= 0:
-                    taken.append(int(maker))
-                    follows = home[maker]
-                    same = _in_step(program.steps[maker], table, count, blocks[follows])
-                    earliest = max(earliest, follows if same else follows + 1)
+                if maker < 0:
+                    continue
+                if step.loop is not None and program.steps[maker].loop == step.loop:
+                    stored[maker] |= not is_run(table, program.steps[maker].out)
+                    continue
+                taken.append(int(maker))
+                follows = home[maker]
+                same = _in_step(program.steps[maker], table, count, blocks[follows])
+                earliest = max(earliest, follows if same else follows + 1)
         fitting = (
             k
             for k in range(earliest, len(blocks))
             if (blocks[k].count, blocks[k].length) == (count, length) and count >= 0
         )
-        place = next(fitting, len(blocks))
+        # All that a loop takes is in the blocks before, and what follows its turns comes after.
+        if step.loop is not None:
+            place = loops.setdefault(step.loop, len(blocks))
+        else:
+            place = next(fitting, len(blocks))
         if place == len(blocks):
             blocks.append(Block(count, length))
         blocks[place].steps.append(number)
         home.append(place)
-        makers[step.out : step.out + step.size] = number
         for maker in taken:
             stored[maker] |= home[maker] != place
     for result in program.results:
@@ -84,7 +94,8 @@ def scheduled(program: Program) -> Schedule:
 
 def is_written_out(step: Step) -> bool:
     """Whether a step has so few elements, and gives so few, that there is no loop."""
-    return step.count <= FEW and step.size <= FEW**2 and step.function not in MATRICES
+    few = step.count <= FEW and step.size <= FEW**2
+    return few and step.loop is None and step.function not in MATRICES
 
 
 def _in_step(maker: Step, table: np.ndarray, count: int, block: Block) -> bool:

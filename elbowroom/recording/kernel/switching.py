@@ -16,8 +16,8 @@ class Compiling:
 
     operation: int = 600_000
     """Nanoseconds that it takes to compile an operation."""
-    operations: int = 8_000
-    """Beyond which a recording is replayed: a loop's turns that follow each other, one by one."""
+    operations: int = 50_000
+    """Beyond which a recording is replayed: to see whether they repeat takes long as well."""
     number: int = 1_000
     """The same of a number that it gives at a point."""
     numbers: int = 5_000_000

@@ -330,10 +330,10 @@ def test_no_points_have_no_results() -> None:
 
 
 def one_by_one(u: Tensor) -> list[Tensor]:
-    """A recursion whose turns cannot be done at once."""
-    x = u[:, 0]
-    for k in range(2800):
-        x = (x * u[:, k % D]).tanh() + 0.1
+    """A recursion whose turns cannot be done at once, and do not repeat."""
+    x, choices = u[:, 0], np.random.default_rng(0).integers(0, 2, 4000)
+    for k, choice in enumerate(choices):
+        x = (x * u[:, k % D]).tanh() + 0.1 if choice else (x - u[:, k % D]).sin()
     return [x]
 
 
