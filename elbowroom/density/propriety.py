@@ -18,7 +18,7 @@ class Ends:
     """How the ends of a density are examined."""
 
     fewest_distances: int = 3
-    """The distances along a line at which a density must have a value, at least: up to 100."""
+    """The distances along a line at which the mass must be known, at least: up to 100."""
     fall: float = 1.0
     """Nats by which it must fall there, beyond the logarithm of the distance. A density that falls
     by the logarithm alone has no integral along the line."""
@@ -34,6 +34,9 @@ class Ends:
     """The least curvature across a line that counts, relative to the largest."""
     spike: float = 1e12
     """The curvature of a spike, where float64 has too few digits to decide."""
+    resolved: float = 10.0
+    """Nats by which it may fall within a standard deviation across the line, at most: where it
+    falls by more, differences of the gradient are too coarse to tell the curvature."""
     named: int = 4
     """Coordinates that a message names."""
     named_share: float = 0.1
@@ -81,14 +84,17 @@ def _along_a_line(
     density: Density, curvature: Curvature, point: np.ndarray, direction: np.ndarray
 ) -> bool:
     """Whether it does not fall from a point straight on, as far as it has a value there."""
-    mass = _mass_across(density, curvature, point, direction)
-    for seen, distance in enumerate(FAR):
+    mass, known = _mass_across(density, curvature, point, direction), 0
+    if mass is None or np.isnan(mass):
+        return False
+    for distance in FAR:
         there = _mass_across(density, curvature, point + distance * direction, direction)
         if there is None:
-            return seen >= ENDS.fewest_distances
-        if mass is None or there < mass - np.log(distance) - ENDS.fall:
+            break
+        if there < mass - np.log(distance) - ENDS.fall:
             return False
-    return True
+        known += not np.isnan(there)
+    return known >= ENDS.fewest_distances
 
 
 def _along_a_ridge(
@@ -110,7 +116,8 @@ def _along_a_ridge(
             return False
         direction = flattest[0] * np.sign(flattest[0] @ moved or 1.0)
         there = _mass_across(density, curvature, at, direction)
-        if mass is None or there is None or there < mass - max(0.0, np.log(gone)) - ENDS.fall:
+        fall = max(0.0, np.log(gone)) + ENDS.fall
+        if mass is None or there is None or not there >= mass - fall:
             return False
         step = gone / 2
     return True
@@ -128,18 +135,28 @@ def _flattest(curvature: Curvature, point: np.ndarray) -> list[np.ndarray]:
 def _mass_across(
     density: Density, curvature: Curvature, point: np.ndarray, direction: np.ndarray
 ) -> float | None:
-    """The logarithm of the mass across a line at a point, but for a constant; None without one."""
+    """The logarithm of the mass across a line at a point, but for a constant.
+
+    Returns:
+        None where there is no density, NaN where its curvature cannot be told.
+    """
     (value,) = density.value(point[None])
     precision = curvature(point[None])[0]
     if not (np.isfinite(value) and np.isfinite(precision).all()):
         return None
     across = np.linalg.qr(np.column_stack([direction, np.eye(len(point))]))[0][:, 1 : len(point)]
-    curved = np.abs(np.linalg.eigvalsh(across.T @ precision @ across))
+    curvatures, vectors = np.linalg.eigh(across.T @ precision @ across)
+    curved = np.abs(curvatures)
     if not curved.size:
         return float(value)
     if curved.max() > ENDS.spike:
         return None
     least = max(ENDS.least_curvature * curved.max(), 1e-300)
+    steep = curved > least
+    moves = (across @ vectors[:, steep] / np.sqrt(curved[steep])).T
+    within = np.concatenate([point[None], point + moves, point - moves])
+    if not (value - density.value(within) < ENDS.resolved).all():
+        return np.nan
     return float(value - 0.5 * np.log(np.maximum(curved, least)).sum())
 
 

@@ -152,6 +152,22 @@ def test_a_spike_at_the_scale_of_zero_has_an_end(model: Model, depth: float, hei
         assert endless(density, Curvature(density), [end], spike) is None
 
 
+@pytest.mark.parametrize("depth", [0.0, -3.0, -6.0, -9.0, -12.0])
+def test_a_funnel_that_is_narrower_than_differences_has_an_end(depth: float) -> None:
+    """Its density rises up to v = -540; its mass is that of a Normal v."""
+
+    def funnel(y: Tensor) -> None:
+        v = pyro.sample("v", dist.Normal(torch.zeros(()), 3.0))
+        pyro.sample("x", dist.Cauchy(torch.zeros(30), torch.exp(2 * v)).to_event(1))
+
+    with isolated(0):
+        density = Density(funnel, {"y": Y}, LatentSpace.of(funnel, {"y": Y}))
+        place = np.zeros(density.dimension)
+        place[0] = depth
+        end = Mode(place, float(density.value(place[None])[0]), None, True)
+        assert endless(density, Curvature(density), [end], place) is None
+
+
 @pytest.mark.parametrize(("power", "proper"), [(0.5, False), (1.0, True)])
 def test_a_tail_has_an_integral_where_it_falls_faster_than_the_distance(
     power: float, proper: bool
