@@ -31,6 +31,11 @@ class Relabelling:
     """The largest relative difference between two equal values of a density."""
     probes: int = 3
     """Random points at which a permutation is tried."""
+    varies: float = 0.01
+    """Nats by which the density differs between these, at least: where it is flat, any permutation
+    seems to leave it as it is."""
+    widenings: int = 50
+    """How often they are drawn ten times as wide until it does, at most."""
     alike: float = 0.1
     """The distance, in sds, up to which a relabelled mode is the same mode."""
     few: int = 20
@@ -145,8 +150,7 @@ def labels_of(density: Density, centre: np.ndarray, scales: np.ndarray) -> list[
         centre: The point, such as a mode, (D,).
         scales: Of the coordinates there, (D,).
     """
-    random = np.random.default_rng(0)
-    points = centre + 0.5 * scales * random.standard_normal((RELABELLING.probes, density.dimension))
+    points = _probes(density, centre, scales)
     values = density.space.constrain(torch.as_tensor(centre))
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     found = []
@@ -171,6 +175,18 @@ def labels_of(density: Density, centre: np.ndarray, scales: np.ndarray) -> list[
                     found.append(labels)
             break
     return found
+
+
+def _probes(density: Density, centre: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Random points about a centre at which the density differs, (n, D)."""
+    size = (RELABELLING.probes, density.dimension)
+    away = 0.5 * scales * np.random.default_rng(0).standard_normal(size)
+    for _ in range(RELABELLING.widenings):
+        values = density.value(np.concatenate([centre[None], centre + away]))
+        if not (np.isfinite(values).all() and np.ptp(values) < RELABELLING.varies):
+            break
+        away = 10 * away
+    return np.asarray(centre + away)
 
 
 def _exchangeable(whole: Labels, points: np.ndarray) -> list[Labels]:

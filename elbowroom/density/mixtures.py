@@ -29,6 +29,11 @@ class ProposalTails:
     """The share of draws with Cauchy tails."""
     reach: float = 100.0
     """Where these tails end, in scales."""
+    digits: float = 1e3
+    """How many times as wide as the rounding error of a draw a component is, at least, so that the
+    draw tells how far from its centre it is."""
+    clear: float = 1e-5
+    """Widths, relative to the coordinates, from which all components are."""
     most_coordinates: int = 20
     """The most coordinates in which there are such draws."""
 
@@ -63,7 +68,9 @@ class Mixture:
     Attributes:
         shares: Of the components, (K,), summing to one.
         means: (K, D).
-        factors: Lower Cholesky factors of the scale matrices, (K, D, D).
+        factors: Lower Cholesky factors of the scale matrices, (K, D, D). Where a component is
+            narrower than float64 tells its draws from each other, it is made as wide as that: they
+            would have another density than it says.
         freedom: Degrees of freedom.
     """
 
@@ -71,6 +78,12 @@ class Mixture:
     means: np.ndarray
     factors: np.ndarray
     freedom: float
+
+    def __post_init__(self) -> None:
+        sizes = np.abs(self.means) + np.linalg.norm(self.factors, axis=2)
+        own = np.diagonal(self.factors, axis1=1, axis2=2)
+        if (own < TAILS.clear * sizes).any():
+            object.__setattr__(self, "factors", _resolved(self.factors, sizes))
 
     def marginal(self, coordinates: np.ndarray) -> "Mixture":
         """The mixture of some coordinates, (S,), with tails that suit their number."""
@@ -128,6 +141,22 @@ class Mixture:
         return cls(
             shares / shares.sum(), means, factor_of(torch.as_tensor(covariances)).numpy(), freedom
         )
+
+
+def _resolved(factors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Factors, (K, D, D), by which standardised draws can be told back from the draws.
+
+    Args:
+        factors: Lower triangular.
+        sizes: Of the coordinates of draws, (K, D), whose last digit is lost.
+    """
+    found, lost = factors.copy(), np.zeros(sizes.shape)
+    for j in range(sizes.shape[1]):
+        error = np.finfo(float).eps * sizes[:, j]
+        error += (np.abs(found[:, j, :j]) * lost[:, :j]).sum(1)
+        found[:, j, j] = np.maximum(found[:, j, j], TAILS.digits * error)
+        lost[:, j] = error / found[:, j, j]
+    return found
 
 
 def _log_t(distance: np.ndarray, size: int, freedom: float) -> np.ndarray:

@@ -325,6 +325,22 @@ def test_tails_suit_the_dimension() -> None:
         assert mixture.shares.tolist() == [1.0]
 
 
+@pytest.mark.parametrize("narrow", [0.0, 1e-300, 1e-26, 1e-17, 1e-10])
+def test_a_component_that_float64_cannot_resolve_has_the_density_that_it_says(
+    narrow: float,
+) -> None:
+    """Half of the draws are its own: without their density, evidence would be twice as large."""
+    factors = np.array([np.eye(3), [[narrow, 0, 0], [1e-15, 1e-15, 0], [1.0, 1.0, narrow]]])
+    mixture = Mixture(np.array([0.5, 0.5]), np.array([np.zeros(3), [1.8, -2.0, -1.4]]), factors, 7)
+    draws = mixture.draw(40_000, np.random.default_rng(0))
+    log_q = mixture.log_density(draws)
+    target = -0.5 * np.square(draws / 0.7).sum(1) - 1.5 * np.log(2 * np.pi * 0.49)
+    evidence = np.exp(target - log_q)
+    assert abs(evidence.mean() - 1) < 4 * evidence.std() / len(draws) ** 0.5
+    parts = mixture.log_densities(draws) - log_q[:, None]
+    assert np.abs(np.exp(parts).mean(0) - 0.5).max() < 0.01
+
+
 # Adaptive importance sampling.
 
 

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
+from pyro.distributions import constraints
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -64,6 +66,20 @@ def test_draws_are_put_in_the_order_in_which_they_are_most_alike() -> None:
         heights = density.value(mixed) + gained
         np.testing.assert_allclose(heights, density.value(found), rtol=1e-9)
     assert (gained[80:] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-26])
+def test_where_a_density_is_flat_no_labels_are_seen(scale: float) -> None:
+    """Near the middle of a plateau any order of the coordinates seems to be as good."""
+    widths = torch.tensor([3.8, 3.9, 0.5], dtype=torch.float64)
+
+    def plateau() -> None:
+        x = pyro.sample("x", dist.ImproperUniform(constraints.real_vector, (), (3,)))
+        pyro.factor("density", -(((x / widths).square().sum() + 1e-12) ** 3.7))
+
+    with isolated(0, dtype=torch.float64):
+        density = Density(plateau, {}, LatentSpace.of(plateau, {}))
+        assert labels_of(density, scale * np.array([0.1, 0.2, -0.1]), np.full(3, scale)) == []
 
 
 def test_weights_of_any_order_have_the_whole_evidence_though_draws_have_one_labelling() -> None:
