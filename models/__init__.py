@@ -30,6 +30,7 @@ class Prepared:
         columns: For a site or argument, the user's column that it holds, or the columns along its
             last dim.
         doubts: What the model may be wrong for in these data, as sentences for the verdict.
+        internal: Latent sites that the user sees through deterministic ones, beside the model's.
     """
 
     arguments: dict[str, Any]
@@ -37,6 +38,7 @@ class Prepared:
     coords: dict[str, Sequence[Any]] = field(default_factory=dict)
     columns: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    internal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

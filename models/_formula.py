@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.models import Training
 from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._formula_text import PLAIN, spelled_out, tilde
+from elbowroom.models._groups import GroupRows, read_groups, split_groups
 from elbowroom.models._options import Exclude
 from elbowroom.models._responses import Left, plain_number, read_left, read_response
 from elbowroom.options import Name
@@ -59,6 +61,7 @@ class Design:
         rows: What else the rows have, such as trials.
         said: What was made of its column.
         offset: What is added to the linear predictor as it is, (rows,); None if there is nothing.
+        groups: The group effects; None if there are none.
     """
 
     predictors: Tensor
@@ -72,6 +75,7 @@ class Design:
     rows: dict[str, Tensor] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     offset: Tensor | None = None
+    groups: GroupRows | None = None
 
 
 def read_design(
@@ -82,6 +86,7 @@ def read_design(
     offset: str = "",
     leave_out: Sequence[str] = (),
     several: bool = False,
+    grouped: bool = False,
 ) -> Design:
     """A table's predictors and response.
 
@@ -94,6 +99,7 @@ def read_design(
             {response} and {known} in it.
         leave_out: Columns that are no predictors, where they are not named.
         several: Whether a response that is a column is one of several levels.
+        grouped: Whether the formula may have group effects.
 
     Raises:
         DataError: If a column cannot be used; the message names it.
@@ -107,7 +113,16 @@ def read_design(
         )
     source, new = (table, None) if training is None else (training.table, table)
     if options.formula:
-        found = _by_formula(options.formula, source, new, model, offset, leave_out, several)
+        formula, terms = split_groups(options.formula)
+        if terms and not grouped:
+            raise OptionError(
+                f"--formula '{options.formula}' has group effects, which {model} does not fit; "
+                "leave out the terms with '|', or fit bayesian_regression."
+            )
+        left_out = [*leave_out, *(name for term in terms for name in term.factors)]
+        found = _by_formula(formula, source, new, model, offset, left_out, several)
+        groups = read_groups(terms, source, new, partial(_columns_of, source, new, model))
+        found = replace(found, groups=groups)
     else:
         found = _by_columns(source, options, new, model, leave_out, several)
     if found.response is None:
@@ -352,11 +367,6 @@ def _matrices(
             f"--formula '{formula[:100]}...' has {len(formula):,} characters, and "
             f"{FORMULA_LIMITS.characters:,} are allowed; write a shorter one."
         )
-    if "|" in formula:
-        raise OptionError(
-            f"--formula '{formula}' has group effects, which {model} does not fit; "
-            "leave out the terms with '|'."
-        )
     if "~" not in formula:
         raise OptionError(f"--formula '{formula}' has no response; write 'response ~ predictors'.")
     try:
@@ -382,6 +392,21 @@ def _matrices(
     if (matrices.response is None and left is None) or matrices.common is None:
         raise OptionError(f"--formula '{formula}' needs a response and at least one predictor.")
     return matrices, variables, left
+
+
+def _columns_of(
+    table: pd.DataFrame, new: pd.DataFrame | None, model: str, inside: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What varies between groups, a formula without a response: of the fitted rows, and the new."""
+    left = "the groups"  # formulae's parser wants a left side
+    known = table.assign(**{left: 0.0})
+    matrices, variables, _ = _matrices(f"`{left}` ~ {inside}", known, model)
+    fitted = matrices.common.as_dataframe()
+    if new is None:
+        return fitted, fitted
+    align_columns(new, sorted(variables & set(table.columns)))
+    values = _of_new_rows(inside, matrices.common, table, new)
+    return fitted, pd.DataFrame(values, columns=fitted.columns)
 
 
 def _nearest(error: Exception, table: pd.DataFrame) -> str:
@@ -438,7 +463,7 @@ def _by_formula(
 
     Raises:
         DataError: If the formula cannot be read, or names a column that is not in the table.
-        OptionError: If the formula has group effects, no response or no predictor, an offset where
+        OptionError: If the formula has no response or no predictor, an offset where
             there can be none, or if a part of it is not read.
     """
     formula = spelled_out(formula, table, leave_out)

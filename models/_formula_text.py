@@ -29,7 +29,7 @@ def code_in(options: Any) -> str | None:
     rest = re.sub(LEVEL, "y ~", formula)
     rest = re.sub(rf"(?<![\w.])({'|'.join(map(re.escape, HARMLESS))})\(", "(", rest)
     rest = re.sub(r"`[\w .%-]+`", "x", rest)
-    plain = re.fullmatch(r"[\w\s.,+*:/~()-]*", rest) and not re.search(r"\w\s*\(", rest)
+    plain = re.fullmatch(r"[\w\s.,+*:/~()|-]*", rest) and not re.search(r"\w\s*\(", rest)
     return None if plain else formula
 
 

@@ -28,11 +28,14 @@ class Priors:
         coefficients: Of the standardised coefficients, one for each column, or none at all.
         intercept: Of the intercept as it is reported, divided by the unit of the linear predictor.
         parameters: Of the family's parameters, divided by their units, by name.
+        sigmas: Of the standard deviations of group effects, divided by their units, by the names of
+            the effects.
     """
 
     coefficients: tuple[Prior, ...] = ()
     intercept: Prior | None = None
     parameters: tuple[tuple[str, Prior], ...] = ()
+    sigmas: tuple[tuple[str, Prior], ...] = ()
 
     def slopes(self, columns: int, width: Any) -> Tensor:
         """Samples the standardised coefficients, (columns,).
@@ -68,10 +71,11 @@ def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, T
     """
     given = read_priors(text)
     of_columns: dict[str, Prior] = {}
-    intercept, parameters = None, {}
+    intercept, parameters, sigmas = None, {}, {}
     names = {each.name: each for each in family.parameters}
     has_intercept = design.has_intercept and not family.levels
     unit = float(scaling["response_spread"])
+    units = {} if design.groups is None else design.groups.units(unit)
     for name, prior in given.items():
         columns = _columns(name, design.columns)
         if columns:
@@ -85,9 +89,14 @@ def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, T
             of = names[name].unit
             _check(name, prior, read_prior(names[name].prior, name).support)
             parameters[name] = prior.divided(float(scaling[f"response_{of}"])) if of else prior
+        elif name.removesuffix("_sigma") in units:
+            _check(name, prior, "positive")
+            effect = name.removesuffix("_sigma")
+            sigmas[effect] = prior.divided(units[effect])
         else:
             there = ["intercept"] if has_intercept else []
             there += [*design.columns, *sorted(names), *([ALL] if design.columns else [])]
+            there += [f"{effect}_sigma" for effect in units]
             raise OptionError(f"--prior '{name} ~ {prior}': {unknown('coefficient', name, there)}")
     coefficients: tuple[Prior, ...] = ()
     if of_columns:
@@ -97,7 +106,7 @@ def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, T
             of_columns[name].divided(factor) if name in of_columns else usual
             for name, factor in zip(design.columns, factors, strict=True)
         )
-    return Priors(coefficients, intercept, tuple(parameters.items()))
+    return Priors(coefficients, intercept, tuple(parameters.items()), tuple(sigmas.items()))
 
 
 def _columns(name: str, columns: Sequence[str]) -> list[str]:

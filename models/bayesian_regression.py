@@ -24,6 +24,10 @@ With `--priors conjugate`, the posterior and each update of coordinate ascent ha
     a, b[j] ~ Normal(0, 2.5 τ)
 
 so that τ is between 0.06 and 4.5 with prior probability 0.95.
+
+Group effects add w[i]·u[g[i]] to η[i], with u[g] ~ Normal(0, diag(τ) R diag(τ)): of each effect's
+standard deviation, in units of s / sd(w), the prior is a half t of 3 degrees of freedom and scale
+2.5; of the correlations R it is LKJ(1).
 """
 
 from collections.abc import Callable, Mapping
@@ -49,6 +53,8 @@ from elbowroom.models._distributions import Censored, Weighted
 from elbowroom.models._families import FAMILIES, LINKS, Predicted, thresholds_of
 from elbowroom.models._formula import Design, RegressionOptions, read_design
 from elbowroom.models._formula_text import code_in
+from elbowroom.models._group_effects import added, described, sample_group_effects
+from elbowroom.models._groups import Groups
 from elbowroom.models._outcome_checks import chosen_family, chosen_link, doubts_of, scaling_of
 from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
@@ -70,7 +76,7 @@ class ConjugatePriors:
 CONJUGATE = ConjugatePriors()
 SCALING = ("centre", "spread", "response_centre", "response_spread", "response_mean")
 """Arguments that new rows have from the fitted ones."""
-CHOSEN = ("conjugate", "family", "link", "quantile", "term_priors")
+CHOSEN = ("conjugate", "family", "link", "quantile", "term_priors", "groups")
 """Arguments that say which model it is."""
 
 
@@ -159,6 +165,9 @@ def bayesian_regression(
     link: str = "identity",
     quantile: float = 0.5,
     term_priors: Priors = Priors(),  # noqa: B008  frozen
+    groups: tuple[Groups, ...] = (),
+    group_codes: Tensor | None = None,
+    group_values: Tensor | None = None,
     response_mean: Tensor | None = None,
     offset: Tensor | None = None,
     weights: Tensor | None = None,
@@ -183,6 +192,9 @@ def bayesian_regression(
         link: One of its links.
         quantile: That the family `quantile` predicts.
         term_priors: Those that are not the defaults.
+        groups: The group effects.
+        group_codes: The group of each row, (rows, groups).
+        group_values: What the effects of a row are multiplied by, (rows, effects).
         response_mean: The mean of the response, where it is the unit of a parameter, ().
         offset: What is added to the linear predictor, (rows,).
         weights: How often each row counts, (rows,).
@@ -215,6 +227,7 @@ def bayesian_regression(
         prior = term_priors.intercept.distribution(away / response_spread)
         height = pyro.sample("standardised_intercept", prior)
         level = response_centre + response_spread * height
+    effects = sample_group_effects(groups, response_spread, term_priors)
     units: dict[str, Any] = {"spread": response_spread, "mean": response_mean}
     for each in own.parameters:
         if not conjugate:
@@ -234,6 +247,9 @@ def bayesian_regression(
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         x = pyro.subsample(predictors, event_dim=1)
         eta = level + (x - centre) @ coefficients  # (rows,)
+        if group_codes is not None and group_values is not None:
+            codes, values = (pyro.subsample(x, event_dim=1) for x in (group_codes, group_values))
+            eta = eta + added(effects, codes, values)
         if offset is not None:
             eta = eta + _of_rows(offset)
         fn = own.distribution(Predicted(eta, link, parameters, _of_rows(trials), quantile))
@@ -260,8 +276,9 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     known = [] if options.weights is None else [options.weights]
     several = options.family is not None and FAMILIES[options.family].levels
     design = read_design(
-        table, options, training, "bayesian_regression", leave_out=known, several=several
-    )
+        table, options, training, "bayesian_regression", leave_out=known, several=several,
+        grouped=True,
+    )  # fmt: skip
     family = chosen_family(options.family, design)
     arguments: dict[str, Any] = {"predictors": design.predictors, "response": design.response}
     if training is None:
@@ -272,6 +289,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "conjugate": options.priors == "conjugate", "family": family.name, "link": link,
             "quantile": 0.5 if options.quantile is None else options.quantile,
             "term_priors": priors_of(options.own_priors, design, family, scaling),
+            "groups": () if design.groups is None else design.groups.groups,
         }  # fmt: skip
         if options.quantile is not None and family.name != "quantile":
             raise OptionError("--quantile would have no effect: it is for --family quantile.")
@@ -284,11 +302,16 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         arguments["levels"] = len(design.levels)
     if design.offset is not None:
         arguments["offset"] = design.offset
+    if design.groups is not None:
+        arguments |= {"group_codes": design.groups.codes, "group_values": design.groups.values}
+        doubts = (*design.groups.said, *doubts)
     if known:
         arguments["weights"] = _weights(table, known[0], training is not None)
+    dims, coords, internal = described(arguments["groups"])
     return Prepared(
         arguments=arguments,
         dims={
+            **dims,
             "predictors": (ROWS, "predictor"),
             "centre": ("predictor",),
             "spread": ("predictor",),
@@ -301,10 +324,12 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         },
         coords={
             "predictor": design.columns,
+            **coords,
             **({"class": list(design.levels), "threshold": _between(design)} if several else {}),
         },
         columns={"response": design.name, "predictors": tuple(design.columns)},
         doubts=(*design.said, *doubts),
+        internal=internal,
     )
 
 
@@ -320,7 +345,7 @@ def _check_conjugate(options: Options, design: Design, family: str) -> None:
     others = {
         f"--family {family}": family != "normal", "--prior": options.prior is not None,
         "--weights": options.weights is not None, "offset()": design.offset is not None,
-        "censored()": design.form == "censored",
+        "censored()": design.form == "censored", "group effects": design.groups is not None,
     }  # fmt: skip
     for name, given in others.items():
         if given:

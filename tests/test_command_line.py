@@ -147,7 +147,7 @@ def test_a_model_without_global_quantities_is_compared_too(
         (["fit", "vae", "--latent"], 2, ["--latent needs a value"]),
         (["fit", "bayesian_regression", "--data", "iris"], 2, ["--response"]),
         (["fit", "bayesian_regression", "--formula", "progression ~ bmy"], 1, ["bmy"]),
-        (["fit", "bayesian_regression", "--formula", "y ~ (1|g)"], 2, ["group effects"]),
+        (["fit", "bayesian_regression", "--formula", "y ~ 1|g"], 2, ["group effects"]),
         (["fit", "bayesian_regression", "--formula", "bmi"], 2, ["response"]),
         (["fit", "bayesian_regression", "--data", "nowhere.csv"], 1, ["nowhere.csv"]),
         (["fit", "nowhere.py:model", "--data", "iris"], 2, ["nowhere.py"]),

@@ -292,7 +292,7 @@ class Problem:
     def hidden(self) -> set[str]:
         """Latent sites that the user sees through a deterministic site instead."""
         standardised = {f"{site}_decentered" for site in self.reparameterised}
-        return {*self.model.internal, *standardised}
+        return {*self.model.internal, *self.prepared.internal, *standardised}
 
     @contextmanager
     def session(self, seed: int, parameters: Parameters | None = None) -> Iterator[Any]:
