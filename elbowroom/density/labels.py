@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from elbowroom.density.density import Density
+from elbowroom.errors import OutOfTimeError
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,21 @@ def labels_of(density: Density, centre: np.ndarray, scales: np.ndarray) -> list[
         density: The log density.
         centre: The point, such as a mode, (D,).
         scales: Of the coordinates there, (D,).
+
+    Returns:
+        Those; none where the time is over.
     """
-    points = _probes(density, centre, scales)
     values = density.space.constrain(torch.as_tensor(centre))
     shapes = {name: tuple(value.shape) for name, value in values.items()}
-    found = []
-    for size in sorted({size for shape in shapes.values() for size in shape if size > 1}):
+    sizes = sorted({size for shape in shapes.values() for size in shape if size > 1})
+    found: list[Labels] = []
+    if not sizes:
+        return found
+    try:
+        points = _probes(density, centre, scales)
+    except OutOfTimeError:
+        return found
+    for size in sizes:
         every = {
             name: tuple(axis for axis, length in enumerate(shape) if length == size)
             for name, shape in shapes.items()
