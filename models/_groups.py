@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
-from elbowroom.models._columns import cells
+from elbowroom.models._columns import cells, distinct
 from elbowroom.models._formula_text import tilde
 
 QUOTED = r"""`[^`]*`|"[^"]*"|'[^']*'"""
@@ -265,14 +266,23 @@ def _grouped(table: pd.DataFrame, term: Term) -> tuple[list[str], np.ndarray]:
     """The labels of the groups, in order, and the group of each row, (rows,)."""
     whole, sizes, names = np.zeros(len(table), dtype=np.int64), [], []
     for column in _columns(table, term):
-        codes, levels = pd.factorize(column, sort=True)
-        whole = whole * len(levels) + codes
-        sizes.append(len(levels))
-        names.append([_label(each) for each in levels])
+        labels = list(dict.fromkeys(map(_label, _in_order(column))))
+        place = {label: k for k, label in enumerate(labels)}
+        whole = whole * len(labels) + np.array([place[_label(value)] for value in column])
+        sizes.append(len(labels))
+        names.append(labels)
     found, own = np.unique(whole, return_inverse=True)
     places = np.unravel_index(found, sizes)
-    labels = zip(*([names[k][i] for i in at] for k, at in enumerate(places)), strict=True)
-    return [":".join(each) for each in labels], own
+    labels_of = zip(*([names[k][i] for i in at] for k, at in enumerate(places)), strict=True)
+    return [":".join(each) for each in labels_of], own
+
+
+def _in_order(column: pd.Series) -> list[Any]:
+    """The different values of a column: as its categories are, by size, or by the alphabet."""
+    values = distinct(column)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return [level for level in column.cat.categories if level in set(values)]
+    return sorted(values, key=None if is_numeric_dtype(column) else str)
 
 
 def _known(new: pd.DataFrame, term: Term, levels: Sequence[str]) -> np.ndarray:
@@ -304,4 +314,5 @@ def _columns(table: pd.DataFrame, term: Term) -> Iterator[pd.Series]:
 
 def _label(value: Any) -> str:
     """The same for 1 and 1.0: a column of whole numbers with gaps holds floats."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    return str(int(value) if whole else value)

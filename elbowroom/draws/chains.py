@@ -90,7 +90,9 @@ class Chains:
     def evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient; minus infinity and zero where there is none."""
         values, gradients = self.density.value_and_gradient(points)
-        if np.isfinite(values.sum() + gradients.sum()):  # nearly always, and quick to see
+        with np.errstate(all="ignore"):
+            whole = values.sum() + gradients.sum()
+        if np.isfinite(whole):  # nearly always, and quick to see
             return values, gradients
         usable = np.isfinite(values) & np.isfinite(gradients).all(1)
         return np.where(usable, values, -np.inf), np.where(usable[:, None], gradients, 0.0)

@@ -161,6 +161,7 @@ BAD: dict[str, tuple[type[Exception], str]] = {
     "y ~ x + (nothing | school)": (DataError, "nothing"),
     "y ~ x + (1 | same)": (DataError, "needs two groups at least"),
     "y ~ x + (1 | gaps)": (DataError, "column 'gaps' has 1 empty cells"),
+    "y ~ x + (1 | lists)": (DataError, "column 'lists' has cells such as"),
 }
 
 
@@ -168,9 +169,27 @@ BAD: dict[str, tuple[type[Exception], str]] = {
 def test_what_cannot_be_read_is_a_sentence(formula: str) -> None:
     error, words = BAD[formula]
     gaps: Any = ["a", None, *"b" * 38]
-    rows = table().assign(same="a", gaps=gaps)
+    lists: Any = [[1], [2]] * 20
+    rows = table().assign(same="a", gaps=gaps, lists=lists)
     with pytest.raises(error, match=words):
         er.fit("bayesian_regression", rows, formula=formula)
+
+
+def test_groups_have_an_order_and_one_label_for_equal_values() -> None:
+    """A column may hold numbers and the text of them."""
+    mixed: Any = [1, "1", 2.0, "b"] * 10
+    sizes = pd.Categorical(["small", "large"] * 20, categories=["small", "large", "none"])
+    rows = table().assign(mixed=mixed, sizes=sizes, ids=[10**17 + 1, 10**17] * 20)
+    formula = "y ~ (1 | mixed) + (1 | sizes) + (1 | ids)"
+    problem, *_ = bind_model("bayesian_regression", rows, {"formula": formula})
+    levels = [groups.levels for groups in problem.arguments["groups"]]
+    assert levels == [("1", "2", "b"), ("small", "large"), (f"{10**17}", f"{10**17 + 1}")]
+    assert problem.arguments["group_codes"][:4].tolist() == [
+        [0, 0, 1],
+        [0, 1, 0],
+        [1, 0, 1],
+        [2, 1, 0],
+    ]
 
 
 def test_a_model_without_group_effects_says_so() -> None:
