@@ -28,13 +28,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.reparam import LocScaleReparam
 from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
 from elbowroom.guides.space import covariance_root, own_family
+from elbowroom.problem.partly_centred import PartlyCentred
 from elbowroom.problem.predictor import Predictor
 
 
@@ -166,14 +166,14 @@ def _solved(factor: Tensor, vector: Tensor, transposed: bool = False) -> Tensor:
     return torch.linalg.solve_triangular(factor, vector.unsqueeze(-1), upper=False)[..., 0]
 
 
-class _InformedReparam(Reparam):
-    """A multivariate Normal site, or a standard Normal one, by its values u.
+class _ByOtherValues(Reparam):
+    """A site by the values u of another.
 
     Args:
         own: The distribution of u, given the site's.
     """
 
-    def __init__(self, own: Callable[[Any], Informed]) -> None:
+    def __init__(self, own: Callable[[Any], Informed | PartlyCentred]) -> None:
         self.own = own
 
     def apply(self, msg: Any) -> Any:
@@ -182,7 +182,7 @@ class _InformedReparam(Reparam):
         own, event_dim = self.own(fn), fn.event_dim
         u = pyro.sample(
             f"{name}_decentered",
-            own.to_event(event_dim - 1),
+            own.to_event(event_dim - own.event_dim),
             obs=None if value is None else own.of_value(value),
             infer={"is_observed": msg["is_observed"]},
         )
@@ -291,13 +291,13 @@ def written(
         form = sites[msg["name"]]
         if isinstance(form, Predicted):
             own = form.information.of_standard(*linear(form.predictor, sampled.values))
-            return _InformedReparam(lambda _: own)
+            return _ByOtherValues(lambda _: own)
         if covariance_root(msg["fn"]) is not None:
             assert form is None or isinstance(form, Information)
-            return _InformedReparam(lambda fn: _normal(fn, form))
+            return _ByOtherValues(lambda fn: _normal(fn, form))
         assert not isinstance(form, Information)
         share = form.of(msg["name"]) if isinstance(form, Shares) else form
-        return LocScaleReparam(centered=0.0 if share is None else share)
+        return _ByOtherValues(lambda fn: PartlyCentred(fn, share))
 
     return sampled(poutine.reparam(model, config=config))
 

@@ -115,7 +115,8 @@ def _shares(problem: Problem) -> Tensor:
         model = pyro.poutine.condition(problem.function, {"spread": torch.tensor(2.0)})
         trace = pyro.poutine.trace(model).get_trace(**problem.arguments)
     fn: Any = trace.nodes["level_decentered"]["fn"]
-    return torch.as_tensor(fn.scale.log() / np.log(2.0))
+    sd = fn.of_value(fn.loc + fn.scale) - fn.of_value(fn.loc)
+    return torch.as_tensor(sd.log() / np.log(2.0)).expand(fn.shape())
 
 
 def test_groups_of_which_little_is_known_are_standardised() -> None:

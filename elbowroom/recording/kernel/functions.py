@@ -71,8 +71,11 @@ def _sign(v: Vectors, x: ir.Value) -> ir.Value:
 
 
 def _power(v: Vectors, x: ir.Value, exponent: ir.Value) -> ir.Value:
+    # Before the branch, where the compiler finds it again for other powers and slopes of x.
+    log = v.call("log", x)
+
     def fast() -> ir.Value:
-        return v.call("exp", v.builder.fmul(exponent, v.call("log", x)))
+        return v.call("exp", v.builder.fmul(exponent, log))
 
     return v.guarded(v.compare(">", x, v.number(0.0)), fast, lambda: v.lanes("pow", x, exponent))
 

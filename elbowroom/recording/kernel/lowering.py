@@ -247,6 +247,8 @@ class Lowering:
         broad = torch.broadcast_tensors(*operands)
         if function == "add" and bool((broad[0] == ZERO).any() or (broad[1] == ZERO).any()):
             return self._added(*broad)
+        if function == "subtract" and bool((broad[1] == ZERO).all()):
+            return broad[0]
         tables, places = _by_point(broad)
         if tables is None:
             if function not in FOLDED:
