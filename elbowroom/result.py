@@ -20,7 +20,7 @@ from elbowroom.commands import ElboOptions, PredictOptions, ScoreOptions, Summar
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
-from elbowroom.draws.groups import canonical_sites, posterior_tree, reported_quantities
+from elbowroom.draws.groups import canonical_sites, posterior_tree, sites_as_written
 from elbowroom.draws.of_guide import draw
 from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_likelihood
 from elbowroom.draws.proposal import Proposal
@@ -409,9 +409,7 @@ class Fit:
         if problem.original is None:
             return problem, sites
         with problem.session(0, self.parameters):
-            known = reported_quantities(problem, sites)
-        own = {site.name: known[site.name] for site in problem.original.space.sites}
-        return problem.original, own
+            return problem.original, sites_as_written(problem, sites)
 
     @staticmethod
     def _tensor(values: np.ndarray) -> Tensor:

@@ -1,8 +1,8 @@
 """Group effects in a Pyro model: their standard deviations, their correlations, and their sum."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -21,7 +21,7 @@ Joe (2009): of two effects it is uniform."""
 
 def sample_group_effects(
     groups: Sequence[Groups], unit: Tensor, term_priors: Priors
-) -> list[Tensor]:
+) -> list[list[Tensor]]:
     """Samples the effects of all groups, in the units of the linear predictor.
 
     Args:
@@ -30,12 +30,17 @@ def sample_group_effects(
         term_priors: Those of standard deviations that are not the default.
 
     Returns:
-        For each of `groups`, (levels, effects).
+        For each of `groups` its effects, each (levels,).
     """
     return [_sampled(each, unit, dict(term_priors.sigmas)) for each in groups]
 
 
-def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> Tensor:
+def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> list[Tensor]:
+    """The effects u of each group, Normal with the covariance of their standard deviations.
+
+    They are sampled as v = T u; see `elbowroom.models._groups.directions`. Of its elements each is
+    sampled given those before, so that each is centred as far as the data tell of it.
+    """
     names = groups.names()
     units = unit / torch.tensor(groups.spread)  # (effects,)
     sigmas = torch.stack(
@@ -44,50 +49,57 @@ def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> Tensor:
             for name in names
         ]
     )
-    if groups.correlated:
-        effects = _correlated(groups, sigmas)
-    else:
-        effects = torch.stack(
-            [_independent(name, groups, sigma) for name, sigma in zip(names, sigmas, strict=True)],
-            dim=-1,
-        )
-    found = effects * units  # (levels, effects)
+    order = groups.order
+    across = torch.tensor(groups.directions)  # T
+    factor = across @ (sigmas[order, None] * _correlation_root(groups))  # of the covariance of v
+    standard: list[Tensor] = []
+    moved = []
+    for k, place in enumerate(order):
+        loc = sum((factor[k, j] * z for j, z in enumerate(standard)), torch.zeros(()))
+        with pyro.plate(f"groups of {names[place]}", len(groups.levels)):
+            moved.append(pyro.sample(_hidden(names[place]), dist.Normal(loc, factor[k, k])))
+        standard.append((moved[k] - loc) / factor[k, k])
+    back = np.linalg.inv(np.array(groups.directions))  # of the inverse of T, the lower half
+    effects: list[Tensor] = []
     for k, name in enumerate(names):
+        row = back[order.index(k)]
+        parts = (float(row[j]) * moved[j] for j in range(order.index(k) + 1))
         pyro.deterministic(_sigma(name), units[k] * sigmas[k])
-        pyro.deterministic(name, found[..., k])
-    return found
+        effects.append(pyro.deterministic(name, units[k] * sum(parts, torch.zeros(()))))
+    return effects
 
 
-def _independent(name: str, groups: Groups, sigma: Tensor) -> Tensor:
-    """One effect, standardised, (levels,)."""
-    with pyro.plate(f"groups of {name}", len(groups.levels)):
-        return pyro.sample(_hidden(name), dist.Normal(torch.zeros(()), sigma))
-
-
-def _correlated(groups: Groups, sigmas: Tensor) -> Tensor:
-    """Effects of a group that are correlated, standardised, (levels, effects)."""
-    count, name = len(groups.effects), _together(groups)
+def _correlation_root(groups: Groups) -> Tensor:
+    """The Cholesky factor of the correlations of the effects in their order, (effects, effects)."""
+    count = len(groups.effects)
+    if not groups.correlated:
+        return torch.eye(count)
     root = pyro.sample(
         f"{groups.factor}_correlation_root", dist.LKJCholesky(count, torch.tensor(CONCENTRATION))
     )
-    low = torch.tril_indices(count, count, -1)
+    places = torch.tensor([groups.order.index(k) for k in range(count)])
+    low = places[torch.tril_indices(count, count, -1)]
     pyro.deterministic(f"{groups.factor}_correlation", (root @ root.mT)[..., low[0], low[1]])
-    fn: Any = dist.MultivariateNormal(torch.zeros(count), scale_tril=sigmas[:, None] * root)
-    with pyro.plate(f"groups of {name}", len(groups.levels)):
-        return pyro.sample(_hidden(name), fn)
+    return root
 
 
-def added(effects: Sequence[Tensor], codes: Tensor, values: Tensor) -> Tensor:
+def added(
+    groups: Sequence[Groups], effects: Sequence[Sequence[Tensor]], codes: Tensor, values: Tensor
+) -> Tensor:
     """What the effects of its groups add to the linear predictor of each row, (rows,).
 
     Args:
-        effects: For each term, (levels, effects).
-        codes: The group of each row, (rows, terms).
+        groups: Which there are.
+        effects: Of each, (levels,) each.
+        codes: The group of each row, (rows, groups).
         values: What the effects are multiplied by, (rows, all effects).
     """
-    parts = values.split([each.shape[-1] for each in effects], dim=-1)
-    several = zip(effects, parts, codes.unbind(-1), strict=True)
-    return sum(((part * own[code]).sum(-1) for own, part, code in several), torch.zeros(()))
+    parts = values.split([len(own) for own in effects], dim=-1)
+    found = torch.zeros(())
+    for each, own, code, part in zip(groups, effects, codes.unbind(-1), parts, strict=True):
+        for name, effect, column in zip(each.effects, own, part.unbind(-1), strict=True):
+            found = found + (effect[code] if name == "1" else effect[code] * column)
+    return found
 
 
 def described(
@@ -109,10 +121,9 @@ def described(
 def _internal(groups: Sequence[Groups]) -> Iterator[str]:
     for each in groups:
         yield from (_hidden(_sigma(name)) for name in each.names())
+        yield from map(_hidden, each.names())
         if each.correlated:
-            yield from (f"{each.factor}_correlation_root", _hidden(_together(each)))
-        else:
-            yield from map(_hidden, each.names())
+            yield f"{each.factor}_correlation_root"
 
 
 def _sigma(name: str) -> str:
@@ -121,10 +132,5 @@ def _sigma(name: str) -> str:
 
 
 def _hidden(name: str) -> str:
-    """The name of the standardised value of what is reported."""
+    """The name of the site that is sampled for what is reported."""
     return f"standardised_{name}"
-
-
-def _together(groups: Groups) -> str:
-    """The name of all effects of a factor."""
-    return f"{', '.join(groups.effects)}|{groups.factor}"

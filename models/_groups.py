@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ QUOTED = r"""`[^`]*`|"[^"]*"|'[^']*'"""
 NAME = r"(`[^`]+`|[^\W\d]\w*)"
 LISTED = 5
 """Levels that a message names."""
+RIDGE = 1e-9
+"""Relative to the square of a column, what is added to it so that columns may be the same."""
 MOST = 200_000
 """Group effects of a formula, at most."""
 
@@ -54,6 +56,8 @@ class Groups:
         levels: The groups, by the labels of their rows.
         correlated: Whether the effects of a group are correlated.
         spread: The standard deviation of the column of each effect, 1 for the intercept.
+        directions: T, row by row, which takes the standardised effects of a group, in `order`, to
+            what is sampled; see `directions`.
     """
 
     factor: str
@@ -61,10 +65,20 @@ class Groups:
     levels: tuple[str, ...]
     correlated: bool
     spread: tuple[float, ...]
+    directions: tuple[tuple[float, ...], ...] = ()
 
     def names(self) -> list[str]:
         """The names of the effects as they are reported, such as "x|school"."""
         return [f"{effect}|{self.factor}" for effect in self.effects]
+
+    @property
+    def order(self) -> list[int]:
+        """The places of the effects in the order in which they are sampled: the intercept last.
+
+        The rows tell most of it. Given the effects before, it keeps a spread of its own therefore,
+        and is well centred whatever the correlations.
+        """
+        return sorted(range(len(self.effects)), key=lambda k: self.effects[k] == "1")
 
     @property
     def dim(self) -> str:
@@ -241,7 +255,10 @@ def read_groups(
         effects = tuple("1" if name == "Intercept" else str(name) for name in fitted.columns)
         spread = [1.0 if (x == x[0]).all() else float(x.std()) for x in numbers.T]
         correlated = term.correlated and len(effects) > 1
-        groups.append(Groups(term.factor, effects, tuple(levels), correlated, tuple(spread)))
+        own_groups = Groups(term.factor, effects, tuple(levels), correlated, tuple(spread))
+        across = directions((numbers.numpy() / spread)[:, own_groups.order])
+        rows = tuple(map(tuple, across.tolist()))
+        groups.append(replace(own_groups, directions=rows))
         codes.append(own if new is None else _known(new, term, levels))
         values.append(
             numbers if new is None else cells(numeric_columns(asked, allow_constant=True)).double()
@@ -260,6 +277,26 @@ def read_groups(
     return GroupRows(
         tuple(groups), torch.from_numpy(np.stack(codes, 1)), torch.cat(values, 1), tuple(said)
     )
+
+
+def directions(values: np.ndarray) -> np.ndarray:
+    """A lower triangular T, (effects, effects), such that rows tell of the elements of T u apart.
+
+    The effects u of a group add Z u to the linear predictor of its rows, Z being `values`,
+    (rows, effects). Of an intercept and a slope the rows tell together: a larger slope goes with a
+    smaller intercept where the column is not centred. The columns of Z T^-1 are orthonormal.
+
+    Example:
+        >>> Z = np.array([[1.0, 4.0], [1.0, 6.0]])
+        >>> T = directions(Z)
+        >>> moved = Z @ np.linalg.inv(T)
+        >>> (moved.T @ moved / 2).round(1) + 0.0
+        array([[1., 0.],
+               [0., 1.]])
+    """
+    own = values.T @ values / len(values)
+    own += RIDGE * np.diag(np.diagonal(own))
+    return np.linalg.cholesky(own[::-1, ::-1])[::-1, ::-1].T
 
 
 def _grouped(table: pd.DataFrame, term: Term) -> tuple[list[str], np.ndarray]:

@@ -249,7 +249,7 @@ def bayesian_regression(
         eta = level + (x - centre) @ coefficients  # (rows,)
         if group_codes is not None and group_values is not None:
             codes, values = (pyro.subsample(x, event_dim=1) for x in (group_codes, group_values))
-            eta = eta + added(effects, codes, values)
+            eta = eta + added(groups, effects, codes, values)
         if offset is not None:
             eta = eta + _of_rows(offset)
         fn = own.distribution(Predicted(eta, link, parameters, _of_rows(trials), quantile))

@@ -42,6 +42,8 @@ class Batching:
     """The work of an evaluation that runs the model itself, in the numbers of a recorded one."""
     largest: int = 4_000_000
     """Numbers of one operation on a batch, at most: it bounds the memory of intermediate values."""
+    most: int = 1024
+    """Points of a batch, at most."""
     wide: int = 24
     """How many times as wide as one of a row the widest operation may be: where a loop's turns are
     done at once, few operations are, and calls of the others for fewer points would cost more."""
@@ -341,7 +343,7 @@ class Density:
         """The number of points that are evaluated at once."""
         # Of the factors of matrices, one of each point is in use at a time.
         width = max(self.width, self._matrix)
-        return max(1, min(1024, max(SIZES.cache // width, 4), BATCHING.largest // width))
+        return max(1, min(BATCHING.most, max(SIZES.cache // width, 4), BATCHING.largest // width))
 
     def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density and gradient at each row of `points`, (n, D): (n,) and (n, D)."""
@@ -387,8 +389,11 @@ class Density:
         return found
 
     def _chunks(self, points: np.ndarray) -> Iterator[np.ndarray]:
+        compiled = isinstance(self._function, SwitchingReplay) and self._function.kernel is not None
+        # Machine code keeps the intermediate values of a few points whatever their number.
+        most = BATCHING.most if compiled else self.batch
         # Even ones: a small one costs nearly as much as a whole one.
-        size = -(-len(points) // max(1, -(-len(points) // self.batch))) if len(points) else 1
+        size = -(-len(points) // max(1, -(-len(points) // most))) if len(points) else 1
         for i in range(0, len(points), size):
             budget.check()
             chunk = points[i : i + size]

@@ -212,7 +212,22 @@ def reported_quantities(
     given = space.given(sites)
     count = None if given else 1
     more = deterministic_sites(problem.function, problem.arguments, given, space, count)
-    return shown | more
+    # What is hidden, and was fitted in other coordinates, is deterministic.
+    return shown | {name: values for name, values in more.items() if name not in problem.hidden}
+
+
+def sites_as_written(problem: Problem, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of the latent sites of a model as it was written, each (draws, ...).
+
+    Args:
+        problem: With some sites in other coordinates; see `Problem.reparameterise`.
+        sites: Draws of its own latent sites, alike.
+    """
+    assert problem.original is not None
+    given = problem.space.given(sites)
+    rewritten = deterministic_sites(problem.function, problem.arguments, given, problem.space)
+    known = {**sites, **rewritten}
+    return {site.name: known[site.name] for site in problem.original.space.sites}
 
 
 def replicated(

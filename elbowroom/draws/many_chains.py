@@ -75,7 +75,10 @@ class ManyChains:
     more: float = 1.5
     """How many times as many there are when they are judged again."""
     rounds: int = 9
-    """How often they are judged, at most."""
+    """How often they are judged, at most, unless they have mixed by then and their draws alone are
+    too few."""
+    further: int = 3
+    """How often they are judged after that."""
     effective: float = 1000.0
     """Effective draws of every coordinate at which the chains end: its mean is known to 0.03 sds.
     Most coordinates have several times as many."""
@@ -177,7 +180,9 @@ def run_many_chains(
     sampling = _Sampling(chains, len(starts), labels)
     found, count = None, MANY_CHAINS.round
     try:
-        for judged in range(MANY_CHAINS.rounds):
+        for judged in range(MANY_CHAINS.rounds + MANY_CHAINS.further):
+            if found is not None and judged >= MANY_CHAINS.rounds and not found.mixed:
+                return found
             sampling.advance(count - sampling.made)
             found = sampling.judged()
             if found.mixed and found.effective >= MANY_CHAINS.effective:

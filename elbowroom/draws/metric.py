@@ -19,6 +19,9 @@ class Metrics:
     for them, these are the directions in which draws spread most, and gradients."""
     wide: int = 500
     """The most draws that are taken then."""
+    directions: int = 16
+    """The most directions in which correlations are taken then: with few draws, most that seem to
+    have some are those of chance, and each takes its time in all steps."""
     added: float = 1.0
     """Draws of independent coordinates that are added."""
     alike: float = 2.0
@@ -136,15 +139,18 @@ def metric_of(points: np.ndarray, gradients: np.ndarray, correlated: bool = True
         points, gradients = points[picked], gradients[picked]
     draws = (points - points.mean(0)) / scales
     slopes = (gradients - gradients.mean(0)) * scales
-    basis = np.eye(size)
     if wide:
         count = max(1, len(points) // (2 * METRICS.draws))
         farthest = [_farthest(each, count) for each in (draws, slopes)]
         basis = np.linalg.qr(np.concatenate(farthest, axis=1))[0]
         draws, slopes = draws @ basis, slopes @ basis
+    else:
+        basis = np.eye(size)
     covariance, precision = (_covariance(each) for each in (draws, slopes))
     values, vectors = np.linalg.eigh(_geometric_mean(covariance, precision))
-    apart = (values > METRICS.alike) | (values < 1 / METRICS.alike)
+    apart = np.abs(np.log(values)) > np.log(METRICS.alike)
+    if wide:  # the others are those of chance
+        apart &= np.abs(np.log(values)) >= np.sort(np.abs(np.log(values)))[-METRICS.directions :][0]
     return Metric(scales, basis @ vectors[:, apart], np.sqrt(values[apart]))
 
 

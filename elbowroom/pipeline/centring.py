@@ -8,7 +8,7 @@ Normal sites, such as Gaussian processes, are written by what is known of them a
 `elbowroom.problem.informed`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from elbowroom.density.conditional import Conditional, Split
 from elbowroom.density.density import Density
 from elbowroom.density.landscape import Landscape, density_of, unclimbed
-from elbowroom.draws.groups import reported_quantities
+from elbowroom.draws.groups import sites_as_written
 from elbowroom.draws.many_chains import MANY_CHAINS, warm_up
 from elbowroom.guides.space import LatentSpace, covariance_root, own_family
 from elbowroom.problem.bound import Problem
@@ -63,8 +63,9 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
     A few trajectories of the standardised sites z tell: where z is a posteriori given the others,
     the squared slope of the log density is on average 1 + I, where the 1 is the prior's precision
     and I the data's. Where the scale is known, the best share of centring is I / (1 + I). Where it
-    may be small, the data tell less of z there, and a share that is too large makes a funnel: the
-    share is that of the information beyond the prior's, (I - 1) / (I + 1), if there is any.
+    may be small, the data tell less of z there, and a share that is too large makes a funnel: I is
+    taken where the scale is small, and the share is that of the information beyond the prior's,
+    (I - 1) / (I + 1), if there is any.
 
     Of multivariate Normal sites the same trajectories tell the whole information. They begin with
     that at the modes given random values of the other sites. Short ones in plates, such as the
@@ -97,24 +98,32 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
         starts = landscape.spread(MANY_CHAINS.groups, random)
         chains, seen = warm_up(density, starts, random, CENTRING.windows)
         squares = np.mean([np.square(state.gradients).mean(0) for state in seen], axis=0)
-        known = torch.as_tensor(np.clip(1 - 2 / np.maximum(squares, 1e-300), 0.0, 1.0))
         ends = chains.state.points
+        information = standardised.space.split(torch.as_tensor(squares - 1))
         few = ends[:: len(ends) // len(starts)]
-        parts = standardised.space.split(known)
         values = density.constrained(ends if forms else few)
     centred: dict[str, Form] = {}
-    shared = {name: parts[f"{name}_decentered"] for name in numbers}
+    told = {
+        name: information[f"{name}_decentered"] * narrowed
+        for name, narrowed in _narrowed(standardised, numbers, few, seed).items()
+    }
+    shared = {name: ((own - 1) / (own + 1).clip(1e-9)).clip(0.0, 1.0) for name, own in told.items()}
     if max((float(part.max()) for part in shared.values()), default=0.0) >= CENTRING.least:
         centred.update({name: part.to(problem.dtype) for name, part in shared.items()})
     if not (centred or forms):
         plain = problem.reparameterise(sites)
         return plain, unclimbed(plain, seed, few)
-    own = _as_written(problem, standardised, values, seed)
+    with problem.session(seed):
+        written = sites_as_written(standardised, values)
+    own = [
+        {name: each[i] for name, each in written.items()}
+        for i in range(len(ends if forms else few))
+    ]
     if forms:
         with problem.session(seed):
             points = torch.stack([problem.space.unconstrain(each) for each in own])
-        told = {name: vectors[name] for name in forms}
-        centred.update(_known(problem, told, points.double().cpu().numpy(), seed))
+        long = {name: vectors[name] for name in forms}
+        centred.update(_known(problem, long, points.double().cpu().numpy(), seed))
     changed = problem.reparameterise(sites, centred)
     with problem.session(seed):
         restated = [problem.restated(sites, centred, each) for each in own[:: len(own) // len(few)]]
@@ -124,6 +133,27 @@ def partly_centred(problem: Problem, seed: int) -> tuple[Problem, Landscape]:
     else:
         shares.values.copy_(torch.cat([part.flatten() for part in shared.values()]))
     return changed, unclimbed(changed, seed, places.double().cpu().numpy(), density)
+
+
+def _narrowed(
+    problem: Problem, sites: Sequence[str], points: np.ndarray, seed: int
+) -> dict[str, Tensor]:
+    """How much less the data tell of standardised sites where their scales are small, by name.
+
+    What they tell of a number goes with the square of its scale: this is its smallest, beside its
+    mean, over points, (n, D).
+    """
+    scales: dict[str, list[Tensor]] = {name: [] for name in sites}
+    with problem.session(seed), torch.no_grad():
+        for point in points:
+            values = problem.space.constrain(torch.as_tensor(point).to(problem.dtype))
+            given = poutine.condition(problem.function, values)
+            nodes: Any = poutine.trace(given).get_trace(**problem.arguments).nodes
+            for name, found in scales.items():
+                scale = own_family(nodes[f"{name}_decentered"]["fn"]).scale
+                found.append(scale.expand(nodes[name]["fn"].shape()))
+    squares = {name: torch.stack(found).double().square() for name, found in scales.items()}
+    return {name: each.amin(0) / each.mean(0) for name, each in squares.items()}
 
 
 def has_long_vectors(problem: Problem) -> bool:
@@ -141,16 +171,6 @@ def _predictors(problem: Problem, seed: int) -> tuple[Predictor, ...]:
 
 
 Values = dict[str, Tensor]
-
-
-def _as_written(
-    problem: Problem, standardised: Problem, values: Mapping[str, Tensor], seed: int
-) -> list[Values]:
-    """The values of a problem's own sites, from those of its standardised ones."""
-    with problem.session(seed):
-        known = reported_quantities(standardised, values)
-    count = len(next(iter(values.values())))
-    return [{site.name: known[site.name][i] for site in problem.space.sites} for i in range(count)]
 
 
 @dataclass(frozen=True)

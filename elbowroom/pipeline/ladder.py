@@ -157,7 +157,8 @@ def _unexplored(problem: Problem) -> Landscape:
 def _climb_explored(ladder: Ladder, task: Task) -> None:
     problem = task.problem
     wide = problem.space.dimension > RUNGS.full_rank or has_long_vectors(problem)
-    wide = wide and problem.model_name is None
+    # Of the other named models linear response is good, and cheap, in many dimensions.
+    wide &= problem.model_name is None or bool(problem.space.location_scale)
     if wide and not problem.space.parameters.size:
         ended, density = _many_chains(ladder, task)
         if ended:
@@ -165,7 +166,7 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
         task = replace(task, announce=None, density=density)
     tasks = [task]
     explored: list[Landscape] = []
-    if problem.space.location_scale and problem.model_name is None:
+    if problem.space.location_scale:
         standardised = problem.reparameterise(problem.space.location_scale)
         tasks.append(replace(task, problem=standardised, density=None))
     for each in tasks:
@@ -223,7 +224,7 @@ def _many_chains(
     changes = problem.space.location_scale or has_long_vectors(problem)
     try:
         with numerical_failures():
-            if landscape is None and changes and problem.model_name is None:
+            if landscape is None and changes:
                 problem, landscape = partly_centred(problem, task.seed)
             elif landscape is None:
                 landscape = unclimbed(problem, task.seed, density=task.density)

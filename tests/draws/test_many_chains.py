@@ -17,11 +17,12 @@ from elbowroom.density.density import Density
 from elbowroom.draws.chains import Chains, State
 from elbowroom.draws.many_chains import (
     MANY_CHAINS,
+    MixedChains,
     _new,
     _Sampling,
     run_many_chains,
 )
-from elbowroom.draws.metric import Metric, metric_of
+from elbowroom.draws.metric import METRICS, Metric, metric_of
 from elbowroom.draws.mixing import mixing_of, rough
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
@@ -74,6 +75,10 @@ def test_a_metric_in_many_dimensions_finds_the_directions_that_matter() -> None:
     other -= (other @ direction) * direction
     (usual,) = metric.times(metric.times(other[None], transposed=True))
     assert 0.5 < usual @ other / (other @ other) < 2.0
+    # Of 400 draws of a standard Normal a hundred directions would seem to be correlated.
+    independent = random.normal(size=(400, size))
+    assert len(metric_of(independent, -independent).lengths) <= METRICS.directions
+    assert 1 <= len(metric.lengths) <= METRICS.directions
 
 
 def test_the_transposed_root_is_the_transpose() -> None:
@@ -278,6 +283,32 @@ def test_what_is_forgotten_is_what_came_first() -> None:
     sampling.advance(2)
     assert sampling.judged().values[:, 0].tolist() == [6, 7, 8, 9, 10, 11, 12]
     assert sampling.made == 12
+
+
+@pytest.mark.parametrize(("r_hat", "rounds"), [(1.005, 12), (1.1, 9)])
+def test_chains_that_have_mixed_go_on_where_their_draws_are_few(
+    monkeypatch: pytest.MonkeyPatch, r_hat: float, rounds: int
+) -> None:
+    judged = []
+
+    def few(self: _Sampling) -> MixedChains:
+        judged.append(self.made)
+        nothing = np.zeros((self.made, 1, 1))
+        return MixedChains(nothing, nothing[..., 0], r_hat, 500.0, 0.0, 0, 8)
+
+    def advance(self: _Sampling, count: int) -> None:
+        self.made += count
+
+    monkeypatch.setattr(_Sampling, "judged", few)
+    monkeypatch.setattr(_Sampling, "advance", advance)
+    for name in ("pace", "forget"):
+        monkeypatch.setattr(_Sampling, name, lambda self: None)
+    random = np.random.default_rng(0)
+    density = density_of(lambda: pyro.factor("target", -flat(2).square().sum()))
+    with isolated(0):
+        run_many_chains(density, random.uniform(-1, 1, (8, 2)), random, arrived=True)
+    assert len(judged) == rounds
+    assert judged[:3] == [50, 75, 112]
 
 
 def test_one_coordinate_among_many_that_moves_slowly_is_found() -> None:

@@ -22,6 +22,9 @@ class Sizes:
     groups: int = 8
     rows: int = 40
     grid: int = 90
+    many: int = 40
+    each: int = 10
+    draws: int = 10_000
 
 
 SIZES = Sizes()
@@ -70,6 +73,94 @@ def test_a_random_intercept_is_that_of_quadrature() -> None:
     assert np.abs(np.log(found.std(0)[:2] / sds)).max() < 0.1
 
 
+def wide_table() -> pd.DataFrame:
+    random = np.random.default_rng(3)
+    group = np.arange(SIZES.many * SIZES.each) % SIZES.many
+    x = random.normal(size=len(group)) * 3 + 5
+    effects = random.multivariate_normal([0, 0], [[1, 0.1], [0.1, 0.09]], size=SIZES.many)
+    y = 7 + 2 * x + effects[group, 0] + effects[group, 1] * x + random.normal(size=len(group))
+    return pd.DataFrame({"y": y, "x": x, "school": [f"s{k:02d}" for k in group]})
+
+
+def without_groups(rows: pd.DataFrame, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The log density of (log s_1, log s_x, atanh r, log noise), and the mean slope, standardised.
+
+    Given these the rows are Normal, with groups of their own: by the formula of Woodbury.
+
+    Args:
+        rows: The table.
+        at: (n, 4).
+    """
+    y = ((rows["y"] - rows["y"].mean()) / rows["y"].std()).to_numpy()
+    x, spread = rows["x"].to_numpy(), rows["x"].std()
+    columns = np.column_stack([y, np.ones(len(y)), (x - x.mean()) / spread])
+    effects = np.column_stack([np.ones(len(y)), x / spread])
+    by_group = [np.flatnonzero(rows["school"] == name) for name in sorted(set(rows["school"]))]
+    squares = np.stack([effects[own].T @ effects[own] for own in by_group])
+    crossed = np.stack([effects[own].T @ columns[own] for own in by_group])
+    one, two, noise = np.exp(at[:, [0, 1, 3]]).T
+    r = np.tanh(at[:, 2])
+    covariance = np.stack([one**2, r * one * two, r * one * two, two**2], 1).reshape(-1, 2, 2)
+    inner = noise[:, None, None] ** 2 * np.linalg.inv(covariance)
+    inner = inner[:, None] + squares  # (n, groups, 2, 2)
+    solved = np.linalg.solve(inner, np.broadcast_to(crossed, (len(at), *crossed.shape)))
+    taken = np.einsum("gij,ngik->njk", crossed, solved)
+    within = (columns.T @ columns - taken) / noise[:, None, None] ** 2
+    precision = within[:, 1:, 1:] + np.eye(2) / 6.25
+    means = np.linalg.solve(precision, within[:, 1:, 0][..., None])[..., 0]
+    log_p = 0.5 * (within[:, 1:, 0] * means).sum(1) - 0.5 * within[:, 0, 0]
+    log_p -= 0.5 * np.linalg.slogdet(precision)[1] + 0.5 * np.linalg.slogdet(inner)[1].sum(1)
+    log_p -= len(by_group) * 0.5 * np.linalg.slogdet(covariance)[1]
+    log_p -= (len(y) - 2 * len(by_group)) * np.log(noise)
+    log_p += stats.t(3, scale=2.5).logpdf([one, two]).sum(0) + stats.expon.logpdf(noise)
+    return log_p + np.log(one * two * noise * (1 - r**2)), means[:, 1]
+
+
+def test_correlated_effects_of_many_groups_are_those_without_them() -> None:
+    """By importance draws of the four hyperparameters, the groups integrated out by formulas."""
+    rows = wide_table()
+    fit = er.fit("bayesian_regression", rows, formula="y ~ x + (x | school)", seed=1)
+    assert fit.verdict.trusted, str(fit.verdict)
+    assert fit.posterior["posterior"].attrs["guide"] == "markov"
+    draws = fit.posterior["posterior"]
+    unit, spread = rows["y"].std(), rows["x"].std()
+    names = ["1|school_sigma", "x|school_sigma", "school_correlation", "sigma"]
+    first, second, r, noise = (draws[name].to_numpy().ravel() for name in names)
+    # The proposal may be any: that it is close to the truth is seen by the weights.
+    logs = (np.log(first / unit), np.log(second * spread / unit), np.arctanh(r))
+    own = np.stack([*logs, np.log(noise / unit)])
+    proposal = stats.multivariate_t(own.mean(1), 1.5 * np.cov(own), df=5, seed=0)
+    at = proposal.rvs(SIZES.draws)
+    log_p, slopes = without_groups(rows, at)
+    weights = np.exp(log_p - proposal.logpdf(at) - logsumexp(log_p - proposal.logpdf(at)))
+    assert 1 / np.square(weights).sum() > SIZES.draws / 4
+    sds = unit * np.exp(at[:, [0, 1, 3]])
+    expected = (sds[:, 0], sds[:, 1] / spread, np.tanh(at[:, 2]), sds[:, 2])
+    for name, found, values in zip(names, (first, second, r, noise), expected, strict=True):
+        mean = weights @ values
+        sd = np.sqrt(weights @ np.square(values - mean))
+        assert abs(found.mean() - mean) < 0.1 * sd, name
+        assert abs(np.log(found.std() / sd)) < 0.1, name
+    slope = draws["coefficients"].to_numpy().ravel()
+    assert abs(slope.mean() - unit / spread * (weights @ slopes)) < 0.1 * slope.std()
+
+
+def test_a_fit_of_many_groups_is_saved_and_predicts_as_before(tmp_path: Path) -> None:
+    """Its chains are of other coordinates, which no reader sees."""
+    rows = wide_table()
+    fit = er.fit("bayesian_regression", rows, formula="y ~ x + (x | school)", seed=1)
+    assert not [name for name in fit.posterior["posterior"] if "standardised" in str(name)]
+    fit.save(tmp_path / "run")
+    new = pd.DataFrame({"x": [2.0, 9.0], "school": ["s01", "s30"]})
+    predicted = fit.predict(new)
+    pd.testing.assert_frame_equal(er.load(tmp_path / "run").predict(new), predicted)
+    draws = fit.posterior["posterior"]
+    own = draws.sel(school__factor_dim="s30")
+    at_nine = draws["intercept"] + own["1|school"]
+    at_nine = at_nine + 9 * (draws["coefficients"].squeeze(drop=True) + own["x|school"])
+    assert float(predicted["mean"][1]) == pytest.approx(float(at_nine.mean()), abs=0.15)
+
+
 def test_the_density_of_correlated_effects_is_the_written_one() -> None:
     """By SciPy, from the formula in the documentation."""
     rows = table()
@@ -88,8 +179,11 @@ def test_the_density_of_correlated_effects_is_the_written_one() -> None:
     covariance = np.outer(sigmas, sigmas) * [[1, correlation], [correlation, 1]]
     log_p = stats.multivariate_normal(np.zeros(2), covariance).logpdf(effects).sum()
     log_p += SIZES.groups * np.log(unit / spread).sum()  # of the standardised effects
-    place = "standardised_1, x|school"
-    assert float(trace.nodes[place]["log_prob"].sum()) == pytest.approx(log_p, rel=1e-5)
+    # They are sampled as T u, whose volume is det T times as large, and the slope first.
+    rows_of = np.column_stack([rows["x"] / spread[1], np.ones(len(rows))])
+    log_p -= SIZES.groups * 0.5 * np.linalg.slogdet(rows_of.T @ rows_of / len(rows))[1]
+    sampled = [trace.nodes[f"standardised_{name}|school"]["log_prob"].sum() for name in "1x"]
+    assert float(sum(sampled)) == pytest.approx(log_p, rel=1e-5)
     prior = stats.t(3, scale=2.5).logpdf(sigmas[1] * spread[1] / unit) + np.log(2)
     of_sigma = trace.nodes["standardised_x|school_sigma"]["log_prob"]
     assert float(of_sigma) == pytest.approx(prior, rel=1e-5)
@@ -105,7 +199,8 @@ def test_the_density_of_correlated_effects_is_the_written_one() -> None:
 
 def test_effects_without_a_correlation_and_nested_ones_have_their_names() -> None:
     formula = "y ~ x + (x || school / room)"
-    fit = er.fit("bayesian_regression", table(), formula=formula, guide="mean_field", seed=1)
+    options: Any = {"formula": formula, "guide": "mean_field", "steps": 100}
+    fit = er.fit("bayesian_regression", table(), **options, seed=1)
     draws = fit.posterior["posterior"]
     names = {"1|school", "x|school", "1|school:room", "x|school:room"}
     assert {str(name) for name in draws if str(name).endswith(("school", "room"))} == names
