@@ -70,8 +70,8 @@ class ManyChains:
     farther: tuple[float, float] = (0.9, 5.1)
     """How many times as far: at least and at most, since a trajectory may come back to where it
     began."""
-    round: int = 50
-    """Trajectories after which the draws are first judged."""
+    round: int = 64
+    """Trajectories after which the draws are first judged: 64 chains then have made 4,000 draws."""
     more: float = 1.5
     """How many times as many there are when they are judged again."""
     rounds: int = 9
