@@ -4,7 +4,7 @@ The command line is made from these declarations, and the Python functions of th
 what they are given by them, before data are read; imported without torch, as the engines' are.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -126,6 +126,13 @@ class PredictOptions(SummaryOptions):
     """What 'predict' reads."""
 
     seed: Seed = 0
+    new_groups: Annotated[
+        Literal["error", "draw"] | None,
+        Field(
+            description="groups that the fit has not seen: error, or draw, their effects from the "
+            "distribution of those of all groups. Default: as the fit was told"
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

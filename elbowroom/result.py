@@ -418,7 +418,13 @@ class Fit:
         return torch.tensor(values.reshape(chains * draws, *shape))
 
     @alone
-    def predict(self, data: Any = None, interval: float = 0.9, seed: int = 0) -> pd.DataFrame:
+    def predict(
+        self,
+        data: Any = None,
+        interval: float = 0.9,
+        seed: int = 0,
+        new_groups: str | None = None,
+    ) -> pd.DataFrame:
         """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.
 
         For a mixture, the probabilities of the row's component instead; where labels are known, the
@@ -429,16 +435,20 @@ class Fit:
             data: New rows, as the fit took them; by default the fit's own.
             interval: Probability of the interval.
             seed: Of the predictive draws.
+            new_groups: What is done with rows of groups that the fit has not seen: "error", or
+                "draw", their effects from the distribution of those of all groups; by default what
+                the fit's options say.
 
         Raises:
             DataError: If a column is missing or cannot be used.
+            OptionError: If `new_groups` is given for a model without group effects.
             GuideError: If the guide has no latents for new rows.
         """
-        check_options(PredictOptions, interval=interval, seed=seed)
+        check_options(PredictOptions, interval=interval, seed=seed, new_groups=new_groups)
         problem, observed = self.problem, True
         arguments = problem.arguments
         if data is not None:
-            arguments, observed = problem.new_arguments(data)
+            arguments, observed = problem.new_arguments(data, new_groups)
             if self.rows_apart:
                 self._check_amortised()
         count = self.diagnostics["draws"]

@@ -87,6 +87,7 @@ def read_design(
     leave_out: Sequence[str] = (),
     several: bool = False,
     grouped: bool = False,
+    draw_groups: bool = False,
 ) -> Design:
     """A table's predictors and response.
 
@@ -100,6 +101,7 @@ def read_design(
         leave_out: Columns that are no predictors, where they are not named.
         several: Whether a response that is a column is one of several levels.
         grouped: Whether the formula may have group effects.
+        draw_groups: Whether new rows may have groups that the fitted ones lack.
 
     Raises:
         DataError: If a column cannot be used; the message names it.
@@ -121,7 +123,9 @@ def read_design(
             )
         left_out = [*leave_out, *(name for term in terms for name in term.factors)]
         found = _by_formula(formula, source, new, model, offset, left_out, several)
-        groups = read_groups(terms, source, new, partial(_columns_of, source, new, model))
+        groups = read_groups(
+            terms, source, new, partial(_columns_of, source, new, model), draw_groups
+        )
         found = replace(found, groups=groups)
     else:
         found = _by_columns(source, options, new, model, leave_out, several)

@@ -30,7 +30,7 @@ def sample_group_effects(
         term_priors: Those of standard deviations that are not the default.
 
     Returns:
-        For each of `groups` its effects, each (levels,).
+        For each of `groups` its effects, each (levels,), those of groups that were not fitted last.
     """
     return [_sampled(each, unit, dict(term_priors.sigmas)) for each in groups]
 
@@ -49,23 +49,30 @@ def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> list[Tens
             for name in names
         ]
     )
-    order = groups.order
+    order, levels, zero = groups.order, len(groups.levels), torch.zeros(())
     across = torch.tensor(groups.directions)  # T
     factor = across @ (sigmas[order, None] * _correlation_root(groups))  # of the covariance of v
     standard: list[Tensor] = []
     moved = []
     for k, place in enumerate(order):
-        loc = sum((factor[k, j] * z for j, z in enumerate(standard)), torch.zeros(()))
-        with pyro.plate(f"groups of {names[place]}", len(groups.levels)):
-            moved.append(pyro.sample(_hidden(names[place]), dist.Normal(loc, factor[k, k])))
-        standard.append((moved[k] - loc) / factor[k, k])
+        loc = sum((factor[k, j] * z for j, z in enumerate(standard)), zero)
+        fitted, further = loc.split([levels, groups.unseen]) if loc.shape else (loc, loc)
+        with pyro.plate(f"groups of {names[place]}", levels):
+            v = pyro.sample(_hidden(names[place]), dist.Normal(fitted, factor[k, k]))
+        z = (v - fitted) / factor[k, k]
+        if groups.unseen:
+            with pyro.plate(f"new groups of {names[place]}", groups.unseen):
+                noise = pyro.sample(f"{_hidden(names[place])}_unseen", dist.Normal(zero, 1.0))
+            z, v = torch.cat([z, noise]), torch.cat([v, further + factor[k, k] * noise])
+        standard.append(z)
+        moved.append(v)
     back = np.linalg.inv(np.array(groups.directions))  # of the inverse of T, the lower half
     effects: list[Tensor] = []
     for k, name in enumerate(names):
         row = back[order.index(k)]
         parts = (float(row[j]) * moved[j] for j in range(order.index(k) + 1))
         pyro.deterministic(_sigma(name), units[k] * sigmas[k])
-        effects.append(pyro.deterministic(name, units[k] * sum(parts, torch.zeros(()))))
+        effects.append(pyro.deterministic(name, units[k] * sum(parts, zero)))
     return effects
 
 

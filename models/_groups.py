@@ -58,6 +58,7 @@ class Groups:
         spread: The standard deviation of the column of each effect, 1 for the intercept.
         directions: T, row by row, which takes the standardised effects of a group, in `order`, to
             what is sampled; see `directions`.
+        unseen: How many groups more the rows have, which were not fitted.
     """
 
     factor: str
@@ -66,6 +67,7 @@ class Groups:
     correlated: bool
     spread: tuple[float, ...]
     directions: tuple[tuple[float, ...], ...] = ()
+    unseen: int = 0
 
     def names(self) -> list[str]:
         """The names of the effects as they are reported, such as "x|school"."""
@@ -220,6 +222,7 @@ def read_groups(
     table: pd.DataFrame,
     new: pd.DataFrame | None,
     columns_of: Callable[[str], Columns],
+    draw: bool = False,
 ) -> GroupRows | None:
     """The group effects of a table's rows; None where there are none.
 
@@ -228,10 +231,11 @@ def read_groups(
         table: The fitted rows, which say what the groups are.
         new: New rows; None for those of the table.
         columns_of: Makes the columns of what varies between groups.
+        draw: Whether new rows may have groups that the fitted ones lack.
 
     Raises:
         DataError: If a group's column is missing, has empty cells, a single level, or levels that
-            the fitted rows lack.
+            the fitted rows lack and that may not be.
         OptionError: If an effect is written twice, or there are too many.
     """
     if not terms:
@@ -258,8 +262,9 @@ def read_groups(
         own_groups = Groups(term.factor, effects, tuple(levels), correlated, tuple(spread))
         across = directions((numbers.numpy() / spread)[:, own_groups.order])
         rows = tuple(map(tuple, across.tolist()))
-        groups.append(replace(own_groups, directions=rows))
-        codes.append(own if new is None else _known(new, term, levels))
+        asked_codes, unseen = (own, 0) if new is None else _known(new, term, levels, draw)
+        groups.append(replace(own_groups, directions=rows, unseen=unseen))
+        codes.append(asked_codes)
         values.append(
             numbers if new is None else cells(numeric_columns(asked, allow_constant=True)).double()
         )
@@ -322,19 +327,23 @@ def _in_order(column: pd.Series) -> list[Any]:
     return sorted(values, key=None if is_numeric_dtype(column) else str)
 
 
-def _known(new: pd.DataFrame, term: Term, levels: Sequence[str]) -> np.ndarray:
-    """The group of each new row among those that were fitted, (rows,)."""
+def _known(
+    new: pd.DataFrame, term: Term, levels: Sequence[str], draw: bool
+) -> tuple[np.ndarray, int]:
+    """The group of each new row among those that were fitted, (rows,), and how many follow them."""
     own, codes = _grouped(new, term)
     place = {label: k for k, label in enumerate(levels)}
     unseen = [label for label in own if label not in place]
-    if unseen:
+    if draw:
+        place |= {label: len(levels) + k for k, label in enumerate(unseen)}
+    elif unseen:
         listed = ", ".join(f"'{shown(label)}'" for label in unseen[:LISTED])
         raise DataError(
             f"column '{term.factor}' has groups that the fitted table lacks: {listed}"
-            f"{' and others' * (len(unseen) > LISTED)}; leave out their rows, or fit again with "
-            "rows of them."
+            f"{' and others' * (len(unseen) > LISTED)}; leave out their rows, fit again with rows "
+            "of them, or have their effects drawn from those of all groups by --new-groups draw."
         )
-    return np.array([place[label] for label in own])[codes]
+    return np.array([place[label] for label in own])[codes], len(unseen)
 
 
 def _columns(table: pd.DataFrame, term: Term) -> Iterator[pd.Series]:

@@ -33,7 +33,7 @@ standard deviation, in units of s / sd(w), the prior is a half t of 3 degrees of
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -144,6 +144,14 @@ class Options(RegressionOptions):
             "coordinate_ascent); in Python also a dict of priors by name"
         ),
     ] = "weak"
+
+    new_groups: Annotated[
+        Literal["error", "draw"],
+        Field(
+            description="groups of new rows that the fit has not seen: error, or draw, their "
+            "effects from the distribution of those of all groups"
+        ),
+    ] = "error"
 
     @property
     def own_priors(self) -> str:
@@ -277,8 +285,13 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     several = options.family is not None and FAMILIES[options.family].levels
     design = read_design(
         table, options, training, "bayesian_regression", leave_out=known, several=several,
-        grouped=True,
+        grouped=True, draw_groups=options.new_groups == "draw",
     )  # fmt: skip
+    if options.new_groups == "draw" and design.groups is None:
+        raise OptionError(
+            "--new-groups draw would have no effect: the formula has no group effects; leave it "
+            "out."
+        )
     family = chosen_family(options.family, design)
     arguments: dict[str, Any] = {"predictors": design.predictors, "response": design.response}
     if training is None:
@@ -297,6 +310,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     else:
         scaling = {name: v for name, v in training.arguments.items() if name in SCALING}
         chosen, doubts = {name: training.arguments[name] for name in CHOSEN}, ()
+        if design.groups is not None:
+            chosen["groups"] = design.groups.groups
     arguments |= {**scaling, "has_intercept": design.has_intercept, **chosen, **design.rows}
     if several:
         arguments["levels"] = len(design.levels)

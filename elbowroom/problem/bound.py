@@ -361,8 +361,15 @@ class Problem:
             and any(value.shape == each.shape and torch.equal(value, each) for each in seen)
         }
 
-    def new_arguments(self, data: Any) -> tuple[dict[str, Any], bool]:
+    def new_arguments(
+        self, data: Any, new_groups: str | None = None
+    ) -> tuple[dict[str, Any], bool]:
         """The model's arguments for new rows, prepared as the fit's were.
+
+        Args:
+            data: The rows.
+            new_groups: What is done with groups that the fit has not seen, "error" or "draw"; by
+                default what the fit's options say.
 
         Returns:
             The arguments, and whether the rows hold what was observed: if not, something is in its
@@ -371,12 +378,21 @@ class Problem:
         Raises:
             DataError: If a column is missing or cannot be used.
             ModelError: If the shapes do not go together.
+            OptionError: If `new_groups` is given for a model without groups.
         """
+        options = self.options
+        if new_groups is not None:
+            if not hasattr(options, "new_groups"):
+                raise OptionError(
+                    f"--new-groups would have no effect: {self.model.name} has no group effects; "
+                    "leave it out."
+                )
+            options = replace(options, new_groups=new_groups)
         if self.model_name is not None or not isinstance(data, Mapping):
             data = read_table(data, minimum_rows=1)
         training = Training(self.data, self.prepared.arguments)
         with isolated(0, dtype=self.dtype):
-            new = self.model.prepare(data, self.options, training).arguments
+            new = self.model.prepare(data, options, training).arguments
             if self.model_name is not None:
                 return placed(new, self.dtype, self.device), new[self.observed] is not None
             observing = {*self.space.observed, *self._observing}

@@ -9,7 +9,7 @@ import pandas as pd
 import pyro
 import pytest
 from scipy import stats
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
@@ -159,6 +159,55 @@ def test_a_fit_of_many_groups_is_saved_and_predicts_as_before(tmp_path: Path) ->
     at_nine = draws["intercept"] + own["1|school"]
     at_nine = at_nine + 9 * (draws["coefficients"].squeeze(drop=True) + own["x|school"])
     assert float(predicted["mean"][1]) == pytest.approx(float(at_nine.mean()), abs=0.15)
+
+
+def test_effects_of_new_groups_are_drawn_from_those_of_all() -> None:
+    """Given the parameters a new group's row is Normal, with the variance of its effects."""
+    rows = wide_table()
+    fit = er.fit("bayesian_regression", rows, formula="y ~ x + (x | school)", seed=1)
+    new = pd.DataFrame({"x": [9.0, 9.0], "school": ["new", "s30"], "y": [26.0, 22.0]})
+    predicted = fit.predict(new, new_groups="draw")
+    draws = fit.posterior["posterior"]
+    one, two, r, noise, level = (
+        draws[name].to_numpy().ravel()
+        for name in ("1|school_sigma", "x|school_sigma", "school_correlation", "sigma", "intercept")
+    )
+    mean = level + 9 * draws["coefficients"].to_numpy().ravel()
+    sd = np.sqrt(one**2 + 81 * two**2 + 2 * 9 * r * one * two + noise**2)
+    found = predicted.iloc[0]
+    error = 4 * sd.mean() / np.sqrt(len(mean))
+    assert found["mean"] == pytest.approx(mean.mean(), abs=error)
+    assert found["sd"] == pytest.approx(np.sqrt(np.square(sd).mean() + mean.var()), abs=error)
+    log_p = logsumexp(stats.norm(mean, sd).logpdf(26.0)) - np.log(len(mean))
+    assert found["log_density"] == pytest.approx(log_p, abs=0.15)
+    known = fit.predict(new.tail(1))
+    assert predicted["mean"][1] == pytest.approx(known["mean"][0], abs=error)
+    with pytest.raises(DataError, match=r"'new'; leave out their rows.*--new-groups draw"):
+        fit.predict(new)
+
+
+def test_the_probability_of_a_row_of_a_new_group_is_that_of_quadrature() -> None:
+    rows = wide_table().assign(y=lambda t: np.where(t["y"] > t["y"].mean(), "high", "low"))
+    options: Any = {"formula": 'y["high"] ~ x + (1 | school)', "new_groups": "draw"}
+    fit = er.fit("bayesian_regression", rows, **options, seed=1)
+    assert fit.verdict.trusted, str(fit.verdict)
+    found = fit.predict(pd.DataFrame({"x": [4.0], "school": ["new"]}))["probability"][0]
+    draws = fit.posterior["posterior"]
+    eta = (draws["intercept"] + 4 * draws["coefficients"].squeeze(drop=True)).to_numpy().ravel()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(SIZES.grid)
+    spread = draws["1|school_sigma"].to_numpy().ravel()
+    each = expit(eta[:, None] + spread[:, None] * nodes)
+    expected = (each @ weights).mean() / weights.sum()
+    assert found == pytest.approx(expected, abs=4 * each.std() / np.sqrt(len(eta)))
+
+
+def test_new_groups_without_group_effects_are_an_error() -> None:
+    line = er.fit("bayesian_regression", table(), formula="y ~ x", seed=1)
+    with pytest.raises(OptionError, match="the formula has no group effects; leave it out"):
+        line.predict(table(), new_groups="draw")
+    other = er.fit("conjugate", "diabetes", likelihood="normal", response="bmi", seed=1)
+    with pytest.raises(OptionError, match="conjugate has no group effects; leave it out"):
+        other.predict(other.problem.data, new_groups="draw")
 
 
 def test_the_density_of_correlated_effects_is_the_written_one() -> None:
