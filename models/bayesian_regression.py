@@ -146,12 +146,12 @@ class Options(RegressionOptions):
     ] = "weak"
 
     new_groups: Annotated[
-        Literal["error", "draw"],
+        Literal["error", "draw"] | None,
         Field(
             description="groups of new rows that the fit has not seen: error, or draw, their "
-            "effects from the distribution of those of all groups"
+            "effects from the distribution of those of all groups. Default: error"
         ),
-    ] = "error"
+    ] = None
 
     @property
     def own_priors(self) -> str:
