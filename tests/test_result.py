@@ -58,7 +58,7 @@ def made(rows: Any = None, amortised: bool = False, **given: Any) -> Fit:
         space=SimpleNamespace(**space), session=session, sessions=sessions, dtype=torch.float64,
         function="the model", arguments={"own": True}, model_name="vae", original=None,
         model=SimpleNamespace(name="vae", verbs=("score",)), forms={},
-        new_arguments=given.pop("new_arguments", lambda data, new_groups=None: ({"new": data}, True)),
+        new_arguments=given.pop("new_arguments", lambda data, _=None: ({"new": data}, True)),
     )  # fmt: skip
     fitted: Any = SimpleNamespace(
         problem=problem, guide=SimpleNamespace(name="g", amortised=amortised),
@@ -322,7 +322,7 @@ def test_rows_are_described_at_the_posterior_or_at_their_own_latents(
         (problem, {"new": "rows"}, "the posterior's", 0.5, True),
     ]
     assert problem.sessions == [(0, "the parameters"), (3, "the parameters")]  # type: ignore[attr-defined]
-    unseen = made(new_arguments=lambda data, new_groups=None: ({"new": data}, False))
+    unseen = made(new_arguments=lambda data, _=None: ({"new": data}, False))
     unseen.predict("rows")
     assert described.calls[-1][-1] is False
     amortised = made(rows=(9, 0.0), rows_only=True, amortised=True)
