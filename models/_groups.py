@@ -285,11 +285,12 @@ def read_groups(
 
 
 def directions(values: np.ndarray) -> np.ndarray:
-    """A lower triangular T, (effects, effects), such that rows tell of the elements of T u apart.
+    """A lower triangular T, (effects, effects), for which the columns of Z T^-1 are orthonormal.
 
     The effects u of a group add Z u to the linear predictor of its rows, Z being `values`,
-    (rows, effects). Of an intercept and a slope the rows tell together: a larger slope goes with a
-    smaller intercept where the column is not centred. The columns of Z T^-1 are orthonormal.
+    (rows, effects). Where a column is not centred, the rows of a group make its intercept and slope
+    correlated a posteriori: a larger slope goes with a smaller intercept. The elements of T u are
+    correlated less.
 
     Example:
         >>> Z = np.array([[1.0, 4.0], [1.0, 6.0]])
@@ -299,9 +300,11 @@ def directions(values: np.ndarray) -> np.ndarray:
         array([[1., 0.],
                [0., 1.]])
     """
-    own = values.T @ values / len(values)
-    own += RIDGE * np.diag(np.diagonal(own))
-    return np.linalg.cholesky(own[::-1, ::-1])[::-1, ::-1].T
+    squares = values.T @ values / len(values)
+    sizes = np.diagonal(squares)
+    # A column of zeros tells nothing of its effect, which stays as it is.
+    squares = squares + np.diag(np.where(sizes > 0, RIDGE * sizes, 1.0))
+    return np.linalg.cholesky(squares[::-1, ::-1])[::-1, ::-1].T
 
 
 def _grouped(table: pd.DataFrame, term: Term) -> tuple[list[str], np.ndarray]:

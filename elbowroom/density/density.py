@@ -391,7 +391,8 @@ class Density:
     def _chunks(self, points: np.ndarray) -> Iterator[np.ndarray]:
         compiled = isinstance(self._function, SwitchingReplay) and self._function.kernel is not None
         # Machine code keeps the intermediate values of a few points whatever their number.
-        most = BATCHING.most if compiled else self.batch
+        room = max(1, min(BATCHING.most, BATCHING.largest // self.dimension))
+        most = room if compiled else self.batch
         # Even ones: a small one costs nearly as much as a whole one.
         size = -(-len(points) // max(1, -(-len(points) // most))) if len(points) else 1
         for i in range(0, len(points), size):

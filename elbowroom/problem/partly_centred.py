@@ -53,7 +53,7 @@ class PartlyCentred(dist.TorchDistribution):
         self.share = share
         if share is not None:
             self.log_power = share * self.scale.log()
-            self.power, self.inverse = self.log_power.exp(), (-self.log_power).exp()
+            self.inverse = (-self.log_power).exp()
             self.centre = share * self.loc
         super().__init__(shape, validate_args=False)
 
@@ -77,7 +77,7 @@ class PartlyCentred(dist.TorchDistribution):
         return self._of_standard((value - self.loc) / self.scale)
 
     def _of_standard(self, z: Tensor) -> Tensor:
-        return z if self.share is None else self.centre + self.power * z
+        return z if self.share is None else self.centre + z / self.inverse
 
     def log_prob(self, u: Tensor) -> Tensor:
         """The log density, (...)."""

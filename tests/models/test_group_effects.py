@@ -13,7 +13,7 @@ from scipy.special import expit, logsumexp
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
-from elbowroom.models._groups import split_groups
+from elbowroom.models._groups import directions, split_groups
 from elbowroom.pipeline.fitting import bind_model
 
 
@@ -159,6 +159,15 @@ def test_a_fit_of_many_groups_is_saved_and_predicts_as_before(tmp_path: Path) ->
     at_nine = draws["intercept"] + own["1|school"]
     at_nine = at_nine + 9 * (draws["coefficients"].squeeze(drop=True) + own["x|school"])
     assert float(predicted["mean"][1]) == pytest.approx(float(at_nine.mean()), abs=0.15)
+
+
+@pytest.mark.parametrize("other", [0.0, 1.0], ids=["zeros", "twice the same"])
+def test_columns_that_tell_nothing_of_their_own_have_directions(other: float) -> None:
+    column = np.random.default_rng(0).normal(size=50)
+    across = directions(np.column_stack([column, other * column]))
+    assert np.isfinite(np.linalg.inv(across)).all()
+    if not other:
+        np.testing.assert_allclose(across[1], [0.0, 1.0])
 
 
 def test_effects_of_new_groups_are_drawn_from_those_of_all() -> None:
