@@ -161,6 +161,27 @@ def test_a_fit_of_many_groups_is_saved_and_predicts_as_before(tmp_path: Path) ->
     assert float(predicted["mean"][1]) == pytest.approx(float(at_nine.mean()), abs=0.15)
 
 
+def test_three_correlated_effects_have_the_density_of_the_written_ones() -> None:
+    """By SciPy, with the covariance of the reported standard deviations and correlations."""
+    rows = table().assign(w=lambda t: t["x"] ** 2)
+    problem, *_ = bind_model("bayesian_regression", rows, {"formula": "y ~ x + (x + w | school)"})
+    with problem.session(0):
+        trace: Any = pyro.poutine.trace(problem.function).get_trace(**problem.arguments)
+        trace.compute_log_prob()
+    names = ["1|school", "x|school", "w|school"]
+    effects = np.stack([np.asarray(trace.nodes[name]["value"]) for name in names], 1)
+    sigmas = np.array([float(trace.nodes[f"{name}_sigma"]["value"]) for name in names])
+    correlations = np.eye(3)
+    correlations[np.tril_indices(3, -1)] = trace.nodes["school_correlation"]["value"]
+    covariance = np.outer(sigmas, sigmas) * (correlations + correlations.T - np.eye(3))
+    log_p = stats.multivariate_normal(np.zeros(3), covariance).logpdf(effects).sum()
+    # What is sampled has another volume: by the units of the effects, and by the determinant of T.
+    columns = np.column_stack([np.ones(len(rows)), rows["x"], rows["w"]]) / rows["y"].std()
+    log_p -= SIZES.groups * 0.5 * np.linalg.slogdet(columns.T @ columns / len(rows))[1]
+    sampled = [trace.nodes[f"standardised_{name}"]["log_prob"].sum() for name in names]
+    assert float(sum(sampled)) == pytest.approx(log_p, rel=1e-4)
+
+
 @pytest.mark.parametrize("other", [0.0, 1.0], ids=["zeros", "twice the same"])
 def test_columns_that_tell_nothing_of_their_own_have_directions(other: float) -> None:
     column = np.random.default_rng(0).normal(size=50)
