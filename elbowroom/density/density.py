@@ -348,9 +348,11 @@ class Density:
     def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log density and gradient at each row of `points`, (n, D): (n,) and (n, D)."""
         parts = [self._evaluate(chunk) for chunk in self._chunks(points)]
-        values = np.concatenate([part[0] for part in parts])
         # A batch may lie column by column, and samplers take each point's numbers side by side.
-        gradients = np.concatenate([np.ascontiguousarray(part[1]) for part in parts])
+        values, gradients = (
+            np.ascontiguousarray(each[0] if len(each) == 1 else np.concatenate(each))
+            for each in zip(*parts, strict=True)
+        )
         return np.where(np.isnan(values), -np.inf, values), gradients
 
     def expect(self, calls: int, points: int) -> None:

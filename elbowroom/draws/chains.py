@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from elbowroom.density.density import Density
 from elbowroom.draws.metric import DenseMetric, Metric
@@ -23,6 +24,8 @@ class Trajectories:
     """The length of a trajectory, in standard deviations."""
     tried: int = 3
     """Steps by which a step size is judged."""
+    first: float = 0.21178
+    """The part of a step of two stages that the momenta begin with."""
 
 
 TRAJECTORIES = Trajectories()
@@ -47,7 +50,9 @@ class Chains:
     """Hamiltonian Monte Carlo by several chains together.
 
     Each trajectory keeps the density: draws of it before are draws of it afterwards (Neal, 2011,
-    "MCMC using Hamiltonian dynamics").
+    "MCMC using Hamiltonian dynamics"). Its steps are those of the leapfrog, or of two stages, which
+    lose about a tenth of the energy where they can be as long, but come apart sooner (Blanes, Casas
+    and Sanz-Serna, 2014, "Numerical integrators for the hybrid Monte Carlo method").
 
     Args:
         density: The log density.
@@ -55,11 +60,12 @@ class Chains:
         metric: About the posterior's covariance: the momenta are standard Normal in the units of
             its root.
         random: Of the momenta.
-        steps: Leapfrog steps of a trajectory, at most.
+        steps: Gradients of a trajectory, at most; an even number.
 
     Attributes:
         state: Where they are.
-        step: Of the leapfrog steps, in standard deviations.
+        step: How far a trajectory goes by one gradient, in standard deviations.
+        two_stages: Whether its steps take two gradients.
         accepted: The probability that each latest trajectory was accepted, (chains,).
         lost: Nats of energy that it lost, (chains,).
     """
@@ -73,6 +79,7 @@ class Chains:
         steps: int,
     ) -> None:
         self.density, self.metric, self.random, self.steps = density, metric, random, steps
+        self.two_stages = False
         self.state = State(points, *self.evaluated(points))
         self.accepted, self.lost = np.ones(len(points)), np.zeros(len(points))
         self.step = points.shape[1] ** -0.25
@@ -84,8 +91,10 @@ class Chains:
             self.step /= TRAJECTORIES.smaller
 
     def length(self, farther: float = 1.0) -> int:
-        """Leapfrog steps of a trajectory, or of one that goes so many times as far."""
-        return min(int(np.ceil(farther * TRAJECTORIES.length / self.step)), self.steps)
+        """Gradients of a trajectory, or of one that goes so many times as far."""
+        stages = 2 if self.two_stages else 1
+        steps = int(np.ceil(farther * TRAJECTORIES.length / (stages * self.step)))
+        return min(stages * steps, self.steps)
 
     def evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient; minus infinity and zero where there is none."""
@@ -106,17 +115,18 @@ class Chains:
         begin = self.state
         momenta = self.random.standard_normal(begin.points.shape)
         energy = begin.values - 0.5 * np.square(momenta).sum(1)
-        points, gradients = begin.points.copy(), begin.gradients
-        velocities = self.metric.times(momenta)
-        impulse, change = np.zeros_like(points), np.empty_like(points)
+        points, values, gradients = begin.points.copy(), begin.values, begin.gradients
+        impulse, velocities = np.zeros_like(points), self.metric.times(momenta)
+        # In place: the arrays of many chains are too long for the processor's cache.
+        at, moving, pushed = (torch.from_numpy(each) for each in (points, velocities, impulse))
+        *kicks, last = step * _kicks(steps, self.two_stages)
+        for kick in kicks:
+            pushed.add_(torch.from_numpy(gradients), alpha=kick)
+            self.metric.accelerate(moving, torch.from_numpy(gradients), kick)
+            at.add_(moving, alpha=step)
+            values, gradients = self.evaluated(points)
         with np.errstate(all="ignore"):  # a trajectory that runs away is not accepted
-            for i in range(steps):
-                np.multiply(gradients, step if i else 0.5 * step, out=change)
-                impulse += change
-                velocities += self.metric.covariance_times(change)
-                points += np.multiply(velocities, step, out=change)
-                values, gradients = self.evaluated(points)
-            impulse += 0.5 * step * gradients
+            impulse += last * gradients
             momenta = momenta + self.metric.times(impulse, transposed=True)
             lost = energy - values + 0.5 * np.square(momenta).sum(1)
         return State(points, values, gradients), np.nan_to_num(lost, nan=np.inf)
@@ -138,6 +148,15 @@ class Chains:
             np.where(taken[:, None], end.gradients, self.state.gradients),
         )
         return self.state
+
+
+def _kicks(steps: int, two_stages: bool) -> np.ndarray:
+    """For how many steps gradients push before each move of a trajectory, and after the last."""
+    kicks = np.ones(steps + 1)
+    if two_stages:
+        kicks[::2], kicks[1::2] = 4 * TRAJECTORIES.first, 2 - 4 * TRAJECTORIES.first
+    kicks[[0, -1]] /= 2
+    return kicks
 
 
 def _probability(lost: np.ndarray) -> np.ndarray:

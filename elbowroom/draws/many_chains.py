@@ -50,6 +50,8 @@ class ManyChains:
     """The share of a window that tells nothing of the metric: the chains still move."""
     accepted: float = 0.8
     """The mean acceptance that the step size is adapted to."""
+    settled: float = 0.9
+    """The same of the steps of two stages that come after the windows."""
     adapting: float = 0.6
     """How fast it is adapted."""
     shorter: float = 0.125
@@ -60,10 +62,10 @@ class ManyChains:
     often: int = 16
     """Later on it is every sixteenth."""
     least_steps: int = 8
-    """Leapfrog steps of a trajectory, at the least: chains for which these take more time than
-    there is do not begin, so that another guide has it."""
+    """Gradients of a trajectory, at the least: chains for which these take more time than there is
+    do not begin, so that another guide has it."""
     most_steps: int = 64
-    """Leapfrog steps of a trajectory, at most."""
+    """Gradients of a trajectory, at most."""
     slow: float = 0.5
     """Independent draws that two trajectories are worth, of the slowest coordinate, below which
     every second one goes farther, if that gives more for its steps."""
@@ -175,6 +177,7 @@ def run_many_chains(
     _check_time(density, starts, sum(windows) + MANY_CHAINS.settling + MANY_CHAINS.round)
     labels = labels_among(density, starts)
     chains, _ = warm_up(density, starts, random, windows, labels)
+    chains.two_stages = True
     for trajectory in range(MANY_CHAINS.settling):
         _adapted(chains, trajectory)
     sampling = _Sampling(chains, len(starts), labels)
@@ -334,7 +337,8 @@ def _adapted(chains: Chains, count: int) -> None:
     """One trajectory, after which the step size follows the acceptance."""
     chains.advance()
     rate = MANY_CHAINS.adapting / (1 + count / 4) ** 0.5
-    chains.step *= float(np.exp(rate * (chains.accepted.mean() - MANY_CHAINS.accepted)))
+    wanted = MANY_CHAINS.settled if chains.two_stages else MANY_CHAINS.accepted
+    chains.step *= float(np.exp(rate * (chains.accepted.mean() - wanted)))
 
 
 class _Sampling:

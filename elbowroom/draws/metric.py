@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,16 @@ class DenseMetric:
     root: np.ndarray
 
     @cached_property
-    def _covariance(self) -> np.ndarray:
-        return np.asarray(self.root @ self.root.T)
+    def _covariance(self) -> Tensor:
+        return torch.from_numpy(self.root @ self.root.T)
 
     def times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
         """The root, or its transpose, times each row of (n, D)."""
         return np.asarray(vectors @ (self.root if transposed else self.root.T))
 
-    def covariance_times(self, vectors: np.ndarray) -> np.ndarray:
-        """The covariance times each row of (n, D)."""
-        return np.asarray(vectors @ self._covariance)
+    def accelerate(self, velocities: Tensor, gradients: Tensor, time: float) -> None:
+        """Adds the covariance times gradients times a time to velocities; all (n, D)."""
+        velocities.addmm_(gradients, self._covariance, alpha=time)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,15 @@ class Metric:
         return DenseMetric(self.scales[:, None] * directed)
 
     @cached_property
-    def _variances(self) -> np.ndarray:
-        return np.square(self.scales)
+    def _variances(self) -> Tensor:
+        return torch.from_numpy(np.square(self.scales))
+
+    @cached_property
+    def _stretches(self) -> tuple[Tensor, Tensor]:
+        """The directions, (D, R), and what is added to the variances along them, times these."""
+        directions = self.scales[:, None] * self.directions
+        added = directions * (np.square(self.lengths) - 1)
+        return torch.from_numpy(directions), torch.from_numpy(added.T)
 
     def times(self, vectors: np.ndarray, transposed: bool = False) -> np.ndarray:
         """The root, or its transpose, times each row of (n, D)."""
@@ -90,13 +99,14 @@ class Metric:
             return self._stretched(vectors * self.scales, self.lengths)
         return self._stretched(vectors, self.lengths) * self.scales
 
-    def covariance_times(self, vectors: np.ndarray) -> np.ndarray:
-        """The covariance times each row of (n, D)."""
+    def accelerate(self, velocities: Tensor, gradients: Tensor, time: float) -> None:
+        """Adds the covariance times gradients times a time to velocities; all (n, D)."""
         if self._dense is not None:
-            return self._dense.covariance_times(vectors)
-        if not len(self.lengths):
-            return np.asarray(vectors * self._variances)
-        return self._stretched(vectors * self.scales, np.square(self.lengths)) * self.scales
+            return self._dense.accelerate(velocities, gradients, time)
+        velocities.addcmul_(gradients, self._variances, value=time)
+        if len(self.lengths):
+            directions, added = self._stretches
+            velocities.addmm_(gradients @ directions, added, alpha=time)
 
     def _stretched(self, vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Rows of (n, D), so many times as long along the directions."""

@@ -30,7 +30,8 @@ EXAMINED = Examined()
 def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
     """The largest nested R-hat and the smallest bulk effective sample size of a coordinate.
 
-    All coordinates are looked at by their means and spreads, and those that look worst by ranks.
+    That size is of a coordinate's mean, or of its spread where this is smaller. All coordinates are
+    looked at by their means and spreads, and those that look worst by ranks.
 
     Args:
         points: Draws of the chains, (trajectories, chains, D), the chains of a group together.
@@ -49,7 +50,11 @@ def mixing_of(points: np.ndarray, groups: int) -> tuple[float, float]:
     draws = np.moveaxis(points[:, :, worst], 0, -1)  # (chains, worst, trajectories)
     groups_of = np.repeat(np.arange(groups), draws.shape[0] // groups)
     r_hat = max(array_stats.rhat_nested(each, groups_of) for each in np.moveaxis(draws, 1, 0))
-    few = min(array_stats.ess(each) for each in np.moveaxis(draws, 1, 0))
+    # Draws that lie on the two sides in turns tell more of a mean than of a spread.
+    spreads = np.abs(draws - draws.mean((0, 2), keepdims=True))
+    few = min(
+        array_stats.ess(each) for both in (draws, spreads) for each in np.moveaxis(both, 1, 0)
+    )
     return float(r_hat), float(few)
 
 

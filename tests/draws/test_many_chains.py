@@ -90,12 +90,14 @@ def test_the_transposed_root_is_the_transpose() -> None:
 
 
 @pytest.mark.parametrize("directions", [0, 2, 4])
-def test_the_covariance_is_the_root_times_its_transpose(directions: int) -> None:
+def test_gradients_push_by_the_root_times_its_transpose(directions: int) -> None:
     random = np.random.default_rng(0)
     along = np.linalg.qr(random.normal(size=(6, 4)))[0][:, :directions]
     metric = Metric(random.uniform(1, 2, 6), along, random.uniform(0.2, 3, directions))
     twice = metric.times(metric.times(np.eye(6), transposed=True))
-    assert np.allclose(metric.covariance_times(np.eye(6)), twice, rtol=1e-12)
+    velocities = torch.ones(6, 6, dtype=torch.float64)
+    metric.accelerate(velocities, torch.eye(6, dtype=torch.float64), 0.3)
+    assert np.allclose(velocities, 1 + 0.3 * twice, rtol=1e-12)
 
 
 def test_mixing_by_means_and_spreads_is_that_of_the_formulas() -> None:
@@ -154,6 +156,29 @@ def test_one_trajectory_of_several_lengths_is_one_so_long() -> None:
         # The step is drawn within a fifth of the usual.
         assert math.cos(1.2 * time) - 0.05 < moved < math.cos(0.8 * time) + 0.05
     assert chains.length(100.0) == 64
+
+
+@pytest.mark.parametrize("two_stages", [False, True])
+def test_trajectories_lose_the_energy_that_their_steps_should(two_stages: bool) -> None:
+    """Of a Normal a step is a matrix of places and momenta."""
+    chains, step, first = chains_of(np.ones(40)), 0.45, 0.21178
+    chains.two_stages = two_stages
+    kicks = [first, 1 - 2 * first, first] if two_stages else [0.5, 0.5]
+    gradients = len(kicks) - 1
+    matrix = np.eye(2)
+    for i, kick in enumerate(kicks):
+        matrix = np.array([[1, 0], [-gradients * step * kick, 1]]) @ matrix
+        if i < gradients:
+            matrix = np.array([[1, step], [0, 1]]) @ matrix
+    momenta = np.random.default_rng(1).standard_normal(chains.state.points.shape)
+    begun = np.stack([chains.state.points, momenta])
+    ended = np.einsum("ij,jcd->icd", np.linalg.matrix_power(matrix, 4 // gradients), begun)
+    expected = (np.square(ended) - np.square(begun)).sum((0, 2)) / 2
+    with isolated(0):
+        chains.random = np.random.default_rng(1)
+        state, lost = chains._moved(step, 4)
+    assert np.allclose(state.points, ended[0], rtol=1e-9)
+    assert np.allclose(lost, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("width", "farther"), [(20.0, True), (1.0, False)])
