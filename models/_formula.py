@@ -124,7 +124,7 @@ def read_design(
         left_out = [*leave_out, *(name for term in terms for name in term.factors)]
         found = _by_formula(formula, source, new, model, offset, left_out, several)
         groups = read_groups(
-            terms, source, new, partial(_columns_of, source, new, model), draw_groups
+            terms, source, new, partial(columns_of, source, new, model), draw_groups
         )
         found = replace(found, groups=groups)
     else:
@@ -358,11 +358,11 @@ def _heard() -> Iterator[list[str]]:
 
 
 def _matrices(
-    formula: str, table: pd.DataFrame, model: str, several: bool = False
+    formula: str, table: pd.DataFrame, model: str, several: bool = False, added: str = ""
 ) -> tuple[Any, set[str], Left | None]:
     """What formulae makes of a formula, the columns in it, and the left side if we read that.
 
-    There is no response in the matrices then.
+    There is no response in the matrices then. Messages do not show a column that was added.
     """
     from formulae import design_matrices  # half a second, and few need it
 
@@ -383,9 +383,11 @@ def _matrices(
     except OptionError:
         raise
     except Exception as error:  # formulae raises what its parser and the formula's code raise
+        columns = ", ".join(str(name) for name in table.columns if name != added)
+        shorter = formula[:100].replace(f"`{added}`", added) if added else formula[:100]
         raise DataError(
-            f"the formula '{formula[:100]}' cannot be read with the columns "
-            f"{', '.join(map(str, table.columns))}: {error}{_nearest(error, table)}"
+            f"the formula '{shorter}' cannot be read with the columns {columns}: "
+            f"{error}{_nearest(error, table)}"
         ) from error
     if end or said:
         cause = said[0] if said else f"it can only be read up to '{end}'."
@@ -398,13 +400,21 @@ def _matrices(
     return matrices, variables, left
 
 
-def _columns_of(
-    table: pd.DataFrame, new: pd.DataFrame | None, model: str, inside: str
+def columns_of(
+    table: pd.DataFrame, new: pd.DataFrame | None, model: str, inside: str, left: str = "the groups"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What varies between groups, a formula without a response: of the fitted rows, and the new."""
-    left = "the groups"  # formulae's parser wants a left side
-    known = table.assign(**{left: 0.0})
-    matrices, variables, _ = _matrices(f"`{left}` ~ {inside}", known, model)
+    """The columns of a formula's right side: of the fitted rows, and of those that are wanted.
+
+    Args:
+        table: The fitted rows.
+        new: New ones, if they are wanted.
+        model: The model's name, for messages.
+        inside: The right side.
+        left: What it is of, for messages.
+    """
+    # formulae wants a left side.
+    added, known = ("", table) if left in table else (left, table.assign(**{left: 0.0}))
+    matrices, variables, _ = _matrices(f"`{left}` ~ {inside}", known, model, added=added)
     fitted = matrices.common.as_dataframe()
     if new is None:
         return fitted, fitted

@@ -24,13 +24,17 @@ LEVEL = r"""^\s*[\w.]+\[\s*("[^"\\]*"|'[^'\\]*'|\w+)\s*\]\s*~"""
 
 
 def code_in(options: Any) -> str | None:
-    """The formula, if it calls functions: formulae evaluates the Python in it."""
-    formula = options.formula or ""
+    """The formulas, if they call functions: formulae evaluates the Python in them."""
+    formulas = [options.formula or "", getattr(options, "parameter", None) or ""]
+    return "; ".join(each for each in formulas if each and _is_code(each)) or None
+
+
+def _is_code(formula: str) -> bool:
     rest = re.sub(LEVEL, "y ~", formula)
     rest = re.sub(rf"(?<![\w.])({'|'.join(map(re.escape, HARMLESS))})\(", "(", rest)
     rest = re.sub(r"`[\w .%-]+`", "x", rest)
     plain = re.fullmatch(r"[\w\s.,+*:/~()|-]*", rest) and not re.search(r"\w\s*\(", rest)
-    return None if plain else formula
+    return not plain
 
 
 def tilde(formula: str) -> int:

@@ -226,7 +226,7 @@ def read_priors(text: str) -> dict[str, Prior]:
         {'a': 'normal(0, 1)', 'b': 'cauchy(0, 2)'}
     """  # noqa: E501
     found: dict[str, Prior] = {}
-    for part in _parts(text):
+    for part in parts_of(text, "--prior", "write 'NAME ~ normal(0, 10)'."):
         name, tilde, words = part.rpartition("~")
         name = name.strip()
         where = f"--prior '{shown(part)}'"
@@ -238,8 +238,21 @@ def read_priors(text: str) -> dict[str, Prior]:
     return found
 
 
-def _parts(text: str) -> list[str]:
-    """What stands between the commas that are in no parentheses."""
+def parts_of(text: str, option: str, example: str) -> list[str]:
+    """What stands between the commas that are in no parentheses.
+
+    Args:
+        text: The parts.
+        option: Where they were given, for messages.
+        example: What to write, for messages.
+
+    Raises:
+        OptionError: If a parenthesis is not closed, or not opened.
+
+    Example:
+        >>> parts_of("a ~ normal(0, 1), b ~ cauchy(0, 2)", "--prior", "")
+        ['a ~ normal(0, 1)', 'b ~ cauchy(0, 2)']
+    """
     parts, depth = [""], 0
     for sign in text:
         depth += (sign in "([") - (sign in ")]")
@@ -251,17 +264,15 @@ def _parts(text: str) -> list[str]:
             parts[-1] += sign
     if depth:
         which = "is not closed" if depth > 0 else "is closed and was not opened"
-        raise OptionError(
-            f"--prior '{shown(text.strip())}': a parenthesis {which}; write 'NAME ~ normal(0, 10)'."
-        )
+        raise OptionError(f"{option} '{shown(text.strip())}': a parenthesis {which}; {example}")
     return [part.strip() for part in parts if part.strip()]
 
 
-def as_text(given: Any) -> Any:
-    """Priors of a dict, such as {"bmi": "normal(0, 10)"}, in one text; all else as it is.
+def as_text(given: Any, option: str = "priors", example: str = "normal(0, 10)") -> Any:
+    """Priors or formulas of a dict, such as {"bmi": "normal(0, 10)"}, in one text; else the same.
 
     Raises:
-        OptionError: If a prior in it is no text.
+        OptionError: If a name or what it has is no text.
 
     Example:
         >>> as_text({"bmi": "normal(0, 10)", "sigma": "exponential(1)"})
@@ -269,10 +280,10 @@ def as_text(given: Any) -> Any:
     """
     if not isinstance(given, Mapping):
         return given
-    for name, prior in given.items():
-        if not isinstance(name, str) or not isinstance(prior, str):
+    for name, text in given.items():
+        if not isinstance(name, str) or not isinstance(text, str):
             raise OptionError(
-                f"priors: '{shown(name)}' has the prior {shown(prior)}; write it as text, such as "
-                "'normal(0, 10)'."
+                f"{option}: '{shown(name)}' is given {shown(text)}; write it as text, such as "
+                f"'{example}'."
             )
-    return ", ".join(f"{name} ~ {prior}" for name, prior in given.items())
+    return ", ".join(f"{name} ~ {text}" for name, text in given.items())

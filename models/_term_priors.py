@@ -30,12 +30,15 @@ class Priors:
         parameters: Of the family's parameters, divided by their units, by name.
         sigmas: Of the standard deviations of group effects, divided by their units, by the names of
             the effects.
+        formulas: Of the standardised coefficients of a parameter's formula, one for each column, by
+            the parameter's name.
     """
 
     coefficients: tuple[Prior, ...] = ()
     intercept: Prior | None = None
     parameters: tuple[tuple[str, Prior], ...] = ()
     sigmas: tuple[tuple[str, Prior], ...] = ()
+    formulas: tuple[tuple[str, tuple[Prior, ...]], ...] = ()
 
     def slopes(self, columns: int, width: Any) -> Tensor:
         """Samples the standardised coefficients, (columns,).
@@ -56,8 +59,24 @@ class Priors:
         given = dict(self.parameters).get(parameter.name)
         return given or read_prior(parameter.prior, parameter.name)
 
+    def of_formula(self, name: str, usual: Any) -> Any:
+        """The distribution of the standardised coefficients of a parameter's formula.
 
-def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, Tensor]) -> Priors:
+        Args:
+            name: Of the parameter.
+            usual: The default.
+        """
+        given = dict(self.formulas).get(name)
+        return usual if given is None else together(given)
+
+
+def priors_of(
+    text: str,
+    design: Design,
+    family: Family,
+    scaling: Mapping[str, Tensor],
+    formulas: Mapping[str, Mapping[str, float]],
+) -> Priors:
     """The priors that a user has written.
 
     Args:
@@ -65,6 +84,7 @@ def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, T
         design: The columns.
         family: Its parameters.
         scaling: What predictors and response are divided by.
+        formulas: Of the family's parameters that have one: what each column is divided by.
 
     Raises:
         OptionError: If a prior is of nothing that there is, or of the wrong kind for it.
@@ -76,6 +96,7 @@ def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, T
     has_intercept = design.has_intercept and not family.levels
     unit = float(scaling["response_spread"])
     units = {} if design.groups is None else design.groups.units(unit)
+    of_formulas: dict[str, dict[str, Prior]] = {}
     for name, prior in given.items():
         columns = _columns(name, design.columns)
         if columns:
@@ -93,20 +114,42 @@ def priors_of(text: str, design: Design, family: Family, scaling: Mapping[str, T
             _check(name, prior, "positive")
             effect = name.removesuffix("_sigma")
             sigmas[effect] = prior.divided(units[effect])
+        elif found := _of_formula(name, formulas):
+            _check(name, prior, "real")
+            own = of_formulas.setdefault(found[0], {})
+            own |= {c: prior.divided(1 / formulas[found[0]][c]) for c in found[1]}
         else:
             there = ["intercept"] if has_intercept else []
             there += [*design.columns, *sorted(names), *([ALL] if design.columns else [])]
             there += [f"{effect}_sigma" for effect in units]
+            there += [f"{of}_{column}" for of, columns in formulas.items() for column in columns]
             raise OptionError(f"--prior '{name} ~ {prior}': {unknown('coefficient', name, there)}")
     coefficients: tuple[Prior, ...] = ()
+    usual = Prior("normal", (0.0, PRIOR_SCALE))
     if of_columns:
-        usual = Prior("normal", (0.0, PRIOR_SCALE))
         factors = (scaling["response_spread"] / scaling["spread"]).tolist()
         coefficients = tuple(
             of_columns[name].divided(factor) if name in of_columns else usual
             for name, factor in zip(design.columns, factors, strict=True)
         )
-    return Priors(coefficients, intercept, tuple(parameters.items()), tuple(sigmas.items()))
+    several = tuple(
+        (of, tuple(own.get(column, usual) for column in formulas[of]))
+        for of, own in of_formulas.items()
+    )
+    return Priors(
+        coefficients, intercept, tuple(parameters.items()), tuple(sigmas.items()), several
+    )
+
+
+def _of_formula(
+    name: str, formulas: Mapping[str, Mapping[str, float]]
+) -> tuple[str, list[str]] | None:
+    """The parameter and the columns of its formula that a prior is of, such as sigma_x."""
+    for of, columns in formulas.items():
+        found = _columns(name.removeprefix(f"{of}_"), list(columns))
+        if name.startswith(f"{of}_") and found:
+            return of, found
+    return None
 
 
 def _columns(name: str, columns: Sequence[str]) -> list[str]:

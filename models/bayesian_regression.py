@@ -28,10 +28,18 @@ so that τ is between 0.06 and 4.5 with prior probability 0.95.
 Group effects add w[i]·u[g[i]] to η[i], with u[g] ~ Normal(0, diag(τ) R diag(τ)): of each effect's
 standard deviation, in units of s / sd(w), the prior is a half t of 3 degrees of freedom and scale
 2.5; of the correlations R it is LKJ(1).
+
+A formula of a parameter θ of the family, such as `sigma ~ x`, gives each row its own: with f the
+logarithm, the logit for probabilities, or the identity for any number,
+
+    f(θ[i]) = f(θ) + z[i]·c,  c[j] ~ Normal(0, 2.5)
+
+where θ has the prior that it has without a formula.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -50,12 +58,19 @@ from elbowroom.errors import OptionError, shown, unknown
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._distributions import Censored, Weighted
-from elbowroom.models._families import FAMILIES, LINKS, Predicted, thresholds_of
-from elbowroom.models._formula import Design, RegressionOptions, read_design
+from elbowroom.models._families import FAMILIES, LINKS, Family, Predicted, thresholds_of
+from elbowroom.models._formula import Design, RegressionOptions, columns_of, read_design
 from elbowroom.models._formula_text import code_in
 from elbowroom.models._group_effects import added, described, sample_group_effects
 from elbowroom.models._groups import Groups
 from elbowroom.models._outcome_checks import chosen_family, chosen_link, doubts_of, scaling_of
+from elbowroom.models._parameter_formulas import (
+    ParameterFormula,
+    ParameterRows,
+    dims_of,
+    read_parameters,
+    sample_formulas,
+)
 from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
 from elbowroom.models._responses import check_rows
@@ -74,9 +89,14 @@ class ConjugatePriors:
 
 
 CONJUGATE = ConjugatePriors()
-SCALING = ("centre", "spread", "response_centre", "response_spread", "response_mean")
+SCALING = (
+    *("centre", "spread", "response_centre", "response_spread", "response_mean"),
+    *("parameter_centre", "parameter_spread"),
+)
 """Arguments that new rows have from the fitted ones."""
-CHOSEN = ("conjugate", "family", "link", "quantile", "term_priors", "groups")
+CHOSEN = (
+    *("conjugate", "family", "link", "quantile", "term_priors", "groups", "parameter_formulas"),
+)
 """Arguments that say which model it is."""
 
 
@@ -121,6 +141,14 @@ class Options(RegressionOptions):
     quantile: Annotated[
         float | None,
         Field(gt=0, lt=1, description="which quantile --family quantile predicts. Default: 0.5"),
+    ] = None
+    parameter: Annotated[
+        Annotated[str, Field(min_length=1, max_length=10_000)] | None,
+        BeforeValidator(partial(as_text, option="parameter", example="x + z")),
+        Field(
+            description="formula of a parameter of the family, such as 'sigma ~ x': each row has "
+            "its own then; repeat it for several"
+        ),
     ] = None
     weights: Annotated[
         Name | None,
@@ -176,6 +204,10 @@ def bayesian_regression(
     groups: tuple[Groups, ...] = (),
     group_codes: Tensor | None = None,
     group_values: Tensor | None = None,
+    parameter_formulas: tuple[ParameterFormula, ...] = (),
+    parameter_predictors: Tensor | None = None,
+    parameter_centre: Tensor | None = None,
+    parameter_spread: Tensor | None = None,
     response_mean: Tensor | None = None,
     offset: Tensor | None = None,
     weights: Tensor | None = None,
@@ -203,6 +235,10 @@ def bayesian_regression(
         groups: The group effects.
         group_codes: The group of each row, (rows, groups).
         group_values: What the effects of a row are multiplied by, (rows, effects).
+        parameter_formulas: Those of the family's parameters that differ between rows.
+        parameter_predictors: The columns of these formulas beside each other, (rows, their number).
+        parameter_centre: What is subtracted from each, (their number,).
+        parameter_spread: What each is divided by, (their number,).
         response_mean: The mean of the response, where it is the unit of a parameter, ().
         offset: What is added to the linear predictor, (rows,).
         weights: How often each row counts, (rows,).
@@ -248,10 +284,17 @@ def bayesian_regression(
         pyro.deterministic("intercept", level - (coefficients * centre).sum(-1))
     if columns:
         pyro.deterministic("coefficients", coefficients)
+    varying = sample_formulas(
+        parameter_formulas, own, parameter_centre, parameter_spread, term_priors
+    )
+    constant = {each.name for each in own.parameters} - {each.formula.name for each in varying}
     for each in own.parameters:
         if each.unit:
-            value = units[each.unit] * parameters[each.name]
-            parameters[each.name] = pyro.deterministic(each.name, value)
+            parameters[each.name] = units[each.unit] * parameters[each.name]
+            if each.name in constant:
+                pyro.deterministic(each.name, parameters[each.name])
+    for sampled in varying:
+        sampled.report(parameters[sampled.formula.name])
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         x = pyro.subsample(predictors, event_dim=1)
         eta = level + (x - centre) @ coefficients  # (rows,)
@@ -260,6 +303,11 @@ def bayesian_regression(
             eta = eta + added(groups, effects, codes, values)
         if offset is not None:
             eta = eta + _of_rows(offset)
+        if parameter_predictors is not None:
+            z = pyro.subsample(parameter_predictors, event_dim=1)
+            for sampled in varying:
+                name = sampled.formula.name
+                parameters[name] = sampled.of_rows(parameters[name], z)
         fn = own.distribution(Predicted(eta, link, parameters, _of_rows(trials), quantile))
         if status is not None and upper is not None:
             fn = Censored(fn, own.tails, _of_rows(status), _of_rows(upper))
@@ -293,15 +341,19 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "out."
         )
     family = chosen_family(options.family, design)
+    formulas = _parameter_rows(table, options, training, family)
     arguments: dict[str, Any] = {"predictors": design.predictors, "response": design.response}
     if training is None:
         link = chosen_link(options.link, family)
         _check_conjugate(options, design, family.name)
-        scaling = scaling_of(design, family, link)
+        scaling = {**scaling_of(design, family, link), **formulas.scaling()}
         chosen = {
             "conjugate": options.priors == "conjugate", "family": family.name, "link": link,
             "quantile": 0.5 if options.quantile is None else options.quantile,
-            "term_priors": priors_of(options.own_priors, design, family, scaling),
+            "term_priors": priors_of(
+                options.own_priors, design, family, scaling, formulas.spreads()
+            ),
+            "parameter_formulas": formulas.formulas,
             "groups": () if design.groups is None else design.groups.groups,
         }  # fmt: skip
         if options.quantile is not None and family.name != "quantile":
@@ -320,6 +372,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if design.groups is not None:
         arguments |= {"group_codes": design.groups.codes, "group_values": design.groups.values}
         doubts = (*design.groups.said, *doubts)
+    if formulas.predictors is not None:
+        arguments["parameter_predictors"] = formulas.predictors
     if known:
         arguments["weights"] = _weights(table, known[0], training is not None)
     dims, coords, internal = described(arguments["groups"])
@@ -334,18 +388,29 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "standardised_coefficients": ("predictor",),
             **dict.fromkeys(("response", "offset", "weights", *design.rows), (ROWS,)),
             **dict.fromkeys(INTERNAL[2:], ()),
+            **dims_of(formulas.formulas),
             "thresholds": ("threshold",),
             "baseline": ("class",),
         },
         coords={
             "predictor": design.columns,
+            **{each.dim: each.columns for each in formulas.formulas},
             **coords,
             **({"class": list(design.levels), "threshold": _between(design)} if several else {}),
         },
         columns={"response": design.name, "predictors": tuple(design.columns)},
         doubts=(*design.said, *doubts),
-        internal=internal,
+        internal=(*internal, *(hidden for each in formulas.formulas for hidden in each.hidden)),
     )
+
+
+def _parameter_rows(
+    table: pd.DataFrame, options: Options, training: Training | None, family: Family
+) -> ParameterRows:
+    """The columns of the formulas of the family's parameters."""
+    source, new = (table, None) if training is None else (training.table, table)
+    of = partial(columns_of, source, new, "bayesian_regression")
+    return read_parameters(options.parameter, family, of, new is not None)
 
 
 def _between(design: Design) -> list[str]:
@@ -361,6 +426,7 @@ def _check_conjugate(options: Options, design: Design, family: str) -> None:
         f"--family {family}": family != "normal", "--prior": options.prior is not None,
         "--weights": options.weights is not None, "offset()": design.offset is not None,
         "censored()": design.form == "censored", "group effects": design.groups is not None,
+        "--parameter": options.parameter is not None,
     }  # fmt: skip
     for name, given in others.items():
         if given:

@@ -1,16 +1,22 @@
 """Every family against quadrature of a density that was written with scipy.stats alone."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
+import torch
 from scipy import optimize, special, stats
 
 import elbowroom as er
+from elbowroom.errors import ElbowroomError, OptionError
+from elbowroom.models import get_model
 from elbowroom.models._families import FAMILIES
+from elbowroom.problem.isolation import isolated
 
 MEAN_TOLERANCE = 0.1
 """In posterior standard deviations."""
@@ -427,3 +433,96 @@ def test_priors_of_ones_own_are_in_the_units_of_the_table() -> None:
     assert abs(fit.summary()["mean"]["sigma"] - usual["sigma"]) > 0.2
     text = ", ".join(f"{name} ~ {prior}" for name, prior in priors.items())
     pd.testing.assert_frame_equal(fit.summary(), fitted("normal", data, prior=text).summary())
+
+
+PARAMETERS = [
+    (family.name, each.name) for family in FAMILIES.values() for each in family.parameters
+]
+
+
+@pytest.mark.parametrize(("family", "parameter"), PARAMETERS)
+def test_with_a_formula_each_row_has_a_parameter_of_its_own(family: str, parameter: str) -> None:
+    """The density of rows at a draw of the prior, beside the family's own."""
+    data, model = table(), get_model("bayesian_regression")
+    options: Any = model.options
+    left = f"p({family}, trials)" if FAMILIES[family].takes == "trials" else family
+    asked = {"formula": f"{left} ~ 1", "family": family, "parameter": f"{parameter} ~ x"}
+    priors = f"{parameter}_x ~ normal(0.02, 0.01), intercept ~ normal(0, 0.1)"
+    arguments = model.prepare(data, options(**asked, prior=priors), None).arguments
+    with isolated(3, dtype=torch.float64), pyro.poutine.trace() as traced:
+        model.function(**arguments)
+    nodes: Any = traced.trace.nodes
+    at = {name: node["value"].numpy() for name, node in nodes.items() if "value" in node}
+    change = at[f"{parameter}_intercept"] + at[f"{parameter}_coefficients"] * data["x"].to_numpy()
+    default = next(p.prior for p in FAMILIES[family].parameters if p.name == parameter)
+    low, high = PRIORS[default].support()
+    inverse = (np.exp if high > 1 else special.expit) if low == 0 else np.array
+    given = at | {parameter: inverse(change), "trials": data["trials"].to_numpy()}
+    found = nodes["response"]["fn"].log_prob(arguments["response"]).numpy()
+    wanted = DENSITIES[family](data[family].to_numpy(), at["intercept"], given)
+    assert parameter not in at or np.ptp(inverse(change)) > 0.1 * abs(at[parameter])
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@dataclass
+class Varying(Reference):
+    """A Normal regression whose standard deviation depends on x too; the last dim is of z."""
+
+    def values(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        mean, by_sd = self.x.mean(), points[:, 3] / self.x.std(ddof=1)
+        return {
+            "intercept": points[:, 0] - points[:, 1] * mean, "coefficients[x]": points[:, 1],
+            "sigma_intercept": points[:, 2] - by_sd * mean, "sigma_coefficients[x]": by_sd,
+        }  # fmt: skip
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        away, sd = self.x - self.x.mean(), self.x.std(ddof=1)
+        eta = points[:, :1] + points[:, 1:2] * away
+        sigma = np.exp(points[:, 2:3] + points[:, 3:4] * away / sd)
+        usual = np.exp(points[:, 2]) / self.unit
+        prior = stats.norm.logpdf(points[:, 0], self.level, 2.5 * self.unit)
+        prior += stats.norm.logpdf(points[:, 1], 0, 2.5 * self.unit / sd)
+        prior += stats.expon.logpdf(usual) + np.log(usual)  # and the Jacobian
+        prior += stats.norm.logpdf(points[:, 3], 0, 2.5)
+        return stats.norm.logpdf(self.y, eta, sigma).sum(1) + prior
+
+
+def test_a_formula_of_sigma_has_the_posterior_of_quadrature() -> None:
+    data = table()
+    data["normal"] += 0.08 * (data["x"] - 3) * np.random.default_rng(8).normal(size=ROWS)
+    y = data["normal"].to_numpy()
+    priors = {"a": (None, 1.0), "b": (None, 1.0)}
+    wanted = Varying(
+        lambda: None, y, data["x"].to_numpy(), priors, y.mean(), y.std(ddof=1)
+    ).moments()  # fmt: skip
+    fit = fitted("normal", data, parameter={"sigma": "x"})
+    check(fit, wanted)
+    assert "sigma" not in fit.posterior["posterior"]
+    new = pd.DataFrame({"x": [-20.0, 20.0]})
+    spread = np.exp(wanted["mean"]["sigma_intercept"] + wanted["mean"]["sigma_coefficients[x]"] *
+                    new["x"])  # fmt: skip
+    ratio = fit.predict(new)["sd"] / spread
+    assert ratio.between(0.9, 1.6).all()  # the uncertainty of the mean adds to it
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("sigm ~ x", "did you mean 'sigma'"),
+        ("sigma", "write it as 'sigma ~ x'"),
+        ("sigma ~ 0 + x", "leave out '0 +'"),
+        ("sigma ~ (1 | x)", "no group effects"),
+        ("sigma ~ 1", "leave it out"),
+        ("sigma ~ x, sigma ~ trials", "has two formulas"),
+        ("sigma ~ z", "cannot be read"),
+        ("sigma ~ log(x", "is not closed"),
+    ],
+)
+def test_a_formula_of_a_parameter_that_cannot_be_is_named(asked: str, words: str) -> None:
+    with pytest.raises(ElbowroomError, match=re.escape(words)):
+        fitted("normal", table(), parameter=asked)
+
+
+def test_a_family_without_parameters_takes_no_formula_of_one() -> None:
+    with pytest.raises(OptionError, match="poisson has no parameter"):
+        fitted("poisson", table(), parameter="sigma ~ x")
