@@ -51,6 +51,7 @@ LINKS: dict[str, Link] = {
     "logit": Link("probability = 1 / (1 + exp(-eta))"),
     "probit": Link("probability = Phi(eta)"),
     "cloglog": Link("probability = 1 - exp(-exp(eta))"),
+    "softmax": Link("probabilities = exp(eta) / sum(exp(eta))"),
 }
 """The links, by name."""
 
@@ -80,6 +81,7 @@ NUMBERS: dict[str, Takes] = {
     "number": Takes("numbers", lambda y: torch.ones_like(y, dtype=torch.bool)),
     "trials": Takes("successes of trials, as p(successes, trials)", _whole),
     "ordered": Takes("three or more levels in an order", _whole),
+    "class": Takes("three or more classes", _whole),
 }
 """Kinds of responses, the special ones first."""
 
@@ -110,7 +112,7 @@ class Predicted:
     """What a family makes a distribution of, a number for each row.
 
     Attributes:
-        eta: The linear predictor, (rows,).
+        eta: The linear predictor, (rows,); of each class but the first, (rows, classes - 1).
         link: Its name.
         parameters: The family's own, each ().
         trials: Of each row, (rows,).
@@ -180,6 +182,16 @@ class Family:
         return self.takes == "ordered"
 
     @property
+    def classes(self) -> bool:
+        """Whether the response is one of several classes, with a linear predictor for each."""
+        return self.takes == "class"
+
+    @property
+    def several(self) -> str:
+        """What a response is one of, as `elbowroom.models._responses.form_of_levels` has it."""
+        return {"ordered": "levels", "class": "classes"}.get(self.takes, "")
+
+    @property
     def of_probability(self) -> bool:
         """Whether a prediction of a new row is its probability rather than a draw."""
         return self.takes == "binary"
@@ -222,6 +234,11 @@ def _ordinal(of: Predicted) -> Any:
         between = logsigmoid(upper) + logsigmoid(-lower) + _log_rest(lower - upper)
     parts = [log_below(ends[..., :1]), between, log_below(-ends[..., -1:])]
     return dist.Categorical(logits=torch.cat(parts, -1))
+
+
+def _categorical(of: Predicted) -> Any:
+    """The probabilities of classes, of which the first has the linear predictor zero."""
+    return dist.Categorical(logits=torch.cat([torch.zeros_like(of.eta[..., :1]), of.eta], -1))
 
 
 def _log_rest(gap: Tensor) -> Tensor:
@@ -389,6 +406,10 @@ _ENTRIES = (
     Family(
         "ordinal", "P(y ≤ level) = probability at thresholds[level] - eta", "ordered",
         ("logit", "probit"), _ordinal,
+    ),
+    Family(
+        "categorical", "P(y = class) = exp(eta[class]) / sum(exp(eta)), eta[first class] = 0",
+        "class", ("softmax",), _categorical,
     ),
 )  # fmt: skip
 

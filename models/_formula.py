@@ -24,7 +24,14 @@ from elbowroom.models._columns import cells, predictor_columns, response_column
 from elbowroom.models._formula_text import PLAIN, spelled_out, tilde
 from elbowroom.models._groups import GroupRows, read_groups, split_groups
 from elbowroom.models._options import Exclude
-from elbowroom.models._responses import Left, plain_number, read_left, read_response
+from elbowroom.models._responses import (
+    Left,
+    form_of_levels,
+    has_levels,
+    plain_number,
+    read_left,
+    read_response,
+)
 from elbowroom.options import Name
 
 
@@ -85,7 +92,7 @@ def read_design(
     model: str,
     offset: str = "",
     leave_out: Sequence[str] = (),
-    several: bool = False,
+    several: str | None = "",
     grouped: bool = False,
     draw_groups: bool = False,
 ) -> Design:
@@ -99,7 +106,8 @@ def read_design(
         offset: For a model that takes numbers and no offset, what to do instead of one, with
             {response} and {known} in it.
         leave_out: Columns that are no predictors, where they are not named.
-        several: Whether a response that is a column is one of several levels.
+        several: What a response that is a column is one of; see
+            `elbowroom.models._responses.form_of_levels`.
         grouped: Whether the formula may have group effects.
         draw_groups: Whether new rows may have groups that the fitted ones lack.
 
@@ -175,7 +183,7 @@ def _by_columns(
     new: pd.DataFrame | None,
     model: str,
     leave_out: Sequence[str],
-    several: bool,
+    several: str | None,
 ) -> Design:
     """The predictors and the response: every other column, untransformed."""
     response = response_column(
@@ -187,20 +195,11 @@ def _by_columns(
     names = predictor_columns(table, response, options.columns, left_out)
     rows = table if new is None else new
     design = align_columns(rows, names)
-    if several:
-        found = _numeric(design, None, True, new is not None)
-        return _with_response(found, Left("levels", response, (response,)), table, new)
-    if plain_number(table[response]) or not _has_levels(table[response]):
+    form = form_of_levels(table[response], several) or "level"
+    if form == "level" and (plain_number(table[response]) or not has_levels(table[response])):
         return _numeric(design, rows.get(response), True, new is not None)
     found = _numeric(design, None, True, new is not None)
-    return _with_response(found, Left("level", response, (response,)), table, new)
-
-
-def _has_levels(column: pd.Series) -> bool:
-    """Whether a column is of truth values or labels, not of numbers with a few wrong cells."""
-    if pd.api.types.is_bool_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
-        return True
-    return bool(pd.to_numeric(column.dropna(), errors="coerce").isna().all())
+    return _with_response(found, Left(form, response, (response,)), table, new)
 
 
 @plain_dataclass(frozen=True)
@@ -222,7 +221,9 @@ class FormulaLimits:
 FORMULA_LIMITS = FormulaLimits()
 
 
-def _read(formula: str, table: pd.DataFrame, several: bool) -> tuple[str, set[str], Left | None]:
+def _read(
+    formula: str, table: pd.DataFrame, several: str | None
+) -> tuple[str, set[str], Left | None]:
     """Where formulae's parser stops, the columns that it has read by then, and an own left side."""
     from formulae.parser import Parser
     from formulae.resolver import Resolver
@@ -358,7 +359,7 @@ def _heard() -> Iterator[list[str]]:
 
 
 def _matrices(
-    formula: str, table: pd.DataFrame, model: str, several: bool = False, added: str = ""
+    formula: str, table: pd.DataFrame, model: str, several: str | None = "", added: str = ""
 ) -> tuple[Any, set[str], Left | None]:
     """What formulae makes of a formula, the columns in it, and the left side if we read that.
 
@@ -468,7 +469,7 @@ def _by_formula(
     model: str,
     offset: str,
     leave_out: Sequence[str] = (),
-    several: bool = False,
+    several: str | None = "",
 ) -> Design:
     """The predictors, the response and the offset, by a model formula.
 

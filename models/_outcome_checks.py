@@ -1,6 +1,10 @@
 """A response and its family: which one is meant, whether they go together, and its scale."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from scipy.optimize import linprog
 from torch import Tensor
 
 from elbowroom.errors import DataError, OptionError
@@ -8,10 +12,32 @@ from elbowroom.models._families import FAMILIES, LINKS, NUMBERS, Family, familie
 from elbowroom.models._formula import Design
 from elbowroom.models._responses import listed_names
 
+MEANT = {
+    "level": "bernoulli", "trials": "binomial", "number": "normal", "classes": "categorical",
+    "levels": "ordinal",
+}  # fmt: skip
+"""The family of a response of some form, where none is named."""
 FAR = 3.0
 """Standard deviations between zero and the mean of counts that a Normal fits well enough."""
+MOST_NAMED = 4
+"""Columns in a message."""
 MOST_COUNTS = 100
 """Different values; those of more are measured numbers that were rounded."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """When predictors separate rows."""
+
+    numbers: int = 500_000
+    """In the predictors, at most: beyond, to look takes longer than many a fit."""
+    gap: float = 1e-7
+    """Between rows, in units of the predictors."""
+    direction: float = 1e-6
+    """What a column has to do with it."""
+
+
+SEPARATION = Separation()
 
 
 def chosen_family(given: str | None, design: Design) -> Family:
@@ -21,9 +47,7 @@ def chosen_family(given: str | None, design: Design) -> Family:
         DataError: If the response is not what the family takes; the family that takes it is named.
         OptionError: If none is named, and several could be meant.
     """
-    name = given or {"level": "bernoulli", "trials": "binomial", "number": "normal"}.get(
-        design.form
-    )
+    name = given or MEANT.get(design.form)
     if name is None:
         several = [each.name for each in FAMILIES.values() if each.tails is not None]
         raise OptionError(
@@ -33,7 +57,7 @@ def chosen_family(given: str | None, design: Design) -> Family:
     family = FAMILIES[name]
     _check_form(family, design)
     takes, y = NUMBERS[family.takes], design.response
-    if y is None or design.form in ("trials", "levels"):
+    if y is None or design.form in ("trials", "levels", "classes"):
         return family
     wrong = ~takes.holds(y)
     if bool(wrong.any()):
@@ -60,11 +84,16 @@ def _check_form(family: Family, design: Design) -> None:
             f"the response {name} is successes of trials, which the family {family.name} does not "
             f"take; give {others}."
         )
-    if family.levels and form != "levels":
+    if family.several and form != family.several:
         raise DataError(
-            f"the family {family.name} takes a column of three or more levels in an order, and the "
+            f"the family {family.name} takes a column of {NUMBERS[family.takes].words}, and the "
             f"response is {name} ({form}); write the column alone on the left side."
         )
+    for what, given in (("offset()", design.offset), ("group effects", design.groups)):
+        if family.classes and given is not None:
+            raise OptionError(
+                f"--formula: the family {family.name} takes no {what}; leave that term out."
+            )
     if family.levels and not design.has_intercept:
         raise OptionError(
             f"--formula: the family {family.name} has thresholds in the place of the intercept; "
@@ -114,7 +143,7 @@ def scaling_of(design: Design, family: Family, link: str) -> dict[str, Tensor]:
     elif link == "log":
         centre = mean.log() - known.exp().mean().log()
     intercept = design.has_intercept
-    if family.levels:
+    if family.several:
         mean = one
     of_mean = any(each.unit == "mean" for each in family.parameters)
     return {
@@ -172,20 +201,58 @@ def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
 
 
 def _separated(design: Design, family: Family) -> tuple[str, ...]:
-    """The predictors that tell a response of two values apart without an error."""
-    y = design.response
+    """The predictors that tell rows of two values, or of a class, apart without an error."""
+    y, found = design.response, []
     assert y is not None
-    if family.takes != "binary" or not 0 < float(y.mean()) < 1:
+    if family.takes != "binary" and not family.classes:
         return ()
-    ones, others = design.predictors[y == 1], design.predictors[y == 0]  # (some rows, columns)
-    apart = (ones.amin(0) > others.amax(0)) | (ones.amax(0) < others.amin(0))
-    return tuple(
-        f"'{name}' separates the rows of '{design.name}' perfectly: the data alone would make its "
-        "coefficient infinite, and how large it is comes from its prior. State that prior, such "
-        f"as --prior '{name} ~ normal(0, 1)'."
-        for name, here in zip(design.columns, apart.tolist(), strict=True)
-        if here
-    )
+    x = design.predictors
+    one = x.new_ones(len(x), int(design.has_intercept))
+    scale = x.abs().amax(0).clamp_min(torch.finfo(x.dtype).tiny) if x.numel() else 1.0
+    x = torch.cat([one, (x - x.mean(0) if design.has_intercept else x) / scale], dim=1)
+    for value in y.unique().tolist() if family.classes else [1]:
+        direction, whole = _separating(x.numpy(), (y == value).numpy())
+        places = np.flatnonzero(np.abs(direction[one.shape[1] :]) > SEPARATION.direction)
+        if not len(places):
+            continue
+        names = [design.columns[place] for place in places[:MOST_NAMED]]
+        every = ", ".join(f"'{name}'" for name in names) + ", ..." * (len(places) > MOST_NAMED)
+        rows = f"'{design.levels[int(value)]}'" if family.classes else f"'{design.name}'"
+        one_only = len(places) == 1
+        found.append(
+            f"{every} {'separates' if one_only else 'together separate'} "
+            f"{'the' if whole else 'some'} rows of {rows} perfectly: the data alone would make "
+            f"{'its coefficient' if one_only else 'their coefficients'} infinite, and how large "
+            f"{'it is comes from its prior' if one_only else 'they are comes from their priors'}. "
+            f"State {'that prior' if one_only else 'these'}, such as --prior '{names[0]} ~ "
+            "normal(0, 1)'."
+        )
+    return tuple(found)
+
+
+def _separating(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A direction in which no row of one value lies before one of the other; zero if none is.
+
+    By a linear program, as Konis (2007, "Linear programming algorithms for detecting separated data
+    in binary logistic regression models").
+
+    Args:
+        x: The predictors with the intercept, of sizes near one, (rows, columns).
+        y: Whether a row has the value, (rows,).
+
+    Returns:
+        The direction, (columns,), and whether it tells all rows apart.
+    """
+    none = np.zeros(x.shape[1]), False
+    if x.size > SEPARATION.numbers or y.all() or not y.any():
+        return none
+    signed = np.where(y[:, None], x, -x)
+    found = linprog(-signed.mean(0), A_ub=-signed, b_ub=np.zeros(len(y)), bounds=(-1, 1))
+    if found.x is None or -found.fun < SEPARATION.gap:
+        return none
+    nothing = np.zeros(x.shape[1])
+    whole = linprog(nothing, A_ub=-signed, b_ub=-np.ones(len(y)), bounds=(None, None))
+    return found.x, whole.status == 0
 
 
 def _collinear(design: Design) -> tuple[str, ...]:

@@ -25,12 +25,12 @@ class Response:
     """What a regression predicts.
 
     Attributes:
-        form: "number", "level", "levels", "trials" or "censored".
+        form: "number", "level", "levels" (that have an order), "classes", "trials" or "censored".
         name: Of the column, or the formula's left side.
         values: Numbers, 1 for a level, or successes, (rows,); None where new rows have none.
         rows: What else the rows have: `trials`, or `status` and `upper`, each (rows,).
         level: What 1 stands for, if it is a level.
-        levels: What 0, 1, 2, ... stand for, if it is one of several levels.
+        levels: What 0, 1, 2, ... stand for, if it is one of several levels or classes.
         said: What was made of the columns, as sentences for the verdict.
     """
 
@@ -71,13 +71,34 @@ def plain_number(column: pd.Series) -> bool:
     return bool(numeric and not pd.api.types.is_bool_dtype(column))
 
 
-def read_left(node: Any, table: pd.DataFrame, several: bool = False) -> Left | None:
+def has_levels(column: pd.Series) -> bool:
+    """Whether a column is of truth values or labels, not of numbers with a few wrong cells."""
+    if pd.api.types.is_bool_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return True
+    return bool(pd.to_numeric(column.dropna(), errors="coerce").isna().all())
+
+
+def form_of_levels(column: pd.Series, several: str | None) -> str:
+    """Whether a column alone is one of three or more "levels" or "classes"; empty if of neither.
+
+    Args:
+        column: Of the fitted rows.
+        several: What the family takes of these; None if there is no family yet.
+    """
+    if several is not None:
+        return several
+    if plain_number(column) or not has_levels(column) or column.astype(str).nunique() < 3:
+        return ""
+    return "levels" if getattr(column.dtype, "ordered", False) else "classes"
+
+
+def read_left(node: Any, table: pd.DataFrame, several: str | None = "") -> Left | None:
     """A left side that formulae does not read as it is meant; None for all others.
 
     Args:
         node: Of formulae's parser.
         table: The fitted rows.
-        several: Whether a column alone is one of several levels.
+        several: What a column alone is one of, as of `form_of_levels`.
 
     Raises:
         OptionError: If a function has other arguments than it takes.
@@ -86,8 +107,8 @@ def read_left(node: Any, table: pd.DataFrame, several: bool = False) -> Left | N
     if kind in ("Variable", "QuotedName"):
         name = _column(node)
         level = getattr(getattr(node, "level", None), "value", None)
-        if several and level is None and name in table:
-            return Left("levels", name, (name,))
+        if level is None and name in table and (form := form_of_levels(table[name], several)):
+            return Left(form, name, (name,))
         if name not in table or (level is None and plain_number(table[name])):
             return None
         return Left("level", name, (name,), level)
@@ -137,8 +158,8 @@ def read_response(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> 
     Raises:
         DataError: If a column cannot be used; it is named.
     """
-    if left.form == "levels":
-        return _of_several(table[left.columns[0]], new)
+    if left.form in ("levels", "classes"):
+        return _of_several(table[left.columns[0]], new, left.form)
     if left.form == "level":
         return of_levels(table[left.columns[0]], left.level, new)
     if left.form == "trials":
@@ -185,7 +206,7 @@ def of_levels(
             raise DataError(
                 f"the response '{name}' has {len(levels)} levels ({listed}), and a family of two "
                 f'takes one of them against the others: write {name}["{names[0]}"] ~ ..., or give '
-                "--family ordinal if they have an order."
+                "--family categorical, or ordinal if they have an order."
             )
         level = names[1]
         if not pd.api.types.is_bool_dtype(column):
@@ -215,35 +236,42 @@ def of_levels(
     return Response("level", name, values, level=level, said=said)
 
 
-def _of_several(column: pd.Series, new: pd.DataFrame | None) -> Response:
-    """A response of three or more levels in their order: of a category, of numbers, of the letters.
+def _of_several(column: pd.Series, new: pd.DataFrame | None, form: str) -> Response:
+    """A response of three or more levels in their order, or of classes.
+
+    The order is that of a category, of numbers, or of the letters.
 
     Raises:
         DataError: If there are fewer or far more, or a row has none of them.
     """
     name, levels = str(column.name), levels_of(column)
     names = tuple(f"{each:g}" if isinstance(each, float) else str(each) for each in levels)
+    what = "levels in an order" if form == "levels" else "classes"
     if len(levels) < 3:
         raise DataError(
             f"the response '{name}' has {len(levels)} level{'s' * (len(levels) != 1)} "
-            f"({', '.join(names)}), and levels in an order are three or more; of two, give "
-            "--family bernoulli."
+            f"({', '.join(names)}), and {what} are three or more; of two, give --family bernoulli."
         )
     if len(levels) > MOST_CLASSES:
         raise DataError(
-            f"the response '{name}' has {len(levels)} different values, too many for levels; give "
-            "a --family of numbers."
+            f"the response '{name}' has {len(levels)} different values, too many for {what}; "
+            "give another response, or a --family of numbers."
         )
     said: tuple[str, ...] = ()
-    if not plain_number(column) and not isinstance(column.dtype, pd.CategoricalDtype):
+    if form == "classes":
+        said = (
+            f"Coefficients compare each class of '{name}' with '{names[0]}'. For another one, give "
+            "in Python a category whose first level it is.",
+        )
+    elif not plain_number(column) and not isinstance(column.dtype, pd.CategoricalDtype):
         said = (
             f"The levels of '{name}' are in the order of the alphabet: {' < '.join(names)}. For "
             "another one, give numbers, or in Python an ordered category.",
         )
     rows = column if new is None else new.get(name)
     if rows is None or (new is not None and rows.isna().all()):
-        return Response("levels", name, None, levels=names)
-    return Response("levels", name, codes(rows, levels).double(), levels=names, said=said)
+        return Response(form, name, None, levels=names)
+    return Response(form, name, codes(rows, levels).double(), levels=names, said=said)
 
 
 def _numbers(part: str | float, table: pd.DataFrame) -> Tensor:

@@ -1,5 +1,6 @@
 """The priors of a regression's terms: which coefficient or parameter has which."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions.transforms import ReshapeTransform
 
 from elbowroom.errors import OptionError, unknown
 from elbowroom.models._families import Family, Parameter
@@ -40,18 +42,23 @@ class Priors:
     sigmas: tuple[tuple[str, Prior], ...] = ()
     formulas: tuple[tuple[str, tuple[Prior, ...]], ...] = ()
 
-    def slopes(self, columns: int, width: Any) -> Tensor:
-        """Samples the standardised coefficients, (columns,).
+    def slopes(self, shape: tuple[int, ...], width: Any) -> Tensor:
+        """Samples the standardised coefficients, (columns,), or (classes - 1, columns).
 
         Args:
-            columns: How many there are.
+            shape: How many there are.
             width: The standard deviation of the default.
         """
-        if not columns:
-            return torch.zeros(0)
-        fn: Any = dist.Normal(torch.zeros(columns), width).to_event(1)
+        if not shape[-1]:
+            return torch.zeros(shape)
+        fn: Any = dist.Normal(torch.zeros(shape), width).to_event(len(shape))
         if self.coefficients:
-            fn = together(self.coefficients)
+            every = self.coefficients * math.prod(shape[:-1])
+            fn = together(every)
+            if len(shape) > 1:
+                fn = dist.TransformedDistribution(
+                    fn, [ReshapeTransform(torch.Size([len(every)]), torch.Size(shape))]
+                )
         return pyro.sample("standardised_coefficients", fn)
 
     def of_parameter(self, parameter: Parameter) -> Prior:

@@ -127,7 +127,8 @@ class Options(RegressionOptions):
         AfterValidator(_known("family", FAMILIES)),
         Field(
             description=f"distribution of the response: {', '.join(FAMILIES)}. Default: normal for "
-            "numbers, bernoulli for two levels, binomial for p(successes, trials)"
+            "numbers, bernoulli for two levels, categorical for more (ordinal, if they are an "
+            "ordered category), binomial for p(successes, trials)"
         ),
     ] = None
     link: Annotated[
@@ -243,14 +244,16 @@ def bayesian_regression(
         offset: What is added to the linear predictor, (rows,).
         weights: How often each row counts, (rows,).
         trials: Of which the response counts successes, (rows,).
-        levels: How many there are of the response, if it is one of several in an order: the
-            thresholds between them are in the place of the intercept.
+        levels: How many there are of the response, if it is one of several. Between those in an
+            order, thresholds are in the place of the intercept; classes have a linear predictor
+            each but for the first one, and intercepts and coefficients of their own.
         status: What is known of each response, (rows,); see `elbowroom.models._distributions`.
         upper: The upper ends of those known by an interval, (rows,).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     rows, columns = predictors.shape
     own = FAMILIES[family]
+    each_class = (levels - 1,) if own.classes else ()
     level = response_centre
     width: Any = PRIOR_SCALE
     parameters: dict[str, Any] = {}
@@ -258,17 +261,19 @@ def bayesian_regression(
         inverse_gamma = dist.InverseGamma(torch.tensor(CONJUGATE.shape), CONJUGATE.scale)
         noise = pyro.sample("standardised_variance", inverse_gamma).sqrt()
         width = PRIOR_SCALE * noise
-    if levels:
+    if own.levels:
         shares = pyro.sample("baseline", dist.Dirichlet(torch.ones(levels)))
         parameters["thresholds"] = thresholds_of(shares, link)
     elif has_intercept and term_priors.intercept is None:
-        height = pyro.sample("standardised_intercept", dist.Normal(torch.zeros(()), width))
+        prior = dist.Normal(torch.zeros(each_class), width).to_event(len(each_class))
+        height = pyro.sample("standardised_intercept", prior)
         level = response_centre + response_spread * height
-    slopes = term_priors.slopes(columns, width)  # (columns,)
-    coefficients = response_spread * slopes / spread  # (columns,)
+    slopes = term_priors.slopes((*each_class, columns), width)
+    coefficients = response_spread * slopes / spread  # (columns,), or (classes - 1, columns)
     if has_intercept and term_priors.intercept is not None:
         away = (coefficients * centre).sum(-1) - response_centre
-        prior = term_priors.intercept.distribution(away / response_spread)
+        shift = term_priors.intercept.distribution(away / response_spread)
+        prior = shift.to_event(len(each_class))
         height = pyro.sample("standardised_intercept", prior)
         level = response_centre + response_spread * height
     effects = sample_group_effects(groups, response_spread, term_priors)
@@ -277,7 +282,7 @@ def bayesian_regression(
         if not conjugate:
             noise = pyro.sample(each.site, term_priors.of_parameter(each).distribution())
         parameters[each.name] = noise
-    if levels:
+    if own.levels:
         thresholds = parameters["thresholds"] + (coefficients * centre).sum(-1)
         pyro.deterministic("thresholds", thresholds)
     elif has_intercept:
@@ -297,7 +302,7 @@ def bayesian_regression(
         sampled.report(parameters[sampled.formula.name])
     with pyro.plate(ROWS, rows, subsample_size=batch_size):
         x = pyro.subsample(predictors, event_dim=1)
-        eta = level + (x - centre) @ coefficients  # (rows,)
+        eta = level + (x - centre) @ (coefficients.mT if each_class else coefficients)
         if group_codes is not None and group_values is not None:
             codes, values = (pyro.subsample(x, event_dim=1) for x in (group_codes, group_values))
             eta = eta + added(groups, effects, codes, values)
@@ -330,7 +335,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             take the response.
     """
     known = [] if options.weights is None else [options.weights]
-    several = options.family is not None and FAMILIES[options.family].levels
+    several = None if options.family is None else FAMILIES[options.family].several
     design = read_design(
         table, options, training, "bayesian_regression", leave_out=known, several=several,
         grouped=True, draw_groups=options.new_groups == "draw",
@@ -365,7 +370,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         if design.groups is not None:
             chosen["groups"] = design.groups.groups
     arguments |= {**scaling, "has_intercept": design.has_intercept, **chosen, **design.rows}
-    if several:
+    if family.several:
         arguments["levels"] = len(design.levels)
     if design.offset is not None:
         arguments["offset"] = design.offset
@@ -377,6 +382,12 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if known:
         arguments["weights"] = _weights(table, known[0], training is not None)
     dims, coords, internal = described(arguments["groups"])
+    if family.levels:
+        dims |= {"thresholds": ("threshold",), "baseline": ("class",)}
+        coords |= {"threshold": _between(design)}
+    of_class = ("level",) if family.classes else ()
+    if family.classes:
+        coords |= {"level": list(design.levels[1:])}
     return Prepared(
         arguments=arguments,
         dims={
@@ -384,19 +395,18 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "predictors": (ROWS, "predictor"),
             "centre": ("predictor",),
             "spread": ("predictor",),
-            "coefficients": ("predictor",),
-            "standardised_coefficients": ("predictor",),
+            "coefficients": (*of_class, "predictor"),
+            "standardised_coefficients": (*of_class, "predictor"),
             **dict.fromkeys(("response", "offset", "weights", *design.rows), (ROWS,)),
             **dict.fromkeys(INTERNAL[2:], ()),
+            **dict.fromkeys(("intercept", "standardised_intercept"), of_class),
             **dims_of(formulas.formulas),
-            "thresholds": ("threshold",),
-            "baseline": ("class",),
         },
         coords={
             "predictor": design.columns,
             **{each.dim: each.columns for each in formulas.formulas},
             **coords,
-            **({"class": list(design.levels), "threshold": _between(design)} if several else {}),
+            **({"class": list(design.levels)} if family.several else {}),
         },
         columns={"response": design.name, "predictors": tuple(design.columns)},
         doubts=(*design.said, *doubts),

@@ -114,7 +114,7 @@ DENSITIES: dict[str, Callable[..., Any]] = {
     "beta": _beta,
 }
 """The log density of each family, of y, the linear predictor and the parameters."""
-OTHERS = {"ordinal"}
+OTHERS = {"ordinal", "categorical"}
 """Families whose references have tests of their own."""
 PRIORS: dict[str, Any] = {
     "exponential(1)": stats.expon(),
@@ -347,6 +347,64 @@ def test_an_ordinal_regression_has_the_posterior_of_quadrature(link: str, invers
     np.testing.assert_allclose(shares[names].sum(axis=1), 1, rtol=1e-6)
     # What is observed is as frequent as predicted: the intercepts see to that, but for the prior.
     np.testing.assert_allclose(shares[names].mean(), np.bincount(y) / ROWS, atol=0.05)
+
+
+@dataclass
+class Categorical(Reference):
+    """Three classes: the intercepts at the mean of x and the slopes by z of two of them."""
+
+    def values(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        for k, name in enumerate("bc"):
+            slope = points[:, 2 + k] / self.x.std(ddof=1)
+            found[f"intercept[{name}]"] = points[:, k] - slope * self.x.mean()
+            found[f"coefficients[{name}, x]"] = slope
+        return found
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        z = (self.x - self.x.mean()) / self.x.std(ddof=1)
+        second, third = (points[:, k, None] + points[:, 2 + k, None] * z for k in (0, 1))
+        total = np.logaddexp(np.logaddexp(second, third), 0)
+        rows = np.choose(self.y.astype(int), [0 * second, second, third]) - total
+        return rows.sum(1) + stats.norm.logpdf(points, 0, 2.5).sum(1)
+
+
+def classes() -> pd.DataFrame:
+    """Three classes, of which x tells something."""
+    random, data = np.random.default_rng(11), table()
+    z = ((data["x"] - 3) / 10).to_numpy()
+    weights = np.exp(np.stack([0 * z, 0.4 + 0.8 * z, -0.5 - 1.1 * z], 1))
+    places = (random.random((ROWS, 1)) > (weights.cumsum(1) / weights.sum(1, keepdims=True))).sum(1)
+    data["kind"] = np.array(list("abc"))[places]
+    return data
+
+
+def test_a_categorical_regression_has_the_posterior_of_quadrature() -> None:
+    data = classes()
+    y = np.array(["abc".index(each) for each in data["kind"]])
+    priors = {"a": (None, 1.0), "b": (None, 1.0)}
+    wanted = Categorical(lambda: None, y, data["x"].to_numpy(), priors, 0.0, 10.0 / 10)
+    fit = er.fit("bayesian_regression", data, formula="kind ~ x", seed=1)
+    check(fit, wanted.moments())
+    shares = fit.predict(data)
+    assert set(shares["response"]) <= set("abc")
+    names = [f"probability[{name}]" for name in "abc"]
+    np.testing.assert_allclose(shares[names].sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(shares[names].mean(), np.bincount(y) / ROWS, atol=0.05)
+
+
+def test_a_prior_of_a_column_is_that_of_each_class() -> None:
+    data = classes()
+    fit = er.fit(
+        "bayesian_regression", data, formula="kind ~ x + trials", family="categorical", seed=1,
+        priors={"x": "normal(0.05, 1e-5)", "trials": "laplace(-0.02, 1e-5)",
+                "intercept": "normal(0.3, 1e-4)"},
+    )  # fmt: skip
+    means = fit.summary()["mean"]
+    for name in "bc":
+        assert means[f"coefficients[{name}, x]"] == pytest.approx(0.05, abs=1e-4)
+        assert means[f"coefficients[{name}, trials]"] == pytest.approx(-0.02, abs=1e-4)
+        assert means[f"intercept[{name}]"] == pytest.approx(0.3, abs=1e-3)
 
 
 TAILS: dict[str, Callable[..., Any]] = {

@@ -89,7 +89,7 @@ def test_numbers_of_two_values_are_said_to_have_a_family() -> None:
 @pytest.mark.parametrize(
     ("formula", "options", "message"),
     [
-        ("kind ~ x", {}, r'write kind\["a"\] ~'),
+        ("kind ~ x", {"family": "bernoulli"}, r'write kind\["a"\] ~'),
         ('kind["d"] ~ x', {}, "no level 'd'; its levels are a, b, c"),
         ("number ~ x", {"family": "gamma"}, "row 1: .* numbers above 0. .* --family normal"),
         ("number ~ x", {"family": "poisson"}, "takes counts: .* --family normal"),
@@ -113,7 +113,10 @@ def test_numbers_of_two_values_are_said_to_have_a_family() -> None:
         ("censored(time, kind) ~ x", {"family": "weibull"}, "the status 'a' is none of"),
         ("censored(number, status) ~ x", {"family": "weibull"}, "takes numbers above 0"),
         ("censored(time, 3) ~ x", {"family": "weibull"}, "the column of the status"),
-        ("kind ~ x", {}, "--family ordinal if they have an order"),
+        ("kind ~ x", {"family": "bernoulli"}, "categorical, or ordinal if they have an order"),
+        ("kind ~ x + offset(x)", {}, "categorical takes no offset"),
+        ("kind ~ x + (1 | status)", {}, "categorical takes no group effects"),
+        ("one ~ x", {"family": "categorical"}, "are three or more; of two, give --family bern"),
         ("answer ~ x", {"family": "ordinal"}, "has 2 levels .* give --family bernoulli"),
         ("kind ~ 0 + x", {"family": "ordinal"}, "thresholds in the place of the intercept"),
         ("np.log(time) ~ x", {"family": "ordinal"}, "write the column alone"),
@@ -260,6 +263,34 @@ def test_separation_and_collinearity_are_named() -> None:
     assert "'tell' separates the rows of 'one' perfectly" in said
     (said,) = prepare(data, Options(formula="number ~ x + twice")).doubts
     assert "'twice' is a linear function of other predictors" in said
+
+
+def test_some_rows_and_rows_of_a_class_that_are_separated_are_named() -> None:
+    """A level whose rows are all alike, two columns together, and a class."""
+    data = table()
+    level = np.where(np.arange(40) < 4, "rare", "usual")
+    data = data.assign(level=level, one=np.where(level == "rare", 1, data["one"]))
+    (said,) = prepare(data, Options(formula="one ~ level", family="bernoulli")).doubts
+    assert "'level[usual]' separates some rows of 'one' perfectly" in said
+    data["rest"] = data["one"] - 0.3 * data["x"]
+    (said,) = prepare(data, Options(formula="one ~ x + rest", family="bernoulli")).doubts
+    assert "'x', 'rest' together separate the rows of 'one' perfectly" in said
+    data["is_c"] = (data["kind"] == "c") + 0.001 * data["x"]
+    said, reference = prepare(data, Options(formula="kind ~ is_c")).doubts[::-1]
+    assert "'is_c' separates the rows of 'c' perfectly" in said
+    assert "each class of 'kind' with 'a'" in reference
+    assert prepare(data, Options(formula="kind ~ x")).doubts == (reference,)
+
+
+def test_text_of_three_levels_is_of_classes_and_an_ordered_category_of_levels() -> None:
+    assert made("kind ~ x").arguments["family"] == "categorical"
+    order = pd.CategoricalDtype(["b", "c", "a"], ordered=True)
+    data = table().assign(kind=table()["kind"].astype(order))
+    assert prepare(data, Options(formula="kind ~ x")).arguments["family"] == "ordinal"
+    data["kind"] = data["kind"].astype(pd.CategoricalDtype(["b", "c", "a"]))
+    found = prepare(data, Options(response="kind", columns=("x",)))
+    assert found.coords["level"] == ["c", "a"]
+    assert found.dims["coefficients"] == ("level", "predictor")
 
 
 def test_help_lists_every_family_and_link() -> None:
