@@ -96,6 +96,8 @@ class Model:
             probability that the site `predicts` is one, and not by draws of it.
         images: `images(arguments)` gives the shape of the images that rows are, height first, and
             the highest value of a pixel, zero where that is not known; None if they are none.
+        needs: `needs(table, options)` names the columns whose cells a row needs: rows that lack one
+            are left out, or refused with `options.missing` "error".
         code_in: `code_in(options)` gives the code that preparing a table with these options would
             run, or None: a run folder from elsewhere may run none.
         suggested: Settings of the fit that suit the model better than the general ones.
@@ -128,6 +130,7 @@ class Model:
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
     of_probability: Callable[[Mapping[str, Any]], bool] | None = None
     images: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], float] | None] | None = None
+    needs: Callable[[Any, Any], Sequence[str]] | None = None
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)
     engine: str | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,8 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.models import Training
-from elbowroom.models._columns import cells, predictor_columns, response_column
-from elbowroom.models._formula_text import PLAIN, spelled_out, tilde
+from elbowroom.models._columns import cells, column_of_role, predictor_columns, response_column
+from elbowroom.models._formula_text import PLAIN, columns_named, spelled_out, tilde
 from elbowroom.models._groups import GroupRows, read_groups, split_groups
 from elbowroom.models._options import Exclude
 from elbowroom.models._responses import (
@@ -50,6 +50,13 @@ class RegressionOptions:
         tuple[Name, ...] | None, Field(description="columns of the predictors, all by default")
     ] = None
     exclude: Exclude = ()
+    missing: Annotated[
+        Literal["drop", "error"] | None,
+        Field(
+            description="rows with missing cells in the columns that are used: drop (leave them "
+            "out, and say how many) or error. Default: drop"
+        ),
+    ] = None
 
 
 @plain_dataclass(frozen=True)
@@ -83,6 +90,28 @@ class Design:
     said: tuple[str, ...] = ()
     offset: Tensor | None = None
     groups: GroupRows | None = None
+
+
+def columns_used(table: pd.DataFrame, options: RegressionOptions, *more: str | None) -> list[str]:
+    """The columns whose cells a row needs.
+
+    Args:
+        table: The rows.
+        options: The formula, or the columns.
+        more: Further formulas or columns.
+    """
+    names = [each for each in more if each]
+    if not options.formula:
+        response = options.response or column_of_role(table, "response")
+        if options.columns is not None:
+            return [*options.columns, *names, *([response] if response else [])]
+        others = [str(name) for name in table.columns if str(name) not in options.exclude]
+        roles = table.attrs.get("roles", {})
+        used = [name for name in others if roles.get(name, "feature") == "feature"]
+        return list(dict.fromkeys([*used, *names, *([response] if response else [])]))
+    formula, terms = split_groups(options.formula)
+    written = spelled_out(formula, table, [name for term in terms for name in term.factors])
+    return columns_named([written, options.formula, *names], table)
 
 
 def read_design(

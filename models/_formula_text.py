@@ -69,3 +69,19 @@ def spelled_out(formula: str, table: pd.DataFrame, leave_out: Sequence[str] = ()
         raise OptionError(f"--formula '{formula[:100]}': no column is left for '.'; name them.")
     written = (name if name.isidentifier() else f"`{name}`" for name in names)
     return left + dot.sub(f"({' + '.join(written)})", right)
+
+
+def columns_named(formulas: Sequence[str], table: pd.DataFrame) -> list[str]:
+    """The columns of a table that formulas name, a `.` aside.
+
+    Example:
+        >>> table = pd.DataFrame({"a": [1], "log": [1], "my c": [1], "no": [1], "y": [1]})
+        >>> columns_named(['y["no"] ~ log(a) + `my c`'], table)
+        ['a', 'my c', 'y']
+    """
+    found: set[str] = set()
+    for formula in formulas:
+        text = re.sub(r"""\[\s*("[^"]*"|'[^']*'|\w+)\s*\]""", "", formula)  # a level
+        found |= set(re.findall(r"`([^`]*)`", text))
+        found |= set(re.findall(r"(?<![\w.])[^\W\d][\w.]*(?!\s*\(|[\w.])", text))
+    return [str(name) for name in table.columns if str(name) in found]

@@ -59,7 +59,13 @@ from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._distributions import Censored, Weighted
 from elbowroom.models._families import FAMILIES, LINKS, Family, Predicted, thresholds_of
-from elbowroom.models._formula import Design, RegressionOptions, columns_of, read_design
+from elbowroom.models._formula import (
+    Design,
+    RegressionOptions,
+    columns_of,
+    columns_used,
+    read_design,
+)
 from elbowroom.models._formula_text import code_in
 from elbowroom.models._group_effects import added, described, sample_group_effects
 from elbowroom.models._groups import Groups
@@ -500,6 +506,9 @@ register(
         observed="response",
         predicts="response",
         dataset="diabetes",
+        needs=lambda table, options: columns_used(
+            table, options, options.parameter, options.weights
+        ),
         code_in=code_in,
         internal=INTERNAL,
         of_probability=lambda arguments: FAMILIES[arguments["family"]].of_probability,

@@ -33,7 +33,7 @@ from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
-from elbowroom.models._formula import RegressionOptions, read_design
+from elbowroom.models._formula import RegressionOptions, columns_used, read_design
 from elbowroom.models._formula_text import code_in
 from elbowroom.models._recipes import line
 from elbowroom.options import Name
@@ -210,6 +210,7 @@ register(
         observed="response",
         predicts="response",
         dataset="linnerud",
+        needs=lambda table, options: columns_used(table, options, options.exposure),
         code_in=code_in,
         internal=("standardised_coefficients", "standardised_intercept", "root_overdispersion"),
         recipe=Recipe(_counts, {"formula": "y ~ a + b"}),

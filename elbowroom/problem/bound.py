@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from elbowroom.data.missing import CompleteRows, complete_rows
 from elbowroom.data.tables import read_table
 from elbowroom.errors import DataError, ElbowroomError, ModelError, OptionError
 from elbowroom.guides import Guide
@@ -462,10 +463,15 @@ def bind(
         data = read_table(data)
     elif model.options is not None:
         data = pd.DataFrame(dict(data))
+    rows = CompleteRows(data)
+    if model.needs is not None:
+        rows = complete_rows(data, model.needs(data, options), options.missing != "error")
+        data = rows.table
     plates: tuple[OwnPlate, ...] = ()
     with kept_buffers(model.function):
-        with isolated(0, dtype=dtype, device=device):
+        with isolated(0, dtype=dtype, device=device), rows.numbered():
             prepared = model.prepare(data, options, None)
+            prepared = replace(prepared, doubts=(*rows.said, *prepared.doubts))
             arguments = placed(prepared.arguments, dtype, device)
             if options is not None:
                 check_footprint(model.function, arguments, options, particles, batch_size)
