@@ -27,6 +27,7 @@ from elbowroom.density.labels import Labels, in_one_order, labels_of
 from elbowroom.draws.chains import Chains, State
 from elbowroom.draws.metric import Metric, metric_of
 from elbowroom.draws.mixing import mixing_of, rough
+from elbowroom.draws.weighted import WEIGHING
 from elbowroom.errors import OutOfTimeError
 from elbowroom.sizes import SIZES
 
@@ -84,6 +85,9 @@ class ManyChains:
     effective: float = 1000.0
     """Effective draws of every coordinate at which the chains end: its mean is known to 0.03 sds.
     Most coordinates have several times as many."""
+    costly: float = 1e11
+    """Numbers that the evaluations have taken, about as many nanoseconds of the processor, from
+    which on fewer effective draws are enough: 400, with which the error of an sd is 4%."""
     hopeless: float = 1.3
     """The nested R-hat above which chains that were judged a few times will not mix."""
     judged: int = 4
@@ -188,7 +192,7 @@ def run_many_chains(
                 return found
             sampling.advance(count - sampling.made)
             found = sampling.judged()
-            if found.mixed and found.effective >= MANY_CHAINS.effective:
+            if found.mixed and found.effective >= sampling.wanted:
                 return found
             if judged + 1 >= MANY_CHAINS.judged and found.r_hat > MANY_CHAINS.hopeless:
                 return found
@@ -380,6 +384,13 @@ class _Sampling:
             if len(self._points) * state.points.size > SIZES.memory:
                 self._points, self._values = self._points[1::2], self._values[1::2]
                 self._every *= 2
+
+    @property
+    def wanted(self) -> float:
+        """Effective draws that are enough."""
+        density = self.chains.density
+        costly = density.work * float(density.evaluations) >= MANY_CHAINS.costly
+        return WEIGHING.resolved if costly else MANY_CHAINS.effective
 
     def pace(self) -> None:
         """Has every second trajectory go farther where draws are few, as long as it pays.

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.func import vmap
 from elbowroom import budget
 from elbowroom.problem.batchable import Batchable
 from elbowroom.recording.record import BATCHES, alike, record
+from elbowroom.sizes import SIZES
 
 CHUNKS = 4
 """Batched calls of a function, beyond which it is recorded: that takes as long as a few of them."""
@@ -89,6 +91,8 @@ def map_draws_recorded(
             batched = _recorded(function, draws)
     if batched is None:
         return map_draws(function, draws, chunk, count)
+    # Without the densities of rows, far more draws fit into the cache.
+    chunk = max(chunk, SIZES.cache // batched.width)
     parts = []
     for points in _flat(draws).split(chunk):
         budget.check()
@@ -103,7 +107,7 @@ def _flat(draws: Mapping[str, Tensor]) -> Tensor:
 
 def _recorded(
     function: Callable[[dict[str, Tensor]], Any], draws: Mapping[str, Tensor]
-) -> Callable[[Tensor], Any] | None:
+) -> "_Replayed | None":
     """A function of each of the draws side by side; None where a recording gives other results."""
     kinds = {values.dtype for values in draws.values()}
     if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
@@ -125,11 +129,26 @@ def _recorded(
     if not all(map(_agree, replay(probes), batched(probes))):
         return None
 
-    def replayed(points: Tensor) -> Any:
-        results = iter(replay(points))
-        return each_tensor(lambda _: next(results), form)
+    return _Replayed(replay, form, max(len(points[0]), replay.widest))
 
-    return replayed
+
+@dataclass(frozen=True)
+class _Replayed:
+    """A recording of draws side by side.
+
+    Attributes:
+        replay: The recording.
+        form: Tuples and dicts of tensors, as the results are.
+        width: The most numbers of a draw at once.
+    """
+
+    replay: Callable[[Tensor], Any]
+    form: Any
+    width: int
+
+    def __call__(self, points: Tensor) -> Any:
+        results = iter(self.replay(points))
+        return each_tensor(lambda _: next(results), self.form)
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from elbowroom import budget
 from elbowroom.density.density import Density
+from elbowroom.draws import many_chains
 from elbowroom.draws.chains import Chains, State
 from elbowroom.draws.many_chains import (
     MANY_CHAINS,
@@ -246,6 +248,24 @@ def test_chains_give_the_moments_of_a_correlated_normal() -> None:
     assert np.allclose(density.value(points[:20]), found.values.ravel()[:20])
     some, values = found.first(500)
     assert (some.shape, values.shape) == ((500, 70), (500,))
+
+
+def test_fewer_draws_are_enough_where_they_are_costly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> None:
+        x = flat(20)
+        pyro.factor("target", -0.5 * (x[:10] ** 2).sum() - 0.5e-3 * (x[10:] ** 2).sum())
+
+    found = []
+    for costly in (MANY_CHAINS.costly, 0.0):
+        monkeypatch.setattr(
+            many_chains, "MANY_CHAINS", replace(MANY_CHAINS, costly=costly, round=8)
+        )
+        random = np.random.default_rng(0)
+        with isolated(0):
+            found.append(run_many_chains(density_of(model), random.normal(size=(8, 20)), random))
+    assert all(each.mixed for each in found)
+    assert found[0].effective >= MANY_CHAINS.effective
+    assert 400 <= found[1].effective < found[0].effective
 
 
 def _lower(factor: np.ndarray) -> Tensor:

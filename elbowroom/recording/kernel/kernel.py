@@ -1,8 +1,11 @@
 """A program as machine code that takes batches of points."""
 
 import ctypes
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -31,6 +34,9 @@ class KernelLimits:
     """Elements that are in no loop, at most: each takes a millisecond and more to compile."""
     with_matrices: int = 3
     """Points at once for which factors of matrices are faster than those of a library."""
+    of_thread: int = 2_000_000
+    """Numbers that a thread computes at least, which take half a millisecond: torch's number of
+    threads share the rest."""
 
 
 KERNELS = KernelLimits()
@@ -90,6 +96,7 @@ class Kernel:
         matrices = any(step.function in MATRICES for step in program.steps)
         self.least = KERNELS.with_matrices if matrices else 1
         self.widths = [len(each) for each in program.results]
+        self._numbers = sum(step.count for step in program.steps)
 
     def _memory(self) -> np.ndarray:
         """This thread's own."""
@@ -111,20 +118,41 @@ class Kernel:
             found = self._memories.room = np.empty((rows, width))
         return found[:rows]
 
+    def _run(self, given: np.ndarray, out: np.ndarray, begin: int, end: int) -> None:
+        """Fills the results at points from one to another; other threads may do so beside it."""
+        arrays = (given[begin:], out[begin:], self.code.numbers, self.code.places, self._memory())
+        if end > begin:
+            self._function(*(each.ctypes.data for each in arrays), end - begin)
+
     def __call__(self, points: Tensor) -> list[Tensor]:
         """The results at points, (n, D), each (n, ...)."""
         given = np.ascontiguousarray(points.numpy())
         count = len(given)
         out = self._room(count)
-        arrays = (given, out, self.code.numbers, self.code.places, self._memory())
-        if count:  # its loops have at least one turn
-            self._function(*(each.ctypes.data for each in arrays), count)
+        parts = min(torch.get_num_threads(), count * self._numbers // KERNELS.of_thread)
+        vectors = -(-count // WIDTH)
+        ends = [WIDTH * (vectors * k // parts) for k in range(parts)] if parts > 1 else [0]
+        places = list(zip(ends, [*ends[1:], count], strict=True))
+        if len(places) > 1:
+            list(_pool(parts).map(lambda place: self._run(given, out, *place), places))
+        elif count:  # its loops have at least one turn
+            self._run(given, out, 0, count)
         found, begin = [], 0
         for width, shape in zip(self.widths, self.program.shapes, strict=True):
             one = out[:count, begin : begin + width].copy()
             found.append(torch.from_numpy(one.reshape(count, *shape)))
             begin += width
         return found
+
+
+@lru_cache(maxsize=1)
+def _threads(process: int, count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="elbowroom-kernel")
+
+
+def _pool(count: int) -> ThreadPoolExecutor:
+    """So many threads of this process: a fork has none of its parent's."""
+    return _threads(os.getpid(), count)
 
 
 def compiled(replay: Replay, points: Tensor) -> Kernel:

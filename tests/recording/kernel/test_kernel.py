@@ -20,7 +20,8 @@ from torch.func import grad_and_value, vmap
 from torch.nn.functional import logsigmoid, pad, softplus
 
 from elbowroom.problem.isolation import isolated
-from elbowroom.recording.kernel.kernel import Kernel, compiled
+from elbowroom.recording.kernel import kernel as kernel_module
+from elbowroom.recording.kernel.kernel import Kernel, KernelLimits, compiled
 from elbowroom.recording.kernel.lowering import NotLowerableError
 from elbowroom.recording.record import record
 
@@ -302,6 +303,31 @@ def test_threads_do_not_share_their_memory() -> None:
 
 
 LOOKUP = torch.arange(float(D)).double()
+
+
+def test_points_that_threads_share_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches end within vectors, and each thread has some of them or none."""
+    kernel = kernel_of(vmap(grad_and_value(lambda u: (u.sin() * ROWS.exp()).sum())))
+    threads, ran = torch.get_num_threads(), set()
+    own = Kernel._run
+
+    def run(self: Kernel, *given: Any) -> None:
+        ran.add(threading.get_ident())
+        own(self, *given)
+
+    monkeypatch.setattr(Kernel, "_run", run)
+    try:
+        for count in (1, 8, 9, 40, 129):
+            points = points_of(count, count)
+            torch.set_num_threads(1)
+            monkeypatch.setattr(kernel_module, "KERNELS", KernelLimits())
+            wanted = kernel(points)
+            torch.set_num_threads(3)
+            monkeypatch.setattr(kernel_module, "KERNELS", KernelLimits(of_thread=1))
+            assert all(map(torch.equal, kernel(points), wanted))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(ran) > 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux alone")
