@@ -15,7 +15,8 @@ standard errors of the two sets of draws, so that chance alone decides nothing a
 scalars; the worst over all scalars of all sites counts. A fit is right below 0.1. The columns:
 
 - `s`: seconds of the processor of the fit, on one thread;
-- `effective`: how many independent draws its own are worth;
+- `effective`: how many independent draws its own are worth, for the means and, where this is less,
+  the spreads;
 - `NUTS s`: seconds of the processor that nutpie needs, tuning included, for draws worth as many,
   by the smallest bulk effective sample size of its unconstrained coordinates. The long run tells
   how many evaluations of the density these take; a short run of nutpie before the fit, and another
