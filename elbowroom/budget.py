@@ -110,6 +110,12 @@ def over() -> bool:
     return current().over()
 
 
+def exceeded() -> bool:
+    """Whether a stage has gone on for a tenth of the fit's time beyond its end."""
+    budget = current()
+    return time.monotonic() > budget.deadline + 0.1 * budget.seconds
+
+
 def check() -> None:
     """Ends a stage that has nothing yet.
 

@@ -180,16 +180,24 @@ def test_what_was_spent_before_counts_up_to_half(monkeypatch: pytest.MonkeyPatch
         assert budget.left() == np.inf
 
 
-def test_draws_in_a_batch_end_with_those_they_have(clock: Callable[[int], list[int]]) -> None:
-    """Each part of a batch is as it would be among all of them."""
+@pytest.mark.parametrize("chunk", [10, 1])
+@pytest.mark.parametrize(("late", "made"), [(99.0, 40), (101.0, 20), (111.0, 10)])
+def test_draws_end_with_those_they_have(
+    monkeypatch: pytest.MonkeyPatch, late: float, made: int, chunk: int
+) -> None:
+    """The least are made, or a few where the time has long been over, each as among all of them.
+
+    In a batch of one draw they are mapped one by one, since the function cannot be batched.
+    """
     values = {"x": torch.arange(40.0)}
 
     def squared(given: dict[str, Tensor]) -> Tensor:
-        return given["x"] ** 2
+        x = given["x"]
+        return x**2 if chunk > 1 else x * float(x)
 
-    whole = map_draws(squared, values, 10, 40, 20)
-    assert torch.equal(whole, values["x"] ** 2)
-    clock(2)
+    now = [0.0]
+    monkeypatch.setattr("elbowroom.budget.time", SimpleNamespace(monotonic=lambda: now[0]))
     with budget.limited(100.0):
-        some = map_draws(squared, values, 10, 40, 20)
-    assert torch.equal(some, whole[:20])
+        now[0] = late
+        some = map_draws(squared, values, chunk, 40, 20)
+    assert torch.equal(some, values["x"][:made] ** 2)

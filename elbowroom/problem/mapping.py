@@ -18,6 +18,9 @@ from elbowroom.sizes import SIZES
 CHUNKS = 4
 """Batched calls of a function, beyond which it is recorded: that takes as long as a few of them."""
 
+FEW = 10
+"""Draws that are mapped however long they take."""
+
 
 def map_draws(
     function: Callable[[dict[str, Tensor]], Any],
@@ -34,7 +37,8 @@ def map_draws(
         draws: Each (draws, ...); empty if the function needs none, such as one that draws itself.
         chunk: Draws in one batched call, for the memory's sake.
         count: How many draws; needed only where `draws` is empty.
-        least: How many draws there are at least where the time is over; by default all.
+        least: How many draws there are at least where the time is over; by default all. If they
+            take far longer than that there are fewer still.
 
     Returns:
         The same as `function`, with a leading dim for the draws.
@@ -42,11 +46,15 @@ def map_draws(
     count = len(next(iter(draws.values()))) if count is None else count
     state = torch.get_rng_state()
     try:
-        if least is None or count <= chunk:
+        if least is None:
             return vmapped(function, draws, chunk, count)
+        # What cannot be batched fails at few draws, and not after those of seconds.
+        few = min(FEW, count)
+        vmapped(function, {name: value[:few] for name, value in draws.items()}, chunk, few)
+        torch.set_rng_state(state)
         parts = []
         for begin in range(0, count, chunk):
-            if begin >= least and budget.over():
+            if _ends(begin, least):
                 break
             end = min(begin + chunk, count)
             some = {name: value[begin:end] for name, value in draws.items()}
@@ -56,10 +64,15 @@ def map_draws(
         torch.set_rng_state(state)
     results = []
     for i in range(count):
-        if least is not None and i >= least and budget.over():
+        if least is not None and _ends(i, least):
             break
         results.append(function({name: value[i] for name, value in draws.items()}))
     return each_tensor(lambda *each: torch.stack(each), *results)
+
+
+def _ends(made: int, least: int) -> bool:
+    """Whether so many draws have to do, because the time is over."""
+    return (made >= least and budget.over()) or (made >= FEW and budget.exceeded())
 
 
 def map_draws_recorded(
