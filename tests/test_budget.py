@@ -98,6 +98,17 @@ def test_stochastic_steps_end_and_ask_for_more_time(clock: Callable[[int], list[
     assert fit.verdict.advice.startswith("give a longer --time")
 
 
+def test_steps_begin_where_the_search_for_modes_found_nothing_in_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late(*_: Any, **__: Any) -> None:
+        raise OutOfTimeError("the time was over")
+
+    monkeypatch.setattr("elbowroom.engines.svi.engine.explore", late)
+    fit = er.fit(two_means, {"x": X}, guide="mean_field", engine="svi", steps=600, seed=1)
+    assert np.abs(fit.posterior["posterior"]["mean"].values - X.mean(0)).mean() < 0.5
+
+
 def test_nuts_ends_with_the_draws_it_has(clock: Callable[[int], list[int]]) -> None:
     arguments = {"x": torch.as_tensor(X)}
     with isolated(0):

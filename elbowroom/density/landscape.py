@@ -198,6 +198,13 @@ def unclimbed(
     return Landscape(density, None, [], 0, first, seconds, starts)
 
 
+def unexplored(problem: Problem) -> Landscape:
+    """Where a guide begins without a search: the user's start, or the origin."""
+    origin = torch.zeros(problem.space.dimension)
+    first = begun(problem.start, problem.space, origin).numpy()
+    return Landscape(None, None, [], 0, first, 0.0, cut=True)
+
+
 def explore(
     problem: Problem,
     restarts: int,

@@ -4,22 +4,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from elbowroom import budget
 from elbowroom.assess.verdict import PROPER, found_more, improper, sentence
 from elbowroom.density.density import Density
 from elbowroom.density.importance import ERRORS, k_hat_threshold
-from elbowroom.density.landscape import Landscape, unclimbed
+from elbowroom.density.landscape import Landscape, unclimbed, unexplored
 from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import Way, only_read
 from elbowroom.engines.task import Task
-from elbowroom.errors import GuideError
+from elbowroom.errors import GuideError, OutOfTimeError
 from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
 from elbowroom.pipeline.centring import has_long_vectors, partly_centred
 from elbowroom.problem.bound import Problem
-from elbowroom.problem.given_start import begun
 from elbowroom.result import Fit
 from elbowroom.sizes import SIZES
 
@@ -58,12 +55,14 @@ class Ladder:
         report: Called with a line for each rung.
         lines: Those.
         fits: Of the rungs that gave one.
+        late: Whether a rung found that there is too little time for it.
     """
 
     fit_one: FitOne
     report: Callable[[str], None] | None
     lines: list[str] = field(default_factory=list)
     fits: list[Fit] = field(default_factory=list)
+    late: bool = False
 
     def rung(self, name: str, task: Task, engine: str, landscape: Landscape | None) -> bool:
         """Fits a guide; whether no other one is worth while.
@@ -83,7 +82,7 @@ class Ladder:
             with numerical_failures():
                 fit = self.fit_one(task, guide, engine, landscape)
         except GuideError as error:
-            self.say(f"{label}: {error}")
+            self.failed(label, error)
         else:
             self.fits.append(_compared(fit, self.fits))
             verdict = self.fits[-1].verdict
@@ -92,6 +91,11 @@ class Ladder:
         if not self.fits:
             return False
         return self.fits[-1].verdict.trusted or _best_of(self.fits[-1]) or budget.over()
+
+    def failed(self, label: str, error: GuideError) -> None:
+        """Keeps why a rung gave nothing."""
+        self.late |= isinstance(error, OutOfTimeError)
+        self.say(f"{label}: {error}")
 
     def say(self, line: str) -> None:
         """Keeps a line and reports it."""
@@ -141,17 +145,11 @@ def _climb(ladder: Ladder, task: Task) -> None:
     with budget.stage("climbing the ladder of guides", RUNGS.share):
         _climb_explored(ladder, task)
     problem = task.problem
-    if budget.current().cut and not ladder.fits and problem.space.sites:
+    late = ladder.late or budget.current().cut
+    if late and not ladder.fits and problem.space.sites:
         # Some steps in what time is left, which their draws need too: the best there is.
         with budget.stage("fitting independent Normals", RUNGS.steps):
-            ladder.rung("mean_field", replace(task, announce=None), "svi", _unexplored(problem))
-
-
-def _unexplored(problem: Problem) -> Landscape:
-    """No landscape: the guide begins at the user's start, or the origin of unconstrained space."""
-    origin = torch.zeros(problem.space.dimension)
-    first = begun(problem.start, problem.space, origin).numpy()
-    return Landscape(None, None, [], 0, first, 0.0, cut=True)
+            ladder.rung("mean_field", replace(task, announce=None), "svi", unexplored(problem))
 
 
 def _climb_explored(ladder: Ladder, task: Task) -> None:
@@ -229,7 +227,7 @@ def _many_chains(
             elif landscape is None:
                 landscape = unclimbed(problem, task.seed, density=task.density)
     except GuideError as error:
-        ladder.say(f"markov: {error}")
+        ladder.failed("markov", error)
         return False, None
     ended = ladder.rung("markov", replace(task, problem=problem), "fixed_draws", landscape)
     return ended, landscape.density if problem is task.problem else None

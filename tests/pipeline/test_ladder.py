@@ -145,7 +145,7 @@ class Climbed:
 
         monkeypatch.setattr(ladder, "partly_centred", centred)
         monkeypatch.setattr(ladder, "unclimbed", unclimbed)
-        monkeypatch.setattr(ladder, "_unexplored", lambda problem: "unexplored")
+        monkeypatch.setattr(ladder, "unexplored", lambda problem: "unexplored")
         monkeypatch.setattr(ladder, "has_long_vectors", lambda problem: problem.long)
         monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
         whole: Any = problem
@@ -254,6 +254,11 @@ def test_where_the_time_is_over_the_last_steps_leave_some_for_their_draws(climbe
 def test_chains_without_a_place_to_begin_leave_the_rest_of_the_ladder(climbed: Any) -> None:
     found = climbed(Problem(61), rung(), unstarted=True)
     assert found.said == ["markov: the time was over.", "linear_response: trusted"]
+
+
+def test_where_chains_had_too_little_time_steps_are_the_last_resort(climbed: Any) -> None:
+    found = climbed(Problem(61), NO_MODE, rung(), unstarted=True)
+    assert found.rungs == ["linear_response fixed_draws", "mean_field svi"]
 
 
 def test_chains_come_first_where_a_long_vector_has_an_unknown_covariance(climbed: Any) -> None:

@@ -13,10 +13,9 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import Tensor
 
 import elbowroom as er
-from elbowroom.density.landscape import explore
+from elbowroom.density.landscape import explore, unexplored
 from elbowroom.errors import ElbowroomError, OptionError
 from elbowroom.pipeline.fitting import bind_model, resolve_guide, started
-from elbowroom.pipeline.ladder import _unexplored
 
 
 def model(y: Tensor) -> None:
@@ -96,7 +95,7 @@ def test_guides_of_pyro_begin_at_it_and_those_of_the_user_refuse_it() -> None:
 
 def test_a_search_that_ran_out_of_time_leaves_the_start() -> None:
     problem = started(bind_model(model, DATA, {})[0], {"place": [1.0, -2.0]}, "auto")
-    first = torch.as_tensor(_unexplored(problem).first)
+    first = torch.as_tensor(unexplored(problem).first)
     values = problem.space.constrain(first)
     assert values["place"].tolist() == [1.0, -2.0]
     assert float(values["scale"]) == pytest.approx(1.0)

@@ -6,13 +6,13 @@ import pyro
 import torch
 
 from elbowroom import budget
-from elbowroom.density.landscape import Landscape, explore
+from elbowroom.density.landscape import Landscape, explore, unexplored
 from elbowroom.engines.protocol import Fitted
 from elbowroom.engines.settings import Way, check_read
 from elbowroom.engines.svi.checks import Subject, before_run
 from elbowroom.engines.svi.loop import run_svi
 from elbowroom.engines.task import Plan, Task
-from elbowroom.errors import OptionError
+from elbowroom.errors import OptionError, OutOfTimeError
 from elbowroom.guides import Guide, Start, looks_amortised
 from elbowroom.guides.sites import read_guide
 from elbowroom.guides.space import trace_model
@@ -64,7 +64,10 @@ class Stochastic:
         """The best mode that climbs find, of some of the rows where these are very many."""
         problem, settings = task.problem, task.settings
         sampled, climb = settings.batch_size is not None, problem.model.engine != self.name
-        return explore(problem, settings.restarts, task.seed, None, sampled, climb)
+        try:
+            return explore(problem, settings.restarts, task.seed, None, sampled, climb)
+        except OutOfTimeError:
+            return unexplored(problem)
 
     def fit(self, task: Task, guide: Guide, start: Landscape) -> Fitted:
         """The guide where the ELBO no longer rises, as far as its noise allows to tell."""
