@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
@@ -21,7 +22,7 @@ from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.models import Training
 from elbowroom.models._columns import cells, column_of_role, predictor_columns, response_column
-from elbowroom.models._formula_text import PLAIN, columns_named, spelled_out, tilde
+from elbowroom.models._formula_text import PLAIN, SPLINES, columns_named, spelled_out, tilde
 from elbowroom.models._groups import GroupRows, read_groups, split_groups
 from elbowroom.models._options import Exclude
 from elbowroom.models._responses import (
@@ -57,6 +58,10 @@ class RegressionOptions:
             "out, and say how many) or error. Default: drop"
         ),
     ] = None
+
+
+NOTHING = re.compile(r"~\s*(0|-\s*1)\s*$")
+"""A right side without an intercept or anything else."""
 
 
 @plain_dataclass(frozen=True)
@@ -159,11 +164,13 @@ def read_design(
                 "leave out the terms with '|', or fit bayesian_regression."
             )
         left_out = [*leave_out, *(name for term in terms for name in term.factors)]
-        found = _by_formula(formula, source, new, model, offset, left_out, several)
+        alone = NOTHING.search(formula) if terms else None
+        common = f"{formula[: alone.start()]}~ 1" if alone else formula
+        found = _by_formula(common, source, new, model, offset, left_out, several)
         groups = read_groups(
             terms, source, new, partial(columns_of, source, new, model), draw_groups
         )
-        found = replace(found, groups=groups)
+        found = replace(found, groups=groups, has_intercept=found.has_intercept and not alone)
     else:
         found = _by_columns(source, options, new, model, leave_out, several)
     if found.response is None:
@@ -333,7 +340,7 @@ def _size_of_call(node: Any, table: pd.DataFrame) -> int:
     for argument in given:
         _check_arithmetic(argument, powers=1)
     numbers = [each.value for each in given if type(getattr(each, "value", None)) is int]
-    if name in ("poly", "bs"):
+    if name in SPLINES:
         if max(numbers, default=0) > FORMULA_LIMITS.splines:
             raise OptionError(
                 f"--formula: {name}() takes a number up to {FORMULA_LIMITS.splines}; write a "

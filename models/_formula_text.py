@@ -13,8 +13,11 @@ PLAIN: dict[str, Any] = {
     name: getattr(np, name) for name in ("log", "log1p", "log2", "log10", "exp", "sqrt")
 }
 """Functions that a formula may call without `np.`."""
+SPLINES = ("poly", "bs", "cr", "cc", "tp")
+"""Functions that make several columns of one."""
 HARMLESS = (
-    *("C", "center", "scale", "poly", "bs", "offset", "p", "prop", "proportion", "censored"),
+    *("C", "center", "scale", "offset", "p", "prop", "proportion", "censored"),
+    *SPLINES,
     *("np.log", "np.log1p", "np.exp", "np.sqrt"),
     *PLAIN,
 )
