@@ -338,7 +338,12 @@ def _of_observed(
     others = [factor for factor in near if name not in factor.sites]
     kept = {index for factor in others for index in factor.names} & set(plates_of)
     latents = eliminate(others, {index: plates_of[index] for index in kept})
-    prior = [factor for factor in latents if factor.sites < joint.sites]
+    # A latent that only the observation joins to the others is in more plates than all of them.
+    prior = [
+        factor.summed_over({*factor.names} - {*joint.names})
+        for factor in latents
+        if factor.sites < joint.sites
+    ]
     return replace(joint, log_prob=joint.log_prob - aligned(prior, joint.names)).scaled().log_prob
 
 

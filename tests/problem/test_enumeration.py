@@ -45,13 +45,22 @@ def nested(y: Tensor) -> None:
             pyro.sample("y", dist.Normal(member + group[..., 1], 1.0), obs=y)
 
 
+def apart(y: Tensor) -> None:
+    """Only the observation joins the members' sites to those of their groups."""
+    with pyro.plate("groups", y.shape[0], dim=-2):
+        group = pyro.sample("group", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+        with pyro.plate("members", y.shape[1], dim=-1):
+            member = pyro.sample("member", dist.Bernoulli(torch.tensor([0.2, 0.7])))
+            pyro.sample("y", dist.Normal(member + group, 1.0), obs=y)
+
+
 def in_a_loop(y: Tensor) -> None:
     for i in map(int, pyro.plate("rows", y.numel())):
         kind = pyro.sample(f"kind_{i}", dist.Bernoulli(0.3))
         pyro.sample(f"y_{i}", dist.Normal(kind, 1.0), obs=y.reshape(-1)[i])
 
 
-@pytest.mark.parametrize("model", [chains, nested, in_a_loop])
+@pytest.mark.parametrize("model", [chains, nested, apart, in_a_loop])
 def test_a_draws_probability_is_its_joint_posterior_one(model: Callable[..., Any]) -> None:
     y = torch.randn(4, 2)
     space = LatentSpace.of(model, {"y": y})

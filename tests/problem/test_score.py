@@ -74,6 +74,40 @@ def nested(y: Tensor) -> None:
             pyro.sample("y", dist.Normal(mean + 3.0 * kind + other, 1.0), obs=y)
 
 
+def apart(y: Tensor) -> None:
+    """As `nested`, but only the observation joins the kinds of members to those of groups."""
+    mean = mean_site()
+    with pyro.plate("groups", y.shape[0], dim=-2):
+        kind = categorical("kind", FIRST)
+        with pyro.plate("members", y.shape[1], dim=-1):
+            other = pyro.sample("other", dist.Bernoulli(torch.linspace(0.2, 0.7, y.shape[1])))
+            pyro.sample("y", dist.Normal(mean + 3.0 * kind + other, 1.0), obs=y)
+
+
+def apart_to_the_left(y: Tensor) -> None:
+    """The groups to the right of their members, which have two sites."""
+    mean = mean_site()
+    with pyro.plate("groups", y.shape[1], dim=-1):
+        kind = categorical("kind", FIRST)
+        with pyro.plate("members", y.shape[0], dim=-2):
+            other = categorical("other", [0.4, 0.6])
+            third = categorical("third", torch.tensor(SECOND)[other])
+            pyro.sample("y", dist.Normal(mean + 3.0 * kind + other - third, 1.0), obs=y)
+
+
+def three_levels(y: Tensor) -> None:
+    """One kind for all, and one on each level, none of which depends on another."""
+    mean, of_all = mean_site(), categorical("of_all", FIRST)
+    with pyro.plate("groups", y.shape[0], dim=-3):
+        kind = categorical("kind", SECOND[0])
+        with pyro.plate("members", y.shape[1], dim=-2):
+            other = categorical("other", [0.4, 0.6])
+            with pyro.plate("times", y.shape[2], dim=-1):
+                moved = pyro.sample("moved", dist.Bernoulli(torch.tensor([0.2, 0.7])))
+                level = mean + 3.0 * kind + other - 2.0 * moved * of_all
+                pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
 def whole(y: Tensor) -> None:
     """One kind for all rows."""
     mean = mean_site()
@@ -165,6 +199,12 @@ MODELS: list[tuple[Callable[..., Any], tuple[int, ...]]] = [
     (second_order, (4,)),
     (one_kind, (3,)),
 ]
+APART: list[tuple[Callable[..., Any], tuple[int, ...]]] = [
+    (apart, (2, 3)),
+    (apart, (1, 1)),
+    (apart_to_the_left, (2, 2)),
+    (three_levels, (1, 2, 2)),
+]
 
 
 def scored(model: Callable[..., Any], y: Tensor, **values: Tensor) -> Score:
@@ -172,31 +212,34 @@ def scored(model: Callable[..., Any], y: Tensor, **values: Tensor) -> Score:
     return score(model, {"y": y}, {**VALUES, **values}, space)
 
 
-def brute_force(model: Callable[..., Any], y: Tensor) -> Tensor:
-    """Log of the sum over every joint value of the discrete sites, one run of the model each."""
+def joint_values(model: Callable[..., Any], y: Tensor) -> Iterator[tuple[dict[str, Tensor], Any]]:
+    """Every joint value of the discrete sites, with the trace of a run of the model at it."""
     with torch.no_grad():
         discrete = LatentSpace.of(model, {"y": y}).discrete
         trace: Any = poutine.trace(poutine.condition(model, VALUES)).get_trace(y=y)
-        shapes = {name: trace.nodes[name]["value"].shape for name in discrete}
+        drawn = {name: trace.nodes[name]["value"] for name in discrete}
         supports = {
             name: range(len(trace.nodes[name]["fn"].enumerate_support(expand=False)))
             for name in discrete
         }
-        cells = [supports[name] for name in discrete for _ in range(shapes[name].numel())]
-        totals = []
+        cells = [supports[name] for name in discrete for _ in range(drawn[name].numel())]
         for joint in product(*cells):
             remaining = iter(joint)
             given = {
-                name: torch.tensor([next(remaining) for _ in range(shape.numel())]).reshape(shape)
-                for name, shape in shapes.items()
+                name: like.new_tensor([next(remaining) for _ in range(like.numel())]).view_as(like)
+                for name, like in drawn.items()
             }
             conditioned = poutine.condition(model, {**VALUES, **given})
-            log_joint = poutine.trace(conditioned).get_trace(y=y).log_prob_sum()
-            totals.append(torch.as_tensor(log_joint))
-        return torch.stack(totals).logsumexp(0)
+            yield given, poutine.trace(conditioned).get_trace(y=y)
 
 
-@pytest.mark.parametrize(("model", "shape"), MODELS)
+def brute_force(model: Callable[..., Any], y: Tensor) -> Tensor:
+    """Log of the sum over every joint value of the discrete sites, one run of the model each."""
+    totals = [torch.as_tensor(trace.log_prob_sum()) for _, trace in joint_values(model, y)]
+    return torch.stack(totals).logsumexp(0)
+
+
+@pytest.mark.parametrize(("model", "shape"), [*MODELS, *APART])
 def test_sums_over_discrete_sites_are_the_brute_force_ones(
     model: Callable[..., Any], shape: tuple[int, ...]
 ) -> None:
@@ -205,7 +248,8 @@ def test_sums_over_discrete_sites_are_the_brute_force_ones(
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"), [*MODELS[:7], (ragged, (3, 4)), (scaled, (5,)), (scaled_by_a_tensor, (5,))]
+    ("model", "shape"),
+    [*MODELS[:7], *APART, (ragged, (3, 4)), (scaled, (5,)), (scaled_by_a_tensor, (5,))],
 )
 def test_sums_over_discrete_sites_are_pyros(
     model: Callable[..., Any], shape: tuple[int, ...]
@@ -218,9 +262,37 @@ def check_against_pyro(model: Callable[..., Any], y: Tensor) -> None:
     def guide(y: Tensor) -> None:
         pyro.sample("mean", dist.Delta(VALUES["mean"]))
 
-    objective = TraceEnum_ELBO(max_plate_nesting=2)
+    objective = TraceEnum_ELBO(max_plate_nesting=3)
     loss = objective.loss(config_enumerate(model, "parallel"), guide, y)
     assert float(scored(model, y).log_joint) == pytest.approx(-loss, rel=1e-10)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(nested, (2, 3)), *APART])
+def test_kinds_of_groups_and_of_their_members_have_their_marginals(
+    model: Callable[..., Any], shape: tuple[int, ...]
+) -> None:
+    """By every joint value: the observation's density given the others, and each site's shares."""
+    y = data(*shape)
+    joint, prior = [], []
+    seen: dict[str, list[Tensor]] = {}
+    for given, trace in joint_values(model, y):
+        joint.append(torch.as_tensor(trace.log_prob_sum()))
+        prior.append(torch.as_tensor(trace.log_prob_sum(lambda name, _: name != "y")))
+        for name, value in given.items():
+            seen.setdefault(name, []).append(value)
+    found = scored(model, y).log_likelihood["y"]
+    total = torch.stack(joint).logsumexp(0) - torch.stack(prior).logsumexp(0)
+    torch.testing.assert_close(found.sum(), total, **EXACT)
+    groups = {three_levels: (), apart_to_the_left: shape[1:]}.get(model, shape[:1])
+    assert found.shape == groups
+    space = LatentSpace.of(model, {"y": y})
+    shares = assignment_probabilities(model, {"y": y}, VALUES, space)
+    for name, each in seen.items():
+        values = torch.stack(each)
+        weights = torch.stack(joint).softmax(0).reshape(-1, *(1,) * (values.dim() - 1))
+        of_values = [(weights * (values == k)).sum(0) for k in range(len(shares[name]))]
+        wanted = torch.stack(of_values).reshape(shares[name].shape)
+        torch.testing.assert_close(shares[name], wanted, **EXACT)
 
 
 HISTORIES = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 1], [1, 0, 1, 0], [0, 0, 0, 0]])
