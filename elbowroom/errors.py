@@ -1,10 +1,12 @@
 """Exceptions for users' mistakes, which say how to fix them."""
 
+import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from elbowroom.printable import printable
 JITTER = "add a small number to its diagonal: K + 1e-6 * torch.eye(n)"
 """What to do with a matrix that cannot be factorised."""
 _MOST_SHOWN = 60  # characters of what a user gave, in a message
+_USERS = "_elbowroom_users"
+"""Where an exception has what a user's function was run for."""
 
 
 class ElbowroomError(Exception):
@@ -23,6 +27,10 @@ class ElbowroomError(Exception):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*(printable(part) if isinstance(part, str) else part for part in parts))
+
+
+class SignalError(Exception):
+    """Leaves a model that runs, for whoever waits outside of it: no error of the model's."""
 
 
 class DataError(ElbowroomError, ValueError):
@@ -103,13 +111,65 @@ def users_code(what: str, kind: type[ElbowroomError]) -> Iterator[None]:
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+    except Exception as e:  # a model may raise any
+        if isinstance(e, _signals()):
+            raise
         reason = str(e).split("Trace Shapes")[0].strip()
         if isinstance(e, ElbowroomError):  # ours, to which Pyro has added the shapes
             raise type(e)(reason) from e
         if "positive-definite" in reason:
             reason = f"{reason.rstrip('.')}. If it is a covariance matrix, {JITTER}."
-        raise kind(f"{what}: {type(e).__name__}: {reason}{_users_line(e)}") from e
+        raised = f"{type(e).__name__}: {reason}" if reason else type(e).__name__
+        raise kind(f"{what}: {raised}{_users_line(e)}") from e
+
+
+def users_function(
+    function: Callable[..., Any], what: str, kind: type[ElbowroomError]
+) -> Callable[..., Any]:
+    """A user's model or guide that leaves word in what it raises; see `users_errors`.
+
+    What it raises stays what it is until then: a run in a batch may fail where one by one does not.
+
+    Args:
+        function: The model or guide.
+        what: What was tried, such as "the model cannot be run".
+        kind: Of the error.
+    """
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, (ElbowroomError, *_signals())):
+                vars(error)[_USERS] = what, kind
+            raise
+
+    return called
+
+
+@contextmanager
+def users_errors() -> Iterator[None]:
+    """Turns whatever a `users_function` has raised, wherever it ran, into an error that says so.
+
+    Raises:
+        ElbowroomError: As of `users_code`.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = getattr(error, _USERS, None)
+        if known is None:
+            raise
+        with users_code(*known):
+            raise
+
+
+def _signals() -> tuple[type[Exception], ...]:
+    """Exceptions that are control flow, ours and Pyro's."""
+    # Whoever has raised Pyro's has imported it; to import it here would cost everybody else's time.
+    pyros = sys.modules.get("pyro.poutine.runtime")
+    return (SignalError,) if pyros is None else (SignalError, pyros.NonlocalExit)
 
 
 def _users_line(error: Exception) -> str:

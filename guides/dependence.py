@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from elbowroom.errors import SignalError
+
 MOST = 20
 """Discrete sites that one density may depend on: each takes a dim, of which torch has 64."""
 
 _NONE: frozenset[str] = frozenset()
 
 
-class _NotFollowedError(Exception):
+class _NotFollowedError(SignalError):
     """A value is read out of its tensor, to where no operation follows it."""
 
 

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from elbowroom.data.missing import CompleteRows, complete_rows
 from elbowroom.data.tables import read_table
-from elbowroom.errors import DataError, ElbowroomError, ModelError, OptionError
+from elbowroom.errors import (
+    DataError,
+    ElbowroomError,
+    GuideError,
+    ModelError,
+    OptionError,
+    users_function,
+)
 from elbowroom.guides import Guide
 from elbowroom.guides.parameters import held
 from elbowroom.guides.space import (
@@ -271,6 +278,7 @@ class Problem:
     def called(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """A guide of the user's own, to be called with the model's arguments in a session."""
         guide = unmixed(guide, self.arguments)
+        guide = users_function(guide, "the guide cannot be run", GuideError)
         with suppress(ElbowroomError, RuntimeError, ValueError, TypeError):
             guide = with_names_of_its_own(guide, self.function, self.arguments)
         plates = {plate.name: plate for plate in self.own_plates}
@@ -477,7 +485,8 @@ def bind(
                 check_footprint(model.function, arguments, options, particles, batch_size)
         if model.options is None:
             model = _unmixed(model, prepared.arguments, arguments, dtype, device)
-            model = replace(model, function=within_supports(model.function))
+            own = users_function(model.function, "the model cannot be run", ModelError)
+            model = replace(model, function=within_supports(own))
             with isolated(0, dtype=dtype, device=device):
                 _check_missing(model.function, arguments)
         with isolated(0, dtype=dtype, device=device):

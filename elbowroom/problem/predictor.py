@@ -19,6 +19,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from elbowroom.errors import SignalError
 from elbowroom.guides.space import LatentSpace, own_family, trace_model
 from elbowroom.recording.operations import leaves
 
@@ -38,7 +39,7 @@ class Predicting:
 PREDICTING = Predicting()
 
 
-class _ReachedError(Exception):
+class _ReachedError(SignalError):
     def __init__(self, result: Tensor) -> None:
         super().__init__()
         self.result = result

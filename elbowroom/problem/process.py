@@ -27,6 +27,8 @@ from torch.distributions import Distribution
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _device
 
+from elbowroom.errors import users_errors
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -233,7 +235,8 @@ def alone(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     @wraps(function)
     def whole(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if _alone.get():
-            return function(*args, **kwargs)
+            with users_errors():
+                return function(*args, **kwargs)
         with TURN.lock:
             # Twice: Ctrl-C may come in the middle of the first, and the second does the whole then.
             try:
@@ -251,7 +254,8 @@ def alone(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 def _kept(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     _alone.set(True)
     try:
-        return function(*args, **kwargs)
+        with users_errors():
+            return function(*args, **kwargs)
     except BaseException as error:
         interruption = _interruption(error)
         if interruption is None or interruption is error:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from elbowroom.errors import SignalError
 from elbowroom.recording.gathering import gathered
 from elbowroom.recording.operations import (
     FILLED,
@@ -56,7 +57,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-class NotRecordableError(Exception):
+class NotRecordableError(SignalError):
     """The function does not run the same operations at every point."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elbowroom.errors import SignalError
 from elbowroom.recording.operations import (
     CHECK,
     DETACH,
@@ -19,7 +20,7 @@ from elbowroom.recording.operations import (
 )
 
 
-class BranchError(Exception):
+class BranchError(SignalError):
     """A branch was not the one that was recorded."""
 
 

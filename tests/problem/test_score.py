@@ -491,11 +491,16 @@ def test_a_batch_of_draws_scores_as_one_by_one(model: Callable[..., Any]) -> Non
     torch.testing.assert_close(map_draws(log_joint, draws, chunk=3), single, **EXACT)
 
 
-def test_what_cannot_be_batched_is_run_draw_by_draw() -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_what_cannot_be_batched_is_run_draw_by_draw(kind: type[Exception]) -> None:
+    """Whatever it raises in a batch, in which torch reads no numbers."""
     draws = {"x": data(5)}
 
     def by_branch(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"y": values["x"] * (2.0 if values["x"].item() > 0 else -1.0)}
+        try:
+            return {"y": values["x"] * (2.0 if values["x"].item() > 0 else -1.0)}
+        except RuntimeError as error:
+            raise kind from error
 
     wanted = torch.where(draws["x"] > 0, 2 * draws["x"], -draws["x"])
     torch.testing.assert_close(map_draws(by_branch, draws)["y"], wanted, rtol=0, atol=0)

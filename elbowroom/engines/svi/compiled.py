@@ -22,6 +22,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbowroom.engines.svi.stepping import FlatParameters, alike
+from elbowroom.errors import SignalError
 from elbowroom.recording.operations import READ, Operation, is_random, name_of
 from elbowroom.recording.replay import Replay
 
@@ -44,7 +45,7 @@ class CompiledCalls:
 CALLS = CompiledCalls()
 
 
-class NotCompilableError(Exception):
+class NotCompilableError(SignalError):
     """A run cannot be compiled; why not."""
 
 

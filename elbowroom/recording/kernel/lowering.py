@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elbowroom.errors import SignalError
 from elbowroom.recording.operations import (
     CHECK,
     DETACH,
@@ -56,7 +57,7 @@ class Lowerable:
 LOWERABLE = Lowerable()
 
 
-class NotLowerableError(Exception):
+class NotLowerableError(SignalError):
     """The recording holds something that there is no step for."""
 
 
