@@ -6,7 +6,7 @@ replayed for batches of points at a small part of the cost of running the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.batchable import Batchable
 from elbowroom.problem.informed import Shares
 from elbowroom.problem.leaves import leaves
+from elbowroom.problem.precision import MIXED
 from elbowroom.problem.score import score
 from elbowroom.problem.unseen import at_rest
 from elbowroom.recording.kernel.switching import SwitchingReplay
@@ -59,10 +60,20 @@ class Batching:
 
 BATCHING = Batching()
 
-IN_FLOAT64 = (
-    "the model's log density cannot be evaluated in float64; convert its networks with "
-    "network.double(), and fit with --dtype float64"
-)
+
+@contextmanager
+def _evaluated() -> Iterator[None]:
+    """Says why a log density cannot be evaluated, and what to do where that is its type."""
+    try:
+        with users_code("the model's log density cannot be evaluated", ModelError):
+            yield
+    except ModelError as error:
+        if not MIXED.search(str(error.__cause__)):
+            raise
+        raise ModelError(
+            f"{error}; log densities are evaluated in float64: convert networks with "
+            "network.double(), and fit with --dtype float64."
+        ) from error
 
 
 class _Singles(TorchFunctionMode):
@@ -231,7 +242,7 @@ class Density:
             shares = torch.rand(size, generator=generator, dtype=torch.float64)
             points = torch.cat([points, shares], dim=1)
         probes = points[count:]
-        with users_code(IN_FLOAT64, ModelError):
+        with _evaluated():
             with _Singles() as singles:
                 expected = self._one_by_one(probes)
             self._check_held(probes[0, : self.dimension])

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from elbowroom.recording.python_state import reached_from
 
-MIXED = re.compile("dtype|scalar type|data type|same type")
-"""What torch says where it refuses to mix types."""
+MIXED = re.compile("dtype(?!=)|scalar type|data type|same type")
+"""What torch says where it refuses to mix types; `dtype=` is of a tensor that a message shows."""
 
 
 def suited_dtype(*functions: Callable[..., Any]) -> torch.dtype:

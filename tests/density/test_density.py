@@ -333,6 +333,42 @@ def random_features(y: Tensor) -> None:
     pyro.sample("y", dist.Normal(kept.sum(), 1.0), obs=y)
 
 
+def evaluated(message: str) -> Density:
+    """A density of one number, which the model raises in place of."""
+
+    def model(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if not y.isnan():
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+            return
+        raise RuntimeError(message)
+
+    space = LatentSpace.of(model, {"y": tensor(0.5)})
+    return Density(model, {"y": tensor(torch.nan)}, space)
+
+
+@pytest.mark.parametrize(
+    ("message", "of_types"),
+    [
+        ("expected m1 and m2 to have the same dtype, but got: double != float", True),
+        ("expected scalar type Double but found Float", True),
+        ("no such level", False),
+        ("no such level: tensor([0.], dtype=torch.float64)", False),
+    ],
+)
+def test_a_density_that_cannot_be_evaluated_says_the_line_and_types_where_they_are_to_blame(
+    message: str, of_types: bool
+) -> None:
+    with pytest.raises(ModelError) as found:
+        evaluated(message)
+    said, _, advice = str(found.value).partition("; ")
+    began = f"the model's log density cannot be evaluated: RuntimeError: {message} (line "
+    assert said.startswith(began)
+    assert said.endswith("test_density.py: raise RuntimeError(message))")
+    assert ("network.double()" in advice) is of_types
+    assert ("float64" in advice) is of_types
+
+
 @pytest.mark.parametrize("model", [random_mean, random_features])
 def test_a_random_density_is_an_error(model: Model) -> None:
     with pytest.raises(ModelError, match="random"):
