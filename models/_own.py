@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,11 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> own_model(model).prepare({"y": [1.0, 2.0]}, None, None).arguments
         {'y': tensor([1., 2.], dtype=torch.float64)}
+
+    Raises:
+        OptionError: For what is no function of a user's, with what to give.
     """
+    _check_runs(function)
     label = name or str(getattr(function, "__name__", type(function).__name__))
     process = _gaussian_process(function)
     held = None if process is None else _held_data(process)
@@ -65,6 +69,25 @@ def own_model(function: Callable[..., Any], name: str | None = None) -> Model:
     return Model(
         label, function, None, prepare, observed="", predicts="", dataset=held, verbs=("score",)
     )
+
+
+def _check_runs(model: Any) -> None:
+    """Sees that a model is something of a user's that can be run as one."""
+    if isinstance(model, type):
+        raise OptionError(
+            f"'{model.__name__}' is a class: give an instance of it, as {model.__name__}(...), or "
+            "a method of one."
+        )
+    if isinstance(model, torch.distributions.Distribution):
+        raise OptionError(
+            f"{shown(repr(model))} is a distribution, and no model: give a function that draws "
+            "from it with pyro.sample."
+        )
+    if not callable(model) or inspect.isbuiltin(model):
+        raise OptionError(
+            f"{shown(repr(model))} is no model: give the name of one, FILE.py:FUNCTION, or a Pyro "
+            "model function itself, not what it returns."
+        )
 
 
 def own_guide(guide: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,6 +200,27 @@ def required(function: Callable[..., Any]) -> list[str]:
         ['x']
     """
     return [p.name for p in _named(function) if p.default is p.empty]
+
+
+def unmatched(function: Callable[..., Any], names: Collection[str]) -> str:
+    """What to do where the names of data are not those of a model's arguments; empty if they are.
+
+    Example:
+        >>> unmatched(lambda x: None, ["x"]), unmatched(lambda: None, ["y"])[:29]
+        ('', "The model has no argument 'y'")
+    """
+    taken = inspect.signature(function).parameters.values()
+    known = [p.name for p in _named(function)]
+    any_name = any(p.kind is p.VAR_KEYWORD for p in taken)
+    extra = [] if any_name else [name for name in names if name not in known]
+    if extra:
+        name = shown(extra[0])
+        return (
+            f"The model has no argument '{name}': add it to the function, or leave '{name}' out "
+            "of the data."
+        )
+    lacking = [name for name in required(function) if name not in names]
+    return f"The model takes '{lacking[0]}': add it to the data." if lacking else ""
 
 
 def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from elbowroom import api
-from elbowroom.errors import OptionError, RunFolderError
+from elbowroom.comparison import compare
+from elbowroom.errors import ModelError, OptionError, RunFolderError
 from elbowroom.pipeline.fitting import Work
 
 Y = torch.linspace(-1.0, 1.0, 6)
@@ -87,6 +88,55 @@ def test_wrong_arguments_are_refused_before_anything_is_fitted(
 ) -> None:
     with pytest.raises(OptionError, match=said):
         api.fit(means, {"y": Y}, **wrong)
+    assert done == []
+
+
+class Mean:
+    """A model as a method, which others forget to name."""
+
+    def model(self, y: Tensor) -> None:
+        means(y)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        *((each, "is no model: give the name of one, FILE.py:FUNCTION, or a Pyro model function")
+          for each in (3, None, True, ["means"], {"means": means}, b"means", Path("means.py"),
+                       torch.zeros(2), torch, Mean(), max, torch.sin)),
+        *((each, "is a class: give an instance of it") for each in (Mean, dict, dist.Normal)),
+        (dist.Normal(0.0, 1.0), r"Normal.* is a distribution, and no model: give a function"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("data", [{"y": Y}, None])
+def test_what_is_no_model_is_refused_with_what_to_give(
+    done: list[Any], given: Any, said: str, data: Any
+) -> None:
+    calls: list[Any] = [api.fit, api.check, api.estimators]
+    for call in calls:
+        with pytest.raises(OptionError, match=said):
+            call(given, data)
+    with pytest.raises(OptionError, match=said):
+        compare(given, data)
+    assert done == []
+
+
+def test_names_of_data_that_are_no_arguments_are_told_with_the_edit(done: list[Any]) -> None:
+    def two(y: Tensor, x: Tensor) -> None:
+        means(y + x)
+
+    with pytest.raises(ModelError, match="The model has no argument 'y': add it to the function"):
+        api.fit(lambda: None, {"y": Y})
+    with pytest.raises(ModelError, match="The model takes 'x': add it to the data"):
+        api.fit(two, {"y": Y})
+    with pytest.raises(ModelError, match="there is nothing to infer"):
+        api.fit(lambda: None)
+
+    def any_names(**data: Tensor) -> None:
+        raise TypeError("of its own")
+
+    with pytest.raises(ModelError, match=r"TypeError: of its own \(line [^)]*\)\)$"):
+        api.fit(any_names, {"y": Y})
     assert done == []
 
 

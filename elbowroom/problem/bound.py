@@ -35,7 +35,7 @@ from elbowroom.guides.space import (
     trace_model,
 )
 from elbowroom.models import Model, Prepared, Training, get_model
-from elbowroom.models._own import load_function, own_model, required
+from elbowroom.models._own import load_function, own_model, required, unmatched
 from elbowroom.problem.footprint import check_footprint
 from elbowroom.problem.given_start import begun
 from elbowroom.problem.in_support import within_supports
@@ -423,11 +423,11 @@ def resolve_model(model: str | Callable[..., Any] | Model) -> Model:
     """A model by its name, as `FILE.py:FUNCTION`, or from a Pyro function itself.
 
     Raises:
-        OptionError: If there is no such model, file or function.
+        OptionError: If there is no such model, file or function, or it is none of these.
     """
     if isinstance(model, Model):
         return model
-    if callable(model):
+    if not isinstance(model, str):
         return own_model(model)
     if ":" in model or model.endswith(".py"):
         path = model if ":" in model else f"{model}:model"
@@ -564,7 +564,10 @@ def _validated(
     """
     try:
         return validate(function, arguments), {}
-    except ModelError:
+    except ModelError as error:
+        advice = unmatched(function, arguments)
+        if advice and "TypeError" in str(error):
+            raise ModelError(f"{error}. {advice}") from error
         for some in (real_observations, _real_arguments):
             with suppress(ElbowroomError):
                 real = some(function, arguments)
