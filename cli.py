@@ -656,6 +656,73 @@ def predict(
     typer.echo(printable(f"{len(table)} rows written to {saved}"))
 
 
+def _of_columns(what: str) -> Any:
+    """An option that names columns, with values or without."""
+    return typer.Option(metavar="COLUMN[=VALUES]", help=f"{what} Repeat it for several columns.")
+
+
+@app.command()
+@_of_run
+@_reading("effects")
+def effects(
+    run: Run,
+    means: Annotated[
+        list[str] | None,
+        _of_columns(
+            "What is expected at each level of a category, over the range of a number, or at "
+            "values, such as bmi=20,30. '.' stands for every column, here and below."
+        ),
+    ] = None,
+    slopes: Annotated[
+        list[str] | None,
+        _of_columns(
+            "Derivative by a number, averaged over the fitted rows (average marginal effect); for "
+            "a category, its levels less the first one."
+        ),
+    ] = None,
+    contrasts: Annotated[
+        list[str] | None,
+        _of_columns(
+            "Differences between all levels of a category, or between values, such as bmi=20,30."
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        _of_columns(
+            "Give all of it for each level of another column, or at values; of a number, by "
+            "default its mean, and an sd below and above it."
+        ),
+    ] = None,
+    *,
+    asked: dict[str, Any],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder to write effects.csv and picture.png to (default: none)."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    model: Function = None,
+    trust: Trust = False,
+) -> None:
+    """What a regression says of its columns: adjusted predictions, slopes and contrasts.
+
+    Without --means, --slopes and --contrasts: the means of every column of the formula.
+
+    Effects of groups are zero: these are of a typical group.
+    """
+    from elbowroom.report import effects as shown_effects
+
+    if output is not None:
+        _target(run, "effects", output, overwrite, ("effects.csv",), None)
+    fit = _loaded(run, model, trust)
+    table = fit.effects(means, slopes, contrasts, by=by, **asked)
+    shown_effects.show_effects(fit, table)
+    if output is not None:
+        draw = shown_effects.draw_effects(fit, table)
+        _written(output, overwrite, {"effects.csv": table}, draw)
+
+
 def _target(
     run: Path, done: str, output: Path | None, overwrite: bool, names: tuple[str, ...], data: Any
 ) -> Path:

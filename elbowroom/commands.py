@@ -121,6 +121,9 @@ class SummaryOptions:
     interval: Interval = 0.9
 
 
+Scale = Literal["response", "linear"]
+
+
 @dataclass(frozen=True)
 class PredictOptions(SummaryOptions):
     """What 'predict' reads."""
@@ -133,6 +136,42 @@ class PredictOptions(SummaryOptions):
             "distribution of those of all groups. Default: as the fit was told"
         ),
     ] = None
+    scale: Annotated[
+        Scale | None,
+        Field(
+            description="what is described instead of a new row: response, the mean of a "
+            "regression's rows (of levels, their probabilities), or linear, its linear predictor"
+        ),
+    ] = None
+    draws: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="write as many draws of each row's prediction, instead of mean, sd and "
+            "interval",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class EffectsOptions(SummaryOptions):
+    """What 'effects' reads beside columns."""
+
+    average: Annotated[
+        bool,
+        Field(
+            description="average means and contrasts over the fitted rows, instead of setting the "
+            "other columns to their means and most common levels; slopes are averaged in any case"
+        ),
+    ] = False
+    scale: Annotated[
+        Scale,
+        Field(
+            description="response (probabilities, means of counts, ...) or linear (the linear "
+            "predictor)"
+        ),
+    ] = "response"
 
 
 @dataclass(frozen=True)
@@ -228,6 +267,7 @@ COMMANDS: dict[str, type] = {
     "reference": ReferenceOptions,
     "summary": SummaryOptions,
     "predict": PredictOptions,
+    "effects": EffectsOptions,
     "generate": GenerateOptions,
     "reconstruct": ReconstructOptions,
     "interpolate": InterpolateOptions,

@@ -26,6 +26,7 @@ from elbowroom.draws.predict import log_density_of_rows, predict_rows, row_log_l
 from elbowroom.draws.proposal import Proposal
 from elbowroom.draws.tree import summarise, to_arviz, to_zarr
 from elbowroom.draws.weighted import WeightedDraws
+from elbowroom.effects import Columns, effects_of
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
 from elbowroom.errors import DataError, GuideError, users_code
@@ -400,7 +401,7 @@ class Fit:
                 sites[site.name] = site.transform(flat)
         return sites
 
-    def _as_written(self, sites: dict[str, Tensor]) -> tuple[Problem, dict[str, Tensor]]:
+    def as_written(self, sites: dict[str, Tensor]) -> tuple[Problem, dict[str, Tensor]]:
         """The problem as the user wrote it, and draws of its own sites.
 
         What stands for a site in other coordinates means another value where the arguments differ.
@@ -424,6 +425,8 @@ class Fit:
         interval: float = 0.9,
         seed: int = 0,
         new_groups: str | None = None,
+        scale: str | None = None,
+        draws: int | None = None,
     ) -> pd.DataFrame:
         """Describes each new row: mean, sd, and an equal-tailed interval of its prediction.
 
@@ -438,13 +441,35 @@ class Fit:
             new_groups: What is done with rows of groups that the fit has not seen: "error", or
                 "draw", their effects from the distribution of those of all groups; by default what
                 the fit's options say.
+            scale: Of a regression, what is described instead of a new row: "response", what is
+                expected of it (its mean; of levels, their probabilities), or "linear", its linear
+                predictor.
+            draws: As many draws of each row's prediction instead: a table with a line for each row
+                and draw, and the columns row, draw and prediction.
 
         Raises:
             DataError: If a column is missing or cannot be used.
-            OptionError: If `new_groups` is given for a model without group effects.
+            ModelError: If `scale` is given for a model without a linear predictor, or `draws` for
+                one that predicts the probabilities of components.
+            OptionError: If `new_groups` is given for a model without group effects, or the
+                posterior has fewer draws.
             GuideError: If the guide has no latents for new rows.
+
+        Example:
+            >>> import elbowroom as er
+            >>> fit = er.fit("bayesian_regression", formula="progression ~ bmi", seed=1)
+            >>> rows = er.load_dataset("diabetes").head(2)
+            >>> fit.predict(rows).columns.tolist()  # of new rows, with their noise
+            ['mean', 'sd', 'lower', 'upper', 'log_density']
+            >>> fit.predict(rows, scale="linear")["sd"].round(0).tolist()  # without it
+            [4.0, 4.0]
+            >>> fit.predict(rows, draws=3)["draw"].tolist()
+            [1, 2, 3, 1, 2, 3]
         """
-        check_options(PredictOptions, interval=interval, seed=seed, new_groups=new_groups)
+        check_options(
+            PredictOptions, interval=interval, seed=seed, new_groups=new_groups, scale=scale,
+            draws=draws,
+        )  # fmt: skip
         problem, observed = self.problem, True
         arguments = problem.arguments
         if data is not None:
@@ -460,12 +485,62 @@ class Fit:
         else:
             sites = self.global_sites()
         if data is not None:
-            problem, sites = self._as_written(sites)
+            problem, sites = self.as_written(sites)
         with (
             users_code("the model cannot be run on the new data", DataError),
             problem.session(checked_seed(seed), self.parameters),
         ):
-            return predict_rows(problem, arguments, sites, interval, observed)
+            return predict_rows(problem, arguments, sites, interval, observed, scale, draws)
+
+    @alone
+    def effects(
+        self,
+        means: Columns = None,
+        slopes: Columns = None,
+        contrasts: Columns = None,
+        *,
+        by: Columns = None,
+        average: bool = False,
+        scale: str = "response",
+        interval: float = 0.9,
+    ) -> pd.DataFrame:
+        """What a regression says of its columns: adjusted predictions, slopes and contrasts.
+
+        See `elbowroom.effects`, which says what each of them is. With neither means, slopes nor
+        contrasts, the means of every column whose effect is fitted.
+
+        Args:
+            means: Columns of which the expected response is described at each level, or over a
+                grid of numbers: a name, several, `"."` for all, `"bmi=20,30"` for values of one's
+                own, or a dict of values.
+            slopes: Columns by which the expected response is differentiated, averaged over the
+                fitted rows; for a category its levels less the first one.
+            contrasts: Columns of which all levels, or the values that are given, are compared in
+                pairs: the later one less the earlier one.
+            by: Columns for each of whose levels, or values, all of this is given: of a number, its
+                mean, and an sd below and above it.
+            average: Whether means and contrasts are averaged over the fitted rows; by default the
+                other columns are at their means and most common levels.
+            scale: "response", or "linear" for the linear predictor.
+            interval: Probability of the intervals.
+
+        Returns:
+            A line for each: effect ("mean", "slope" or "contrast"), column, value, the columns of
+            `by`, for an ordinal response its level; mean, sd, lower, upper. `attrs["notes"]` says
+            what they are of.
+
+        Raises:
+            ModelError: If the model is no regression.
+            OptionError: If a column is not in the formula, or has no such level or value.
+
+        Example:
+            >>> import elbowroom as er
+            >>> fit = er.fit("bayesian_regression", formula="progression ~ bmi + bp", seed=1)
+            >>> fit.effects(slopes="bmi", contrasts="bmi=20,30")["mean"].round(0).tolist()
+            [9.0, 87.0]
+        """
+        asked = {"means": means, "slopes": slopes, "contrasts": contrasts}
+        return effects_of(self, asked, by, average, scale, interval)
 
     @alone
     def log_density(self, data: Any) -> np.ndarray:
@@ -486,7 +561,7 @@ class Fit:
             raise DataError(
                 "the new rows lack the observed column, whose density is to be computed; add it."
             )
-        problem, sites = self._as_written(self.global_sites())
+        problem, sites = self.as_written(self.global_sites())
         with problem.session(0, self.parameters):
             return log_density_of_rows(problem, arguments, sites)
 
@@ -735,7 +810,7 @@ class Fit:
                 f"'{self.guide.name}' is a point, or the model also has latents that rows share. "
                 "Fit with a guide that is not a point, if the model has one."
             )
-        problem, sites = self._as_written(self.global_sites())
+        problem, sites = self.as_written(self.global_sites())
         with problem.session(0, self.parameters):
             values = row_log_likelihood(problem, arguments, sites)
         return WeightedDraws({}, values, np.zeros_like(values))

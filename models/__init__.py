@@ -20,6 +20,28 @@ ROWS = "rows"
 
 
 @dataclass(frozen=True)
+class Effects:
+    """What is expected of a row, and the columns that it follows.
+
+    Attributes:
+        columns: Those that the predictors are made of, each with its levels in order, or None if
+            it is a number.
+        fixed: Of these, the ones whose effect is not fitted, as that of an offset.
+        splines: Of these, the ones that a spline is of, which tells nothing beyond the rows.
+        groups: Columns that are in group effects alone.
+        response: What is expected, in words, such as "mean of progression".
+        name: Of the response.
+    """
+
+    columns: Mapping[str, tuple[Any, ...] | None]
+    fixed: tuple[str, ...] = ()
+    splines: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    response: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A model's keyword arguments, made from a table or a dict, with the names of their dims.
 
@@ -31,6 +53,7 @@ class Prepared:
             last dim.
         doubts: What the model may be wrong for in these data, as sentences for the verdict.
         internal: Latent sites that the user sees through deterministic ones, beside the model's.
+        effects: What is expected of rows, where the model has an `expected`.
     """
 
     arguments: dict[str, Any]
@@ -39,6 +62,7 @@ class Prepared:
     columns: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     internal: tuple[str, ...] = ()
+    effects: Effects | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +118,11 @@ class Model:
             the site is in others.
         of_probability: `of_probability(arguments)` tells whether rows are described by the
             probability that the site `predicts` is one, and not by draws of it.
+        expected: `expected(distribution, linear_predictor, arguments)` gives what is expected of
+            rows, (rows,), or the probability of each level, (rows, levels). The observed site has
+            the linear predictor as `infer={"linear_predictor": ...}`. None if there is none.
+        of_population: `of_population(arguments)` gives the arguments of the same rows without the
+            effects of their groups, each of one trial; what `effects` are of.
         images: `images(arguments)` gives the shape of the images that rows are, height first, and
             the highest value of a pixel, zero where that is not known; None if they are none.
         needs: `needs(table, options)` names the columns whose cells a row needs: rows that lack one
@@ -103,7 +132,8 @@ class Model:
         suggested: Settings of the fit that suit the model better than the general ones.
         engine: Of the guide `auto`, where the general rule suits the model ill.
         continuous: Whether it has continuous latents, which the guides for any model are for.
-        verbs: What a fit can do in addition to `predict`; see `elbowroom.rows`.
+        verbs: What a fit can do in addition to `predict`; see `elbowroom.rows` and
+            `elbowroom.effects`.
         normals: `normals(arguments, sites, points)` gives the distribution of a row at one draw of
             the sites that are not for each row, and at the point parameters: that of a mixture of
             Normals, as weights (K,), means (K, columns) and covariances (K, columns, columns).
@@ -129,6 +159,8 @@ class Model:
     labels: str | None = None
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
     of_probability: Callable[[Mapping[str, Any]], bool] | None = None
+    expected: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None
+    of_population: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     images: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], float] | None] | None = None
     needs: Callable[[Any, Any], Sequence[str]] | None = None
     code_in: Callable[[Any], str | None] | None = None

@@ -20,10 +20,16 @@ from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
-from elbowroom.models import Training
-from elbowroom.models._columns import cells, column_of_role, predictor_columns, response_column
+from elbowroom.models import Effects, Training
+from elbowroom.models._columns import (
+    cells,
+    column_of_role,
+    levels_of,
+    predictor_columns,
+    response_column,
+)
 from elbowroom.models._formula_text import PLAIN, SPLINES, columns_named, spelled_out, tilde
-from elbowroom.models._groups import GroupRows, read_groups, split_groups
+from elbowroom.models._groups import GroupRows, Term, read_groups, split_groups
 from elbowroom.models._options import Exclude
 from elbowroom.models._responses import (
     Left,
@@ -81,6 +87,7 @@ class Design:
         said: What was made of its column.
         offset: What is added to the linear predictor as it is, (rows,); None if there is nothing.
         groups: The group effects; None if there are none.
+        effects: The columns that the predictors are made of.
     """
 
     predictors: Tensor
@@ -95,6 +102,7 @@ class Design:
     said: tuple[str, ...] = ()
     offset: Tensor | None = None
     groups: GroupRows | None = None
+    effects: Effects = field(default_factory=lambda: Effects({}))
 
 
 def columns_used(table: pd.DataFrame, options: RegressionOptions, *more: str | None) -> list[str]:
@@ -170,9 +178,14 @@ def read_design(
         groups = read_groups(
             terms, source, new, partial(columns_of, source, new, model), draw_groups
         )
-        found = replace(found, groups=groups, has_intercept=found.has_intercept and not alone)
+        within = {name for term in terms for name in _names_in(term, source)}
+        own = replace(found.effects, groups=tuple(sorted(within - set(found.effects.columns))))
+        intercept = found.has_intercept and not alone
+        found = replace(found, groups=groups, has_intercept=intercept, effects=own)
     else:
         found = _by_columns(source, options, new, model, leave_out, several)
+        columns = {name: levels_for(source[name], None) for name in found.columns}
+        found = replace(found, effects=Effects(columns))
     if found.response is None:
         if training is None:
             raise DataError("the table has no response column; add it.")
@@ -498,6 +511,47 @@ def _of_new_rows(formula: str, terms: Any, table: pd.DataFrame, new: pd.DataFram
     return values
 
 
+def _effects(table: pd.DataFrame, terms: Any) -> Effects:
+    """The columns of a formula, in the order of its terms."""
+    found: dict[str, tuple[Any, ...] | None] = {}
+    fitted, splines = set[str](), set[str]()
+    for term in terms.values():
+        for part in getattr(term, "components", ()):
+            names = [str(name) for name in table.columns if name in part.var_names]
+            for name in names:
+                ordered = getattr(part, "levels", None) if part.kind == "categoric" else None
+                found[name] = found.get(name) or levels_for(table[name], ordered)
+            fitted.update(names if term.kind != "offset" else ())
+            splines.update(names if part.name.startswith("bs(") else ())
+    return Effects(
+        found,
+        fixed=tuple(name for name in found if name not in fitted),
+        splines=tuple(name for name in found if name in splines),
+    )
+
+
+def levels_for(column: pd.Series, ordered: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    """The levels of a category or of truth values, in order; None for numbers.
+
+    Args:
+        column: Of the table.
+        ordered: The levels in the order of the formula, the first one without a coefficient; they
+            are others where the formula has a function of the column.
+    """
+    number = is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    if number and ordered is None:
+        return None
+    there = levels_of(column)
+    known = [each for each in ordered or () if each in there]
+    return tuple(known if len(known) == len(there) else there)
+
+
+def _names_in(term: Term, table: pd.DataFrame) -> set[str]:
+    """The columns of a group effect."""
+    words = {quoted or word for quoted, word in re.findall(r"`([^`]+)`|([^\W\d]\w*)", term.inside)}
+    return {*term.factors, *(words & set(table.columns))}
+
+
 def _by_formula(
     formula: str,
     table: pd.DataFrame,
@@ -555,5 +609,8 @@ def _by_formula(
                 )
     if design.shape[1] == 0 and (offset or not has_intercept):
         raise OptionError(f"--formula '{formula}' has no predictor; write 'response ~ predictors'.")
-    found = replace(_numeric(design, response, has_intercept, new is not None), offset=known)
+    found = replace(
+        _numeric(design, response, has_intercept, new is not None), offset=known,
+        effects=_effects(table, matrices.common.terms),
+    )  # fmt: skip
     return found if left is None else _with_response(found, left, table, new)

@@ -39,6 +39,7 @@ where θ has the prior that it has without a formula.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -55,7 +56,7 @@ from torch import Tensor
 from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import OptionError, shown, unknown
-from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
+from elbowroom.models import ROWS, Effects, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._distributions import Censored, Weighted
 from elbowroom.models._families import FAMILIES, LINKS, Family, Predicted, thresholds_of
@@ -64,9 +65,10 @@ from elbowroom.models._formula import (
     RegressionOptions,
     columns_of,
     columns_used,
+    levels_for,
     read_design,
 )
-from elbowroom.models._formula_text import code_in
+from elbowroom.models._formula_text import code_in, columns_named
 from elbowroom.models._group_effects import added, described, sample_group_effects
 from elbowroom.models._groups import Groups
 from elbowroom.models._outcome_checks import chosen_family, chosen_link, doubts_of, scaling_of
@@ -324,7 +326,8 @@ def bayesian_regression(
             fn = Censored(fn, own.tails, _of_rows(status), _of_rows(upper))
         if weights is not None:
             fn = Weighted(fn, _of_rows(weights))
-        pyro.sample("response", fn, obs=_of_rows(response))
+        known: Any = {"linear_predictor": eta}
+        pyro.sample("response", fn, obs=_of_rows(response), infer=known)
 
 
 def _of_rows(values: Tensor | None) -> Any:
@@ -417,6 +420,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         columns={"response": design.name, "predictors": tuple(design.columns)},
         doubts=(*design.said, *doubts),
         internal=(*internal, *(hidden for each in formulas.formulas for hidden in each.hidden)),
+        effects=_effects(table if training is None else training.table, options, design, arguments),
     )
 
 
@@ -427,6 +431,57 @@ def _parameter_rows(
     source, new = (table, None) if training is None else (training.table, table)
     of = partial(columns_of, source, new, "bayesian_regression")
     return read_parameters(options.parameter, family, of, new is not None)
+
+
+def _effects(
+    fitted: pd.DataFrame, options: Options, design: Design, arguments: Mapping[str, Any]
+) -> Effects:
+    """What is expected, and the columns that it follows, those of parameters included."""
+    known = design.effects
+    more = columns_named([options.parameter or ""], fitted)
+    columns = {name: levels_for(fitted[name], None) for name in more}
+    return replace(
+        known, columns={**columns, **known.columns}, response=_in_words(design, arguments),
+        groups=tuple(name for name in known.groups if name not in columns), name=design.name,
+    )  # fmt: skip
+
+
+def _in_words(design: Design, arguments: Mapping[str, Any]) -> str:
+    """What is expected of a row."""
+    family, name = FAMILIES[arguments["family"]], design.name
+    if family.of_probability:
+        return f"probability that {name} is {design.level or 1}"
+    if family.several:
+        return f"probability of each {'level' if family.levels else 'class'} of {name}"
+    if family.takes == "trials":
+        return f"probability of {name.partition('(')[2].partition(',')[0].strip() or name}"
+    if family.name == "quantile":
+        return f"{arguments['quantile']:g} quantile of {name}"
+    return f"mean of {name}"
+
+
+def expected(distribution: Any, linear_predictor: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """What is expected of rows; see `elbowroom.models.Model.expected`.
+
+    Of `quantile` it is the quantile, of `ordinal` and `categorical` the
+    probability of each level, else the mean.
+    Where the link is the identity this is the linear predictor, also of a `student_t` so wide that
+    it has no mean.
+    """
+    family = FAMILIES[arguments["family"]]
+    if family.several:
+        return (distribution.base if isinstance(distribution, Weighted) else distribution).probs
+    if arguments["link"] == "identity" and not family.logarithm:
+        return linear_predictor
+    return distribution.mean
+
+
+def of_population(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows without groups, each of one trial; see `elbowroom.models.Model.of_population`."""
+    found = {**arguments, "groups": (), "group_codes": None, "group_values": None}
+    if arguments.get("trials") is not None:
+        found["trials"] = torch.ones_like(arguments["trials"])
+    return found
 
 
 def _between(design: Design) -> list[str]:
@@ -511,6 +566,9 @@ register(
         ),
         code_in=code_in,
         internal=INTERNAL,
+        expected=expected,
+        of_population=of_population,
+        verbs=("score", "effects"),
         of_probability=lambda arguments: FAMILIES[arguments["family"]].of_probability,
         population=(),  # the variance scales the coefficients' prior, and is the rows' own
         recipe=Recipe(line, {"formula": "y ~ a + b"}),

@@ -17,6 +17,7 @@ an intercept nothing is centred, and m is one.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -100,11 +101,13 @@ def negative_binomial(
         time = pyro.subsample(exposure, event_dim=0)
         y = None if response is None else pyro.subsample(response, event_dim=0)
         log_mean = time.log() + height + (x - centre) @ coefficients  # (rows,)
+        known: Any = {"linear_predictor": log_mean}
         # Pyro's mean is total_count * exp(logits).
         pyro.sample(
             "response",
             dist.NegativeBinomial(1 / overdispersion, logits=log_mean + overdispersion.log()),
             obs=y,
+            infer=known,
         )
 
 
@@ -139,6 +142,10 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         }
     else:
         scaling = {name: training.arguments[name] for name in ("centre", "spread", "level")}
+    effects = replace(
+        design.effects, response=f"mean of {design.name}", name=design.name,
+        columns={**design.effects.columns, **dict.fromkeys(known)}, fixed=tuple(known),
+    )  # fmt: skip
     return Prepared(
         arguments={
             "predictors": predictors, "response": counts, "exposure": exposure, **scaling,
@@ -154,6 +161,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "response": design.name, "predictors": tuple(design.columns),
             **({"exposure": known[0]} if known else {}),
         },
+        effects=effects,
     )  # fmt: skip
 
 
@@ -212,6 +220,8 @@ register(
         dataset="linnerud",
         needs=lambda table, options: columns_used(table, options, options.exposure),
         code_in=code_in,
+        expected=lambda distribution, linear_predictor, arguments: distribution.mean,
+        verbs=("score", "effects"),
         internal=("standardised_coefficients", "standardised_intercept", "root_overdispersion"),
         recipe=Recipe(_counts, {"formula": "y ~ a + b"}),
         picture=picture,

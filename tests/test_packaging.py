@@ -38,6 +38,7 @@ FLOORS = [
     ["draws"],
     ["engines"],
     ["run", "assess", "rows"],
+    ["effects"],
     ["result"],
     ["pipeline"],
     ["api", "loading", "held_out", "comparison"],

@@ -71,10 +71,10 @@ def probabilities(
 ) -> Tensor:
     """The posterior predictive probability of each value of an observed site, (support, rows)."""
 
-    def of(fn: Any) -> Tensor:
-        return fn.log_prob(fn.enumerate_support()).exp()
+    def of(node: Any) -> Tensor:
+        return node["fn"].log_prob(node["fn"].enumerate_support()).exp()
 
-    return _of_observed(model, arguments, sites, space, site, of).double().mean(0)
+    return of_observed(model, arguments, sites, space, site, of).double().mean(0)
 
 
 def means(
@@ -85,25 +85,39 @@ def means(
     site: str,
 ) -> Tensor:
     """The mean of an observed site's distribution at each draw, (draws, rows)."""
-    return _of_observed(model, arguments, sites, space, site, lambda fn: fn.mean)
+    return of_observed(model, arguments, sites, space, site, lambda node: node["fn"].mean)
 
 
-def _of_observed(
+def of_observed(
     model: Callable[..., Any],
     arguments: Mapping[str, Any],
     sites: Sites,
     space: LatentSpace,
     site: str,
     wanted: Callable[[Any], Tensor],
+    count: int | None = None,
 ) -> Tensor:
-    """Something of an observed site's distribution at each draw, (draws, ...)."""
+    """Something of an observed site at each draw, such as the mean of its distribution.
+
+    Args:
+        model: The Pyro model.
+        arguments: Its keyword arguments.
+        sites: Draws of the latent sites, each (draws, ...).
+        space: The model's latent space.
+        site: The observed site.
+        wanted: Of its node in a trace, whose distribution is `node["fn"]`.
+        count: How many draws, where there are no sites.
+
+    Returns:
+        (draws, ...).
+    """
 
     def at(values: dict[str, Tensor]) -> dict[str, Tensor]:
         conditioned = poutine.condition(Unobserved()(model), data=values)
         nodes: Any = poutine.trace(conditioned).get_trace(**arguments).nodes
-        return {site: wanted(nodes[site]["fn"])}
+        return {site: wanted(nodes[site])}
 
-    return _evaluate(at, sites, arguments, space, None, map_draws_recorded)[site]
+    return _evaluate(at, sites, arguments, space, count, map_draws_recorded)[site]
 
 
 def prior_sites(

@@ -16,7 +16,7 @@ COLOURS = ("#3b6ea8", "#c8553d", "#4f8f5b", "#8a5fa3", "#b58a2e", "#4aa3a2", "#6
 MARKERS = "osD^vPpXh<>d"
 
 
-def _save(figure: Figure, path: Path, dpi: int) -> None:
+def save(figure: Figure, path: Path, dpi: int) -> None:
     """Writes a picture, whose titles and labels are the user's columns: plain text, no formulas."""
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_text():  # those of ticks come when it is drawn
@@ -65,7 +65,7 @@ def picture_of_estimators(table: pd.DataFrame, path: Path, title: str) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
-    _save(figure, path, 130)
+    save(figure, path, 130)
 
 
 def picture_of_images(
@@ -110,7 +110,7 @@ def picture_of_images(
         axes.text(-gap, middle, label, ha="right", va="center", fontsize=9)
     if title:
         axes.set_title(title, fontsize=10)
-    _save(figure, path, 160)
+    save(figure, path, 160)
 
 
 def picture_of_predictions(
@@ -151,7 +151,7 @@ def picture_of_predictions(
     figure.supxlabel(f"{column} (grey: where the rows lie)", fontsize=10)
     figure.supylabel(f"{response}: mean and 90% interval", fontsize=10)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path, 130)
+    save(figure, path, 130)
 
 
 def picture_of_latents(
@@ -182,4 +182,4 @@ def picture_of_latents(
     if classes is not None and len(groups) <= len(COLOURS):
         figure.legend(title=classes.name, loc="outside right upper", frameon=False, fontsize=9)
     axes.set_title(title, fontsize=11)
-    _save(figure, path, 140)
+    save(figure, path, 140)

@@ -72,7 +72,7 @@ PARTS = {
 Report = Callable[[int, int, float, float], None]
 
 
-def _number(value: Any, digits: int = 4) -> str:
+def number(value: Any, digits: int = 4) -> str:
     """A number in few characters; a dash where it has no meaning."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
@@ -83,7 +83,7 @@ def _number(value: Any, digits: int = 4) -> str:
 
 def _fixed(value: float) -> str:
     """A number with two decimals; a dash where it has no meaning."""
-    return f"{value:.2f}" if math.isfinite(value) else _number(value)
+    return f"{value:.2f}" if math.isfinite(value) else number(value)
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def show_estimators(measured: pd.DataFrame) -> None:
     out = console()
     right = ("noise", "bias", "ms", "cost")
     for stage, rows in measured.groupby("stage", sort=False):
-        signal = _number(float(rows["signal"].max()), 3)
+        signal = number(float(rows["signal"].max()), 3)
         out.print()
         out.print(
             Text(
@@ -214,7 +214,7 @@ def show_estimators(measured: pd.DataFrame) -> None:
             add(
                 made,
                 row["estimator"],
-                _number(row["noise"], 3),
+                number(row["noise"], 3),
                 bias + (" !" if row["biased"] else ""),
                 f"{row['ms']:.2f}" + ("" if row["recorded"] else " e"),
                 f"{row['cost']:.3g}",
@@ -406,7 +406,7 @@ def _show_points(points: pd.Series) -> None:
         return
     made = table("point parameter", "value", right=("value",))
     for label, value in points.head(LONGEST).items():
-        add(made, label, _number(float(value)))
+        add(made, label, number(float(value)))
     console().print(made)
     if len(points) > LONGEST:
         console().print(
@@ -440,7 +440,7 @@ def _cells_of_quantity(row: pd.Series) -> Iterator[str]:
     """Its mean, sd and interval; a point estimate has no sd."""
     point = row["sd"] <= POINT * max(1.0, abs(row["mean"]))
     for name, value in row.items():
-        yield "-" if point and name == "sd" else _number(float(value))
+        yield "-" if point and name == "sd" else number(float(value))
 
 
 def _interval_name(column: str) -> str:
@@ -518,7 +518,7 @@ def _off(differences: pd.DataFrame, prefix: str) -> list[str]:
         return ["-", "-", "-"]
     spread = f"{ratios.min():.2f}…{ratios.max():.2f}" if ratios.max() > POINT else "-"  # a point
     covers = f"{shares.min():.0%}…{shares.max():.0%}" if ratios.max() > POINT else "-"
-    return [_number(float(shifts.abs().max()), 2), spread, covers]
+    return [number(float(shifts.abs().max()), 2), spread, covers]
 
 
 def _comparison_table(comparison: Comparison, extra: Mapping[str, str], wide: bool) -> Table:
@@ -602,8 +602,8 @@ def show_answers(found: pd.DataFrame, guide: str) -> None:
     names = ["trusted posterior", guide, "sd ratio", ""]
     made = table("coefficient", *names, right=tuple(names[:3]))
     for label, row in found.iterrows():
-        right = f"{_number(row['trusted_lower'])} to {_number(row['trusted_upper'])}"
-        wrong = f"{_number(row['lower'])} to {_number(row['upper'])}"
+        right = f"{number(row['trusted_lower'])} to {number(row['trusted_upper'])}"
+        wrong = f"{number(row['lower'])} to {number(row['upper'])}"
         mark = "another answer" if row["changed"] else ""
         add(made, str(label), right, wrong, _fixed(row["sd_ratio"]), mark,
             style="bold yellow" if row["changed"] else "")  # fmt: skip

@@ -62,8 +62,8 @@ def value_of(lines: list[str], name: str) -> str:
     ],
 )
 def test_a_number_has_four_digits(value: Any, text: str) -> None:
-    assert terminal._number(value) == text
-    assert terminal._number(0.123456, 2) == "0.12"
+    assert terminal.number(value) == text
+    assert terminal.number(0.123456, 2) == "0.12"
 
 
 def fit_of(measures: dict[str, Any], points: Any = None, rows: int = 1) -> Any:
