@@ -33,7 +33,7 @@ from torch import Tensor, as_tensor, finfo
 
 from elbowroom.commands import EffectsOptions
 from elbowroom.draws.predict import expectations
-from elbowroom.errors import OptionError, shown
+from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.memory import check_memory
 from elbowroom.models import Effects
 from elbowroom.models._columns import LISTED
@@ -140,7 +140,7 @@ class _Rows:
             some = settings[begin : begin + at_once]
             rows = pd.concat([_with(base, each) for each in some], ignore_index=True)
             rows.attrs = self.table.attrs
-            arguments, _ = problem.new_arguments(rows)
+            arguments = self._prepared(problem, rows, [*some[0]])
             if problem.model.of_population is not None:
                 arguments = problem.model.of_population(arguments)
             count, share = len(some), as_tensor(weights).to(problem.device)
@@ -153,16 +153,35 @@ class _Rows:
             parts.append(found.numpy())  # (draws, settings, levels)
         return np.concatenate(parts, axis=1)
 
+    def _prepared(
+        self, problem: Problem, rows: pd.DataFrame, columns: Sequence[str]
+    ) -> dict[str, Any]:
+        """The model's arguments for rows with other values in some columns.
+
+        Raises:
+            OptionError: If a function of the formula has no value there, such as log(-1).
+        """
+        try:
+            with np.errstate(all="ignore"):
+                return problem.new_arguments(rows)[0]
+        except DataError as error:
+            ranges = [
+                f"{name} from {self.table[name].min():.5g} to {self.table[name].max():.5g}"
+                for name in columns if self.effects.columns[name] is None
+            ]  # fmt: skip
+            raise OptionError(
+                f"the formula cannot be computed for every value of {' and '.join(columns)} that "
+                f"is asked for; give values as in the fitted rows: {', '.join(ranges)}."
+            ) from error
+
     def slopes(self, column: str, settings: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The average derivative under each setting, (draws, settings, levels).
 
-        By central differences, for which no row leaves the range of the column, where a spline
-        ends. The step balances rounding and curvature.
+        By central differences, whose step balances rounding and curvature.
         """
         x = self.table[column].to_numpy(dtype=float)
         step = float(finfo(self.fit.problem.dtype).eps) ** (1 / 3) * x.std()
-        low = np.clip(x - step, x.min(), x.max() - 2 * step)
-        ends = [{column: low + 2 * step}, {column: low}]
+        ends = [{column: x + step}, {column: x - step}]
         both = self.expected([{**each, **end} for each in settings for end in ends], True)
         return (both[:, ::2] - both[:, 1::2]) / (2 * step)
 
@@ -187,6 +206,8 @@ def effects_of(
     rows = _Rows(fit, effects, table, weights / weights.sum(), scale)
     settings = [_values(rows, each, _spread) for each in _read("--by", by, rows, ())]
     held = {name for name, _ in settings}
+    if len(held) < len(settings):
+        raise OptionError("--by: a column is given twice; write all of its values together.")
     if not any(asked.values()):
         asked = {**asked, "means": "."}
     wanted = {name: _read(flag(name), asked[name], rows, held) for name in asked}
@@ -332,7 +353,7 @@ def _read(option: str, given: Columns, rows: _Rows, held: Container[str]) -> lis
     if isinstance(given, Mapping):
         pairs = [(str(name), None if v is None else list(v)) for name, v in given.items()]
     else:
-        texts = [given] if isinstance(given, str) else [*(given or ())]
+        texts = [given] if isinstance(given, str) else [*dict.fromkeys(given or ())]
         if "." in texts:
             fitted = [
                 name for name, levels in known.items()

@@ -462,7 +462,7 @@ class Fit:
             >>> fit.predict(rows).columns.tolist()  # of new rows, with their noise
             ['mean', 'sd', 'lower', 'upper', 'log_density']
             >>> fit.predict(rows, scale="linear")["sd"].round(0).tolist()  # without it
-            [4.0, 4.0]
+            [5.0, 4.0]
             >>> fit.predict(rows, draws=3)["draw"].tolist()
             [1, 2, 3, 1, 2, 3]
         """
@@ -537,7 +537,7 @@ class Fit:
             >>> import elbowroom as er
             >>> fit = er.fit("bayesian_regression", formula="progression ~ bmi + bp", seed=1)
             >>> fit.effects(slopes="bmi", contrasts="bmi=20,30")["mean"].round(0).tolist()
-            [9.0, 87.0]
+            [9.0, 85.0]
         """
         asked = {"means": means, "slopes": slopes, "contrasts": contrasts}
         return effects_of(self, asked, by, average, scale, interval)

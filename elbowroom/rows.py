@@ -151,6 +151,8 @@ def check_verb(fit: FittedModel, verb: str) -> None:
         if own and verb in OWN
         else ""
     )
+    if verb == "effects":
+        needed = " Predict rows that differ in one column with 'elbowroom predict' instead."
     raise ModelError(
         f"the model '{problem.model.name}' has no command '{verb}'; these models have "
         f"it: {', '.join(having)}.{needed}"

@@ -542,7 +542,7 @@ def levels_for(column: pd.Series, ordered: Sequence[Any] | None) -> tuple[Any, .
     if number and ordered is None:
         return None
     there = levels_of(column)
-    known = [each for each in ordered or () if each in there]
+    known = [each for each in np.asarray(ordered or ()).tolist() if each in there]
     return tuple(known if len(known) == len(there) else there)
 
 

@@ -436,27 +436,29 @@ def _parameter_rows(
 def _effects(
     fitted: pd.DataFrame, options: Options, design: Design, arguments: Mapping[str, Any]
 ) -> Effects:
-    """What is expected, and the columns that it follows, those of parameters included."""
-    known = design.effects
+    """What is expected of a row, and the columns that it follows, those of parameters included."""
+    known, name = design.effects, design.name
+    if design.form in ("trials", "censored"):  # p(successes, trials), censored(time, status)
+        name = name.partition("(")[2].partition(",")[0].strip() or name
     more = columns_named([options.parameter or ""], fitted)
-    columns = {name: levels_for(fitted[name], None) for name in more}
+    columns = {each: levels_for(fitted[each], None) for each in more}
+    expectation = _expectation(FAMILIES[arguments["family"]], design, name, arguments["quantile"])
     return replace(
-        known, columns={**columns, **known.columns}, response=_in_words(design, arguments),
-        groups=tuple(name for name in known.groups if name not in columns), name=design.name,
+        known, columns={**columns, **known.columns}, response=expectation, name=name,
+        groups=tuple(each for each in known.groups if each not in columns),
     )  # fmt: skip
 
 
-def _in_words(design: Design, arguments: Mapping[str, Any]) -> str:
-    """What is expected of a row."""
-    family, name = FAMILIES[arguments["family"]], design.name
+def _expectation(family: Family, design: Design, name: str, quantile: float) -> str:
+    """What is expected of a row, in words."""
     if family.of_probability:
         return f"probability that {name} is {design.level or 1}"
     if family.several:
         return f"probability of each {'level' if family.levels else 'class'} of {name}"
     if family.takes == "trials":
-        return f"probability of {name.partition('(')[2].partition(',')[0].strip() or name}"
+        return f"probability of {name}"
     if family.name == "quantile":
-        return f"{arguments['quantile']:g} quantile of {name}"
+        return f"{quantile:g} quantile of {name}"
     return f"mean of {name}"
 
 

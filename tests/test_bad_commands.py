@@ -311,7 +311,7 @@ def test_a_fit_s_methods_refuse_the_same_before_anything_else() -> None:
                if hasattr(Fit, name)}  # fmt: skip
     methods["elbo"] = (Fit.elbo, commands.ElboOptions)
     methods["reference"] = (add_reference, commands.ReferenceOptions)
-    assert len(methods) == 11
+    assert len(methods) == 12
     needed = {
         "generate": {}, "interpolate": {"begin": 1, "end": 2}, "impute": {"data": nothing},
     }  # fmt: skip

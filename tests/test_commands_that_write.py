@@ -28,13 +28,14 @@ FOLDERS = {
     "estimators": ("bayesian_regression",), "generate": ("run",), "reconstruct": ("run",),
     "interpolate": ("run", "--from", "1", "--to", "2"), "manifold": ("run",),
     "impute": ("run", "--data", "iris"), "score": ("run",), "embed": ("run",), "demo": (),
+    "effects": ("run",),
 }  # fmt: skip
 """The commands that write a folder, with what else they need."""
 MARKERS = {
     "fit": "config.json", "compare": "comparison.json", "estimators": "estimators.csv",
     "generate": "rows.csv", "reconstruct": "rows.csv", "interpolate": "steps.csv",
     "manifold": "grid.csv", "impute": "completed.csv", "score": "scores.csv",
-    "embed": "latents.csv", "demo": "config.json",
+    "embed": "latents.csv", "demo": "config.json", "effects": "effects.csv",
 }  # fmt: skip
 
 
@@ -245,10 +246,11 @@ KEPT = {
     "estimators": ("estimators", "bayesian_regression", "--output", "out"),
     "score": ("score", "run", "--output", "out"),
     "predict": ("predict", "run", "--data", "diabetes", "--output", "out"),
+    "effects": ("effects", "run", "--output", "out"),
 }
 SHOWN = {
     "summary": ("summary", "run"), "models": ("models", "vae"), "objectives": ("objectives",),
-    "predict": ("predict", "run", "--data", "diabetes"),
+    "predict": ("predict", "run", "--data", "diabetes"), "effects": ("effects", "run"),
     "wrong": ("predict", "run", "--data", "x", "--output", "run/ü★\udcff/p.csv"),
 }  # fmt: skip
 

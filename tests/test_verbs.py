@@ -20,7 +20,9 @@ from elbowroom.models import get_model, model_summaries
 from elbowroom.options import declared
 from elbowroom.result import Fit
 
-VERBS = ("generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute")
+VERBS = (
+    "generate", "score", "embed", "reconstruct", "interpolate", "manifold", "impute", "effects",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
