@@ -656,9 +656,9 @@ def predict(
     typer.echo(printable(f"{len(table)} rows written to {saved}"))
 
 
-def _of_columns(what: str) -> Any:
+def _of_columns(what: str, form: str = "COLUMN[=VALUES]") -> Any:
     """An option that names columns, with values or without."""
-    return typer.Option(metavar="COLUMN[=VALUES]", help=f"{what} Repeat it for several columns.")
+    return typer.Option(metavar=form, help=f"{what} Repeat it for several columns.")
 
 
 @app.command()
@@ -677,7 +677,8 @@ def effects(
         list[str] | None,
         _of_columns(
             "Derivative by a number, averaged over the fitted rows (average marginal effect); for "
-            "a category, its levels less the first one."
+            "a category, its levels less the first one.",
+            "COLUMN",
         ),
     ] = None,
     contrasts: Annotated[

@@ -532,7 +532,9 @@ def _notes(
         but = ", but for the column itself" if told & set(some) else ""
         notes.append(f"{named} are at {at}{but}.")
     if wanted["slopes"]:
-        notes.append(f"Slopes are {over}; of a category, its levels less the first one.")
+        categories = any(effects.columns[each.column] is not None for each in wanted["slopes"])
+        less = "; of a category, its levels less the first one" if categories else ""
+        notes.append(f"Slopes are {over}{less}.")
     if rows.fit.problem.arguments.get("groups"):
         factors = ", ".join(dict.fromkeys(g.factor for g in rows.fit.problem.arguments["groups"]))
         notes.append(f"Group effects ({factors}) are zero: this is a typical group.")

@@ -315,16 +315,16 @@ def test_rows_are_described_at_the_posterior_or_at_their_own_latents(
     monkeypatch.setattr(Fit, "draw", lambda *given: drawn(*given))
     fit = made()
     assert fit.predict() == "a table"
-    fit.predict("rows", 0.5, 3)
+    fit.predict("rows", 0.5, 3, scale="linear", draws=7)
     problem = fit.problem
     assert described.calls == [
-        (problem, {"own": True}, "the posterior's", 0.9, True),
-        (problem, {"new": "rows"}, "the posterior's", 0.5, True),
+        (problem, {"own": True}, "the posterior's", 0.9, True, None, None),
+        (problem, {"new": "rows"}, "the posterior's", 0.5, True, "linear", 7),
     ]
     assert problem.sessions == [(0, "the parameters"), (3, "the parameters")]  # type: ignore[attr-defined]
     unseen = made(new_arguments=lambda data, _=None: ({"new": data}, False))
     unseen.predict("rows")
-    assert described.calls[-1][-1] is False
+    assert described.calls[-1][4] is False
     amortised = made(rows=(9, 0.0), rows_only=True, amortised=True)
     amortised.predict("rows", seed=3)
     assert described.calls[-1][2] == "the rows' own"
