@@ -33,6 +33,8 @@ def row(family: str, link: str) -> tuple[Any, torch.Tensor, dict[str, Any]]:
     values = {name: torch.tensor(value, dtype=torch.float64) for name, value in PARAMETERS.items()}
     values["thresholds"] = torch.tensor([-1.0, 0.5], dtype=torch.float64)
     trials = torch.tensor([7.0, 3.0], dtype=torch.float64)
+    if FAMILIES[family].classes:
+        eta = torch.stack([eta, eta.flip(0)], 1)  # of the second and third class
     made = Predicted(eta, link, values, trials, 0.8)
     arguments = {"family": family, "link": link, "trials": trials}
     return FAMILIES[family].distribution(made), eta, arguments
@@ -49,7 +51,7 @@ def test_it_is_the_mean_of_draws(family: str, link: str) -> None:
     draws = distribution.sample((DRAWN.draws,)).double()
     if family == "quantile":
         draws, found = (draws <= found).double(), torch.full((2,), 0.8, dtype=torch.float64)
-    elif family == "ordinal":
+    elif FAMILIES[family].several:
         draws = torch.nn.functional.one_hot(draws.long(), 3).double()
         weighted = Weighted(distribution, torch.tensor([2.0, 5.0]))
         assert torch.equal(expected(weighted, eta, arguments), found)
