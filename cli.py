@@ -614,6 +614,41 @@ def summary(run: Run, asked: dict[str, Any], trust: Trust = False) -> None:
 
 
 @app.command()
+@_reading("compare-models")
+def compare_models(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Two or more run folders of the same observations."),
+    ],
+    asked: dict[str, Any],
+    trust: Trust = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write (default: print the table alone)."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare models fitted to the same observations by leave-one-out predictive densities."""
+    from elbowroom.model_comparison import compare_models as run_compare
+    from elbowroom.report import outcomes, terminal
+
+    names = ("models.csv", "rows.csv")
+    if output is not None:
+        _target(output, "", output, overwrite, names, None)
+    result = run_compare(runs, trust=trust, report=terminal.show_rung, **asked)
+    tables = dict(zip(names, (result.table, result.rows), strict=True))
+
+    def write(where: Path, again: bool) -> None:
+        outcomes.write(where, again, tables, lambda path: None)
+
+    saved, error = (None, None) if output is None else _kept(write, output, overwrite)
+    terminal.show_model_comparison(result)
+    _end(saved, error)
+    if result.best is None:
+        raise typer.Exit(NOT_TRUSTED)
+
+
+@app.command()
 @_of_run
 @_reading("predict")
 def predict(

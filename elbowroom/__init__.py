@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from elbowroom.data.bundled import dataset_names, load_dataset
     from elbowroom.data.tables import read_table
     from elbowroom.loading import load, resume
+    from elbowroom.model_comparison import ModelComparison, compare_models
     from elbowroom.result import Fit
 
 __version__ = "0.1.0"
@@ -28,8 +29,10 @@ __version__ = "0.1.0"
 _public = {
     "Comparison": "elbowroom.comparison",
     "Fit": "elbowroom.result",
+    "ModelComparison": "elbowroom.model_comparison",
     "check": "elbowroom.api",
     "compare": "elbowroom.comparison",
+    "compare_models": "elbowroom.model_comparison",
     "dataset_names": "elbowroom.data.bundled",
     "estimators": "elbowroom.api",
     "fit": "elbowroom.api",
@@ -39,8 +42,8 @@ _public = {
     "resume": "elbowroom.loading",
 }
 __all__ = [
-    "Comparison", "Fit", "check", "compare", "dataset_names", "estimators", "fit", "load",
-    "load_dataset", "read_table", "resume",
+    "Comparison", "Fit", "ModelComparison", "check", "compare", "compare_models", "dataset_names",
+    "estimators", "fit", "load", "load_dataset", "read_table", "resume",
 ]  # fmt: skip
 
 if not (Path(__file__).parent / "models").is_dir():

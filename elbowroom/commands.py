@@ -115,6 +115,21 @@ class ReferenceOptions:
 
 
 @dataclass(frozen=True)
+class CompareModelsOptions:
+    """What 'compare-models' reads."""
+
+    refit: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="rows of each trusted run that are left out by fitting again, at most: "
+            "those whose Pareto k is above the limit, the highest first",
+        ),
+    ] = 5
+
+
+@dataclass(frozen=True)
 class SummaryOptions:
     """What 'summary' reads."""
 
@@ -262,6 +277,7 @@ class ElboOptions:
 COMMANDS: dict[str, type] = {
     "fit": FitOptions,
     "compare": CompareOptions,
+    "compare-models": CompareModelsOptions,
     "check": SeedOptions,
     "estimators": EstimatorOptions,
     "reference": ReferenceOptions,

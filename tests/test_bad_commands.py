@@ -274,6 +274,7 @@ def test_commands_that_fit_share_the_options_of_engines() -> None:
 def test_python_has_the_defaults_of_the_declarations() -> None:
     functions: dict[str, Any] = {
         "fit": er.fit, "compare": er.compare, "check": er.check, "estimators": er.estimators,
+        "compare-models": er.compare_models,
         **{name: getattr(Fit, name) for name in COMMANDS if hasattr(Fit, name)},
     }  # fmt: skip
     for name, function in functions.items():

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import elbowroom as er
-from elbowroom import api, cli, comparison, loading
+from elbowroom import api, cli, comparison, loading, model_comparison
 from elbowroom.comparison import Comparison
 from elbowroom.pipeline import reference
 from elbowroom.report import demo, outcomes, pictures
@@ -29,6 +29,7 @@ FOLDERS = {
     "interpolate": ("run", "--from", "1", "--to", "2"), "manifold": ("run",),
     "impute": ("run", "--data", "iris"), "score": ("run",), "embed": ("run",), "demo": (),
     "effects": ("run",),
+    "compare-models": ("run", "other"),
 }  # fmt: skip
 """The commands that write a folder, with what else they need."""
 MARKERS = {
@@ -36,6 +37,7 @@ MARKERS = {
     "generate": "rows.csv", "reconstruct": "rows.csv", "interpolate": "steps.csv",
     "manifold": "grid.csv", "impute": "completed.csv", "score": "scores.csv",
     "embed": "latents.csv", "demo": "config.json", "effects": "effects.csv",
+    "compare-models": "models.csv",
 }  # fmt: skip
 
 
@@ -68,6 +70,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module, name in (
         (api, "bind_model"), (comparison, "compare"), (api, "estimators"), (loading, "load"),
         (demo, "trusted_fit"), (reference, "add_reference"), (loading, "read_request"),
+        (model_comparison, "compare_models"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, begun)
 
@@ -75,7 +78,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_no_command_that_writes_is_forgotten() -> None:
     commands = [each.callback for each in cli.app.registered_commands if each.callback]
     writing_commands = {
-        each.__name__ for each in commands
+        each.__name__.replace("_", "-") for each in commands
         if "output" in each.__annotations__ or each.__name__ == "reference"
     }  # fmt: skip
     assert writing_commands == {*FOLDERS, "predict", "reference"}

@@ -41,7 +41,7 @@ FLOORS = [
     ["effects"],
     ["result"],
     ["pipeline"],
-    ["api", "loading", "held_out", "comparison"],
+    ["api", "loading", "held_out", "comparison", "model_comparison"],
     ["report"],
     ["cli"],
     ["__main__"],

@@ -6,11 +6,16 @@ from typing import Any
 import arviz_stats
 import numpy as np
 import xarray
+from arviz_stats.utils import ELPDData
 
 from elbowroom.density.importance import k_hat_threshold
 from elbowroom.draws.weighted import WeightedDraws
 
 NAN = float("nan")
+FEWEST = 11
+"""Effective draws from which on a Pareto k has a limit above zero."""
+NEGLIGIBLE = 1000.0
+"""Nats below all others: the log weight of a draw that has none."""
 
 
 def bound(
@@ -53,25 +58,68 @@ def leave_one_out(tree: xarray.DataTree) -> dict[str, float]:
     """Leave-one-out expected log predictive density (Vehtari, Gelman and Gabry, 2017).
 
     Returns:
-        elpd_loo, elpd_loo_se, p_loo and high_k_rows, the share of rows whose Pareto k is too high.
+        elpd_loo, elpd_loo_se, p_loo and high_k_rows, the share of rows whose Pareto k is too high;
+        see `rows_left_out`.
+    """
+    found = rows_left_out(tree)
+    if found is None:
+        return no_loo()
+    return {
+        "elpd_loo": float(found.elpd),
+        "elpd_loo_se": float(found.se),
+        "p_loo": float(found.p),
+        "high_k_rows": float(np.mean(high_k(found))),
+    }
+
+
+def rows_left_out(tree: xarray.DataTree) -> ELPDData | None:
+    """The log density of each row given the others, by Pareto-smoothed importance sampling.
+
+    Draws of a guide that no weights have corrected count by log p - log q as well (Magnusson,
+    Andersen, Jonasson and Vehtari, 2019, "Bayesian leave-one-out cross-validation for large data");
+    for draws of equal weights these are the numbers of `arviz.loo`. `good_k`, the limit of a row's
+    Pareto k, is that of the effective draws where resampling took some draws several times.
+
+    Returns:
+        ArviZ's result with `elpd_i` and `pareto_k` of each row, in nats; None where the posterior
+        has no log likelihood by row, or fewer than 100 draws of it.
     """
     group = tree.children.get("log_likelihood")
     if group is None or len(group.data_vars) != 1:
-        return no_loo()
+        return None
     (values,) = group.data_vars.values()
     if values.ndim < 3 or values.shape[1] < 100:
-        return no_loo()
+        return None
+    densities = _densities(tree, values) if tree.attrs.get("draws") == "raw" else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of high Pareto k: reported below as a number
-        # Draws of a guide are independent, so that none is lost to autocorrelation.
+        warnings.simplefilter("ignore")  # of high Pareto k: reported as a number
         try:
-            loo = arviz_stats.loo(tree, pointwise=True, reff=1.0)
+            if densities is not None:
+                return arviz_stats.loo_approximate_posterior(tree, *densities, pointwise=True)
+            found = arviz_stats.loo(tree, pointwise=True)
         except ValueError:  # a row whose likelihood is the same for every draw has no tail
-            return no_loo()
-    high = float(np.mean(np.asarray(loo.pareto_k) > loo.good_k))
-    return {
-        "elpd_loo": float(loo.elpd),
-        "elpd_loo_se": float(loo.se),
-        "p_loo": float(loo.p),
-        "high_k_rows": high,
-    }
+            return None
+    effective = float(tree.attrs.get("effective_draws", np.inf))
+    found.good_k = k_hat_threshold(max(FEWEST, min(effective, found.n_samples)))
+    return found
+
+
+def high_k(found: ELPDData) -> np.ndarray:
+    """Whether each row's Pareto k is above the limit, so that its log density is unreliable."""
+    return ~(np.ravel(found.pareto_k) <= found.good_k)
+
+
+def _densities(
+    tree: xarray.DataTree, values: xarray.DataArray
+) -> tuple[xarray.DataArray, xarray.DataArray] | None:
+    """The log p and log q of the draws that a log likelihood has; None where they are not known."""
+    stats = tree["sample_stats"].to_dataset()
+    if not {"log_p", "log_q"} <= set(stats):
+        return None
+    log_p, log_q = (stats[name].sel(draw=values.draw) for name in ("log_p", "log_q"))
+    ratio = log_p - log_q
+    known = np.isfinite(ratio)
+    if not known.any():
+        return None
+    # A draw without a density has next to no weight: ArviZ cannot take minus infinity.
+    return ratio.where(known, ratio.where(known).min() - NEGLIGIBLE), xarray.zeros_like(ratio)

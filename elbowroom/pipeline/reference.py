@@ -9,6 +9,7 @@ import torch
 import xarray
 from torch import Tensor
 
+from elbowroom.assess.measures import leave_one_out
 from elbowroom.assess.reference import compare_with_reference, how_well, reference_sentence
 from elbowroom.commands import ReferenceOptions
 from elbowroom.density.landscape import density_of
@@ -137,6 +138,8 @@ def add_reference(
         "reference_divergences": nuts.divergences,
         "reference_sampler": nuts.sampler,
     }
+    if origin == "nuts" and not problem.space.row_latents(sites):
+        measures.update(leave_one_out(tree))
     return replace(
         fit,
         complete=lambda: (tree, []),

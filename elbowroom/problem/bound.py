@@ -76,6 +76,18 @@ class _LeftOut(Messenger):
             msg["fn"] = msg["fn"].mask(False)
 
 
+class _RowLeftOut(Messenger):
+    """Leaves one observation's density out."""
+
+    def __init__(self, site: str, kept: Tensor) -> None:
+        super().__init__()
+        self.site, self.kept = site, kept
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site:
+            msg["fn"] = msg["fn"].mask(self.kept)
+
+
 def _named_as(model: Callable[..., Any], changed: Any) -> Callable[..., Any]:
     """A changed model that takes the arguments of the model by their names."""
 
@@ -254,6 +266,27 @@ class Problem:
         free = _LeftOut(sites)(self.model.function)
         function = _named_as(self.model.function, free)
         return replace(self, model=replace(self.model, function=function))
+
+    def without_row(self, row: int) -> "Problem":
+        """The posterior given all observations but one.
+
+        Priors, scales, groups and point parameters stay those of all rows. The guides written for
+        the model read its arguments, in which the row still is: only general ones see that it is
+        left out, so the model counts as the user's own.
+
+        Args:
+            row: The number of the observation, from 0.
+        """
+        site = self.observed
+        plates = self.space.observed_plates[site]  # from the left dim to the right
+        shape = [1] * max(-plate.dim for plate in plates)
+        for plate in plates:
+            shape[plate.dim] = plate.size
+        kept = torch.ones(shape, dtype=torch.bool, device=self.device)
+        kept.view(-1)[row] = False
+        function = _named_as(self.model.function, _RowLeftOut(site, kept)(self.model.function))
+        model = replace(self.model, function=function, options=None)
+        return replace(self, model=model, options=None)
 
     def for_guide(self, guide: Guide) -> "Problem":
         """What a guide is fitted to: this, or without priors if it leaves them out."""

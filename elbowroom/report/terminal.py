@@ -25,6 +25,7 @@ from elbowroom.engines.registry import ENGINES
 from elbowroom.engines.settings import length
 from elbowroom.engines.svi.checks import Finding
 from elbowroom.engines.task import Plan
+from elbowroom.model_comparison import ModelComparison
 from elbowroom.options import check_options
 from elbowroom.report import streams
 from elbowroom.report.listing import add, console, table
@@ -480,6 +481,42 @@ def show_comparison(comparison: Comparison) -> None:
     if comparison.recommendation:
         out.print()
         out.print(Text(comparison.recommendation, style="bold"))
+
+
+def show_model_comparison(comparison: ModelComparison) -> None:
+    """The table of a comparison of models, which one to take, and what speaks against it."""
+    out, found = console(), comparison.table
+    high, refitted = found["high_k_rows"].any(), found["refitted_rows"].any()
+    heads = ["verdict", "elpd", "below the best", "p_loo", "weight"]
+    heads += ["high k"] * bool(high) + ["refitted"] * bool(refitted)
+    made = table("", "model", *heads, right=("", *heads[1:]))
+    for place, row in enumerate(found.to_dict("records")):
+        cells = [
+            "-" if pd.isna(row["rank"]) else str(row["rank"]),
+            row["model"],
+            VERDICTS[row["verdict"]],
+            _with_error(row["elpd_loo"], row["elpd_loo_se"], 1),
+            _with_error(row["elpd_diff"], row["elpd_diff_se"], 1) if place else "-",
+            _with_error(row["p_loo"], math.nan, 1),
+            _with_error(row["weight"], math.nan, 2),
+        ]
+        cells += [str(row["high_k_rows"])] * bool(high)
+        cells += [str(row["refitted_rows"])] * bool(refitted)
+        add(made, *cells, style="bold" if row["model"] == comparison.best else "")
+    out.print()
+    out.print(Text(f"{len(found)} models of the same {found['rows'].iloc[0]:,} rows", style="bold"))
+    out.print(made)
+    out.print(
+        "elpd: sum of the log densities of rows given all others, in nats, ± its standard error. "
+        "p_loo: effective number of parameters. weight: of stacking."
+        + " high k: rows whose density is unreliable." * bool(high)
+        + " refitted: rows left out by fitting again." * bool(refitted),
+        style="dim",
+    )
+    out.print()
+    out.print(Text(comparison.recommendation, style="bold"))
+    for each in comparison.remarks:
+        out.print(Text(each))
 
 
 def _show_differences(comparison: Comparison) -> None:

@@ -9,7 +9,7 @@ import xarray
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from elbowroom.assess.measures import bound, leave_one_out
+from elbowroom.assess.measures import bound, leave_one_out, rows_left_out
 from elbowroom.density.importance import smoothed
 from elbowroom.draws.weighted import WeightedDraws
 
@@ -119,6 +119,36 @@ def test_the_share_of_rows_that_move_the_posterior_too_much_is_told() -> None:
     own = norm.logpdf(np.random.default_rng(1).permutation((means - Y.mean()) * len(Y) ** 0.5))
     found = leave_one_out(tree({"y": np.column_stack([log_likelihood, own])}, means))
     assert found["high_k_rows"] == pytest.approx(1 / 7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_draws_of_a_guide_that_is_off_are_corrected_by_row(seed: int) -> None:
+    """A guide whose mean is an sd off and whose sd is a third too large; some draws have no p."""
+    rows, sd = len(Y), len(Y) ** -0.5
+    means = np.random.default_rng(seed).normal(Y.mean() + sd, 1.3 * sd, DRAWS)
+    log_p, log_q = norm.logpdf(means, Y.mean(), sd), norm.logpdf(means, Y.mean() + sd, 1.3 * sd)
+    log_p[:5] = -np.inf
+    given = tree({"y": norm.logpdf(Y, means[:, None], 1.0)}, means)
+    given["sample_stats"] = xarray.Dataset(
+        {"log_p": (("chain", "draw"), log_p[None] - 7), "log_q": (("chain", "draw"), log_q[None])}
+    )
+    exact = norm.logpdf(Y, (Y.sum() - Y) / (rows - 1), (1 + 1 / (rows - 1)) ** 0.5)
+    assert leave_one_out(given)["elpd_loo"] != pytest.approx(exact.sum(), abs=0.2)
+    given.attrs["draws"] = "raw"
+    found = rows_left_out(given)
+    assert found is not None
+    assert found.elpd_i.to_numpy() == pytest.approx(exact, abs=0.05)
+    assert leave_one_out(given)["elpd_loo"] == pytest.approx(exact.sum(), abs=0.1)
+
+
+def test_the_limit_of_a_row_s_k_is_that_of_the_effective_draws() -> None:
+    means, log_likelihood = normal_mean()
+    given = tree({"y": log_likelihood}, means)
+    for effective, limit in ((1e9, 0.7), (100.0, 0.5), (10.0**1.25, 0.2), (1.0, 0.04)):
+        given.attrs["effective_draws"] = effective
+        found = rows_left_out(given)
+        assert found is not None
+        assert found.good_k == pytest.approx(limit, abs=0.001)
 
 
 NO_LOO = {"elpd_loo", "elpd_loo_se", "p_loo", "high_k_rows"}
