@@ -14,8 +14,6 @@ from elbowroom.draws.weighted import WeightedDraws
 NAN = float("nan")
 FEWEST = 11
 """Effective draws from which on a Pareto k has a limit above zero."""
-NEGLIGIBLE = 1000.0
-"""Nats below all others: the log weight of a draw that has none."""
 
 
 def bound(
@@ -117,9 +115,4 @@ def _densities(
     if not {"log_p", "log_q"} <= set(stats):
         return None
     log_p, log_q = (stats[name].sel(draw=values.draw) for name in ("log_p", "log_q"))
-    ratio = log_p - log_q
-    known = np.isfinite(ratio)
-    if not known.any():
-        return None
-    # A draw without a density has next to no weight: ArviZ cannot take minus infinity.
-    return ratio.where(known, ratio.where(known).min() - NEGLIGIBLE), xarray.zeros_like(ratio)
+    return (log_p, log_q) if np.isfinite(log_p - log_q).any() else None

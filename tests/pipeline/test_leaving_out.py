@@ -1,6 +1,7 @@
 """Rows left out by fitting again, against closed forms, quadrature and fits of the other rows."""
 
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ from torch import Tensor
 import elbowroom as er
 from elbowroom.assess.measures import high_k, rows_left_out
 from elbowroom.errors import GuideError
+from elbowroom.pipeline import leaving_out
 from elbowroom.pipeline.leaving_out import bridged, log_density_without
 from elbowroom.pipeline.reference import add_reference
 from elbowroom.result import Fit
@@ -77,11 +79,15 @@ def test_a_row_far_out_has_the_density_of_the_closed_form() -> None:
     assert fit.problem.function(**fit.problem.arguments) is None  # its rows are as they were
 
 
-def test_a_fit_by_nuts_is_fitted_again_by_nuts() -> None:
+def test_a_fit_by_nuts_is_fitted_again_by_nuts(monkeypatch: pytest.MonkeyPatch) -> None:
     fit, exact = far()
     sampled = add_reference(fit, draws=500, take=True)
+    again = Mock(wraps=add_reference)
+    monkeypatch.setattr(leaving_out, "add_reference", again)
     assert sampled.origin == "nuts"
     assert log_density_without(sampled, CASE.far) == pytest.approx(exact, abs=4 * 0.2)
+    again.assert_called_once()
+    assert again.call_args.kwargs == {"take": True}
 
 
 def test_the_bridge_is_right_where_the_mean_over_draws_is_not() -> None:
