@@ -261,7 +261,8 @@ def _why_no_rows(given: _Given) -> str:
 
 def _observed(given: _Given, candidate: Candidate) -> Observed:
     tree = given.tree
-    values = {str(name): v.to_numpy() for name, v in tree["observed_data"].data_vars.items()}
+    with reading(given.path or Path(given.name), "observed_data"):
+        values = {str(name): v.to_numpy() for name, v in tree["observed_data"].data_vars.items()}
     constants: Mapping[Any, Any] = tree.children.get("constant_data", {})
     named = BESIDE if given.model is not None else ()
     beside = {name: constants[name].to_numpy() for name in named if name in constants}

@@ -379,7 +379,7 @@ def remarks_on(models: Sequence[Candidate], table: pd.DataFrame) -> list[str]:
         worst = rows[np.argsort(-np.nan_to_num(each.pareto_k[rows], nan=np.inf), kind="stable")]
         shown = ", ".join(f"{row + 1} ({each.pareto_k[row]:.2f})" for row in worst[: TELLING.shown])
         more = ", ..." if len(worst) > TELLING.shown else ""
-        fix = f"; --refit {len(rows)} leaves them out by fitting again" if each.trusted else ""
+        fix = f"; --refit {len(rows)} leaves such rows out by fitting again" if each.trusted else ""
         said.append(
             f"'{each.name}': Pareto k is above the limit {each.loo.good_k:.2f} for {len(rows):,} "
             f"of {len(each.pareto_k):,} rows, {shown}{more}, so its elpd is unreliable{fix}."

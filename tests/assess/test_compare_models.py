@@ -134,7 +134,7 @@ def test_rows_that_are_unreliable_are_counted_until_they_are_refitted() -> None:
     assert table["high_k_rows"].tolist() == [2, 0]
     (said,) = remarks_on([doubtful], table)
     assert "above the limit 0.67 for 2 of 120 rows, 3 (1.10), 8 (0.90), so its elpd" in said
-    assert said.endswith("--refit 2 leaves them out by fitting again.")
+    assert said.endswith("--refit 2 leaves such rows out by fitting again.")
     before = doubtful.elpd_i
     again = replace(doubtful, refitted={2: before[2] - 3.0})
     table, _ = models_table([again, model("b", mean=0.4)])
