@@ -156,6 +156,37 @@ class FittedAlone(Messenger):
             msg["kwargs"].pop("init_tensor", None)
 
 
+class Kept(Messenger):
+    """Has parameters be data, which stay as they begin: nothing fits them in this model.
+
+    Args:
+        values: Constrained, by name; of those that are given as tensors, these are taken.
+
+    Example:
+        >>> with FittedAlone(), pyro.get_param_store().scope(), Kept({"weight": torch.ones(1)}):
+        ...     value = pyro.param("weight", lambda: torch.randn(1))
+        ...     list(pyro.get_param_store()), value.item()
+        ([], 1.0)
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def __enter__(self) -> Any:
+        self._before = set(pyro.get_param_store())
+        return super().__enter__()
+
+    def _pyro_param(self, msg: Any) -> None:
+        store, name, initial = pyro.get_param_store(), msg["name"], _initial(msg)
+        if name not in self.values or msg["done"]:
+            return
+        msg["value"] = initial if isinstance(initial, Tensor) else self.values[name]
+        msg["infer"][HELD] = msg["done"] = True
+        if name in store and name not in self._before:  # by a PyroModule
+            del store[name]
+
+
 class Held(Messenger):
     """Fixes parameters at some values while a model runs, wherever the model reads them.
 

@@ -33,6 +33,7 @@ class Trained:
         parameters: The number of optimised numbers.
         eager: Why the steps were not recorded, if they were not.
         uncompiled: Why they were not compiled, if they were meant to be.
+        unfitted: The names of parameters without a gradient, which are as they were.
     """
 
     status: str
@@ -44,6 +45,7 @@ class Trained:
     parameters: int
     eager: str | None = None
     uncompiled: str | None = None
+    unfitted: tuple[str, ...] = ()
 
     @property
     def converged(self) -> bool:

@@ -41,7 +41,7 @@ from elbowroom.problem.given_start import begun
 from elbowroom.problem.in_support import within_supports
 from elbowroom.problem.informed import Form, written
 from elbowroom.problem.isolation import Parameters, isolated, placed
-from elbowroom.problem.leaves import check_parameters, kept_buffers, with_fixed_values
+from elbowroom.problem.leaves import kept_buffers, with_fixed_values, with_kept_parameters
 from elbowroom.problem.modules import with_names_of_its_own
 from elbowroom.problem.own_plates import OwnPlate, own_plates, with_all_rows, with_rows
 from elbowroom.problem.precision import unmixed
@@ -545,7 +545,12 @@ def bind(
             if model.options is None:
                 function, fixed = with_fixed_values(model.function, arguments)
                 model, doubts = replace(model, function=function), (*doubts, *fixed)
-            check_parameters(model.function, arguments)
+            function, kept = with_kept_parameters(model.function, arguments)
+        if kept:
+            model = replace(model, function=function)
+            prepared = replace(prepared, doubts=(*prepared.doubts, *kept))
+            with isolated(0, dtype=dtype, device=device):
+                space = LatentSpace.of(model.function, arguments)
     return Problem(
         model, options, data, prepared, arguments, space, dtype, device,
         doubts=(*doubts, *prepared.doubts), unseen=unseen, own_plates=plates,

@@ -5,7 +5,7 @@ parameter store knows, and passes over the others in silence, such as the weight
 that `pyro.module` was never told of; and over those whose gradient is cut off on the way.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from elbowroom.errors import ModelError, users_code
-from elbowroom.guides.parameters import Replaced
+from elbowroom.guides.parameters import Kept, Replaced
 from elbowroom.guides.space import trace_model
 from elbowroom.recording.python_state import reached_from
 
 PROBE = 0.1
 """How far a parameter is moved to see whether the density depends on it."""
+MOST_NAMED = 4
+"""Parameters that a sentence names."""
 
 
 def leaves(tensor: Tensor) -> list[Tensor]:
@@ -135,31 +137,85 @@ def _density_of(model: Callable[..., Any], arguments: Mapping[str, Any]) -> Call
     return density
 
 
-def check_parameters(model: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Sees that a model's density has a gradient by its parameters, and by nothing else.
+def with_kept_parameters(
+    model: Callable[..., Any], arguments: Mapping[str, Any]
+) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """A model without the parameters that its density has no gradient by; nothing else has one.
+
+    Such parameters, as of a network that is run under `torch.no_grad`, are data, if others are
+    fitted or they are those of a module.
 
     Args:
         model: The Pyro model; its parameters are in the active store.
         arguments: Its keyword arguments.
 
+    Returns:
+        The model, itself if there are none, and a sentence that names them.
+
     Raises:
-        ModelError: If it has one by a tensor that nothing would fit, or none by a parameter that it
-            depends on.
+        ModelError: If it has a gradient by a tensor that nothing would fit, or by no parameter.
     """
     density = _density_of(model, arguments)
     check_leaves(density, {"the model": model})
-    first = density()
-    used = {id(leaf) for leaf in leaves(first)}
-    store = dict(pyro.get_param_store().named_parameters())
-    cut = {name: value for name, value in store.items() if id(value) not in used}
-    if not cut or not torch.equal(density(), first) or not _depends(density, first, cut.values()):
-        return
-    names = [name for name, value in cut.items() if _depends(density, first, [value])]
-    raise ModelError(
-        f"the model's density depends on the parameter '{(names or list(cut))[0]}' but has no "
-        "gradient with respect to it, so it would not be fitted. Remove the detach() or "
-        "torch.no_grad() that cuts it off. To keep it fixed, use a plain tensor, or "
-        "requires_grad_(False) for a parameter of a module."
+    _, cut = without_gradient(density)
+    if not cut:
+        return model, ()
+    store = pyro.get_param_store()
+    every = dict(store.named_parameters())
+    if len(cut) == len(every) and not all(isinstance(every[name], nn.Parameter) for name in cut):
+        raise ModelError(
+            f"the model's density depends on the parameter '{cut[0]}' but has no "
+            "gradient with respect to it, so it would not be fitted. Remove the detach() or "
+            "torch.no_grad() that cuts it off. To keep it fixed, use a plain tensor, or "
+            "requires_grad_(False) for a parameter of a module."
+        )
+    values = {name: store[name].detach().clone() for name in cut}
+
+    @wraps(model)
+    def function(**given: Any) -> Any:
+        with Kept(values):
+            return model(**given)
+
+    return function, (f"In the model, {unfitted(cut)}",)
+
+
+def without_gradient(make: Callable[[], Tensor]) -> tuple[list[str], list[str]]:
+    """The parameters of the active store that a number has no gradient by.
+
+    Args:
+        make: Computes the number, the same one each time.
+
+    Returns:
+        Their names, and those of the parameters among them that the number depends on all the same.
+    """
+    first = make()
+    cut = unreached(first)
+    if not cut or not torch.equal(make(), first) or not _depends(make, first, cut.values()):
+        return [*cut], []
+    return [*cut], [name for name in cut if _depends(make, first, [cut[name]])] or [*cut]
+
+
+def unreached(number: Tensor) -> dict[str, Tensor]:
+    """The parameters of the active store that a number's graph does not lead to."""
+    used = {id(leaf) for leaf in leaves(number)}
+    named = pyro.get_param_store().named_parameters()
+    return {n: value for n, value in named if value.requires_grad and id(value) not in used}
+
+
+def unfitted(names: Sequence[str]) -> str:
+    """Says of parameters that they have no gradient.
+
+    Example:
+        >>> unfitted(["scale"])[:66]
+        "no gradient reaches the parameter 'scale', which stays as it is. To"
+    """
+    one, more = len(names) == 1, len(names) - MOST_NAMED
+    listed = ", ".join(f"'{name}'" for name in names[:MOST_NAMED])
+    return (
+        f"no gradient reaches the parameter{'' if one else 's'} {listed}"
+        f"{f' and {more} more' if more > 0 else ''}, which stay{'s' if one else ''} as "
+        f"{'it is' if one else 'they are'}. To fit {'it' if one else 'them'}, use "
+        f"{'it' if one else 'them'} outside of torch.no_grad() and without detach()."
     )
 
 

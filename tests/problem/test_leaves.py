@@ -12,8 +12,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn, tensor
 
 import elbowroom as er
-from elbowroom.errors import DataError, ModelError
+from elbowroom.errors import DataError, GuideError, ModelError
 from elbowroom.pipeline.fitting import bind_model
+from elbowroom.problem.isolation import isolated
 
 DATA = {"x": torch.arange(6.0).double(), "y": torch.arange(6.0).double() / 3}
 outside = nn.Linear(1, 1).double()
@@ -110,6 +111,115 @@ def test_a_gradient_that_is_cut_off_is_refused() -> None:
         ModelError, match="the parameter 'slope' but has no gradient with respect to it"
     ):
         bind_model(model, DATA, {})
+
+
+def frozen_part(x: Tensor, y: Tensor, network: Any) -> None:
+    """A mean beside a network that was fitted before, which is run without gradients."""
+    pyro.module("network", network)
+    with torch.no_grad():
+        known = network(x[:, None])[:, 0]
+    mean = pyro.sample("mean", dist.Normal(tensor(0.0), 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(known + mean, 1.0), obs=y)
+
+
+def mean_of(rest: Tensor) -> dist.Normal:
+    """The posterior of a mean with a standard Normal prior, by the closed form."""
+    count = len(rest) + 1
+    return dist.Normal(rest.sum() / count, tensor(count**-0.5))
+
+
+@pytest.mark.parametrize("engine", ["fixed_draws", "svi"])
+def test_a_part_of_the_model_that_is_run_without_gradients_is_data_and_told(engine: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(1, 1).double()
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    options: dict[str, Any] = {"steps": 100, "optimizer": "AdamW"} if engine == "svi" else {}
+    model = partial(frozen_part, network=network)
+    fit = er.fit(model, DATA, guide="mean_field", engine=engine, seed=1, **options)
+    assert "'network$$$weight', 'network$$$bias', which stay as they are" in str(fit.verdict)
+    assert fit.model_parameters == {}
+    for name, value in network.named_parameters():
+        assert torch.equal(value, before[name])
+        assert value.requires_grad
+    with torch.no_grad():
+        exact = mean_of(DATA["y"] - network(DATA["x"][:, None])[:, 0])
+    draws = fit.posterior["posterior"]["mean"].to_numpy()
+    error = float(exact.scale) * (1 / fit.posterior.attrs["effective_draws"]) ** 0.5
+    assert float(draws.mean()) == pytest.approx(float(exact.loc), abs=5 * error)
+    assert float(draws.std()) == pytest.approx(float(exact.scale), abs=5 * error)
+
+
+@pytest.mark.parametrize(("engine", "near"), [("fixed_draws", 0.05), ("svi", 0.1)])
+def test_beside_others_a_parameter_whose_gradient_is_cut_off_is_kept_and_told(
+    engine: str, near: float
+) -> None:
+    """The other one is at its maximum likelihood given that, the mean of what is left."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        slope = pyro.param("slope", lambda: torch.rand(()))
+        mean = pyro.param("base", tensor(0.0)) + pyro.sample("mean", dist.Normal(tensor(0.0), 1.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(slope.detach() * x + mean, 1.0), obs=y)
+
+    options: dict[str, Any] = {"steps": 1000, "learning_rate": 0.05} if engine == "svi" else {}
+    problem = bind_model(model, DATA, {})[0]
+    assert list(problem.space.parameters.initial) == ["base"]
+    fit = er.fit(model, DATA, engine=engine, seed=1, **options)
+    assert "no gradient reaches the parameter 'slope', which stays" in str(fit.verdict)
+    with isolated(0):
+        slope = torch.rand(())  # as the model draws it
+    expected = float((DATA["y"] - slope * DATA["x"]).mean())
+    assert float(fit.model_parameters["base"]) == pytest.approx(expected, abs=near)
+
+
+def guided(x: Tensor, y: Tensor, network: Any, extra: bool = False, cut: bool = True) -> None:
+    """A guide with a network that is run without gradients, or is not run."""
+    pyro.module("network", network)
+    with torch.no_grad():
+        location = network(x[:, None]).mean() if cut else tensor(0.2)
+    scale = pyro.param("scale", tensor(1.0), constraint=dist.constraints.positive)
+    pyro.sample("mean", dist.Normal(location, scale.detach() if extra else scale))
+
+
+def standard(x: Tensor, y: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(tensor(0.0), 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(("cut", "optimizer"), [(True, "Adam"), (True, "AdamW"), (False, "Adam")])
+def test_what_a_guide_has_no_gradient_by_is_kept_and_told(cut: bool, optimizer: str) -> None:
+    """Whatever its location, the best scale is the posterior's: 1 / sqrt(rows + 1)."""
+    torch.manual_seed(0)
+    network = nn.Linear(1, 1).double()
+    before = [value.detach().clone() for value in network.parameters()]
+    fit = er.fit(
+        standard, DATA, partial(guided, network=network, cut=cut), seed=1, steps=2000,
+        learning_rate=0.05, optimizer=optimizer,
+    )  # fmt: skip
+    values = fit.parameters.values
+    assert float(values["scale"].exp()) == pytest.approx((len(DATA["y"]) + 1) ** -0.5, rel=0.1)
+    told = "No gradient reaches the parameters 'network$$$weight', 'network$$$bias', which stay"
+    assert any(note.startswith(told) for note in fit.notes)
+    assert torch.equal(values["network$$$weight"], before[0])
+    assert torch.equal(values["network$$$bias"], before[1])
+    assert fit.trained.parameters == (1 if cut else 3)
+
+
+def test_a_guide_that_no_gradient_reaches_is_refused() -> None:
+    network = nn.Linear(1, 1).double()
+    guide = partial(guided, network=network, extra=True)
+    with pytest.raises(GuideError, match=r"no gradient reaches .* guide \('network\$\$\$weight'\)"):
+        er.fit(standard, DATA, guide, seed=1, steps=20)
+
+
+def test_a_guide_without_parameters_is_let_alone() -> None:
+    def guide(x: Tensor, y: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(tensor(0.2), 0.5))
+
+    fit = er.fit(standard, DATA, guide, seed=1, steps=20)
+    assert not any("no gradient" in note.lower() for note in fit.notes)
 
 
 def test_a_parameter_that_is_not_used_is_let_alone() -> None:

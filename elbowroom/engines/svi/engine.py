@@ -28,6 +28,7 @@ from elbowroom.problem.isolation import (
     parameter_values,
     set_parameter_values,
 )
+from elbowroom.problem.leaves import unfitted
 
 UNDECLARED = (
     "the guide '{}' has no parameters of its own for each row. If it is amortised, set "
@@ -116,6 +117,9 @@ class Stochastic:
             )
         if trained.uncompiled is not None:
             notes.append(f"the steps were not compiled: {trained.uncompiled}.")
+        if trained.unfitted:
+            said_of = unfitted(trained.unfitted)
+            notes.append(said_of[0].upper() + said_of[1:])
         if start.agreement is not None:
             notes.append(start.agreement)
         return Fitted(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.optim.adam import adam
 
@@ -28,12 +29,12 @@ from elbowroom.engines.svi.failure import culprit
 from elbowroom.engines.svi.movement import Movement
 from elbowroom.engines.svi.stepping import ELEMENTWISE, FlatParameters, Step
 from elbowroom.engines.svi.stopping import HeldOut, Rule, Scheduled, Stationary
-from elbowroom.errors import ModelError, OptionError, RunFolderError, users_code
+from elbowroom.errors import GuideError, ModelError, OptionError, RunFolderError, users_code
 from elbowroom.guides.space import Plate
 from elbowroom.objectives import baselines
 from elbowroom.objectives.estimators import Objective
 from elbowroom.objectives.minibatches import Minibatches, held_out_rows
-from elbowroom.problem.leaves import check_leaves
+from elbowroom.problem.leaves import check_leaves, unreached, without_gradient
 from elbowroom.recording.record import Handed
 
 if TYPE_CHECKING:
@@ -162,8 +163,9 @@ class Optimisation:
                 f"--batch-size {size}: there are only {plate.size:,} rows; give at most "
                 f"{plate.size}."
             )
-        self._evaluate_first(size)
-        self.parameters = FlatParameters(unconstrained_parameters())
+        self.without, cut = self._evaluate_first(size)
+        named = unconstrained_parameters()
+        self.parameters = FlatParameters({n: each for n, each in named.items() if n not in cut})
         self.budget, self.fixed = length(settings, plate.size if plate else None)
         self.batches: Minibatches | None = None
         held: Tensor | None = None
@@ -187,8 +189,13 @@ class Optimisation:
         self.good = self.held = self.parameters.copy()
         self.held_rule = self._rule_state()
 
-    def _evaluate_first(self, size: int | None) -> None:
-        """Evaluates the ELBO once with every check on, which also makes the parameters."""
+    def _evaluate_first(self, size: int | None) -> tuple[dict[str, Tensor], list[str]]:
+        """Evaluates the ELBO with every check on, which also makes the parameters.
+
+        Returns:
+            The values of the parameters without a gradient, and the names of those among them that
+            the ELBO depends on all the same.
+        """
         extra = {} if size is None else {"batch_size": size}
         # Of its own: weights that it draws are not to be made of the noise of the first steps.
         seed = int(torch.randint(2**62, ()))
@@ -198,19 +205,51 @@ class Optimisation:
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(seed)
+            found: list[Tensor] = []
 
             def surrogate() -> Tensor:
                 # With gradients, of which baselines make parameters.
                 given = {**self.arguments, **extra}
-                return self.objective.loss_and_surrogate(self.model, self.guide, given)[1]
+                found[:] = [self.objective.loss_and_surrogate(self.model, self.guide, given)[1]]
+                return found[0]
 
             for left in reversed(range(RUN_LIMITS.unusable_steps)):
+                state = torch.get_rng_state()
                 try:
                     check_leaves(surrogate, {"the model": self.model, "the guide": self.guide})
                     break
                 except torch.linalg.LinAlgError:  # at this noise
                     if not left:
                         raise
+
+            def again() -> Tensor:
+                torch.set_rng_state(state)
+                return surrogate()
+
+            if not unreached(found[0]):
+                return {}, []
+            with contextlib.suppress(torch.linalg.LinAlgError):
+                without, cut = without_gradient(again)
+                return self._kept(without, extra), cut
+            return {}, []
+
+    def _kept(self, without: list[str], extra: dict[str, int]) -> dict[str, Tensor]:
+        """The values of parameters without a gradient.
+
+        Raises:
+            GuideError: If none of the guide's has one.
+        """
+        named = unconstrained_parameters()
+        found = {name: named[name].detach().clone() for name in without if name in named}
+        if found:
+            nodes = poutine.trace(self.guide).get_trace(**self.arguments, **extra).nodes
+            own = [n for n, node in nodes.items() if node["type"] == "param" and n in named]
+            if own and found.keys() >= {*own}:
+                raise GuideError(
+                    f"no gradient reaches a parameter of the guide ('{own[0]}'), so it would stay "
+                    "as it is. Use its parameters outside of torch.no_grad() and without detach()."
+                )
+        return found
 
     def _rule(self, held: Tensor | None) -> Rule:
         settings, parameters = self.settings, self.parameters
@@ -526,7 +565,13 @@ class Optimisation:
             self.parameters.count,
             self.evaluate.reason,
             self.uncompiled,
+            self._unfitted(),
         )
+
+    def _unfitted(self) -> tuple[str, ...]:
+        """The parameters that have had no gradient, of those that had none at first."""
+        named = unconstrained_parameters()
+        return tuple(n for n, before in self.without.items() if torch.equal(named[n], before))
 
     def _ended(self, steps: int) -> str:
         """Where a run ends that has not converged."""

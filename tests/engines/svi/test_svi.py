@@ -270,6 +270,7 @@ def test_an_interrupt_while_a_step_is_recorded_leaves_a_network_as_it_was() -> N
     def model(y: Tensor) -> None:
         pyro.module("network", network)
         normal(y)
+        pyro.factor("used", -(network.weight**2).sum() - (network.bias**2).sum())
         if next(calls) == 2:
             raise KeyboardInterrupt
 
