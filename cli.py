@@ -466,6 +466,46 @@ def check(
 
 @app.command(context_settings=EXTRA)
 @_with_settings
+@_reading("priors")
+def priors(
+    context: typer.Context,
+    model: ModelName,
+    options: dict[str, Any],
+    data: Data = None,
+    *,
+    asked: dict[str, Any],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write (default: print the table alone)."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """State a model's priors in the units of the data, and what they predict, without a fit.
+
+    Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
+    """
+    from elbowroom.prior_view import priors as run_priors
+    from elbowroom.report import outcomes, pictures, terminal
+
+    names = ("priors.csv",)
+    if output is not None:
+        _target(output, "", output, overwrite, names, data)
+    view = run_priors(model, data, **asked, **_asking(run_priors, options))
+    table = view.table.rename_axis("quantity").reset_index()
+
+    def write(where: Path, again: bool) -> None:
+        def draw(path: Path) -> None:
+            pictures.picture_of_priors(view.predicted, view.data, path, view.observed)
+
+        outcomes.write(where, again, {names[0]: table}, draw)
+
+    saved, error = (None, None) if output is None else _kept(write, output, overwrite)
+    terminal.show_priors(view.table)
+    _end(saved, error)
+
+
+@app.command(context_settings=EXTRA)
+@_with_settings
 @_reading("estimators")
 def estimators(
     context: typer.Context,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from elbowroom.data.tables import read_table
     from elbowroom.loading import load, resume
     from elbowroom.model_comparison import ModelComparison, compare_models
+    from elbowroom.prior_view import PriorView, priors
     from elbowroom.result import Fit
 
 __version__ = "0.1.0"
@@ -38,12 +39,14 @@ _public = {
     "fit": "elbowroom.api",
     "load": "elbowroom.loading",
     "load_dataset": "elbowroom.data.bundled",
+    "PriorView": "elbowroom.prior_view",
+    "priors": "elbowroom.prior_view",
     "read_table": "elbowroom.data.tables",
     "resume": "elbowroom.loading",
 }
 __all__ = [
-    "Comparison", "Fit", "ModelComparison", "check", "compare", "compare_models", "dataset_names",
-    "estimators", "fit", "load", "load_dataset", "read_table", "resume",
+    "Comparison", "Fit", "ModelComparison", "PriorView", "check", "compare", "compare_models",
+    "dataset_names", "estimators", "fit", "load", "load_dataset", "priors", "read_table", "resume",
 ]  # fmt: skip
 
 if not (Path(__file__).parent / "models").is_dir():

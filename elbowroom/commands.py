@@ -101,6 +101,13 @@ class EstimatorOptions(SeedOptions):
 
 
 @dataclass(frozen=True)
+class PriorsOptions(SeedOptions):
+    """What 'priors' reads."""
+
+    interval: Interval = 0.9
+
+
+@dataclass(frozen=True)
 class ReferenceOptions:
     """What 'reference' reads."""
 
@@ -280,6 +287,7 @@ COMMANDS: dict[str, type] = {
     "compare-models": CompareModelsOptions,
     "check": SeedOptions,
     "estimators": EstimatorOptions,
+    "priors": PriorsOptions,
     "reference": ReferenceOptions,
     "summary": SummaryOptions,
     "predict": PredictOptions,

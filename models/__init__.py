@@ -125,6 +125,8 @@ class Model:
             effects of their groups, each of one trial; what `effects` are of.
         images: `images(arguments)` gives the shape of the images that rows are, height first, and
             the highest value of a pixel, zero where that is not known; None if they are none.
+        priors: `priors(arguments, coords)` gives the prior of each quantity that is reported, in
+            words and in the units of the table, by its name.
         needs: `needs(table, options)` names the columns whose cells a row needs: rows that lack one
             are left out, or refused with `options.missing` "error".
         code_in: `code_in(options)` gives the code that preparing a table with these options would
@@ -162,6 +164,9 @@ class Model:
     expected: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None
     of_population: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     images: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], float] | None] | None = None
+    priors: Callable[[Mapping[str, Any], Mapping[str, Sequence[Any]]], Mapping[str, str]] | None = (
+        None
+    )
     needs: Callable[[Any, Any], Sequence[str]] | None = None
     code_in: Callable[[Any], str | None] | None = None
     suggested: Mapping[str, Any] = field(default_factory=dict)

@@ -79,6 +79,7 @@ from elbowroom.models._parameter_formulas import (
     read_parameters,
     sample_formulas,
 )
+from elbowroom.models._prior_words import priors_in_words
 from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
 from elbowroom.models._responses import check_rows
@@ -566,6 +567,7 @@ register(
         needs=lambda table, options: columns_used(
             table, options, options.parameter, options.weights
         ),
+        priors=priors_in_words,
         code_in=code_in,
         internal=INTERNAL,
         expected=expected,

@@ -123,6 +123,21 @@ def posterior_tree(
     return tree, notes + more
 
 
+def prior_tree(problem: Problem) -> tuple[xarray.DataTree, list[str]]:
+    """Draws of the prior and of what it predicts, beside the data, without a fit.
+
+    Returns:
+        The tree, without these groups where the prior cannot be sampled, and lines on what is left
+        out.
+    """
+    notes: list[str] = []
+    data, _ = _data(problem)
+    groups: dict[str, Mapping[str, Any]] = {**_prior(problem, data, notes)}
+    groups["observed_data"] = in_columns(problem, data)
+    tree, more = build_tree(groups, names_of(problem), {})
+    return tree, notes + more
+
+
 def names_of(problem: Problem) -> Names:
     """Names of the dims of a problem's sites, arguments and columns."""
     columns, dims = problem.prepared.columns, problem.dims

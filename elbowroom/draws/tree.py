@@ -209,8 +209,12 @@ def labelled_points(tree: xarray.DataTree) -> pd.Series:
     return pd.Series({label(*where): float(value) for *where, value in found}, dtype=float)
 
 
-def summarise(tree: xarray.DataTree, interval: float = 0.9) -> pd.DataFrame:
-    """Mean, sd and an equal-tailed interval of every quantity of the posterior."""
-    if not tree["posterior"].data_vars:
+def summarise(
+    tree: xarray.DataTree, interval: float = 0.9, group: str = "posterior"
+) -> pd.DataFrame:
+    """Mean, sd and an equal-tailed interval of every quantity of the posterior, or the prior."""
+    if not tree[group].data_vars:
         return pd.DataFrame(columns=["mean", "sd"])
-    return arviz_stats.summary(tree, kind="stats", ci_kind="eti", ci_prob=interval, round_to="none")
+    return arviz_stats.summary(
+        tree, group=group, kind="stats", ci_kind="eti", ci_prob=interval, round_to="none"
+    )

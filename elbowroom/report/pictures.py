@@ -14,6 +14,8 @@ from elbowroom.printable import printable
 COLOURS = ("#3b6ea8", "#c8553d", "#4f8f5b", "#8a5fa3", "#b58a2e", "#4aa3a2", "#6b6b6b", "#d07fa8",
            "#2f3e55", "#9c9c3d", "#7a4b32", "#5b7bd5")  # fmt: skip
 MARKERS = "osD^vPpXh<>d"
+CURVES = 50
+"""Draws of a prior predictive that are shown."""
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
@@ -23,6 +25,37 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
             text.set_text(printable(text.get_text()))
             text.set_parse_math(False)
     figure.savefig(path, dpi=dpi)
+
+
+def picture_of_priors(predicted: np.ndarray, data: np.ndarray, path: Path, name: str) -> None:
+    """What a prior predicts of the data: the shares of values up to each number.
+
+    Args:
+        predicted: Draws of the data, (draws, ...).
+        data: The data, (...).
+        path: Of the PNG file.
+        name: Of what is predicted.
+    """
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    ax = figure.subplots()
+    own = np.sort(data[np.isfinite(data)].ravel())
+    flat = predicted.reshape(len(predicted), -1)
+    flat = flat[np.isfinite(flat).all(1)][:CURVES]
+    shares = (np.arange(own.size) + 1) / own.size
+    for k, draw in enumerate(flat):
+        ax.step(
+            np.sort(draw), (np.arange(draw.size) + 1) / draw.size, where="post", lw=0.7,
+            color=COLOURS[0], alpha=0.35, label=None if k else "draws of the prior",
+        )  # fmt: skip
+    ax.step(own, shares, where="post", color="black", lw=2.0, label="the data")
+    low, high = np.quantile(flat, [0.02, 0.98]) if flat.size else (own[0], own[-1])
+    low, high = min(low, own[0]), max(high, own[-1])
+    edge = 0.03 * (high - low or 1.0)
+    ax.set(xlim=(low - edge, high + edge), ylim=(0, 1.02), xlabel=name)
+    ax.set(ylabel=f"share of rows up to this {name}", title="What the priors predict")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=9, loc="lower right")
+    save(figure, path, 130)
 
 
 def picture_of_estimators(table: pd.DataFrame, path: Path, title: str) -> None:

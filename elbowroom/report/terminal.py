@@ -417,6 +417,19 @@ def _show_points(points: pd.Series) -> None:
     console().print()
 
 
+def show_priors(priors: pd.DataFrame) -> None:
+    """The prior of each quantity, and mean, sd and interval of its draws."""
+    drawn = [_interval_name(str(name)) for name in priors.columns.drop("prior")]
+    worded = bool((priors["prior"] != "").any())
+    made = table("quantity", *(["prior"] if worded else []), *drawn, right=tuple(drawn))
+    for name, words, *values in priors.head(LONGEST).itertuples():
+        cells = ["" if pd.isna(value) else number(value) for value in values]
+        add(made, name, *([words] if worded else []), *cells)
+    console().print(made)
+    if len(priors) > LONGEST:
+        console().print(f"… and {len(priors) - LONGEST:,} more: --output FOLDER writes all.")
+
+
 def show_summary(summary: pd.DataFrame) -> None:
     """Mean, sd and interval of each quantity."""
     if summary.empty:
