@@ -72,7 +72,7 @@ def priors(
         >>> import elbowroom as er
         >>> view = er.priors("bayesian_regression", "diabetes", formula="progression ~ bmi", seed=1)
         >>> view.table["prior"]["coefficients[bmi]"]
-        'normal(0, 43.6254)'
+        'normal(0, 43.6232)'
     """
     check_options(PriorsOptions, seed=seed, interval=interval)
     problem, _, _ = bind_model(model, data, options, "auto")

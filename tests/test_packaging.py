@@ -41,7 +41,7 @@ FLOORS = [
     ["effects"],
     ["result"],
     ["pipeline"],
-    ["api", "loading", "held_out", "comparison", "model_comparison"],
+    ["api", "loading", "held_out", "comparison", "model_comparison", "prior_view"],
     ["report"],
     ["cli"],
     ["__main__"],

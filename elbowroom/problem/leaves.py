@@ -206,8 +206,8 @@ def unfitted(names: Sequence[str]) -> str:
     """Says of parameters that they have no gradient.
 
     Example:
-        >>> unfitted(["scale"])[:66]
-        "no gradient reaches the parameter 'scale', which stays as it is. To"
+        >>> unfitted(["scale"])[:63]
+        "no gradient reaches the parameter 'scale', which stays as it is"
     """
     one, more = len(names) == 1, len(names) - MOST_NAMED
     listed = ", ".join(f"'{name}'" for name in names[:MOST_NAMED])
