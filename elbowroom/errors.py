@@ -16,7 +16,7 @@ JITTER = "add a small number to its diagonal: K + 1e-6 * torch.eye(n)"
 """What to do with a matrix that cannot be factorised."""
 _MOST_SHOWN = 60  # characters of what a user gave, in a message
 _USERS = "_elbowroom_users"
-"""Where an exception has what a user's function was run for."""
+"""Where a `users_function` has the function, and what it raises what it was run for."""
 
 
 class ElbowroomError(Exception):
@@ -135,17 +135,26 @@ def users_function(
         what: What was tried, such as "the model cannot be run".
         kind: Of the error.
     """
+    self = function  # so that what is said of its parts names them as its own code does
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return self(*args, **kwargs)
         except Exception as error:
             if not isinstance(error, (ElbowroomError, *_signals())):
                 vars(error)[_USERS] = what, kind
             raise
 
+    vars(called)[_USERS] = function
     return called
+
+
+def as_given(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a `users_function` was made of; any other function itself."""
+    given: Any = getattr(function, _USERS, None)  # also of what was made of one in turn
+    direct = given is not None and given is getattr(function, "__wrapped__", None)
+    return given if direct else function
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from elbowroom.draws.weighted import WeightedDraws
 from elbowroom.effects import Columns, effects_of
 from elbowroom.engines.protocol import Fitted, Trained
 from elbowroom.engines.settings import Settings
-from elbowroom.errors import DataError, GuideError, users_code
+from elbowroom.errors import DataError, GuideError, as_given, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
@@ -99,7 +99,7 @@ class Fit:
     @property
     def callable(self) -> Callable[..., Any]:
         """The Pyro guide itself."""
-        return self.fitted.callable
+        return as_given(self.fitted.callable)
 
     @property
     def start(self) -> Start:
@@ -271,7 +271,7 @@ class Fit:
     def active(self, seed: int) -> Iterator[Callable[..., Any]]:
         """The guide, with its parameters in the active store."""
         with self.problem.session(seed, self.parameters):
-            yield self.callable
+            yield self.fitted.callable
 
     @alone
     def draw(self, count: int, seed: int = 0, data: Any = None) -> WeightedDraws:

@@ -1,6 +1,7 @@
 """What a user's model or guide raises is an error with its line; what is no error passes."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from pyro.poutine.runtime import NonlocalExit
 from torch import Tensor
 from torch.distributions import constraints
@@ -19,6 +21,7 @@ from elbowroom.errors import (
     GuideError,
     ModelError,
     SignalError,
+    as_given,
     users_code,
     users_errors,
     users_function,
@@ -97,6 +100,23 @@ def test_what_a_users_function_raises_is_itself_until_it_is_said() -> None:
         model()
 
 
+def test_a_users_function_is_handed_back_as_it_was_given() -> None:
+    known = users_function(normal, "the guide cannot be run", GuideError)
+
+    @wraps(known)
+    def changed(y: Tensor) -> None:
+        known(y)
+
+    assert as_given(known) is normal
+    assert as_given(changed) is changed
+    assert as_given(normal) is normal
+    for guide in (normal, AutoNormal(mean_of)):
+        fit = er.fit(mean_of, DATA, guide, seed=0, steps=5)
+        assert fit.callable is guide
+        with fit.active(0) as active:
+            assert as_given(active) is guide
+
+
 class Failing:
     """A model or guide that raises from one of its runs on.
 
@@ -171,10 +191,10 @@ def test_a_model_that_asserts_the_size_of_its_minibatches_is_refused_with_the_li
 
     def model(y: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 1.0))
-        plate: Any = pyro.plate("rows", len(y), subsample_size=2)
+        plate: Any = pyro.plate("rows", len(y), subsample_size=9)
         with plate as rows:
-            assert len(rows) == 2
+            assert len(rows) == 9
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y[rows])
 
-    with pytest.raises(ModelError, match=r"(?s)plate 'rows'.*AssertionError.*== 2\)"):
-        er.fit(model, DATA, seed=0)
+    with pytest.raises(ModelError, match=r"(?s)plate 'rows'.*AssertionError.*== 9\)"):
+        er.fit(model, {"y": np.linspace(-1.0, 1.0, 40)}, seed=0)

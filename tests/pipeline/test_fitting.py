@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elbowroom.engines.settings import make_settings
 from elbowroom.engines.task import Task
-from elbowroom.errors import GuideError, NoModeError, OptionError, RunFolderError
+from elbowroom.errors import GuideError, NoModeError, OptionError, RunFolderError, as_given
 from elbowroom.guides import Guide, get_guide
 from elbowroom.pipeline import fitting
 from elbowroom.pipeline.fitting import Work, bind_model, chosen_engine, resolve_guide
@@ -110,7 +110,7 @@ def test_a_users_own_guide_is_what_it_says() -> None:
             mine.amortised = True  # type: ignore[attr-defined]
         found = resolve_guide(mine, problem)
         assert (found.name, found.amortised, found.engines) == ("mine", amortised, ("svi",))
-        assert found.build(problem.space, None) is mine  # type: ignore[arg-type]
+        assert as_given(found.build(problem.space, None)) is mine  # type: ignore[arg-type]
 
     class Mine:
         def __call__(self, y: Tensor) -> None:
