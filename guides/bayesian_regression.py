@@ -9,12 +9,19 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from elbowroom.errors import GuideError
 from elbowroom.guides import Needs, Start, register
 from elbowroom.guides.conjugate_families import Gammas, guide_parameters
 from elbowroom.guides.conjugate_regression import PARAMETERS, RegressionCoordinates
 from elbowroom.guides.space import LatentSpace
 from elbowroom.models._term_priors import PRIOR_SCALE
 from elbowroom.models.bayesian_regression import CONJUGATE
+
+SITES = {
+    "standardised_variance", "standardised_sigma", "standardised_intercept",
+    "standardised_coefficients",
+}  # fmt: skip
+"""What the guides here draw."""
 
 
 @register(
@@ -32,6 +39,12 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
     coordinates in which the conjugate posterior is round.
     """
     values = space.constrain(start.location)
+    others = sorted(set(values) - SITES)
+    if others:
+        raise GuideError(
+            f"the guide 'structured' draws coefficients and one noise, and not '{others[0]}'; "
+            "leave out --parameter and group effects, or give --guide auto."
+        )
     conjugate = "standardised_variance" in values
     begin = values["standardised_variance"].sqrt() if conjugate else values["standardised_sigma"]
 

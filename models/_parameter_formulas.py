@@ -13,6 +13,7 @@ from elbowroom.data.tables import numeric_columns
 from elbowroom.errors import OptionError, unknown
 from elbowroom.models._columns import cells
 from elbowroom.models._families import Family, Parameter
+from elbowroom.models._formula_text import columns_named
 from elbowroom.models._priors import parts_of, read_prior
 from elbowroom.models._term_priors import PRIOR_SCALE, Priors
 
@@ -92,6 +93,7 @@ def read_parameters(
     family: Family,
     columns_of: Callable[[str, str], tuple[pd.DataFrame, pd.DataFrame]],
     new: bool,
+    response: Sequence[str],
 ) -> ParameterRows:
     """The design matrices of a family's parameters.
 
@@ -101,6 +103,7 @@ def read_parameters(
         columns_of: What formulae makes of a right side and its parameter: of the fitted rows, and
             of those wanted.
         new: Whether the latter are new ones.
+        response: The columns of the response.
 
     Raises:
         DataError: If a column cannot be used; it is named.
@@ -131,6 +134,11 @@ def read_parameters(
                     f"--parameter '{part}': formulas of parameters have no {what}; leave out the "
                     f"term with '{sign}'."
                 )
+        if predicted := columns_named([inside], pd.DataFrame(columns=list(response))):
+            raise OptionError(
+                f"--parameter '{part}': '{predicted[0]}' is the response, which a parameter cannot "
+                "depend on; leave it out."
+            )
         fitted, wanted = columns_of(inside, name)
         if "Intercept" not in fitted:
             raise OptionError(

@@ -356,7 +356,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "out."
         )
     family = chosen_family(options.family, design)
-    formulas = _parameter_rows(table, options, training, family)
+    formulas = _parameter_rows(table, options, training, family, design)
     arguments: dict[str, Any] = {"predictors": design.predictors, "response": design.response}
     if training is None:
         link = chosen_link(options.link, family)
@@ -426,12 +426,17 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
 
 
 def _parameter_rows(
-    table: pd.DataFrame, options: Options, training: Training | None, family: Family
+    table: pd.DataFrame,
+    options: Options,
+    training: Training | None,
+    family: Family,
+    design: Design,
 ) -> ParameterRows:
     """The columns of the formulas of the family's parameters."""
     source, new = (table, None) if training is None else (training.table, table)
     of = partial(columns_of, source, new, "bayesian_regression")
-    return read_parameters(options.parameter, family, of, new is not None)
+    response = [design.name, *columns_named([design.name], source)]
+    return read_parameters(options.parameter, family, of, new is not None, response)
 
 
 def _effects(

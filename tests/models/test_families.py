@@ -13,7 +13,7 @@ import torch
 from scipy import optimize, special, stats
 
 import elbowroom as er
-from elbowroom.errors import ElbowroomError, OptionError
+from elbowroom.errors import ElbowroomError, GuideError, OptionError
 from elbowroom.models import get_model
 from elbowroom.models._families import FAMILIES
 from elbowroom.problem.isolation import isolated
@@ -574,11 +574,17 @@ def test_a_formula_of_sigma_has_the_posterior_of_quadrature() -> None:
         ("sigma ~ x, sigma ~ trials", "has two formulas"),
         ("sigma ~ z", "cannot be read"),
         ("sigma ~ log(x", "is not closed"),
+        ("sigma ~ x + normal", "'normal' is the response"),
     ],
 )
 def test_a_formula_of_a_parameter_that_cannot_be_is_named(asked: str, words: str) -> None:
     with pytest.raises(ElbowroomError, match=re.escape(words)):
         fitted("normal", table(), parameter=asked)
+
+
+def test_the_guide_of_one_noise_refuses_others() -> None:
+    with pytest.raises(GuideError, match="leave out --parameter and group effects"):
+        fitted("normal", table(), parameter="sigma ~ x", guide="structured")
 
 
 def test_a_family_without_parameters_takes_no_formula_of_one() -> None:
