@@ -401,6 +401,7 @@ class Fit:
                 sites[site.name] = site.transform(flat)
         return sites
 
+    @alone
     def as_written(self, sites: dict[str, Tensor]) -> tuple[Problem, dict[str, Tensor]]:
         """The problem as the user wrote it, and draws of its own sites.
 

@@ -393,7 +393,6 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         arguments["weights"] = _weights(table, known[0], training is not None)
     dims, coords, internal = described(arguments["groups"])
     if family.levels:
-        dims |= {"thresholds": ("threshold",), "baseline": ("class",)}
         coords |= {"threshold": _between(design)}
     of_class = ("level",) if family.classes else ()
     if family.classes:
@@ -411,6 +410,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             **dict.fromkeys(INTERNAL[2:], ()),
             **dict.fromkeys(("intercept", "standardised_intercept"), of_class),
             **dims_of(formulas.formulas),
+            "thresholds": ("threshold",),
+            "baseline": ("class",),
         },
         coords={
             "predictor": design.columns,

@@ -1,15 +1,19 @@
 """Rows with missing cells: those of the columns that are used, counted as they were given."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor
 
 import elbowroom as er
 from elbowroom.data.missing import complete_rows
 from elbowroom.errors import DataError
+from elbowroom.pipeline.fitting import bind_model
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,23 @@ def test_rows_that_lack_a_cell_that_is_used_are_left_out_with_a_count(
     options: dict[str, Any], left: list[int], named: str
 ) -> None:
     given = table()
-    fit = er.fit("bayesian_regression", given, **options, seed=1)
+    problem, _, _ = bind_model("bayesian_regression", given, dict(options), "auto")
     rest = given[~np.isin(np.arange(SIZES.rows), left)]
-    assert f"{len(left)} of {SIZES.rows} rows were left out: cells are missing in {named}." in str(
-        fit.verdict
-    )
-    pd.testing.assert_frame_equal(fit.problem.data, rest)
-    again = er.fit("bayesian_regression", rest, **options, seed=1)
-    pd.testing.assert_frame_equal(fit.summary(), again.summary())
-    assert "left out" not in str(again.verdict)
+    said = f"{len(left)} of {SIZES.rows} rows were left out: cells are missing in {named}."
+    assert said in problem.prepared.doubts
+    pd.testing.assert_frame_equal(problem.data, rest)
+    again, _, _ = bind_model("bayesian_regression", rest, dict(options), "auto")
+    assert not any("left out" in doubt for doubt in again.prepared.doubts)
+    assert again.arguments.keys() == problem.arguments.keys()
+    for name, value in again.arguments.items():
+        assert not isinstance(value, Tensor) or torch.equal(problem.arguments[name], value)
+
+
+def test_the_verdict_says_what_was_left_out_and_a_run_keeps_the_rest(tmp_path: Path) -> None:
+    fit = er.fit("bayesian_regression", table(), formula="y ~ x", seed=1)
+    assert "2 of 60 rows were left out" in str(fit.verdict)
+    fit.save(tmp_path / "run")
+    assert len(er.load(tmp_path / "run").problem.data) == SIZES.rows - 2
 
 
 def test_missing_cells_are_an_error_that_names_the_columns_where_it_is_asked_for() -> None:

@@ -119,8 +119,10 @@ def test_arviz_opens_the_file_and_works_on_it(
         warnings.simplefilter("ignore", UserWarning)  # of rows with a high Pareto k
         loo = arviz.loo(fit.to_arviz())
     # ArviZ smooths fewer weights, since it takes the draws to be a chain's.
-    elpd = loo.elpd if hasattr(loo, "elpd") else loo.elpd_loo
-    assert float(elpd) == pytest.approx(fit.diagnostics["elpd_loo"], abs=0.2)
+    elpd = float(loo.elpd if hasattr(loo, "elpd") else loo.elpd_loo)
+    # The others stopped after a few steps: their draws count by log p - log q as well.
+    far = abs(elpd - fit.diagnostics["elpd_loo"])
+    assert far < 0.2 if name == "regression" else far > 1
 
 
 def _warns(name: str) -> Any:

@@ -354,7 +354,8 @@ def test_a_child_does_not_wait_for_the_threads_of_its_parent(unusual: None) -> N
 def test_what_runs_a_model_has_the_process_to_itself() -> None:
     guarded = {alone(lambda: None).__code__}
     functions = [getattr(er, name) for name in ("fit", "check", "estimators", "compare", "load")]
-    for function in [*functions, er.resume, Comparison.save]:
+    functions += [er.compare_models, er.priors, er.resume]
+    for function in [*functions, Comparison.save]:
         assert function.__code__ in guarded, function
     for name, value in vars(Fit).items():
         public = not name.startswith("_") and name not in PURE | BLOCKS | set(
