@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings
 
 if TYPE_CHECKING:
+    from elbowroom import sklearn
     from elbowroom.api import check, estimators, fit
     from elbowroom.comparison import Comparison, compare
     from elbowroom.data.bundled import dataset_names, load_dataset
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Each public name with the module it comes from, imported when it is first used: importing
-# elbowroom does not import torch.
+# Each public name with the module it comes from, or that it is, imported when it is first used:
+# importing elbowroom does not import torch.
 _public = {
     "Comparison": "elbowroom.comparison",
     "Fit": "elbowroom.result",
@@ -43,10 +44,12 @@ _public = {
     "priors": "elbowroom.prior_view",
     "read_table": "elbowroom.data.tables",
     "resume": "elbowroom.loading",
+    "sklearn": "elbowroom.sklearn",
 }
 __all__ = [
     "Comparison", "Fit", "ModelComparison", "PriorView", "check", "compare", "compare_models",
     "dataset_names", "estimators", "fit", "load", "load_dataset", "priors", "read_table", "resume",
+    "sklearn",
 ]  # fmt: skip
 
 if not (Path(__file__).parent / "models").is_dir():
@@ -62,7 +65,8 @@ def __getattr__(name: str) -> Any:
     if sys.flags.optimize > 1:
         raise ImportError("Pyro cannot do without docstrings; run Python without -OO.")
     with catch_warnings():  # libraries change what is shown when they are imported
-        value = getattr(import_module(_public[name]), name)
+        module = import_module(_public[name])
+        value = module if module.__name__ == f"elbowroom.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -24,6 +24,9 @@ MOST_NAMED = 4
 MOST_COUNTS = 100
 """Different values; those of more are measured numbers that were rounded."""
 
+NO_NOISE = 1e-9
+"""Of the largest response: what rounding leaves of a residual."""
+
 
 @dataclass(frozen=True)
 class Separation:
@@ -167,7 +170,12 @@ def doubts_of(design: Design, family: Family, given: bool) -> tuple[str, ...]:
     found: tuple[str, ...] = ()
     if family.name == "normal" and not given and design.form == "number":
         found = no_normal_number(design.response, design.name)
-    return (*found, *_separated(design, family), *_collinear(design))
+    return (
+        *found,
+        *_separated(design, family),
+        *_without_noise(design, family),
+        *_collinear(design),
+    )
 
 
 def no_normal_number(values: Tensor, name: str) -> tuple[str, ...]:
@@ -253,6 +261,30 @@ def _separating(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
     nothing = np.zeros(x.shape[1])
     whole = linprog(nothing, A_ub=-signed, b_ub=-np.ones(len(y)), bounds=(None, None))
     return found.x, whole.status == 0
+
+
+def _without_noise(design: Design, family: Family) -> tuple[str, ...]:
+    """Whether the predictors give the response without an error, so that no noise is left."""
+    y = design.response
+    assert y is not None
+    if not LINKS[family.links[0]].scaled or design.groups is not None or design.form != "number":
+        return ()
+    y = y.log() if family.logarithm else y
+    y = y if design.offset is None else y - design.offset
+    columns = [design.predictors, torch.ones(len(y), int(design.has_intercept)).to(y)]
+    x, values = torch.cat(columns, 1).numpy(), y.numpy()
+    # A few rows are enough to find the coefficients, if there is no noise.
+    some = np.linspace(0, len(x) - 1, min(len(x), 2 * x.shape[1] + 10)).astype(int)
+    coefficients, _, rank, _ = np.linalg.lstsq(x[some], values[some])
+    left = np.abs(values - x @ coefficients).max()
+    if rank >= len(x) or left > NO_NOISE * np.abs(values).max():
+        return ()
+    return (
+        f"The predictors give '{design.name}' without an error: the data alone would make the "
+        "noise zero, and how large it is comes from its prior. Most priors allow zero, and there "
+        "is no posterior then; give --priors conjugate, or a prior that leaves zero out, such as "
+        "--prior 'sigma ~ inverse_gamma(2, 0.1)'.",
+    )
 
 
 def _collinear(design: Design) -> tuple[str, ...]:

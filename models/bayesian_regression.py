@@ -336,6 +336,24 @@ def _of_rows(values: Tensor | None) -> Any:
     return None if values is None else pyro.subsample(values, event_dim=0)
 
 
+def responses(
+    arguments: Mapping[str, Any], quantities: Mapping[str, Tensor], predictors: Tensor
+) -> Any:
+    """The distribution of the response of rows at each draw, (draws, rows).
+
+    Args:
+        arguments: Of the model that was fitted, without group effects, offset or trials.
+        quantities: Draws of what is reported, each (draws, ...).
+        predictors: New rows, in the user's units, (rows, columns).
+    """
+    family = FAMILIES[arguments["family"]]
+    parameters = {each.name: quantities[each.name].unsqueeze(-1) for each in family.parameters}
+    eta = quantities["intercept"].unsqueeze(-1) + quantities["coefficients"] @ predictors.mT
+    return family.distribution(
+        Predicted(eta, arguments["link"], parameters, quantile=arguments["quantile"])
+    )
+
+
 def prepare(table: pd.DataFrame, options: Options, training: Training | None = None) -> Prepared:
     """A table as the model's arguments; see `elbowroom.models.Model.prepare`.
 

@@ -42,7 +42,7 @@ FLOORS = [
     ["result"],
     ["pipeline"],
     ["api", "loading", "held_out", "comparison", "model_comparison", "prior_view"],
-    ["report"],
+    ["report", "sklearn"],
     ["cli"],
     ["__main__"],
 ]

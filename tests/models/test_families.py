@@ -16,7 +16,9 @@ import elbowroom as er
 from elbowroom.errors import ElbowroomError, GuideError, OptionError
 from elbowroom.models import get_model
 from elbowroom.models._families import FAMILIES
+from elbowroom.models.bayesian_regression import responses
 from elbowroom.problem.isolation import isolated
+from elbowroom.sklearn.regression import ONE_COLUMN
 
 MEAN_TOLERANCE = 0.1
 """In posterior standard deviations."""
@@ -590,3 +592,25 @@ def test_the_guide_of_one_noise_refuses_others() -> None:
 def test_a_family_without_parameters_takes_no_formula_of_one() -> None:
     with pytest.raises(OptionError, match="poisson has no parameter"):
         fitted("poisson", table(), parameter="sigma ~ x")
+
+
+@pytest.mark.parametrize("family", [k for k, v in FAMILIES.items() if v.takes in ONE_COLUMN])
+def test_every_family_of_one_column_broadcasts_over_draws_and_rows(family: str) -> None:
+    """Draws in one batch have the moments that they have one by one."""
+    own = FAMILIES[family]
+    quantities = {
+        "intercept": torch.tensor([0.1, -0.3], dtype=torch.float64),
+        "coefficients": torch.tensor([[0.2, 0.1], [-0.1, 0.3]], dtype=torch.float64),
+        **{p.name: torch.tensor([0.4, 0.7], dtype=torch.float64) for p in own.parameters},
+    }
+    quantities |= {"nu": torch.tensor([4.0, 9.0], dtype=torch.float64)}
+    arguments = {"family": family, "link": own.links[0], "quantile": 0.3}
+    x = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]], dtype=torch.float64)
+    together = responses(arguments, quantities, x)
+    for draw in range(2):
+        one = {name: values[draw : draw + 1] for name, values in quantities.items()}
+        for row in range(3):
+            alone = responses(arguments, one, x[row : row + 1])
+            assert torch.allclose(together.mean[draw, row], alone.mean)
+            assert torch.allclose(together.variance[draw, row], alone.variance)
+    assert together.sample().shape == (2, 3)

@@ -293,6 +293,20 @@ def test_text_of_three_levels_is_of_classes_and_an_ordered_category_of_levels() 
     assert found.dims["coefficients"] == ("level", "predictor")
 
 
+def test_a_response_without_noise_is_named() -> None:
+    x = np.random.default_rng(1).normal(size=(30, 2))
+    data = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": 1e3 + x @ [3, -1], "z": x[:, 0].round(6)})
+    (said,) = prepare(data, Options(formula="y ~ a + b")).doubts
+    assert "'y' without an error" in said
+    assert "--priors conjugate" in said
+    assert prepare(data, Options(formula="z ~ a + b")).doubts == ()
+    assert prepare(data.head(3), Options(formula="y ~ a + b")).doubts == ()
+    (said,) = prepare(
+        data.assign(y=np.exp(x[:, 0])), Options(formula="y ~ a", family="lognormal")
+    ).doubts
+    assert "'y' without an error" in said
+
+
 def test_help_lists_every_family_and_link() -> None:
     text = {option.name: option.description for option in declared(Options)}
     assert all(name in text["family"] for name in FAMILIES)
