@@ -19,8 +19,6 @@ MEANT = {
 """The family of a response of some form, where none is named."""
 FAR = 3.0
 """Standard deviations between zero and the mean of counts that a Normal fits well enough."""
-MOST_NAMED = 4
-"""Columns in a message."""
 MOST_COUNTS = 100
 """Different values; those of more are measured numbers that were rounded."""
 
@@ -38,6 +36,8 @@ class Separation:
     """Between rows, in units of the predictors."""
     direction: float = 1e-6
     """What a column has to do with it."""
+    named: int = 4
+    """Columns in a message."""
 
 
 SEPARATION = Separation()
@@ -223,8 +223,10 @@ def _separated(design: Design, family: Family) -> tuple[str, ...]:
         places = np.flatnonzero(np.abs(direction[one.shape[1] :]) > SEPARATION.direction)
         if not len(places):
             continue
-        names = [design.columns[place] for place in places[:MOST_NAMED]]
-        every = ", ".join(f"'{name}'" for name in names) + ", ..." * (len(places) > MOST_NAMED)
+        names = [design.columns[place] for place in places[: SEPARATION.named]]
+        every = ", ".join(f"'{name}'" for name in names) + ", ..." * (
+            len(places) > SEPARATION.named
+        )
         rows = f"'{design.levels[int(value)]}'" if family.classes else f"'{design.name}'"
         one_only = len(places) == 1
         found.append(

@@ -342,7 +342,7 @@ def test_the_state_of_random_numbers_is_scikit_learns(counts: Any) -> None:
         (BayesianRegressor(family="poisson"), [0.5, 1] * 3, DataError, "counts"),
         (BayesianRegressor(options={"seed": 1}), [0, 1] * 3, OptionError, "'seed' is what"),
         (BayesianRegressor(options={"columns": "a"}), [0, 1] * 3, OptionError, "'columns' is"),
-        (BayesianRegressor(options=[8]), [0, 1] * 3, OptionError, "give a dict"),
+        (BayesianRegressor().set_params(options=[8]), [0, 1] * 3, OptionError, "give a dict"),
         (BayesianRegressor(options={"restart": 1}), [0, 1] * 3, OptionError, "--restarts"),
         (GaussianMixture(covariance_type="tied"), None, OptionError, "full, diagonal or spherical"),
     ],

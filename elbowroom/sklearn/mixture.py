@@ -32,7 +32,7 @@ class GaussianMixture(DensityMixin, Estimator):
 
     Example:
         >>> import elbowroom as er
-        >>> lengths = er.load_dataset("iris")[["petal_length"]]
+        >>> lengths = er.load_dataset("iris")[["petal_length"]].to_numpy()
         >>> model = er.sklearn.GaussianMixture(2, covariance_type="diag", random_state=1)
         >>> model.fit(lengths).means_.round(1).ravel().tolist()
         [1.5, 4.9]

@@ -129,8 +129,8 @@ class BayesianRegressor(RegressorMixin, _Regression):
         >>> model.verdict_, model.coef_.round(0).tolist()
         ('trusted', [9.0, 1.0])
         >>> mean, std = model.predict(table[["bmi", "bp"]].head(2), return_std=True)
-        >>> mean.round(-1).tolist(), std.round(-1).tolist()
-        ([210.0, 110.0], [60.0, 60.0])
+        >>> mean.round(-2).tolist(), std.round(-2).tolist()
+        ([200.0, 100.0], [100.0, 100.0])
     """
 
     def __init__(
