@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -183,6 +184,24 @@ def places(noise: float) -> dict[str, Tensor]:
 
 def own(model: Any, data: dict[str, Tensor]) -> Problem:
     return bind(resolve_model(model), data, None, torch.float64, torch.device("cpu"))
+
+
+def test_sites_that_a_model_puts_in_order_stay_as_they_are_written() -> None:
+    """A component of 65 numbers, whose posterior is Normal-Wishart; it ended in a KeyError."""
+    rows, columns = 20, 10
+    x = np.random.default_rng(0).normal(size=(rows, columns))
+    data = pd.DataFrame(x, columns=[f"x{j}" for j in range(columns)])
+    fit = er.fit("gaussian_mixture", data, components=1, priors="conjugate", seed=1)
+    assert fit.verdict.trusted
+    spread = x.std(0, ddof=1)
+    z = (x - x.mean(0)) / spread
+    expected = (0.1 * np.eye(columns) + z.T @ z) / rows * np.outer(spread, spread)
+    drawn = fit.posterior["posterior"]["covariances"].values[0, :, 0]  # (draws, columns, columns)
+    assert fit.posterior["posterior"].attrs["effective_draws"] > 1000
+    error = drawn.std(0) / np.sqrt(1000)
+    assert np.all(np.abs(drawn.mean(0) - expected) < 5 * error)
+    means = fit.posterior["posterior"]["means"].values[0, :, 0]  # (draws, columns)
+    assert np.all(np.abs(means.mean(0) - x.mean(0)) < 5 * means.std(0) / np.sqrt(1000))
 
 
 @pytest.mark.parametrize("noise", [0.02, 3.0])
