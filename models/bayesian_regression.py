@@ -342,13 +342,15 @@ def responses(
     """The distribution of the response of rows at each draw, (draws, rows).
 
     Args:
-        arguments: Of the model that was fitted, without group effects, offset or trials.
+        arguments: Of the model that was fitted, without formulas of parameters, group effects,
+            offset or trials.
         quantities: Draws of what is reported, each (draws, ...).
         predictors: New rows, in the user's units, (rows, columns).
     """
     family = FAMILIES[arguments["family"]]
     parameters = {each.name: quantities[each.name].unsqueeze(-1) for each in family.parameters}
     eta = quantities["intercept"].unsqueeze(-1) + quantities["coefficients"] @ predictors.mT
+    eta = eta.mT if family.classes else eta  # (draws, rows), or (draws, rows, classes - 1)
     return family.distribution(
         Predicted(eta, arguments["link"], parameters, quantile=arguments["quantile"])
     )

@@ -40,7 +40,7 @@ ESSENTIAL = {
     "check_n_features_in_after_fitting", "check_complex_data", "check_get_params_invariance",
     "check_estimators_empty_data_messages", "check_classifiers_one_label", "check_set_params",
     "check_classifiers_regression_target", "check_supervised_y_no_nan", "check_requires_y_none",
-    "check_classifier_not_supporting_multiclass", "check_parameters_default_constructible",
+    "check_parameters_default_constructible",
     "check_methods_subset_invariance", "check_fit2d_1sample", "check_fit1d",
     "check_dict_unchanged",
 }  # fmt: skip
@@ -176,6 +176,29 @@ def test_wide_priors_give_logistic_regression() -> None:
     assert model.score(x, y) == pytest.approx(
         np.mean((known.predict() > 0.5) == malignant), abs=0.01
     )
+
+
+def test_more_than_two_classes_are_a_multinomial_regression() -> None:
+    random = np.random.default_rng(4)
+    x = random.normal(size=(3000, 2)) * [1.0, 5.0]
+    weights = np.exp(x @ [[0.0, 0.7, -0.4], [0.0, 0.1, 0.2]] + [0.0, 0.3, -0.5])
+    shares = weights / weights.sum(1, keepdims=True)
+    y = np.array(["a", "b", "c"])[(random.random((3000, 1)) > shares.cumsum(1)).sum(1)]
+    wide = {"coefficients": "normal(0, 1e4)", "intercept": "normal(0, 1e4)"}
+    model = BayesianClassifier(priors=wide, random_state=1).fit(x, y)
+    known = sm.MNLogit(np.unique(y, return_inverse=True)[1], sm.add_constant(x)).fit(disp=0)
+    found = np.column_stack([model.intercept_, model.coef_])
+    assert (found[0] == 0).all()
+    apart = (found[1:].T - known.params) / known.bse
+    assert np.abs(apart).max() < WIDE.standard_errors
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    new = np.array([[0.0, 0.0], [1.0, -4.0], [-2.0, 3.0]])
+    level, slopes = draws_of(model.fit_, "intercept"), draws_of(model.fit_, "coefficients")
+    eta = level[:, None] + np.einsum("dkj,nj->dnk", slopes, new)
+    eta = np.concatenate([np.zeros_like(eta[..., :1]), eta], axis=-1)  # (draws, rows, classes)
+    expected_shares = (np.exp(eta) / np.exp(eta).sum(-1, keepdims=True)).mean(0)
+    assert np.allclose(model.predict_proba(new), expected_shares)
+    assert set(model.predict(new)) <= set("abc")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +358,7 @@ def test_the_state_of_random_numbers_is_scikit_learns(counts: Any) -> None:
     ("model", "y", "error", "says"),
     [
         (BayesianClassifier(), [1] * 6, DataError, "one class, '1', and a classifier needs two"),
-        (BayesianClassifier(), [1, 2, 3] * 2, DataError, "multiclass, with 3 classes"),
+        (BayesianClassifier(link="probit"), [1, 2, 3] * 2, OptionError, "has the link softmax"),
         (BayesianRegressor(family="bernoulli"), [0, 1] * 3, OptionError, "BayesianClassifier"),
         (BayesianRegressor(family="binomial"), [0, 1] * 3, OptionError, "use er.fit"),
         (BayesianRegressor(family="poison"), [0, 1] * 3, OptionError, "'poisson'"),

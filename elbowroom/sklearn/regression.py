@@ -243,17 +243,20 @@ class BayesianRegressor(RegressorMixin, _Regression):
 
 
 class BayesianClassifier(ClassifierMixin, _Regression):
-    """A logistic regression with a posterior, for two classes.
+    """A logistic regression with a posterior, for two classes or more.
+
+    Of more than two each but the first has a linear predictor of its own, and the first has zero.
 
     Args:
-        link: "logit", the default, "probit" or "cloglog".
+        link: Of two classes: "logit", the default, "probit" or "cloglog".
         priors: As for `BayesianRegressor`.
         guide, engine, draws, time, fallback, options, random_state: See `elbowroom.sklearn`.
 
     Attributes:
-        classes_: The two classes, in order; the model is of the probability of the second.
-        coef_: Posterior means of the coefficients, (1, features).
-        intercept_: Posterior mean of the intercept, (1,).
+        classes_: The classes, in order; of two the model is of the probability of the second.
+        coef_: Posterior means of the coefficients, (1, features); of more than two classes
+            (classes, features), zero for the first.
+        intercept_: Posterior means of the intercepts, (1,) or (classes,), alike.
 
     Example:
         >>> import elbowroom as er
@@ -265,11 +268,6 @@ class BayesianClassifier(ClassifierMixin, _Regression):
         (['benign', 'malignant'], 0.9)
     """
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
-
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "BayesianClassifier":
         """Fits the posterior.
 
@@ -279,7 +277,7 @@ class BayesianClassifier(ClassifierMixin, _Regression):
             sample_weight: How often each row counts, (rows,).
 
         Raises:
-            DataError: If there are not two classes, or a column cannot be used.
+            DataError: If there is one class, or a column cannot be used.
             OptionError: As `elbowroom.fit`.
         """
         x, labels = validate_data(self, X, y, dtype=np.float64)
@@ -289,8 +287,12 @@ class BayesianClassifier(ClassifierMixin, _Regression):
             x, codes.astype(np.float64), getattr(y, "name", None), sample_weight,
             family=self._family(),
         )  # fmt: skip
-        self.coef_ = self._all_columns(found["coefficients"].mean(0))[np.newaxis]
-        self.intercept_ = found["intercept"].mean(keepdims=True)
+        slopes = np.atleast_2d(found["coefficients"].mean(0))
+        coefficients = np.stack([self._all_columns(each) for each in slopes])
+        intercepts = np.atleast_1d(found["intercept"].mean(0))
+        first = int(len(self.classes_) > 2)  # which has zeros
+        self.coef_ = np.pad(coefficients, ((first, 0), (0, 0)))
+        self.intercept_ = np.pad(intercepts, (first, 0))
         return self._concluded()
 
     # What depends on the number of classes: their family, and the probabilities that it gives.
@@ -302,17 +304,14 @@ class BayesianClassifier(ClassifierMixin, _Regression):
                 f"y has one class, '{self.classes_[0]}', and a classifier needs two; add rows of "
                 "the other."
             )
-        if count > 2:
-            raise DataError(
-                "Only binary classification is supported. The type of the target is multiclass, "
-                f"with {count} classes; wrap the estimator in sklearn.multiclass."
-                "OneVsRestClassifier."
-            )
-        return "bernoulli"
+        return "bernoulli" if count == 2 else "categorical"
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The posterior predictive probability of each class, (rows, classes)."""
-        second = self._of_responses(self._rows(X), lambda fn: fn.mean.mean(0))
+        x = self._rows(X)
+        if len(self.classes_) > 2:
+            return self._of_responses(x, lambda fn: fn.probs.mean(0).mT).T
+        second = self._of_responses(x, lambda fn: fn.mean.mean(0))
         return np.stack([1 - second, second], axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
