@@ -77,9 +77,7 @@ def test_essential_checks_of_scikit_learn(estimator: Any, check: Callable[[Any],
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::elbowroom.sklearn.NotTrustedWarning")
-@parametrize_with_checks(
-    [*ESTIMATORS, GaussianMixture()], expected_failed_checks=expected, xfail_strict=True
-)
+@parametrize_with_checks([*ESTIMATORS, GaussianMixture()], expected_failed_checks=expected)
 def test_all_checks_of_scikit_learn(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 
