@@ -545,6 +545,7 @@ def bind(
             if model.options is None:
                 function, fixed = with_fixed_values(model.function, arguments)
                 model, doubts = replace(model, function=function), (*doubts, *fixed)
+            _check_whole(space)
             function, kept = with_kept_parameters(model.function, arguments)
         if kept:
             model = replace(model, function=function)
@@ -590,6 +591,25 @@ def _unmixed(
         with isolated(0, dtype=torch.float64):
             function = unmixed(model.function, placed(prepared, torch.float64, cpu))
     return replace(model, function=function)
+
+
+def _check_whole(space: LatentSpace) -> None:
+    """Sees that latents of rows are of all rows of their plates, and not of a minibatch.
+
+    Raises:
+        ModelError: If not; the site is named.
+    """
+    for site in space.sites:
+        within = site.transform.domain.event_dim
+        for plate in site.plates:
+            axis = len(site.unconstrained_shape) - within + plate.dim
+            there = site.unconstrained_shape[axis]
+            if there not in (1, plate.size):
+                raise ModelError(
+                    f"site '{site.name}' is a latent of the plate '{plate.name}', which has "
+                    f"{plate.size:,} members, and the data have {there:,} of them; give the model "
+                    "all rows, and for minibatches an argument batch_size."
+                )
 
 
 def _validated(

@@ -193,3 +193,21 @@ def test_minibatches_are_as_written_where_all_rows_take_long(
     assert bind_model(by_size, {"x": X, "y": Y}, {})[1].batch_size is None
     monkeypatch.setattr("elbowroom.problem.bound.SIZES", sizes.Sizes(arguments=10))
     assert bind_model(by_size, {"x": X, "y": Y}, {})[1].batch_size == SOME
+
+
+def test_latents_of_rows_that_are_a_minibatch_already_are_refused_with_the_edit() -> None:
+    """Without latents of rows such data are fitted: their likelihood counts ten times."""
+
+    def model(y: torch.Tensor, local: bool) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("rows", 100, subsample_size=len(y)):
+            if local:
+                mean = pyro.sample("x", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    data = {"y": torch.linspace(-1, 2, 10)}
+    with pytest.raises(ModelError, match=r"'x' is a latent of the plate 'rows', which has 100 mem"):
+        er.fit(model, {**data, "local": True}, seed=1)
+    found = er.fit(model, {**data, "local": False}, seed=1).posterior["posterior"]["mean"]
+    assert abs(float(found.mean()) - 10 * float(data["y"].sum()) / 101) < 0.02
+    assert abs(float(found.std()) * 101**0.5 - 1) < 0.1
