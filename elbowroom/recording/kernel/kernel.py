@@ -3,6 +3,7 @@
 import ctypes
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,7 +80,8 @@ class Kernel:
             raise NotLowerableError("intermediate values of too many rows")
         machine = _machine()
         # What is made of its text goes with a context of its own.
-        module = llvm.parse_assembly(self.code.text, llvm.create_context())
+        context = llvm.create_context()
+        module = llvm.parse_assembly(self.code.text, context)
         module.verify()
         # These suffice: of the code that is inlined, what is the same is computed once. LLVM's own
         # list takes twice as long, and loses a third of a megabyte each time.
@@ -90,6 +92,8 @@ class Kernel:
         passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
         self._engine = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
+        # Of a cycle of garbage, Python might free the context before the code that is in it.
+        weakref.finalize(self, _closed, self._engine, context).atexit = False
         kinds = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
         self._function = ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address("kernel"))
         self._memories = threading.local()
@@ -143,6 +147,12 @@ class Kernel:
             found.append(torch.from_numpy(one.reshape(count, *shape)))
             begin += width
         return found
+
+
+def _closed(engine: Any, context: Any) -> None:
+    """Frees machine code; its context, which is held until then, goes after it."""
+    engine.close()
+    del context
 
 
 @lru_cache(maxsize=1)
