@@ -352,8 +352,8 @@ def test_a_kernel_that_is_gone_leaves_nothing_behind() -> None:
 def test_a_kernel_in_a_cycle_of_garbage_goes_before_its_context() -> None:
     """Python frees what is in a cycle in any order: the process ended where code came second."""
     for _ in range(4):
-        for factor in (1.5, 2.5, 3.5):
-            cycle: list[Any] = [kernel_of(vmap(grad_and_value(lambda u, f=factor: (f * u).sum())))]
+        for _ in range(3):
+            cycle: list[Any] = [kernel_of(vmap(grad_and_value(lambda u: u.exp().sum())))]
             cycle.append(cycle)
             del cycle
         gc.collect()
