@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,6 +95,10 @@ TRUST = (
     "Let the formula saved in the run execute code, and read files of any size. Use it only for "
     "runs whose origin you trust."
 )
+Printed = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder to write (default: print the table alone)."),
+]
 Trust = Annotated[bool, typer.Option("--trust", metavar="", help=TRUST)]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 RowsOrFitted = Annotated[
@@ -474,10 +478,7 @@ def priors(
     data: Data = None,
     *,
     asked: dict[str, Any],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder to write (default: print the table alone)."),
-    ] = None,
+    output: Printed = None,
     overwrite: Overwrite = False,
 ) -> None:
     """State a model's priors in the units of the data, and what they predict, without a fit.
@@ -485,23 +486,17 @@ def priors(
     Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
     """
     from elbowroom.prior_view import priors as run_priors
-    from elbowroom.report import outcomes, pictures, terminal
+    from elbowroom.report import pictures, terminal
 
-    names = ("priors.csv",)
     if output is not None:
-        _target(output, "", output, overwrite, names, data)
+        _target(output, "", output, overwrite, ("priors.csv",), data)
     view = run_priors(model, data, **asked, **_asking(run_priors, options))
-    table = view.table.rename_axis("quantity").reset_index()
+    tables = {"priors.csv": view.table.rename_axis("quantity").reset_index()}
 
-    def write(where: Path, again: bool) -> None:
-        def draw(path: Path) -> None:
-            pictures.picture_of_priors(view.predicted, view.data, path, view.observed)
+    def draw(path: Path) -> None:
+        pictures.picture_of_priors(view.predicted, view.data, path, view.observed)
 
-        outcomes.write(where, again, {names[0]: table}, draw)
-
-    saved, error = (None, None) if output is None else _kept(write, output, overwrite)
-    terminal.show_priors(view.table)
-    _end(saved, error)
+    _printed(lambda: terminal.show_priors(view.table), output, overwrite, tables, draw)
 
 
 @app.command(context_settings=EXTRA)
@@ -662,28 +657,19 @@ def compare_models(
     ],
     asked: dict[str, Any],
     trust: Trust = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder to write (default: print the table alone)."),
-    ] = None,
+    output: Printed = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare models fitted to the same observations by leave-one-out predictive densities."""
     from elbowroom.model_comparison import compare_models as run_compare
-    from elbowroom.report import outcomes, terminal
+    from elbowroom.report import terminal
 
     names = ("models.csv", "rows.csv")
     if output is not None:
         _target(output, "", output, overwrite, names, None)
     result = run_compare(runs, trust=trust, report=terminal.show_rung, **asked)
     tables = dict(zip(names, (result.table, result.rows), strict=True))
-
-    def write(where: Path, again: bool) -> None:
-        outcomes.write(where, again, tables, lambda path: None)
-
-    saved, error = (None, None) if output is None else _kept(write, output, overwrite)
-    terminal.show_model_comparison(result)
-    _end(saved, error)
+    _printed(lambda: terminal.show_model_comparison(result), output, overwrite, tables)
     if result.best is None:
         raise typer.Exit(NOT_TRUSTED)
 
@@ -771,12 +757,7 @@ def effects(
     ] = None,
     *,
     asked: dict[str, Any],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder to write effects.csv and picture.png to (default: none)."
-        ),
-    ] = None,
+    output: Printed = None,
     overwrite: Overwrite = False,
     model: Function = None,
     trust: Trust = False,
@@ -793,10 +774,9 @@ def effects(
         _target(run, "effects", output, overwrite, ("effects.csv",), None)
     fit = _loaded(run, model, trust)
     table = fit.effects(means, slopes, contrasts, by=by, **asked)
-    shown_effects.show_effects(fit, table)
-    if output is not None:
-        draw = shown_effects.draw_effects(fit, table)
-        _written(output, overwrite, {"effects.csv": table}, draw)
+    draw = shown_effects.draw_effects(fit, table)
+    show = partial(shown_effects.show_effects, fit, table)
+    _printed(show, output, overwrite, {"effects.csv": table}, draw)
 
 
 def _target(
@@ -808,6 +788,25 @@ def _target(
     folder = output or run.with_name(f"{run.name}-{done}")
     check_target(folder, overwrite, names[0], (*names, "picture.png"), (data,))
     return folder
+
+
+def _printed(
+    show: Callable[[], None],
+    output: Path | None,
+    overwrite: bool,
+    tables: dict[str, Any],
+    draw: Callable[[Path], None] = lambda path: None,
+) -> None:
+    """Prints the result of a command, once it is written to its folder, if it has one."""
+    from elbowroom.report import outcomes
+
+    saved, error = None, None
+    if output is not None:
+        saved, error = _kept(
+            lambda w, again: outcomes.write(w, again, tables, draw), output, overwrite
+        )
+    show()
+    _end(saved, error)
 
 
 def _written(folder: Path, overwrite: bool, tables: dict[str, Any], draw: Any) -> None:

@@ -71,6 +71,8 @@ class Sizes:
 
 
 SIZES = Sizes()
+DRAWS = "draws of the posterior"
+"""A column that is taken out again: an effect's draws."""
 LINE = ("effect", "column", "value", "level", "mean", "sd", "lower", "upper")
 """Columns of the result, beside those of `by`."""
 
@@ -228,6 +230,7 @@ def effects_of(
         for line in _lines(rows, kind, each, groups, average, interval)
     ]  # fmt: skip
     found = pd.DataFrame(lines)
+    fewest = int(found.pop(DRAWS).min())
     named = {name: f"{name} (by)" if name in LINE else name for name in of}
     order = [*LINE[:3], *map(_by_name, of), *LINE[3:]]
     found = found[[name for name in order if name in found]].rename(
@@ -237,7 +240,7 @@ def effects_of(
         "response": effects.response if scale == "response"
         else f"linear predictor of {effects.name}",
         "interval": interval, "by": list(named.values()),
-        "notes": _notes(rows, wanted, settings, average),
+        "notes": [*_notes(rows, wanted, settings, average), *_thinned(rows, fewest)],
     }  # fmt: skip
     return found
 
@@ -284,7 +287,7 @@ def _lines(
     for place in np.ndindex(draws.shape[1:]):
         group, value, level = place
         yield {
-            "effect": effect, "column": column, "value": values[value],
+            DRAWS: len(draws), "effect": effect, "column": column, "value": values[value],
             **{_by_name(name): each if rows.effects.columns[name] is None else _label(each)
                for name, each in groups[group].items()},
             **({"level": levels[level]} if len(levels) else {}),
@@ -508,6 +511,14 @@ def _label(value: Any) -> str:
 
 
 # What is said of it
+
+
+def _thinned(rows: _Rows, fewest: int) -> list[str]:
+    """A sentence where some effects are of fewer draws than there are."""
+    there = max((len(each) for each in rows.fit.global_sites().values()), default=1)
+    if fewest >= there:
+        return []
+    return [f"There are so many rows that averages are of {fewest:,} of {there:,} draws."]
 
 
 def _notes(

@@ -14,8 +14,7 @@ from elbowroom.guides import Needs, Start, register
 from elbowroom.guides.conjugate_families import Gammas, guide_parameters
 from elbowroom.guides.conjugate_regression import PARAMETERS, RegressionCoordinates
 from elbowroom.guides.space import LatentSpace
-from elbowroom.models._term_priors import PRIOR_SCALE
-from elbowroom.models.bayesian_regression import CONJUGATE
+from elbowroom.models._term_priors import CONJUGATE, PRIOR_SCALE
 
 SITES = {
     "standardised_variance", "standardised_sigma", "standardised_intercept",

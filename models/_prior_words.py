@@ -6,7 +6,7 @@ from typing import Any
 from elbowroom.models._families import FAMILIES, Family
 from elbowroom.models._group_effects import CONCENTRATION, SIGMA_PRIOR
 from elbowroom.models._priors import Prior
-from elbowroom.models._term_priors import PRIOR_SCALE, Priors
+from elbowroom.models._term_priors import CONJUGATE, PRIOR_SCALE, Priors
 
 AT_MEANS = "where all predictors are at their means"
 """Of what a prior is that is not of the number as it is reported."""
@@ -27,34 +27,40 @@ def priors_in_words(
     own: Priors = arguments["term_priors"]
     unit = float(arguments["response_spread"])
     found: dict[str, str] = {}
-    width = PRIOR_SCALE * unit
-    about = "" if not arguments["conjugate"] else " · sigma / sd(y)"
+
+    def usual(location: float, width: float) -> str:
+        if arguments["conjugate"]:
+            return f"normal({location:.6g}, {width:.6g} * sigma / sd(y))"
+        return str(Prior("normal", (location, width)))
+
     if family.levels:
         found["thresholds"] = f"uniform shares of the levels {AT_MEANS}"
+    elif own.intercept is not None:
+        found["intercept"] = str(own.intercept.divided(1 / unit))
     elif arguments["has_intercept"]:
-        usual = Prior("normal", (float(arguments["response_centre"]), width))
-        found["intercept"] = f"{usual}{about} {AT_MEANS}"
-        if own.intercept is not None:
-            found["intercept"] = str(own.intercept.divided(1 / unit))
+        level = float(arguments["response_centre"])
+        found["intercept"] = f"{usual(level, PRIOR_SCALE * unit)} {AT_MEANS}"
     spreads = arguments["spread"].tolist()
     for place, (name, spread) in enumerate(zip(coords["predictor"], spreads, strict=True)):
-        prior = own.coefficients[place] if own.coefficients else USUAL
-        found[f"coefficients[{name}]"] = f"{prior.divided(spread / unit)}{about}"
+        given = own.coefficients[place].divided(spread / unit) if own.coefficients else None
+        words = usual(0.0, PRIOR_SCALE * unit / spread) if given is None else str(given)
+        found[f"coefficients[{name}]"] = words
     units = {"spread": unit, "mean": float(arguments.get("response_mean") or 1.0), "": 1.0}
     formulas = {each.name: each for each in arguments["parameter_formulas"]}
     for parameter in family.parameters:
         prior = own.of_parameter(parameter).divided(1 / units[parameter.unit])
         if arguments["conjugate"]:
-            found[parameter.name] = "inverse_gamma(0.5, 0.01) of sigma² / var(y)"
+            noise = Prior("inverse_gamma", (CONJUGATE.shape, CONJUGATE.scale))
+            found[parameter.name] = f"{noise} of sigma² / var(y)"
         elif parameter.name in formulas:
             found[parameter.name] = f"{prior} {AT_MEANS}"
         else:
             found[parameter.name] = str(prior)
     found |= _of_formulas(arguments, own)
     for groups in arguments["groups"]:
-        given = dict(own.sigmas)
+        sigmas = dict(own.sigmas)
         for name, spread in zip(groups.names(), groups.spread, strict=True):
-            prior = given.get(name, SIGMA_PRIOR).divided(spread / unit)
+            prior = sigmas.get(name, SIGMA_PRIOR).divided(spread / unit)
             found[f"{name}_sigma"] = str(prior)
         if groups.correlated:
             found[f"{groups.factor}_correlation"] = f"lkj({CONCENTRATION:g})"

@@ -23,6 +23,19 @@ ALL = "coefficients"
 
 
 @dataclass(frozen=True)
+class ConjugatePriors:
+    """The conjugate prior of the noise, in standard deviations of the response."""
+
+    shape: float = 0.5
+    """Of the inverse Gamma of its variance, which so counts for one row."""
+    scale: float = 0.01
+    """The square of that row's noise, by half: small, since the noise may be."""
+
+
+CONJUGATE = ConjugatePriors()
+
+
+@dataclass(frozen=True)
 class Priors:
     """The priors that are not the defaults.
 

@@ -38,7 +38,6 @@ where θ has the prior that it has without a formula.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -83,21 +82,9 @@ from elbowroom.models._prior_words import priors_in_words
 from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
 from elbowroom.models._responses import check_rows
-from elbowroom.models._term_priors import PRIOR_SCALE, Priors, priors_of
+from elbowroom.models._term_priors import CONJUGATE, PRIOR_SCALE, Priors, priors_of
 from elbowroom.options import Name
 
-
-@plain_dataclass(frozen=True)
-class ConjugatePriors:
-    """The conjugate prior of the noise, in standard deviations of the response."""
-
-    shape: float = 0.5
-    """Of the inverse Gamma of its variance, which so counts for one row."""
-    scale: float = 0.01
-    """The square of that row's noise, by half: small, since the noise may be."""
-
-
-CONJUGATE = ConjugatePriors()
 SCALING = (
     *("centre", "spread", "response_centre", "response_spread", "response_mean"),
     *("parameter_centre", "parameter_spread"),

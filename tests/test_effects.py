@@ -265,6 +265,8 @@ def test_fewer_draws_and_rows_at_once_give_the_same(
     monkeypatch.setattr(module, "SIZES", module.Sizes(work=1.0))
     fewer = linear.effects("c", average=True)
     assert not np.allclose(fewer["mean"], whole["mean"], rtol=1e-9)
+    assert "averages are of 400 of" in fewer.attrs["notes"][-1]
+    assert not any("averages are of" in note for note in whole.attrs["notes"])
     assert np.abs((fewer["mean"] - whole["mean"]) / whole["sd"]).max() < 5 / np.sqrt(400)
 
 

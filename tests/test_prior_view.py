@@ -118,6 +118,20 @@ def test_an_intercept_is_stated_where_all_predictors_are_at_their_means() -> Non
     )
 
 
+def test_conjugate_priors_are_stated_in_units_of_the_noise() -> None:
+    view = er.priors("bayesian_regression", table(), formula="y ~ x", priors="conjugate", seed=4)
+    words, prior = view.table["prior"], view.tree["prior"]
+    noise = prior["sigma"].to_numpy().ravel() / table()["y"].std()
+    slope = re.fullmatch(r"normal\(0, ([\d.]+) \* sigma / sd\(y\)\)", words["coefficients[x]"])
+    assert slope is not None
+    standard = prior["coefficients"].to_numpy().ravel() / (float(slope[1]) * noise)
+    assert stats.kstest(standard, stats.norm.cdf).pvalue > SIZES.p_value
+    shape, scale = map(float, re.findall(r"[\d.]+", words["sigma"])[:2])
+    inverse = stats.invgamma(shape, scale=scale)
+    assert stats.kstest(noise**2, inverse.cdf).pvalue > SIZES.p_value
+    assert words["intercept"].startswith(f"normal({table()['y'].mean():.6g}, ")
+
+
 def test_a_model_of_ones_own_has_draws_of_its_prior() -> None:
     def model(y: torch.Tensor | None) -> None:
         rate = pyro.sample("rate", dist.Gamma(torch.tensor(3.0), 2.0))

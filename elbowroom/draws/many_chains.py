@@ -86,7 +86,7 @@ class ManyChains:
     """Effective draws of every coordinate at which the chains end: its mean is known to 0.03 sds.
     Most coordinates have several times as many."""
     costly: float = 1e11
-    """Numbers that the evaluations have taken, about as many nanoseconds of the processor, from
+    """Numbers in the operations of all evaluations, of compiled ones six seconds or more, from
     which on fewer effective draws are enough: 400, with which the error of an sd is 4%."""
     hopeless: float = 1.3
     """The nested R-hat above which chains that were judged a few times will not mix."""
