@@ -79,9 +79,11 @@ def priors(
     with problem.session(checked_seed(seed)):
         tree, notes = prior_tree(problem)
     if "prior" not in tree.children:
-        raise ModelError(
-            f"the model {problem.model.name}: {notes[-1] if notes else 'it has no priors.'}"
-        )
+        why = notes[-1] if notes else (
+            "only latents of rows have priors, and none is stated for them; fit it, and draw rows "
+            "by 'elbowroom generate RUN'."
+        )  # fmt: skip
+        raise ModelError(f"the model {problem.model.name}: {why}")
     words = {} if problem.model.priors is None else problem.model.priors(
         problem.prepared.arguments, problem.prepared.coords
     )  # fmt: skip

@@ -149,6 +149,8 @@ def test_a_model_of_ones_own_has_draws_of_its_prior() -> None:
 
     with pytest.raises(ModelError, match="cannot be sampled"):
         er.priors(flat, {"y": torch.arange(5.0)}, seed=1)
+    with pytest.raises(ModelError, match="vae: only latents of rows have priors"):
+        er.priors("vae", "iris", seed=1)
 
 
 def test_the_picture_shows_the_data_and_draws(tmp_path: Any) -> None:
