@@ -514,10 +514,11 @@ def _completed(lanes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return lanes
     known = lanes >= 0
     for dim in range(len(shape)):
-        if shape[dim] == LOWERABLE.rows:
+        if shape[dim] % LOWERABLE.rows == 0:  # matrices of all points may follow each other
             view = [1] * len(shape)
-            view[dim] = LOWERABLE.rows
-            along = np.broadcast_to(np.arange(LOWERABLE.rows).reshape(view), shape).reshape(-1)
+            view[dim] = shape[dim]
+            each = np.arange(shape[dim]) * LOWERABLE.rows // max(1, shape[dim])
+            along = np.broadcast_to(each.reshape(view), shape).reshape(-1)
             if known.any() and (along[known] == lanes[known]).all():
                 return along
     raise NotLowerableError("elements of no point")
