@@ -19,7 +19,7 @@ covariance hyperparameters of latent Gaussian models") draw hyperparameters.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,9 @@ from torch.distributions import constraints
 from elbowroom.guides.space import covariance_root, own_family
 from elbowroom.problem.partly_centred import PartlyCentred
 from elbowroom.problem.predictor import Predictor
+
+SMALL = 4
+"""Numbers of a vector, at most, whose matrices are written out, which their gradients are too."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Informed(dist.TorchDistribution):
         self.root: Tensor | None = None
         if seen is not None and told is not None:
             among = seen.mT @ seen
-            self.root = torch.linalg.cholesky(among + torch.eye(loc.shape[-1]).to(among))
+            self.root = _cholesky(among + torch.eye(loc.shape[-1]).to(among))
             self.centre = _solved(self.root, told)
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
@@ -159,11 +162,43 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
+def _cholesky(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor of a matrix, (..., k, k); small ones are written out."""
+    size = matrix.shape[-1]
+    if size > SMALL:
+        return torch.linalg.cholesky(matrix)
+    rows: list[list[Tensor]] = []
+    for i in range(size):
+        row: list[Tensor] = []
+        for j in range(i):
+            row.append(_less(matrix[..., i, j], row, rows[j]) / rows[j][j])
+        row.append(_less(matrix[..., i, i], row, row).sqrt())
+        rows.append(row)
+    zero = torch.zeros_like(rows[0][0])
+    whole = [torch.stack([*row, *[zero] * (size - len(row))], dim=-1) for row in rows]
+    return torch.stack(whole, dim=-2)
+
+
 def _solved(factor: Tensor, vector: Tensor, transposed: bool = False) -> Tensor:
     """The solution with a lower triangular matrix or its transpose."""
-    if transposed:
-        return torch.linalg.solve_triangular(factor.mT, vector.unsqueeze(-1), upper=True)[..., 0]
-    return torch.linalg.solve_triangular(factor, vector.unsqueeze(-1), upper=False)[..., 0]
+    size = factor.shape[-1]
+    if size > SMALL:
+        matrix = factor.mT if transposed else factor
+        found = torch.linalg.solve_triangular(matrix, vector.unsqueeze(-1), upper=transposed)
+        return found[..., 0]
+    order = range(size)[::-1] if transposed else range(size)
+    known: dict[int, Tensor] = {}
+    for i in order:
+        row = [factor[..., j, i] if transposed else factor[..., i, j] for j in known]
+        known[i] = _less(vector[..., i], row, [*known.values()]) / factor[..., i, i]
+    return torch.stack([known[i] for i in range(size)], dim=-1)
+
+
+def _less(value: Tensor, one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """A number less the products of others."""
+    for a, b in zip(one, other, strict=False):
+        value = value - a * b
+    return value
 
 
 class _ByOtherValues(Reparam):
