@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -36,56 +35,45 @@ def sample_group_effects(
 
 
 def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> list[Tensor]:
-    """The effects u of each group, Normal with the covariance of their standard deviations.
-
-    They are sampled as v = T u; see `elbowroom.models._groups.directions`. Of its elements each is
-    sampled given those before, so that each is centred as far as the data tell of it.
-    """
+    """The effects of each group: Normal, with the covariance of their sds and correlations."""
     names = groups.names()
     units = unit / torch.tensor(groups.spread)  # (effects,)
-    sigmas = torch.stack(
-        [
-            pyro.sample(_hidden(_sigma(name)), given.get(name, SIGMA_PRIOR).distribution())
-            for name in names
-        ]
-    )
-    order, levels, zero = groups.order, len(groups.levels), torch.zeros(())
-    across = torch.tensor(groups.directions)  # T
-    factor = across @ (sigmas[order, None] * _correlation_root(groups))  # of the covariance of v
-    standard: list[Tensor] = []
-    moved = []
-    for k, place in enumerate(order):
-        loc = sum((factor[k, j] * z for j, z in enumerate(standard)), zero)
-        fitted, further = loc.split([levels, groups.unseen]) if loc.shape else (loc, loc)
-        with pyro.plate(f"groups of {names[place]}", levels):
-            v = pyro.sample(_hidden(names[place]), dist.Normal(fitted, factor[k, k]))
-        z = (v - fitted) / factor[k, k]
-        if groups.unseen:
-            with pyro.plate(f"new groups of {names[place]}", groups.unseen):
-                noise = pyro.sample(f"{_hidden(names[place])}_unseen", dist.Normal(zero, 1.0))
-            z, v = torch.cat([z, noise]), torch.cat([v, further + factor[k, k] * noise])
-        standard.append(z)
-        moved.append(v)
-    back = np.linalg.inv(np.array(groups.directions))  # of the inverse of T, the lower half
+    sigmas = [
+        pyro.sample(_hidden(_sigma(name)), given.get(name, SIGMA_PRIOR).distribution())
+        for name in names
+    ]
+    site, plate = _hidden(_together(groups)), f"groups of {_together(groups)}"
+    count, unseen = len(names), groups.unseen
+    if count == 1:
+        root = sigmas[0].reshape(1, 1)
+        with pyro.plate(plate, len(groups.levels)):
+            u = pyro.sample(site, dist.Normal(torch.zeros(()), sigmas[0])).unsqueeze(-1)
+    else:
+        root = torch.stack(sigmas)[:, None] * _correlation_root(groups)
+        with pyro.plate(plate, len(groups.levels)):
+            u = pyro.sample(site, dist.MultivariateNormal(torch.zeros(count), scale_tril=root))
+    if unseen:
+        with pyro.plate(f"new {plate}", unseen):
+            noise = pyro.sample(
+                f"{site}_unseen", dist.Normal(torch.zeros(count), 1.0).to_event(1)
+            )
+        u = torch.cat([u, noise @ root.mT])
     effects: list[Tensor] = []
     for k, name in enumerate(names):
-        row = back[order.index(k)]
-        parts = (float(row[j]) * moved[j] for j in range(order.index(k) + 1))
         pyro.deterministic(_sigma(name), units[k] * sigmas[k])
-        effects.append(pyro.deterministic(name, units[k] * sum(parts, zero)))
+        effects.append(pyro.deterministic(name, units[k] * u[..., k]))
     return effects
 
 
 def _correlation_root(groups: Groups) -> Tensor:
-    """The Cholesky factor of the correlations of the effects in their order, (effects, effects)."""
+    """The Cholesky factor of the correlations of the effects, (effects, effects)."""
     count = len(groups.effects)
     if not groups.correlated:
         return torch.eye(count)
     root = pyro.sample(
         f"{groups.factor}_correlation_root", dist.LKJCholesky(count, torch.tensor(CONCENTRATION))
     )
-    places = torch.tensor([groups.order.index(k) for k in range(count)])
-    low = places[torch.tril_indices(count, count, -1)]
+    low = torch.tril_indices(count, count, -1)
     pyro.deterministic(f"{groups.factor}_correlation", (root @ root.mT)[..., low[0], low[1]])
     return root
 
@@ -128,7 +116,7 @@ def described(
 def _internal(groups: Sequence[Groups]) -> Iterator[str]:
     for each in groups:
         yield from (_hidden(_sigma(name)) for name in each.names())
-        yield from map(_hidden, each.names())
+        yield _hidden(_together(each))
         if each.correlated:
             yield f"{each.factor}_correlation_root"
 
@@ -136,6 +124,12 @@ def _internal(groups: Sequence[Groups]) -> Iterator[str]:
 def _sigma(name: str) -> str:
     """The name of the standard deviation of an effect."""
     return f"{name}_sigma"
+
+
+def _together(groups: Groups) -> str:
+    """The name of all effects of a group."""
+    own = groups.names()
+    return own[0] if len(own) == 1 else f"effects|{groups.factor}"
 
 
 def _hidden(name: str) -> str:

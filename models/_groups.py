@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,6 @@ QUOTED = r"""`[^`]*`|"[^"]*"|'[^']*'"""
 NAME = r"(`[^`]+`|[^\W\d]\w*)"
 LISTED = 5
 """Levels that a message names."""
-RIDGE = 1e-9
-"""Relative to the square of a column, what is added to it so that columns may be the same."""
 MOST = 200_000
 """Group effects of a formula, at most."""
 
@@ -56,8 +54,6 @@ class Groups:
         levels: The groups, by the labels of their rows.
         correlated: Whether the effects of a group are correlated.
         spread: The standard deviation of the column of each effect, 1 for the intercept.
-        directions: T, row by row, which takes the standardised effects of a group, in `order`, to
-            what is sampled; see `directions`.
         unseen: How many groups more the rows have, which were not fitted.
     """
 
@@ -66,21 +62,11 @@ class Groups:
     levels: tuple[str, ...]
     correlated: bool
     spread: tuple[float, ...]
-    directions: tuple[tuple[float, ...], ...] = ()
     unseen: int = 0
 
     def names(self) -> list[str]:
         """The names of the effects as they are reported, such as "x|school"."""
         return [f"{effect}|{self.factor}" for effect in self.effects]
-
-    @property
-    def order(self) -> list[int]:
-        """The places of the effects in the order in which they are sampled: the intercept last.
-
-        The rows tell most of it. Given the effects before, it keeps a spread of its own therefore,
-        and is well centred whatever the correlations.
-        """
-        return sorted(range(len(self.effects)), key=lambda k: self.effects[k] == "1")
 
     @property
     def dim(self) -> str:
@@ -259,11 +245,10 @@ def read_groups(
         effects = tuple("1" if name == "Intercept" else str(name) for name in fitted.columns)
         spread = [1.0 if (x == x[0]).all() else float(x.std()) for x in numbers.T]
         correlated = term.correlated and len(effects) > 1
-        own_groups = Groups(term.factor, effects, tuple(levels), correlated, tuple(spread))
-        across = directions((numbers.numpy() / spread)[:, own_groups.order])
-        rows = tuple(map(tuple, across.tolist()))
         asked_codes, unseen = (own, 0) if new is None else _known(new, term, levels, draw)
-        groups.append(replace(own_groups, directions=rows, unseen=unseen))
+        groups.append(
+            Groups(term.factor, effects, tuple(levels), correlated, tuple(spread), unseen)
+        )
         codes.append(asked_codes)
         values.append(
             numbers if new is None else cells(numeric_columns(asked, allow_constant=True)).double()
@@ -282,29 +267,6 @@ def read_groups(
     return GroupRows(
         tuple(groups), torch.from_numpy(np.stack(codes, 1)), torch.cat(values, 1), tuple(said)
     )
-
-
-def directions(values: np.ndarray) -> np.ndarray:
-    """A lower triangular T, (effects, effects), for which the columns of Z T^-1 are orthonormal.
-
-    The effects u of a group add Z u to the linear predictor of its rows, Z being `values`,
-    (rows, effects). Where a column is not centred, the rows of a group make its intercept and slope
-    correlated a posteriori: a larger slope goes with a smaller intercept. The elements of T u are
-    correlated less.
-
-    Example:
-        >>> Z = np.array([[1.0, 4.0], [1.0, 6.0]])
-        >>> T = directions(Z)
-        >>> moved = Z @ np.linalg.inv(T)
-        >>> (moved.T @ moved / 2).round(1) + 0.0
-        array([[1., 0.],
-               [0., 1.]])
-    """
-    squares = values.T @ values / len(values)
-    sizes = np.diagonal(squares)
-    # A column of zeros tells nothing of its effect, which stays as it is.
-    squares = squares + np.diag(np.where(sizes > 0, RIDGE * sizes, 1.0))
-    return np.linalg.cholesky(squares[::-1, ::-1])[::-1, ::-1].T
 
 
 def _grouped(table: pd.DataFrame, term: Term) -> tuple[list[str], np.ndarray]:

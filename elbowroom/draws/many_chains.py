@@ -110,7 +110,7 @@ class MixedChains:
     Attributes:
         points: Their draws, (trajectories, chains, D): some of them, evenly, where they are many.
         values: The log density there, (trajectories, chains).
-        r_hat: The largest nested R-hat of a coordinate.
+        r_hat: The largest nested R-hat of a coordinate; see `elbowroom.draws.mixing.of_several`.
         effective: The smallest bulk effective sample size of a coordinate.
         diverged: The share of trajectories that diverged.
         stuck: How many chains moved next to never.
@@ -163,8 +163,7 @@ def run_many_chains(
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
-        >>> from elbowroom.guides.space import LatentSpace
-        >>> from elbowroom.problem.isolation import isolated
+        >>>         >>> from elbowroom.problem.isolation import isolated
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
         ...     with pyro.plate("rows", 3):
@@ -184,7 +183,7 @@ def run_many_chains(
     chains.two_stages = True
     for trajectory in range(MANY_CHAINS.settling):
         _adapted(chains, trajectory)
-    sampling = _Sampling(chains, len(starts), labels)
+    sampling = _Sampling(chains, len(starts), labels, _beside(density))
     found, count = None, MANY_CHAINS.round
     try:
         for judged in range(MANY_CHAINS.rounds + MANY_CHAINS.further):
@@ -352,8 +351,15 @@ class _Sampling:
         made: Trajectories so far.
     """
 
-    def __init__(self, chains: Chains, groups: int, labels: Sequence[Labels] = ()) -> None:
+    def __init__(
+        self,
+        chains: Chains,
+        groups: int,
+        labels: Sequence[Labels] = (),
+        among: np.ndarray | None = None,
+    ) -> None:
         self.chains, self.groups, self.labels, self.made = chains, groups, labels, 0
+        self.among = among
         self._points: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
         self._every = 1
@@ -427,11 +433,18 @@ class _Sampling:
         """The draws, and whether the chains have mixed."""
         points, gained = self._in_one_order(np.stack(self._points))
         values = np.stack(self._values) + gained
-        r_hat, effective = mixing_of(points, self.groups)
+        r_hat, effective = mixing_of(points, self.groups, self.among)
         stuck = int((self._accepted / self._usual < MANY_CHAINS.stuck).sum())
         return MixedChains(
             points, values, r_hat, effective, self._diverged / self.made, stuck, self.groups
         )  # fmt: skip
+
+
+def _beside(density: Density) -> np.ndarray:
+    """How many coordinates the site of each has, (D,); of point parameters, one."""
+    sizes = [*density.space.sizes]
+    sizes += [1] * (density.dimension - sum(sizes))
+    return np.repeat(sizes, sizes)
 
 
 def _new(draws: np.ndarray) -> float:

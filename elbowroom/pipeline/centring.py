@@ -39,7 +39,11 @@ class Centring:
     least: float = 0.3
     """The largest share of a number below which all stay standardised."""
     short: int = 10
-    """Numbers of a vector, of many, below which it is either standardised or left as it is."""
+    """Numbers of a vector, of many, below which it is either standardised or left as it is, if the
+    rest of the model is cheap."""
+    algebra: int = 100
+    """Numbers that an evaluation of the rest gives for each one of a short vector, below which it
+    is cheap beside the matrices of what is known."""
     most: float = 0.5
     """The share of what is known of a short vector that is not of its prior, from which it is."""
     newton: int = 12
@@ -191,6 +195,12 @@ class _Vector:
     place: np.ndarray
     predictor: Predictor | None = None
 
+    @property
+    def cheap(self) -> bool:
+        """Whether they are short, and the rest of the model costs less than their matrices."""
+        work = self.given.density.work / self.place.size
+        return self.place.shape[-1] < CENTRING.short and work < CENTRING.algebra
+
     def whole(self, points: np.ndarray) -> np.ndarray:
         """Points (..., D) as the density of the rest has them."""
         missing = self.given.density.dimension - points.shape[-1]
@@ -267,7 +277,7 @@ def _at_modes(
         ):
             mean, factor = vector.priors(space, points)
             points = _climbed(vector, points, mean, factor)
-            if mean.shape[-1] < CENTRING.short:
+            if vector.cheap:
                 _, _, curvature = vector.given.quadratic(vector.whole(points))
                 left = np.trace(np.linalg.inv(_precision(curvature, factor)), axis1=-2, axis2=-1)
                 short[name] = 1 - float(np.mean(left)) / mean.shape[-1]

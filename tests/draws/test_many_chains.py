@@ -25,7 +25,7 @@ from elbowroom.draws.many_chains import (
     run_many_chains,
 )
 from elbowroom.draws.metric import METRICS, Metric, metric_of
-from elbowroom.draws.mixing import mixing_of, rough
+from elbowroom.draws.mixing import mixing_of, of_several, rough
 from elbowroom.errors import OutOfTimeError
 from elbowroom.guides.space import LatentSpace
 from elbowroom.problem.isolation import isolated
@@ -299,6 +299,30 @@ def test_chains_that_have_not_left_their_starts_have_not_mixed() -> None:
     wider = forgotten * np.repeat([1.0, 2.0], 32)[None, :, None]  # means agree, spreads do not
     assert mixing_of(wider, 8)[0] > MANY_CHAINS.r_hat
     assert mixing_of(np.zeros((100, 64, 1)), 8) == (np.inf, 0.0)
+
+
+def test_the_largest_of_thousands_of_r_hats_is_large_by_chance() -> None:
+    random, size, among = np.random.default_rng(0), 2000, np.full(2000, 2000)
+    chance = [
+        (mixing_of(draws, 8)[0], mixing_of(draws, 8, among)[0])
+        for draws in (random.normal(size=(32, 32, size)) for _ in range(5))
+    ]
+    alone, corrected = np.array(chance).T
+    assert (alone > MANY_CHAINS.r_hat).all()
+    assert (corrected < MANY_CHAINS.r_hat).all()
+    apart = random.normal(size=(32, 32, size))
+    apart[..., 7] += np.repeat(random.normal(size=8), 4)  # one of them
+    assert mixing_of(apart, 8, among)[0] > MANY_CHAINS.r_hat
+
+
+def test_r_hats_of_several_exceed_a_limit_as_often_as_one_alone() -> None:
+    random, count, groups = np.random.default_rng(0), 20_000, 8
+    # The means of groups of 100 independent draws each.
+    means = random.normal(size=(count, 50, groups)) / 10
+    r_hats = np.sqrt(1 + means.var(-1, ddof=1))
+    limit = np.quantile(r_hats[:, 0], 0.95)
+    largest = of_several(r_hats, np.full_like(r_hats, 50), groups).max(1)
+    assert np.mean(largest > limit) == pytest.approx(0.05, abs=0.008)  # five standard errors
 
 
 def test_what_is_forgotten_is_what_came_first() -> None:
