@@ -54,6 +54,10 @@ class Centring:
     """Nats that such a step gains below which it is the last one."""
     evaluations: int = 10_000
     """Of what the rest of the model tells, at most: long vectors are asked of at fewer draws."""
+    moving: int = 40
+    """Shared numbers, at most, with which what is known of a vector may move."""
+    step: float = 1e-4
+    """The step of differences by these, relative to numbers beyond one."""
     apart: float = 1e-5
     """Size of an element of an information matrix, relative to its diagonal, that is not zero."""
 
@@ -298,12 +302,18 @@ def _known(
             if vector.predictor is not None:
                 mean, factor = vector.priors(problem.space, few)
                 own = mean + (factor @ own[..., None])[..., 0]
-            root, slope = _information(vector.given, vector.whole(few), own)
+            before = {} if vector.predictor else _before(problem.space, name)
+            places = np.concatenate([*before.values(), np.zeros(0, dtype=int)])
+            root, slope, moves = _information(vector.given, vector.whole(few), own, places)
             shape = vector.predictor.shape if vector.predictor else shapes[name]
             size = root.shape[-1]
             known = Information(
                 torch.as_tensor(root).reshape(*shape[:-1], size, size),
                 torch.as_tensor(slope).reshape(*shape[:-1], size),
+                {
+                    each: torch.as_tensor(part).reshape(*shape[:-1], size, -1)
+                    for each, part in zip(before, _split(moves, before), strict=True)
+                },
             )
             found[name] = Predicted(vector.predictor, known) if vector.predictor else known
     return found
@@ -358,21 +368,43 @@ def _climbed(
     return at(z[None])[0]
 
 
+def _before(space: LatentSpace, name: str) -> dict[str, np.ndarray]:
+    """The coordinates of real sites that are sampled before one and shared by all its vectors."""
+    found: dict[str, np.ndarray] = {}
+    begin = 0
+    for site, size in zip(space.sites, space.sizes, strict=True):
+        if site.name == name:
+            break
+        if site.real and not site.plates and site.name not in space.location_scale:
+            found[site.name] = np.arange(begin, begin + size)
+        begin += size
+    return found if sum(map(len, found.values())) <= CENTRING.moving else {}
+
+
+def _split(moves: np.ndarray, places: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    ends = np.cumsum([len(each) for each in places.values()])[:-1]
+    return np.split(moves, ends, axis=-1) if places else []
+
+
 def _information(
-    given: Conditional, points: np.ndarray, own: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The root R, (blocks, m, m), and slope, (blocks, m), of the information on average.
+    given: Conditional, points: np.ndarray, own: np.ndarray, moving: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The root R, (blocks, m, m), slope, (blocks, m), of the information on average, and its moves.
 
     Args:
         given: The vectors given all else.
         points: (n, D).
         own: The vectors there, (n, blocks, m).
+        moving: The coordinates that the slope moves with, (S,).
+
+    Returns:
+        The root and the slope where those coordinates are zero, and V, (blocks, m, S).
     """
     values, gradients, curvature = given.quadratic(points)
     usable = np.isfinite(values) & np.isfinite(curvature).all((1, 2, 3))
     if not usable.any():
         size = given.split.blocks.shape
-        return np.zeros((*size, size[1])), np.zeros(size)
+        return np.zeros((*size, size[1])), np.zeros(size), np.zeros((*size, len(moving)))
     precision = curvature[usable].mean(0)
     sizes = np.sqrt(np.abs(np.diagonal(precision, axis1=-2, axis2=-1)))
     small = CENTRING.apart * sizes[..., :, None] * sizes[..., None, :]
@@ -385,5 +417,22 @@ def _information(
     else:
         root = np.sqrt(np.maximum(values, 0.0))[..., None] * np.swapaxes(vectors, -1, -2)
     whole = np.swapaxes(root, -1, -2) @ root
-    at = own[usable].mean(0)
-    return root, gradients[usable].mean(0) + (whole @ at[..., None])[..., 0]
+    points, own = points[usable], own[usable]
+    moves = _moves(given, points, moving)
+    slope = gradients[usable].mean(0) + (whole @ own.mean(0)[..., None])[..., 0]
+    return root, slope + moves @ points[:, moving].mean(0), moves
+
+
+def _moves(given: Conditional, points: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """How far the gradients of vectors fall with other coordinates, (blocks, m, S), on average."""
+    found = np.zeros((*given.split.blocks.shape, len(moving)))
+    for j, place in enumerate(moving):
+        step = CENTRING.step * np.maximum(1.0, np.abs(points[:, place]))
+        ahead, behind = points.copy(), points.copy()
+        ahead[:, place] += step
+        behind[:, place] -= step
+        _, gradients = given.density.value_and_gradient(np.concatenate([ahead, behind]))
+        up, down = np.split(gradients[:, given.split.blocks], 2)
+        falls = (down - up) / (2 * step[:, None, None])
+        found[..., j] = falls[np.isfinite(falls).all((1, 2))].mean(0)
+    return found

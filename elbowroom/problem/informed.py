@@ -8,9 +8,11 @@ given theta is Normal, and is drawn by the values u that standardise that Normal
 
     f = loc + L z,   z = C'^-1 (u + C^-1 L'(h - W loc)),   C C' = 1 + L'W L.
 
-With W = 0 these are the standardised values; where W is large, f less a constant. Where the rest is
-that of Normal data of known noise, u is standard Normal a posteriori and independent of theta; else
-nearly so. Whatever W and h, the posterior of f and theta is the same.
+With W = 0 these are the standardised values; where W is large, f less a constant. What the rest
+tells may move with real latents b sampled before f, such as the common effects beside which f are
+those of groups: h is then h - V b. Where the rest is that of Normal data of known noise, whose mean
+is linear in f and b, u is standard Normal a posteriori and independent of theta and b; else nearly
+so. Whatever W, h and V, the posterior is the same.
 
 A partly non-centred form (Papaspiliopoulos, Roberts and Sköld, 2007, "A general framework for the
 parametrization of hierarchical models") for vectors, with the likelihood's Normal approximation at
@@ -21,7 +23,7 @@ covariance hyperparameters of latent Gaussian models") draw hyperparameters.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -48,18 +50,33 @@ class Information:
     Attributes:
         root: R with R'R = W, (..., k, k); diagonal ones are multiplied as such.
         slope: h, (..., k).
+        moves: V by the latents b that h moves with, each (..., k, numbers of b).
     """
 
     root: Tensor
     slope: Tensor
+    moves: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, like: Tensor) -> "Information":
         """The same in the dtype and on the device of a tensor."""
-        return Information(self.root.to(like), self.slope.to(like))
+        moves = {name: own.to(like) for name, own in self.moves.items()}
+        return Information(self.root.to(like), self.slope.to(like), moves)
 
-    def of_normal(self, loc: Tensor, factor: Tensor) -> "Informed":
-        """The values u of a Normal site, (..., k), of a Cholesky factor, (..., k, k)."""
-        seen, told = self.told(loc, factor)
+    def of_normal(
+        self, loc: Tensor, factor: Tensor, values: Mapping[str, Tensor] | None = None
+    ) -> "Informed":
+        """The values u of a Normal site, (..., k), of a Cholesky factor, (..., k, k).
+
+        Args:
+            loc: Of the site.
+            factor: The Cholesky factor.
+            values: Of the latents that the slope moves with, by name.
+        """
+        slope = self.slope.to(factor)
+        for name, own in self.moves.items():
+            assert values is not None
+            slope = slope - _times(own.to(factor), values[name].reshape(-1))
+        seen, told = replace(self, slope=slope).told(loc, factor)
         return Informed(loc, factor, seen, told)
 
     def of_standard(self, constant: Tensor, columns: Tensor) -> "Informed":
@@ -329,7 +346,7 @@ def written(
             return _ByOtherValues(lambda _: own)
         if covariance_root(msg["fn"]) is not None:
             assert form is None or isinstance(form, Information)
-            return _ByOtherValues(lambda fn: _normal(fn, form))
+            return _ByOtherValues(lambda fn: _normal(fn, form, sampled.values))
         assert not isinstance(form, Information)
         share = form.of(msg["name"]) if isinstance(form, Shares) else form
         return _ByOtherValues(lambda fn: PartlyCentred(fn, share))
@@ -337,10 +354,14 @@ def written(
     return sampled(poutine.reparam(model, config=config))
 
 
-def _normal(fn: Any, information: Information | None) -> Informed:
+def _normal(
+    fn: Any, information: Information | None, values: Mapping[str, Tensor]
+) -> Informed:
     loc, factor = own_family(fn).loc, covariance_root(fn)
     assert factor is not None
-    return Informed(loc, factor) if information is None else information.of_normal(loc, factor)
+    if information is None:
+        return Informed(loc, factor)
+    return information.of_normal(loc, factor, values)
 
 
 def stored(forms: Mapping[str, Form]) -> Iterator[tuple[str, Tensor]]:
@@ -357,6 +378,8 @@ def stored(forms: Mapping[str, Form]) -> Iterator[tuple[str, Tensor]]:
             form = form.information
         yield f"{site}.root", form.root
         yield f"{site}.slope", form.slope
+        for name, own in form.moves.items():
+            yield f"{len(name)}:{name}{site}.moves", own
 
 
 def restored(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
@@ -367,12 +390,17 @@ def restored(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
         {'level': tensor(0.5000)}
     """
     found: dict[str, Form] = {}
+    moves: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".moves"):
+            length, _, names = name.removesuffix(".moves").partition(":")
+            moves.setdefault(names[int(length) :], {})[names[: int(length)]] = tensor
     for name, tensor in tensors.items():
         site, _, part = name.rpartition(".")
         if part == "share":
             found[site] = tensor
         elif part == "root":
-            information = Information(tensor, tensors[f"{site}.slope"])
+            information = Information(tensor, tensors[f"{site}.slope"], moves.get(site, {}))
             known = tensors.get(f"{site}.index")
             if known is None:
                 found[site] = information
