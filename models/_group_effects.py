@@ -54,9 +54,7 @@ def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> list[Tens
             u = pyro.sample(site, dist.MultivariateNormal(torch.zeros(count), scale_tril=root))
     if unseen:
         with pyro.plate(f"new {plate}", unseen):
-            noise = pyro.sample(
-                f"{site}_unseen", dist.Normal(torch.zeros(count), 1.0).to_event(1)
-            )
+            noise = pyro.sample(f"{site}_unseen", dist.Normal(torch.zeros(count), 1.0).to_event(1))
         u = torch.cat([u, noise @ root.mT])
     effects: list[Tensor] = []
     for k, name in enumerate(names):

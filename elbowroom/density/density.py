@@ -351,7 +351,7 @@ class Density:
 
     @property
     def batch(self) -> int:
-        """The number of points that are evaluated at once."""
+        """The number of points of which a recording is evaluated at once."""
         # Of the factors of matrices, one of each point is in use at a time.
         width = max(self.width, self._matrix)
         return max(1, min(BATCHING.most, max(SIZES.cache // width, 4), BATCHING.largest // width))
@@ -401,11 +401,16 @@ class Density:
         self.unsteady += int((~found).sum())
         return found
 
+    @property
+    def at_once(self) -> int:
+        """The number of points that are evaluated at once from now on: more by machine code."""
+        if not isinstance(self._function, SwitchingReplay) or self._function.kernel is None:
+            return self.batch
+        # It keeps the intermediate values of a few points whatever their number.
+        return max(1, min(BATCHING.most, BATCHING.largest // self.dimension))
+
     def _chunks(self, points: np.ndarray) -> Iterator[np.ndarray]:
-        compiled = isinstance(self._function, SwitchingReplay) and self._function.kernel is not None
-        # Machine code keeps the intermediate values of a few points whatever their number.
-        room = max(1, min(BATCHING.most, BATCHING.largest // self.dimension))
-        most = room if compiled else self.batch
+        most = self.at_once
         # Even ones: a small one costs nearly as much as a whole one.
         size = -(-len(points) // max(1, -(-len(points) // most))) if len(points) else 1
         for i in range(0, len(points), size):

@@ -206,7 +206,7 @@ def _raw(
     log_q = distribution.log_prob(points).numpy()
     values: list[np.ndarray] = []
     end, numbers = budget.left() / 2, points.numpy()
-    for chunk in np.split(numbers, range(density.batch, count, density.batch)):
+    for chunk in np.split(numbers, range(density.at_once, count, density.at_once)):
         if budget.left() < end and sum(map(len, values)) >= FEWEST:
             break
         values.append(density.value(chunk))

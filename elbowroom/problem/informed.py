@@ -354,9 +354,7 @@ def written(
     return sampled(poutine.reparam(model, config=config))
 
 
-def _normal(
-    fn: Any, information: Information | None, values: Mapping[str, Tensor]
-) -> Informed:
+def _normal(fn: Any, information: Information | None, values: Mapping[str, Tensor]) -> Informed:
     loc, factor = own_family(fn).loc, covariance_root(fn)
     assert factor is not None
     if information is None:

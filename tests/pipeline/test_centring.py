@@ -293,6 +293,48 @@ def test_short_vectors_of_groups_are_standardised_or_stay(
     assert not centred.forms
 
 
+def readings_of_groups(x: Tensor, group: Tensor, y: Tensor) -> None:
+    spread = pyro.sample("spread", dist.LogNormal(torch.zeros(2, dtype=y.dtype), 0.3).to_event(1))
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(3, dtype=y.dtype), 1.0).to_event(1))
+    with pyro.plate("groups", 40):
+        zero, factor = torch.zeros(2, dtype=y.dtype), torch.diag_embed(spread)
+        own = pyro.sample("own", dist.MultivariateNormal(zero, scale_tril=factor))
+    with pyro.plate("rows", len(y)):
+        level = x @ mean + (x[:, :2] * own[group]).sum(-1)
+        pyro.sample("y", dist.Normal(level, 0.7), obs=y)
+
+
+def test_vectors_of_many_rows_do_not_follow_what_groups_share() -> None:
+    """Given Normal rows they are standard Normal a posteriori, whatever the means and spreads."""
+    random = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 50)
+    x = random.normal(size=(len(group), 3)) + 2
+    y = x.sum(1) + random.normal(size=40)[group] + 0.7 * random.normal(size=len(group))
+    data = {"x": torch.tensor(x), "group": torch.tensor(group), "y": torch.tensor(y)}
+    problem = own(readings_of_groups, data)
+    changed, begun = partly_centred(problem, 0)
+    known = changed.forms["own"]
+    assert isinstance(known, Information)
+    rows = torch.tensor(x).reshape(40, 50, 3)
+    crossed = rows[..., :2].mT @ rows / 0.7**2
+    torch.testing.assert_close(known.moves["mean"], crossed, rtol=1e-5, atol=1e-5)
+    density = begun.density
+    assert density is not None
+    assert begun.starts is not None
+    point = begun.starts[0]
+    length = changed.space.dimension
+    ahead = np.repeat(point[None], 2 * length, axis=0)
+    ahead[np.arange(length), np.arange(length)] += 1e-4
+    ahead[length + np.arange(length), np.arange(length)] -= 1e-4
+    with isolated(0, dtype=torch.float64):
+        _, gradients = density.value_and_gradient(ahead)
+    hessian = (gradients[length:] - gradients[:length]) / 2e-4
+    names = np.repeat([site.name for site in changed.space.sites], changed.space.sizes)
+    vectors = names == "own_decentered"
+    np.testing.assert_allclose(hessian[np.ix_(vectors, vectors)], np.eye(80), atol=1e-4)
+    np.testing.assert_allclose(hessian[np.ix_(vectors, ~vectors)], 0.0, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_chains_of_a_process_that_have_not_mixed_say_so() -> None:
     """Two lengths far apart, which the prior alone tells: no chain comes from one to the other."""

@@ -242,10 +242,10 @@ class Density:
     Attributes:
         least: The fewest that were asked for.
         seeds: Of what a model might draw for itself.
-        batch: Values that are taken at once.
+        at_once: Values that are taken at once.
     """
 
-    batch = 300
+    at_once = 300
 
     def __init__(self, dimension: int, most: int) -> None:
         self.dimension, self.most, self.least = dimension, most, 0
@@ -321,7 +321,7 @@ def test_a_normal_is_corrected_by_adaptive_draws(
 class Slow(Density):
     """A density of which ten values take 0.02 s."""
 
-    batch = 10
+    at_once = 10
 
     def value(self, points: np.ndarray) -> np.ndarray:
         time.sleep(0.02)

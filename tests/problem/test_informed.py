@@ -1,6 +1,7 @@
 """Multivariate Normal sites by what is known of them: the same posterior in other coordinates."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from elbowroom.density.landscape import density_of
 from elbowroom.problem.bound import Problem, bind, resolve_model
-from elbowroom.problem.informed import Form, Information, restored, stored
+from elbowroom.problem.informed import SMALL, Form, Information, restored, stored
 from elbowroom.problem.isolation import isolated
 
 
@@ -58,6 +59,26 @@ def test_given_normal_data_the_posterior_is_standard_normal(
         joint = own.log_prob(u) + dist.MultivariateNormal(f, noise).log_prob(y)
         evidence = dist.MultivariateNormal(loc, covariance + noise).log_prob(y)
         torch.testing.assert_close(joint, dist.Normal(0.0, 1.0).log_prob(u).sum(-1) + evidence)
+        torch.testing.assert_close(own.of_value(f), u, **EXACT)
+
+
+@pytest.mark.parametrize("size", [2, SMALL, SMALL + 1])
+def test_what_is_known_moves_with_other_latents(size: int) -> None:
+    """p(u) p(y | f(u) + X b) = N(u; 0, 1) N(y; loc + X b, K + S), S the noise of y."""
+    noise, x, y = positive(size, 3), drawn(3, size, 4), drawn(3, size)
+    precision = torch.linalg.inv(noise)
+    known = rooted(precision, (precision @ y.unsqueeze(-1)).squeeze(-1))
+    known = replace(known, moves={"b": precision @ x[..., :3], "c.d": precision @ x[..., 3:]})
+    loc, covariance = drawn(3, size), positive(size)
+    for _ in range(2):
+        b = drawn(4)
+        own = known.of_normal(loc, torch.linalg.cholesky(covariance), {"b": b[:3], "c.d": b[3]})
+        u = drawn(3, size)
+        f = own.value_of(u)
+        data = dist.MultivariateNormal(f + x @ b, noise)
+        evidence = dist.MultivariateNormal(loc + x @ b, covariance + noise).log_prob(y)
+        expected = dist.Normal(0.0, 1.0).log_prob(u).sum(-1) + evidence
+        torch.testing.assert_close(own.log_prob(u) + data.log_prob(y), expected, **EXACT)
         torch.testing.assert_close(own.of_value(f), u, **EXACT)
 
 
@@ -194,7 +215,7 @@ def test_a_start_is_given_in_the_model_s_own_sites() -> None:
 
 
 def test_forms_are_stored_and_restored() -> None:
-    known = Information(positive(2), drawn(2))
+    known = Information(positive(2), drawn(2), {"b.c": drawn(2, 3), "d": drawn(2, 1)})
     forms: dict[str, Form] = {"a.b": drawn(3), "f": known}
     found = restored(dict(stored(forms)))
     assert set(found) == set(forms)
@@ -202,6 +223,7 @@ def test_forms_are_stored_and_restored() -> None:
     again = found["f"]
     assert isinstance(again, Information)
     assert (again.root is known.root, again.slope is known.slope) == (True, True)
+    assert again.moves == known.moves
 
 
 def test_what_is_known_follows_the_type_of_the_model() -> None:

@@ -108,6 +108,15 @@ def several(u: Tensor) -> Tensor:
     return torch.stack([kernel_matrix(u), 2 * kernel_matrix(u.flip(0))])
 
 
+def triangles(u: Tensor) -> Tensor:
+    """Six, above whose diagonal are numbers of no point."""
+    return SIDE[:12].reshape(6, 2, 1) * torch.stack([u[:2], u[2:4]]).tril()
+
+
+def factors(roots: Tensor) -> Tensor:
+    return torch.linalg.cholesky(roots.mT @ roots + torch.eye(2).double())
+
+
 def in_place(u: Tensor) -> Tensor:
     made = torch.zeros_like(u).repeat(2)
     made = made.index_put((GROUPS[:5],), u[:5], accumulate=True)
@@ -174,6 +183,7 @@ DENSITIES: dict[str, Scalar] = {
     "Gaussian process": lambda u: gaussian_process(kernel_matrix(u), u).square().sum(),
     "large products": lambda u: (kernel_matrix(u) @ LARGE[:D, :7] @ LARGE[:7, :D]).sin().sum(),
     "many matrices": lambda u: torch.linalg.cholesky(several(u)).diagonal(0, 1, 2).log().sum(),
+    "factors of triangles": lambda u: factors(triangles(u)).diagonal(0, 1, 2).log().sum(),
     "stick breaking": lambda u: ((1 - u.sigmoid()).cumprod(0)[:-1] * u.sigmoid()[1:]).log().sum(),
     "random walk": walk,
     "several walks": walks,
