@@ -19,6 +19,7 @@ from pyro import poutine
 from torch import Tensor
 
 from elbowroom.density.conditional import Conditional, Split
+from elbowroom.density.curvature import CURVATURE
 from elbowroom.density.density import Density
 from elbowroom.density.landscape import Landscape, density_of, unclimbed
 from elbowroom.draws.groups import sites_as_written
@@ -56,8 +57,9 @@ class Centring:
     """Of what the rest of the model tells, at most: long vectors are asked of at fewer draws."""
     moving: int = 40
     """Shared numbers, at most, with which what is known of a vector may move."""
-    step: float = 1e-4
-    """The step of differences by these, relative to numbers beyond one."""
+    step: float = 0.5
+    """The step of differences of gradients at draws, in standard deviations: where a density has
+    kinks, short steps see none of them."""
     apart: float = 1e-5
     """Size of an element of an information matrix, relative to its diagonal, that is not zero."""
 
@@ -400,7 +402,7 @@ def _information(
     Returns:
         The root and the slope where those coordinates are zero, and V, (blocks, m, S).
     """
-    values, gradients, curvature = given.quadratic(points)
+    values, gradients, curvature = given.quadratic(points, _steps(own) / CURVATURE.step)
     usable = np.isfinite(values) & np.isfinite(curvature).all((1, 2, 3))
     if not usable.any():
         size = given.split.blocks.shape
@@ -423,11 +425,17 @@ def _information(
     return root, slope + moves @ points[:, moving].mean(0), moves
 
 
+def _steps(draws: np.ndarray) -> np.ndarray:
+    """Steps of differences at draws, (n, ...), alike."""
+    steps = CENTRING.step * draws.std(0) + 1e-6 * np.abs(draws).max(0) + 1e-9
+    return np.broadcast_to(steps, draws.shape)
+
+
 def _moves(given: Conditional, points: np.ndarray, moving: np.ndarray) -> np.ndarray:
     """How far the gradients of vectors fall with other coordinates, (blocks, m, S), on average."""
     found = np.zeros((*given.split.blocks.shape, len(moving)))
     for j, place in enumerate(moving):
-        step = CENTRING.step * np.maximum(1.0, np.abs(points[:, place]))
+        step = _steps(points[:, place])
         ahead, behind = points.copy(), points.copy()
         ahead[:, place] += step
         behind[:, place] -= step

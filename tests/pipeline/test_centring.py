@@ -1,5 +1,6 @@
 """How far groups are centred: as the data tell, and the same posterior in either form."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +294,7 @@ def test_short_vectors_of_groups_are_standardised_or_stay(
     assert not centred.forms
 
 
-def readings_of_groups(x: Tensor, group: Tensor, y: Tensor) -> None:
+def readings_of_groups(x: Tensor, group: Tensor, y: Tensor, noise: Any = dist.Normal) -> None:
     spread = pyro.sample("spread", dist.LogNormal(torch.zeros(2, dtype=y.dtype), 0.3).to_event(1))
     mean = pyro.sample("mean", dist.Normal(torch.zeros(3, dtype=y.dtype), 1.0).to_event(1))
     with pyro.plate("groups", 40):
@@ -301,21 +302,36 @@ def readings_of_groups(x: Tensor, group: Tensor, y: Tensor) -> None:
         own = pyro.sample("own", dist.MultivariateNormal(zero, scale_tril=factor))
     with pyro.plate("rows", len(y)):
         level = x @ mean + (x[:, :2] * own[group]).sum(-1)
-        pyro.sample("y", dist.Normal(level, 0.7), obs=y)
+        pyro.sample("y", noise(level, 0.7), obs=y)
 
 
-def test_vectors_of_many_rows_do_not_follow_what_groups_share() -> None:
-    """Given Normal rows they are standard Normal a posteriori, whatever the means and spreads."""
+def of_groups() -> dict[str, Tensor]:
     random = np.random.default_rng(0)
     group = np.repeat(np.arange(40), 50)
     x = random.normal(size=(len(group), 3)) + 2
     y = x.sum(1) + random.normal(size=40)[group] + 0.7 * random.normal(size=len(group))
-    data = {"x": torch.tensor(x), "group": torch.tensor(group), "y": torch.tensor(y)}
-    problem = own(readings_of_groups, data)
-    changed, begun = partly_centred(problem, 0)
+    return {"x": torch.tensor(x), "group": torch.tensor(group), "y": torch.tensor(y)}
+
+
+def test_what_kinks_tell_of_vectors_is_about_their_information() -> None:
+    """Of Laplace's distribution, whose second derivative is zero: that of Fisher, 1 / scale²."""
+    data = of_groups()
+    changed, _ = partly_centred(own(partial(readings_of_groups, noise=dist.Laplace), data), 0)
     known = changed.forms["own"]
     assert isinstance(known, Information)
-    rows = torch.tensor(x).reshape(40, 50, 3)
+    rows = data["x"][:, :2].reshape(40, 50, 2)
+    expected = (rows.mT @ rows / 0.7**2).diagonal(dim1=-2, dim2=-1)
+    found = (known.root.mT @ known.root).diagonal(dim1=-2, dim2=-1)
+    assert float((found / expected).log().mean()) == pytest.approx(0.0, abs=0.3)
+
+
+def test_vectors_of_many_rows_do_not_follow_what_groups_share() -> None:
+    """Given Normal rows they are standard Normal a posteriori, whatever the means and spreads."""
+    data = of_groups()
+    changed, begun = partly_centred(own(readings_of_groups, data), 0)
+    known = changed.forms["own"]
+    assert isinstance(known, Information)
+    rows = data["x"].reshape(40, 50, 3)
     crossed = rows[..., :2].mT @ rows / 0.7**2
     torch.testing.assert_close(known.moves["mean"], crossed, rtol=1e-5, atol=1e-5)
     density = begun.density
