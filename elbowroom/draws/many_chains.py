@@ -248,6 +248,7 @@ def _check_time(density: Density, starts: np.ndarray, trajectories: int) -> None
     """
     wanted = MANY_CHAINS.least_steps * trajectories
     points, seconds = _points(density, starts), budget.left() / wanted
+    density.expect(wanted, len(points))  # so that it is machine code, which they will use
     for _ in range(3):  # another process may have had the processor
         began = time.perf_counter()
         density.value_and_gradient(points)

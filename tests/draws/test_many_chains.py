@@ -20,6 +20,7 @@ from elbowroom.draws.chains import Chains, State
 from elbowroom.draws.many_chains import (
     MANY_CHAINS,
     MixedChains,
+    _check_time,
     _new,
     _Sampling,
     run_many_chains,
@@ -323,6 +324,30 @@ def test_r_hats_of_several_exceed_a_limit_as_often_as_one_alone() -> None:
     limit = np.quantile(r_hats[:, 0], 0.95)
     largest = of_several(r_hats, np.full_like(r_hats, 50), groups).max(1)
     assert np.mean(largest > limit) == pytest.approx(0.05, abs=0.008)  # five standard errors
+
+
+def test_the_time_of_chains_is_told_by_the_code_that_they_will_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A recording that is replayed may take a hundred times as long as once it is compiled."""
+
+    class Slow:
+        batch, compiles, taken, each = 100, True, 0.0, 1.0
+
+        def expect(self, calls: int, points: int) -> None:
+            self.each = 1e-3 if self.compiles else 1.0
+
+        def value_and_gradient(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            self.taken += self.each
+            return points[:, 0], points
+
+    slow: Any = Slow()
+    monkeypatch.setattr(many_chains.budget, "left", lambda: 10.0)
+    monkeypatch.setattr(many_chains.time, "perf_counter", lambda: slow.taken)
+    _check_time(slow, np.zeros((8, 2)), 100)
+    slow.compiles = False
+    with pytest.raises(OutOfTimeError, match="longer than the time that is left"):
+        _check_time(slow, np.zeros((8, 2)), 100)
 
 
 def test_what_is_forgotten_is_what_came_first() -> None:
