@@ -163,7 +163,8 @@ def run_many_chains(
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
-        >>>         >>> from elbowroom.problem.isolation import isolated
+        >>> from elbowroom.guides.space import LatentSpace
+        >>> from elbowroom.problem.isolation import isolated
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
         ...     with pyro.plate("rows", 3):

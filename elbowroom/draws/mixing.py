@@ -81,7 +81,7 @@ def of_several(r_hats: np.ndarray, among: np.ndarray, groups: int) -> np.ndarray
 
     Example:
         >>> of_several(np.array([1.01, 1.01]), np.array([1, 1000]), 8).round(4)
-        array([1.01  , 1.0044])
+        array([1.01  , 1.0045])
     """
     freedom = groups - 1
     larger = chi2.isf(EXAMINED.by_chance / among, freedom) / chi2.isf(EXAMINED.by_chance, freedom)
