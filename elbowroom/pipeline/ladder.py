@@ -126,9 +126,9 @@ def climb_ladder(task: Task, fit_one: FitOne, report: Callable[[str], None] | No
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
-    sites non-centred; many Markov chains, which come first for a model of the user's own with more
-    dimensions than all correlations are tried in, or with a long multivariate Normal site whose
-    covariance is unknown. Where these fail, since the dimension is large or
+    sites non-centred; many Markov chains, which come first for a named model with group effects, and
+    for one of the user's own with more dimensions than all correlations are tried in, or with a
+    long multivariate Normal site whose covariance is unknown. Where these fail, since the dimension is large or
     point parameters have no maximum likelihood, independent Normals; in few dimensions a flow.
     Where none is trusted, the one with the best importance weights is returned, with what to do
     next.
@@ -154,9 +154,10 @@ def _climb(ladder: Ladder, task: Task) -> None:
 
 def _climb_explored(ladder: Ladder, task: Task) -> None:
     problem = task.problem
-    wide = problem.space.dimension > RUNGS.full_rank or has_long_vectors(problem)
-    # Of the other named models linear response is good, and cheap, in many dimensions.
-    wide &= problem.model_name is None or bool(problem.space.location_scale)
+    if problem.model_name is None:
+        wide = problem.space.dimension > RUNGS.full_rank or has_long_vectors(problem)
+    else:  # of those without groups linear response is good, and cheap, in many dimensions
+        wide = bool(problem.space.location_scale)
     if wide and not problem.space.parameters.size:
         ended, density = _many_chains(ladder, task)
         if ended:

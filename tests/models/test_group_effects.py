@@ -215,6 +215,7 @@ def test_the_probability_of_a_row_of_a_new_group_is_that_of_quadrature() -> None
     options: Any = {"formula": 'y["high"] ~ x + (1 | school)', "new_groups": "draw"}
     fit = er.fit("bayesian_regression", rows, **options, seed=1)
     assert fit.verdict.trusted, str(fit.verdict)
+    assert fit.guide.name == "markov"  # first, though there are few groups
     found = fit.predict(pd.DataFrame({"x": [4.0], "school": ["new"]}))["probability"][0]
     draws = fit.posterior["posterior"]
     eta = (draws["intercept"] + 4 * draws["coefficients"].squeeze(drop=True)).to_numpy().ravel()
@@ -283,7 +284,8 @@ def test_effects_without_a_correlation_and_nested_ones_have_their_names() -> Non
 
 def test_new_rows_take_the_effects_of_their_groups(tmp_path: Path) -> None:
     rows = table()
-    fit = er.fit("bayesian_regression", rows, formula="y ~ x + (x | room)", seed=1)
+    options: Any = {"formula": "y ~ x + (x | room)", "guide": "mean_field", "steps": 100}
+    fit = er.fit("bayesian_regression", rows, **options, seed=1)
     fit.save(tmp_path / "run")
     new = pd.DataFrame({"x": [0.0, 2.0, 2.0], "room": [1.0, 1.0, 0.0]})
     draws = fit.posterior["posterior"]
@@ -363,7 +365,8 @@ def test_a_model_without_group_effects_says_so() -> None:
 
 def test_rows_that_are_groups_of_their_own_are_named() -> None:
     rows = table().assign(own=[f"r{k}" for k in range(SIZES.rows)])
-    fit = er.fit("bayesian_regression", rows, formula="y ~ (1 | own)", seed=1)
+    options: Any = {"formula": "y ~ (1 | own)", "guide": "mean_field", "steps": 100}
+    fit = er.fit("bayesian_regression", rows, **options, seed=1)
     assert "Each row is a group of its own" in str(fit.verdict)
 
 
