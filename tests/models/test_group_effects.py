@@ -289,13 +289,15 @@ def test_new_rows_take_the_effects_of_their_groups(tmp_path: Path) -> None:
     fit.save(tmp_path / "run")
     new = pd.DataFrame({"x": [0.0, 2.0, 2.0], "room": [1.0, 1.0, 0.0]})
     draws = fit.posterior["posterior"]
-    whole = {str(name): draws[name].to_numpy().reshape(4000, -1) for name in draws}
+    whole = {
+        str(name): draws[name].to_numpy()[0].reshape(draws.sizes["draw"], -1) for name in draws
+    }
     eta = whole["intercept"] + whole["coefficients"] * new["x"].to_numpy()
     room = new["room"].astype(int)
     eta = eta + whole["1|room"][:, room] + whole["x|room"][:, room] * new["x"].to_numpy()
     for run in (fit, er.load(tmp_path / "run")):
         predicted = run.predict(new)
-        width = 5 * predicted["sd"].to_numpy() / 4000**0.5
+        width = 5 * predicted["sd"].to_numpy() / draws.sizes["draw"] ** 0.5
         assert (np.abs(predicted["mean"] - eta.mean(0)) < width).all()
         with pytest.raises(DataError, match="'room' has groups that the fitted table lacks: '7'"):
             run.predict(pd.DataFrame({"x": [0.0], "room": [7]}))
