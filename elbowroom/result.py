@@ -477,7 +477,7 @@ class Fit:
             arguments, observed = problem.new_arguments(data, new_groups)
             if self.rows_apart:
                 self._check_amortised()
-        count = self.diagnostics["draws"]
+        count = self.measures["draws"]
         if self._shared.names:
             with self.guide_of_rows(seed) as guide:
                 sites = draw(problem.function, guide, arguments, problem.space, count).sites

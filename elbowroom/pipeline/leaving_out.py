@@ -55,7 +55,7 @@ def log_density_without(fit: Fit, row: int) -> float:
     if reason is not None:
         raise GuideError(f"it cannot be fitted without a row: {reason}.")
     settings = only_read(fit.settings, left.model.suggested, Way("fixed_draws"))
-    again = fit_task(Task(left, settings, fit.seed, fit.diagnostics["draws"]), "auto")
+    again = fit_task(Task(left, settings, fit.seed, fit.measures["draws"]), "auto")
     if fit.origin == "nuts":
         again = add_reference(again, take=True)
     if not again.verdict.trusted or again.origin == "raw":

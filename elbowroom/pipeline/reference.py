@@ -116,7 +116,7 @@ def add_reference(
     tree["reference_posterior"] = reference
     sentence = reference_sentence(table, nuts)
     mixed = how_well(nuts.worst_r_hat, nuts.fewest_effective, nuts.divergences)
-    origin, notes, count = fit.origin, list(fit.notes), fit.diagnostics["draws"]
+    origin, notes, count = fit.origin, list(fit.notes), fit.measures["draws"]
     if take and nuts.converged:
         origin, count = "nuts", nuts.points.shape[0] * nuts.points.shape[1]
         sentence = f"The posterior consists of the draws of NUTS ({mixed}).", True
