@@ -700,6 +700,7 @@ def predict(
     elif sys.stdout is None:
         raise OptionError("standard output is closed; give --output FILE.")
     table = _loaded(run, model, trust).predict(data, **asked)
+    _say_notes(table)
     text = table.to_csv(index=False)
 
     def write(where: Path, again: bool) -> None:
@@ -715,6 +716,12 @@ def predict(
     if error is not None:
         raise error
     typer.echo(printable(f"{len(table)} rows written to {saved}"))
+
+
+def _say_notes(table: Any) -> None:
+    """Prints what is to be known of a table, beside it."""
+    for note in table.attrs["notes"]:
+        streams.say(printable(f"note: {note}"))
 
 
 def _of_columns(what: str, form: str = "COLUMN[=VALUES]") -> Any:
@@ -985,6 +992,7 @@ def score(
     """Estimate log p(x) of each row with its error, to find unusual rows."""
     folder = _target(run, "scored", output, overwrite, ("scores.csv",), data)
     table = _loaded(run, model, trust).score(data, **asked)
+    _say_notes(table)
     _written(folder, overwrite, {"scores.csv": table}, lambda path: None)
     if asked["quantile"] is not None:
         typer.echo(f"{int(table['flagged'].sum())} of {len(table)} rows are flagged.")

@@ -459,20 +459,10 @@ def _check_kind(asked: _Asked, levels: tuple[Any, ...] | None) -> None:
 
 
 def _values(rows: _Rows, asked: _Asked, usual: Any) -> tuple[str, list[Any]]:
-    """A column and its values: those given, its levels, or the usual numbers.
-
-    Raises:
-        OptionError: If a spline is asked beyond the fitted rows.
-    """
+    """A column and its values: those given, its levels, or the usual numbers."""
     name, levels = asked.column, rows.effects.columns[asked.column]
     if asked.values is None:
         return name, list(levels if levels is not None else usual(rows.table[name]))
-    if name in rows.effects.splines and (beyond := _beyond(rows, asked)):
-        low, high = _range(rows.table[name])
-        raise OptionError(
-            f"{asked.said}={_label(beyond[0])}: the formula has a spline of '{name}', which tells "
-            f"nothing beyond the fitted rows; give values from {low:g} to {high:g}."
-        )
     return name, list(asked.values)
 
 
@@ -497,12 +487,12 @@ def _range(column: pd.Series) -> tuple[float, float]:
     return float(column.min()), float(column.max())
 
 
-def _beyond(rows: _Rows, asked: _Asked) -> list[float]:
+def _beyond(rows: _Rows, column: str, values: Sequence[Any]) -> list[float]:
     """The values that are beyond the fitted rows."""
-    if asked.values is None or rows.effects.columns[asked.column] is not None:
+    if rows.effects.columns[column] is not None:
         return []
-    low, high = _range(rows.table[asked.column])
-    return [value for value in asked.values if not low <= value <= high]
+    low, high = _range(rows.table[column])
+    return [value for value in values if not low <= value <= high]
 
 
 def _label(value: Any) -> str:
@@ -549,11 +539,12 @@ def _notes(
     if rows.fit.problem.arguments.get("groups"):
         factors = ", ".join(dict.fromkeys(g.factor for g in rows.fit.problem.arguments["groups"]))
         notes.append(f"Group effects ({factors}) are zero: this is a typical group.")
-    for each in (each for some in wanted.values() for each in some):
-        if beyond := _beyond(rows, each):
-            low, high = _range(table[each.column])
+    given = [(each.column, each.values or ()) for some in wanted.values() for each in some]
+    for name, values in [*given, *by]:
+        if beyond := _beyond(rows, name, values):
+            low, high = _range(table[name])
             notes.append(
-                f"Beyond the fitted rows ({low:.5g} to {high:.5g}) is {each.column} = "
+                f"Beyond the fitted rows ({low:.5g} to {high:.5g}) is {name} = "
                 f"{', '.join(map(_label, beyond))}: there the formula alone tells what is expected."
             )
     return notes

@@ -35,6 +35,7 @@ from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
 from elbowroom.objectives import baselines
 from elbowroom.options import check_options, flag
+from elbowroom.problem.beyond import rows_beyond
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.informed import stored
 from elbowroom.problem.isolation import (
@@ -433,7 +434,8 @@ class Fit:
 
         For a mixture, the probabilities of the row's component instead; where labels are known, the
         fitted rows keep theirs, and new rows are described without theirs. `log_density` is the log
-        posterior predictive density of the row, if the row has what was observed.
+        posterior predictive density of the row, if the row has what was observed. `attrs["notes"]`
+        says which columns of a spline or the like are beyond the fitted rows.
 
         Args:
             data: New rows, as the fit took them; by default the fit's own.
@@ -473,6 +475,7 @@ class Fit:
         )  # fmt: skip
         problem, observed = self.problem, True
         arguments = problem.arguments
+        data, said = rows_beyond(problem, data)
         if data is not None:
             arguments, observed = problem.new_arguments(data, new_groups)
             if self.rows_apart:
@@ -491,7 +494,9 @@ class Fit:
             users_code("the model cannot be run on the new data", DataError),
             problem.session(checked_seed(seed), self.parameters),
         ):
-            return predict_rows(problem, arguments, sites, interval, observed, scale, draws)
+            found = predict_rows(problem, arguments, sites, interval, observed, scale, draws)
+        found.attrs["notes"] = said
+        return found
 
     @alone
     def effects(
@@ -587,7 +592,8 @@ class Fit:
         Returns:
             A line a row: log_density in nats, in expectation a lower bound that rises with the
             draws; its standard_error; effective_sample_size and k_hat of the row's weights; with a
-            quantile, whether the row is `flagged`.
+            quantile, whether the row is `flagged`. `attrs["notes"]` says which columns of a spline
+            or the like are beyond the fitted rows.
 
         Raises:
             DataError: If the new rows have no observed values.
@@ -606,6 +612,7 @@ class Fit:
         """
         check_options(ScoreOptions, draws=draws, seed=seed, quantile=quantile)
         verbs.check_verb(self, "score")
+        data, said = rows_beyond(self.problem, data)
         weights = self.weigh_rows(data, draws, seed)
         value, error = weights.log_density()
         table = pd.DataFrame(
@@ -619,6 +626,7 @@ class Fit:
         if quantile is not None:
             fitted = value if data is None else self.weigh_rows(None, draws, seed).log_density()[0]
             table["flagged"] = value < np.quantile(fitted, quantile)
+        table.attrs["notes"] = said
         return table
 
     @alone

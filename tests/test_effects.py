@@ -300,7 +300,7 @@ def test_what_cannot_be_asked_is_said(grouped: Fit, asked: Any, words: list[str]
     assert "\n" not in str(error.value)
 
 
-def test_other_models_and_splines_beyond_the_rows_are_refused(mixture: Fit) -> None:
+def test_other_models_are_refused_and_what_is_beyond_the_rows_is_said(mixture: Fit) -> None:
     with pytest.raises(ModelError, match=r"no command 'effects'.*regression, negative_.*predict"):
         mixture.effects()
     with pytest.raises(ModelError, match=r"--scale linear: .*no linear predictor.*Leave it out"):
@@ -308,10 +308,10 @@ def test_other_models_and_splines_beyond_the_rows_are_refused(mixture: Fit) -> N
     with pytest.raises(ModelError, match=r"--draws: .*probabilities of components"):
         mixture.predict(draws=3)
     fit = fitted("y ~ bs(x, df=4) + z")
-    with pytest.raises(OptionError, match=r"--means x=99: .*a spline of 'x'.*give values from"):
-        fit.effects("x=40,99")
-    beyond = fit.effects("z=99").attrs["notes"]
-    assert any("Beyond the fitted rows" in note and "z = 99" in note for note in beyond)
+    asked: Any
+    for asked in ({"means": "x=40,99"}, {"means": "z", "by": "x=40,99"}):
+        notes = fit.effects(**asked).attrs["notes"]
+        assert any("Beyond the fitted rows" in note and "x = 99:" in note for note in notes)
     assert np.isfinite(fit.effects(slopes="x").iloc[0]["mean"])
     with pytest.raises(OptionError, match=r"cannot be computed for every value of x .*: x from "):
         fitted("y ~ log(x) + z").effects("x=-1,40")

@@ -58,6 +58,7 @@ def made(rows: Any = None, amortised: bool = False, **given: Any) -> Fit:
         space=SimpleNamespace(**space), session=session, sessions=sessions, dtype=torch.float64,
         function="the model", arguments={"own": True}, model_name="vae", original=None,
         model=SimpleNamespace(name="vae", verbs=("score",)), forms={},
+        prepared=SimpleNamespace(effects=None),
         new_arguments=given.pop("new_arguments", lambda data, _=None: ({"new": data}, True)),
     )  # fmt: skip
     fitted: Any = SimpleNamespace(
