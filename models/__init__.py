@@ -27,7 +27,7 @@ class Effects:
         columns: Those that the predictors are made of, each with its levels in order, or None if
             it is a number.
         fixed: Of these, the ones whose effect is not fitted, as that of an offset.
-        splines: Of these, the ones that a spline is of, which tells nothing beyond the rows.
+        splines: Of these, the numbers that a curve is of, which no data support beyond the rows.
         groups: Columns that are in group effects alone.
         response: What is expected, in words, such as "mean of progression".
         name: Of the response.
@@ -118,6 +118,8 @@ class Model:
             the site is in others.
         of_probability: `of_probability(arguments)` tells whether rows are described by the
             probability that the site `predicts` is one, and not by draws of it.
+        doubts_of: `doubts_of(arguments, draws)` gives what draws of the posterior, by latent site,
+            tell that the model may be wrong for, as sentences for the verdict.
         expected: `expected(distribution, linear_predictor, arguments)` gives what is expected of
             rows, (rows,), or the probability of each level, (rows, levels). The observed site has
             the linear predictor as `infer={"linear_predictor": ...}`. None if there is none.
@@ -161,6 +163,7 @@ class Model:
     labels: str | None = None
     in_units: Callable[[Any, Mapping[str, Any]], Any] | None = None
     of_probability: Callable[[Mapping[str, Any]], bool] | None = None
+    doubts_of: Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]] | None = None
     expected: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None
     of_population: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     images: Callable[[Mapping[str, Any]], tuple[tuple[int, ...], float] | None] | None = None

@@ -1,7 +1,6 @@
 """A table as the predictors and the response of a regression, by a formula or by columns."""
 
 import logging
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from pandas.api.types import is_numeric_dtype
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -28,7 +28,8 @@ from elbowroom.models._columns import (
     predictor_columns,
     response_column,
 )
-from elbowroom.models._formula_text import PLAIN, SPLINES, columns_named, spelled_out, tilde
+from elbowroom.models._formula_limits import FORMULA_LIMITS, check_size
+from elbowroom.models._formula_text import CURVES, PLAIN, columns_named, spelled_out, tilde
 from elbowroom.models._groups import GroupRows, Term, read_groups, split_groups
 from elbowroom.models._options import Exclude
 from elbowroom.models._responses import (
@@ -38,6 +39,13 @@ from elbowroom.models._responses import (
     plain_number,
     read_left,
     read_response,
+)
+from elbowroom.models._smooths import (
+    SmoothRows,
+    SmoothTerm,
+    read_smooths,
+    refuse_smooths,
+    split_smooths,
 )
 from elbowroom.options import Name
 
@@ -87,6 +95,7 @@ class Design:
         said: What was made of its column.
         offset: What is added to the linear predictor as it is, (rows,); None if there is nothing.
         groups: The group effects; None if there are none.
+        smooths: The smooth terms; None if there are none. Splines have slopes among `predictors`.
         effects: The columns that the predictors are made of.
     """
 
@@ -102,7 +111,19 @@ class Design:
     said: tuple[str, ...] = ()
     offset: Tensor | None = None
     groups: GroupRows | None = None
+    smooths: SmoothRows | None = None
     effects: Effects = field(default_factory=lambda: Effects({}))
+
+    def units(self, unit: float) -> dict[str, float]:
+        """What the sds and length scales of groups and smooth terms are measured in, by name.
+
+        Args:
+            unit: Of the linear predictor.
+        """
+        found = {} if self.groups is None else self.groups.units(unit)
+        for each in () if self.smooths is None else self.smooths.smooths:
+            found |= each.units(unit)
+        return found
 
 
 def columns_used(table: pd.DataFrame, options: RegressionOptions, *more: str | None) -> list[str]:
@@ -123,7 +144,8 @@ def columns_used(table: pd.DataFrame, options: RegressionOptions, *more: str | N
         used = [name for name in others if roles.get(name, "feature") == "feature"]
         return list(dict.fromkeys([*used, *names, *([response] if response else [])]))
     formula, terms = split_groups(options.formula)
-    written = spelled_out(formula, table, [name for term in terms for name in term.factors])
+    formula, smooths = split_smooths(formula)
+    written = spelled_out(formula, table, _apart(terms, smooths))
     return columns_named([written, options.formula, *names], table)
 
 
@@ -150,7 +172,7 @@ def read_design(
         leave_out: Columns that are no predictors, where they are not named.
         several: What a response that is a column is one of; see
             `elbowroom.models._responses.form_of_levels`.
-        grouped: Whether the formula may have group effects.
+        grouped: Whether the formula may have group effects and smooth terms.
         draw_groups: Whether new rows may have groups that the fitted ones lack.
 
     Raises:
@@ -166,22 +188,20 @@ def read_design(
     source, new = (table, None) if training is None else (training.table, table)
     if options.formula:
         formula, terms = split_groups(options.formula)
-        if terms and not grouped:
+        formula, smooth = split_smooths(formula)
+        if (terms or smooth) and not grouped:
+            what, sign = ("group effects", "|") if terms else ("smooth terms", smooth[0].name)
             raise OptionError(
-                f"--formula '{options.formula}' has group effects, which {model} does not fit; "
-                "leave out the terms with '|', or fit bayesian_regression."
+                f"--formula '{options.formula}' has {what}, which {model} does not fit; leave out "
+                f"the terms with '{sign}', or fit bayesian_regression."
             )
-        left_out = [*leave_out, *(name for term in terms for name in term.factors)]
-        alone = NOTHING.search(formula) if terms else None
+        left_out = [*leave_out, *_apart(terms, smooth)]
+        alone = NOTHING.search(formula) if terms or smooth else None
         common = f"{formula[: alone.start()]}~ 1" if alone else formula
         found = _by_formula(common, source, new, model, offset, left_out, several)
-        groups = read_groups(
-            terms, source, new, partial(columns_of, source, new, model), draw_groups
-        )
-        within = {name for term in terms for name in _names_in(term, source)}
-        own = replace(found.effects, groups=tuple(sorted(within - set(found.effects.columns))))
-        intercept = found.has_intercept and not alone
-        found = replace(found, groups=groups, has_intercept=intercept, effects=own)
+        found = replace(found, has_intercept=found.has_intercept and not alone)
+        found = _with_groups(found, terms, source, new, model, draw_groups)
+        found = _with_smooths(found, smooth, source, new)
     else:
         found = _by_columns(source, options, new, model, leave_out, several)
         columns = {name: levels_for(source[name], None) for name in found.columns}
@@ -195,6 +215,55 @@ def read_design(
             "encode it as numbers, or fit bayesian_regression with another --family."
         )
     return found
+
+
+def _apart(terms: Sequence[Term], smooths: Sequence[SmoothTerm]) -> list[str]:
+    """Columns of group effects and smooth terms, which no `.` stands for."""
+    return [name for term in terms for name in term.factors] + [term.column for term in smooths]
+
+
+def _with_groups(
+    found: Design,
+    terms: Sequence[Term],
+    table: pd.DataFrame,
+    new: pd.DataFrame | None,
+    model: str,
+    draw: bool,
+) -> Design:
+    """A design with its group effects."""
+    for term in terms:
+        refuse_smooths(term.inside, "--formula", "write it outside of the parentheses")
+    groups = read_groups(terms, table, new, partial(columns_of, table, new, model), draw)
+    within = {name for term in terms for name in _names_in(term, table)}
+    own = replace(found.effects, groups=tuple(sorted(within - set(found.effects.columns))))
+    return replace(found, groups=groups, effects=own)
+
+
+def _with_smooths(
+    found: Design, terms: Sequence[SmoothTerm], table: pd.DataFrame, new: pd.DataFrame | None
+) -> Design:
+    """A design with its smooth terms."""
+    smooths = read_smooths(terms, table, new, found.has_intercept)
+    known = found.effects
+    if smooths is not None:
+        for term in terms:
+            if term.kind == "s" and term.column in found.columns:
+                raise OptionError(
+                    f"--formula: {term.name} has a slope of '{term.column}' within; leave out "
+                    f"'+ {term.column}'."
+                )
+        curves = dict.fromkeys([*known.splines, *smooths.columns])
+        known = replace(
+            known, columns={**known.columns, **dict.fromkeys(smooths.columns)},
+            splines=tuple(curves),
+            groups=tuple(name for name in known.groups if name not in curves),
+            fixed=tuple(name for name in known.fixed if name not in curves),
+        )  # fmt: skip
+        found = replace(
+            found, smooths=smooths, columns=[*found.columns, *smooths.slopes],
+            predictors=torch.column_stack([found.predictors, *smooths.slopes.values()]),
+        )  # fmt: skip
+    return replace(found, effects=known)
 
 
 def _numeric(
@@ -251,25 +320,6 @@ def _by_columns(
     return _with_response(found, Left(form, response, (response,)), table, new)
 
 
-@plain_dataclass(frozen=True)
-class FormulaLimits:
-    """What a formula may ask for; beyond, a fit would not begin within minutes."""
-
-    characters: int = 20_000
-    """Of its text: a thousand columns by name."""
-    terms: int = 1000
-    """That it expands to: formulae takes seconds for them, and compares each with the others."""
-    numbers: int = 2**26
-    """In the table of its predictors: half a gigabyte."""
-    power: int = 10
-    """The largest exponent: Python's whole numbers have no end."""
-    splines: int = 100
-    """The largest degree of a polynomial and number of splines."""
-
-
-FORMULA_LIMITS = FormulaLimits()
-
-
 def _read(
     formula: str, table: pd.DataFrame, several: str | None
 ) -> tuple[str, set[str], Left | None]:
@@ -281,112 +331,11 @@ def _read(
 
     parser = Parser(Scanner(formula).scan())
     parsed = parser.parse()
-    count, columns = _size(parsed, table)
-    if count > FORMULA_LIMITS.terms or columns * len(table) > FORMULA_LIMITS.numbers:
-        raise OptionError(
-            f"--formula '{formula[:100]}' expands to more than {FORMULA_LIMITS.terms:,} terms or "
-            f"{FORMULA_LIMITS.numbers:,} numbers; name the terms that matter."
-        )
+    check_size(formula, parsed, table)
     read = Resolver(parsed).resolve()
     terms = read if isinstance(read, Terms) else Terms(read)
     left = read_left(parsed.left, table, several) if type(parsed).__name__ == "Binary" else None
     return "" if parser.at_end() else parser.peek().lexeme, terms.var_names, left
-
-
-def _size(node: Any, table: pd.DataFrame) -> tuple[int, int]:
-    """How many terms and columns a part of a formula expands to, at most.
-
-    Raises:
-        OptionError: If it has a number that would take forever.
-    """
-    from formulae import expr
-
-    if isinstance(node, expr.Grouping):
-        return _size(node.expression, table)
-    if isinstance(node, expr.Unary):
-        return _size(node.right, table)
-    if isinstance(node, expr.Call):
-        return 1, _size_of_call(node, table)
-    if isinstance(node, expr.Variable):
-        return 1, _levels(node.name.lexeme, table)
-    if not isinstance(node, expr.Binary):
-        return 1, 1
-    kind = node.operator.kind
-    if kind == "STAR_STAR":
-        return _size_of_power(node, table)
-    left, right = _size(node.left, table), _size(node.right, table)
-    both = left[0] * right[0], left[1] * right[1]
-    if kind == "TILDE":
-        return right
-    if kind == "COLON":
-        return both
-    total = left[0] + right[0], left[1] + right[1]
-    return (total[0] + both[0], total[1] + both[1]) if kind in ("STAR", "SLASH") else total
-
-
-def _size_of_power(node: Any, table: pd.DataFrame) -> tuple[int, int]:
-    """Of all interactions up to an order."""
-    order = _exponent(node)
-    terms, columns = _size(node.left, table)
-    return (
-        sum(math.comb(terms, k) for k in range(1, order + 1)),
-        sum(math.comb(columns, k) for k in range(1, order + 1)),
-    )
-
-
-def _exponent(node: Any) -> int:
-    value = getattr(node.right, "value", None)  # of a literal
-    if not isinstance(value, (int, float)) or value > FORMULA_LIMITS.power:
-        raise OptionError(
-            f"--formula: the exponent in a formula is a number up to {FORMULA_LIMITS.power}; "
-            "write a smaller one."
-        )
-    return int(value)
-
-
-def _size_of_call(node: Any, table: pd.DataFrame) -> int:
-    """The columns that a function makes: as many as categories, degrees or splines, or one."""
-    from formulae import expr
-
-    name = getattr(getattr(node.callee, "name", None), "lexeme", "")
-    given = [each.value if isinstance(each, expr.Assign) else each for each in node.args]
-    for argument in given:
-        _check_arithmetic(argument, powers=1)
-    numbers = [each.value for each in given if type(getattr(each, "value", None)) is int]
-    if name in SPLINES:
-        if max(numbers, default=0) > FORMULA_LIMITS.splines:
-            raise OptionError(
-                f"--formula: {name}() takes a number up to {FORMULA_LIMITS.splines}; write a "
-                "smaller one."
-            )
-        return max(numbers, default=1) + 1
-    names = [getattr(getattr(each, "name", None), "lexeme", "") for each in given]
-    return max([table[n].nunique() for n in names if n in table], default=1) if name == "C" else 1
-
-
-def _check_arithmetic(node: Any, powers: int) -> None:
-    """Sees that no power of a power stands in a function's arguments."""
-    if type(node).__name__ == "Binary" and node.operator.kind == "STAR_STAR":
-        _exponent(node)
-        powers -= 1
-        if powers < 0:
-            raise OptionError("--formula: a power of a power in a formula; multiply the exponents.")
-    for inner in ("expression", "left", "right", "value"):
-        _check_arithmetic_of(getattr(node, inner, None), powers)
-    for argument in getattr(node, "args", ()):
-        _check_arithmetic(argument, powers)
-
-
-def _check_arithmetic_of(inner: Any, powers: int) -> None:
-    if type(inner).__module__ == "formulae.expr":
-        _check_arithmetic(inner, powers)
-
-
-def _levels(name: str, table: pd.DataFrame) -> int:
-    """The columns that a column of a table makes: one, or one for each of its categories."""
-    if name not in table or pd.api.types.is_numeric_dtype(table[name]):
-        return 1
-    return int(table[name].nunique())
 
 
 @contextmanager
@@ -522,7 +471,8 @@ def _effects(table: pd.DataFrame, terms: Any) -> Effects:
                 ordered = getattr(part, "levels", None) if part.kind == "categoric" else None
                 found[name] = found.get(name) or levels_for(table[name], ordered)
             fitted.update(names if term.kind != "offset" else ())
-            splines.update(names if part.name.startswith("bs(") else ())
+            curve = part.name.partition("(")[0] in CURVES
+            splines.update(name for name in names if curve and found[name] is None)
     return Effects(
         found,
         fixed=tuple(name for name in found if name not in fitted),

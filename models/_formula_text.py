@@ -1,7 +1,7 @@
 """The text of a formula: where its left side ends, what `.` stands for, and whether it is code."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,20 @@ PLAIN: dict[str, Any] = {
     name: getattr(np, name) for name in ("log", "log1p", "log2", "log10", "exp", "sqrt")
 }
 """Functions that a formula may call without `np.`."""
-SPLINES = ("poly", "bs", "cr", "cc", "tp")
+CURVES = ("bs", "cr", "cc", "tp")
+"""Splines of formulae."""
+SPLINES = ("poly", *CURVES)
 """Functions that make several columns of one."""
 HARMLESS = (
     *("C", "center", "scale", "offset", "p", "prop", "proportion", "censored"),
     *SPLINES,
+    *("s", "hsgp"),
     *("np.log", "np.log1p", "np.exp", "np.sqrt"),
     *PLAIN,
 )
 """Functions that a formula from a run folder may call."""
+QUOTED = r"""`[^`]*`|"[^"]*"|'[^']*'"""
+NAME = r"(`[^`]+`|[^\W\d]\w*)"
 LEVEL = r"""^\s*[\w.]+\[\s*("[^"\\]*"|'[^'\\]*'|\w+)\s*\]\s*~"""
 """A left side that names a level."""
 
@@ -36,14 +41,51 @@ def _is_code(formula: str) -> bool:
     rest = re.sub(LEVEL, "y ~", formula)
     rest = re.sub(rf"(?<![\w.])({'|'.join(map(re.escape, HARMLESS))})\(", "(", rest)
     rest = re.sub(r"`[\w .%-]+`", "x", rest)
+    rest = re.sub(r"\w+\s*=\s*[\d.]+\s*(?=[,)])", "x", rest)  # df=6
     plain = re.fullmatch(r"[\w\s.,+*:/~()|-]*", rest) and not re.search(r"\w\s*\(", rest)
     return not plain
 
 
 def tilde(formula: str) -> int:
     """Where the left side ends: a `~` that is in no quotes."""
-    quoted = re.sub(r"""`[^`]*`|"[^"]*"|'[^']*'""", lambda found: "x" * len(found[0]), formula)
-    return quoted.index("~")
+    return masked(formula).index("~")
+
+
+def masked(text: str) -> str:
+    """A text with what is in quotes blanked out."""
+    return re.sub(QUOTED, lambda found: "x" * len(found[0]), text)
+
+
+def added_parts(text: str, formula: str) -> Iterator[tuple[str, str]]:
+    """The parts of a text between + and - in no parentheses, each with its sign."""
+    depth, begin, sign = 0, 0, "+"
+    for at, letter in enumerate(masked(text)):
+        depth += (letter in "([") - (letter in ")]")
+        if depth < 0:
+            break
+        if letter in "+-" and depth == 0:
+            if text[begin:at].strip():
+                yield sign, text[begin:at].strip()
+            begin, sign = at + 1, letter
+    if depth:
+        raise OptionError(
+            f"--formula '{formula}': a parenthesis is "
+            f"{'not closed' if depth > 0 else 'closed and was not opened'}."
+        )
+    if text[begin:].strip():
+        yield sign, text[begin:].strip()
+
+
+def in_parentheses(part: str) -> str | None:
+    """What stands in the parentheses that a part consists of; None if it does not."""
+    if not (part.startswith("(") and part.endswith(")")):
+        return None
+    depth = 0
+    for at, letter in enumerate(masked(part)):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return part[1:-1] if at == len(part) - 1 else None
+    return None
 
 
 def spelled_out(formula: str, table: pd.DataFrame, leave_out: Sequence[str] = ()) -> str:
@@ -86,5 +128,5 @@ def columns_named(formulas: Sequence[str], table: pd.DataFrame) -> list[str]:
     for formula in formulas:
         text = re.sub(r"""\[\s*("[^"]*"|'[^']*'|\w+)\s*\]""", "", formula)  # a level
         found |= set(re.findall(r"`([^`]*)`", text))
-        found |= set(re.findall(r"(?<![\w.])[^\W\d][\w.]*(?!\s*\(|[\w.])", text))
+        found |= set(re.findall(r"(?<![\w.])[^\W\d][\w.]*(?!\s*\(|[\w.]|\s*=[^=])", text))
     return [str(name) for name in table.columns if str(name) in found]

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from elbowroom.models._groups import Groups
-from elbowroom.models._priors import Prior
+from elbowroom.models._priors import SIGMA_PRIOR, Prior
 from elbowroom.models._term_priors import Priors
 
-SIGMA_PRIOR = Prior("half_student_t", (3.0, 2.5))
-"""Of a standard deviation between groups, standardised as coefficients are."""
 CONCENTRATION = 1.0
 """Of the prior of correlations between the effects of a group, that of Lewandowski, Kurowicka and
 Joe (2009): of two effects it is uniform."""
@@ -31,7 +29,7 @@ def sample_group_effects(
     Returns:
         For each of `groups` its effects, each (levels,), those of groups that were not fitted last.
     """
-    return [_sampled(each, unit, dict(term_priors.sigmas)) for each in groups]
+    return [_sampled(each, unit, dict(term_priors.scales)) for each in groups]
 
 
 def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> list[Tensor]:
@@ -39,7 +37,7 @@ def _sampled(groups: Groups, unit: Tensor, given: dict[str, Prior]) -> list[Tens
     names = groups.names()
     units = unit / torch.tensor(groups.spread)  # (effects,)
     sigmas = [
-        pyro.sample(_hidden(_sigma(name)), given.get(name, SIGMA_PRIOR).distribution())
+        pyro.sample(_hidden(_sigma(name)), given.get(_sigma(name), SIGMA_PRIOR).distribution())
         for name in names
     ]
     site, plate = _hidden(_together(groups)), f"groups of {_together(groups)}"

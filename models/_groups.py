@@ -14,10 +14,15 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.models._columns import cells, distinct
-from elbowroom.models._formula_text import tilde
+from elbowroom.models._formula_text import (
+    NAME,
+    QUOTED,
+    added_parts,
+    in_parentheses,
+    masked,
+    tilde,
+)
 
-QUOTED = r"""`[^`]*`|"[^"]*"|'[^']*'"""
-NAME = r"(`[^`]+`|[^\W\d]\w*)"
 LISTED = 5
 """Levels that a message names."""
 MOST = 200_000
@@ -99,9 +104,9 @@ class GroupRows:
     said: tuple[str, ...]
 
     def units(self, unit: float) -> dict[str, float]:
-        """What each effect is measured in, by name, where the linear predictor has a unit."""
+        """What the sds of effects are in, by name, where the linear predictor has a unit."""
         return {
-            name: unit / spread
+            f"{name}_sigma": unit / spread
             for each in self.groups
             for name, spread in zip(each.names(), each.spread, strict=True)
         }
@@ -120,14 +125,14 @@ def split_groups(formula: str) -> tuple[str, list[Term]]:
         >>> [(term.inside, term.factor) for term in terms]
         [('1 + x', 'school'), ('1 + x', 'school:class')]
     """
-    cut = tilde(formula) + 1 if "~" in _masked(formula) else 0
-    if "|" not in _masked(formula)[cut:]:
+    cut = tilde(formula) + 1 if "~" in masked(formula) else 0
+    if "|" not in masked(formula)[cut:]:
         return formula, []
     rest, terms = [], []
-    for sign, part in _added(formula[cut:], formula):
-        inner = _in_parentheses(part)
-        if inner is None or "|" not in _masked(inner):
-            if "|" in _masked(part):
+    for sign, part in added_parts(formula[cut:], formula):
+        inner = in_parentheses(part)
+        if inner is None or "|" not in masked(inner):
+            if "|" in masked(part):
                 raise OptionError(
                     f"--formula '{formula}': '{part}' is no group effect that can be read; write "
                     "group effects in parentheses and add them: + (1 + x | group)."
@@ -143,49 +148,11 @@ def split_groups(formula: str) -> tuple[str, list[Term]]:
     return f"{formula[:cut]} {common}", terms
 
 
-def _masked(text: str) -> str:
-    """A text with what is in quotes blanked out."""
-    return re.sub(QUOTED, lambda found: "x" * len(found[0]), text)
-
-
-def _added(text: str, formula: str) -> Iterator[tuple[str, str]]:
-    """The parts of a text between + and - in no parentheses, each with its sign."""
-    depth, begin, sign = 0, 0, "+"
-    masked = _masked(text)
-    for at, letter in enumerate(masked):
-        depth += (letter in "([") - (letter in ")]")
-        if depth < 0:
-            break
-        if letter in "+-" and depth == 0:
-            if text[begin:at].strip():
-                yield sign, text[begin:at].strip()
-            begin, sign = at + 1, letter
-    if depth:
-        raise OptionError(
-            f"--formula '{formula}': a parenthesis is "
-            f"{'not closed' if depth > 0 else 'closed and was not opened'}."
-        )
-    if text[begin:].strip():
-        yield sign, text[begin:].strip()
-
-
-def _in_parentheses(part: str) -> str | None:
-    """What stands in the parentheses that a part consists of; None if it does not."""
-    if not (part.startswith("(") and part.endswith(")")):
-        return None
-    depth = 0
-    for at, letter in enumerate(_masked(part)):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return part[1:-1] if at == len(part) - 1 else None
-    return None
-
-
 def _terms(inner: str, formula: str) -> list[Term]:
     """The group effects that stand in parentheses."""
-    masked = _masked(inner)
-    cut = masked.index("|")
-    double = masked[cut:].startswith("||")
+    blanked = masked(inner)
+    cut = blanked.index("|")
+    double = blanked[cut:].startswith("||")
     left, right = inner[:cut].strip(), inner[cut + 1 + double :].strip()
     if not left or not re.fullmatch(rf"{NAME}(\s*[:/]\s*{NAME})*", right):
         raise OptionError(

@@ -15,11 +15,13 @@ from elbowroom.models._columns import cells
 from elbowroom.models._families import Family, Parameter
 from elbowroom.models._formula_text import columns_named
 from elbowroom.models._priors import parts_of, read_prior
+from elbowroom.models._smooths import refuse_smooths
 from elbowroom.models._term_priors import PRIOR_SCALE, Priors
 
 PARAMETER_LINKS = {"real": "identity", "positive": "log", "unit": "logit"}
 """The link of a parameter, by the support of its prior."""
 EXAMPLE = "write it as 'sigma ~ x'."
+NO_SMOOTHS = "formulas of parameters have none: write poly(x, 3) or bs(x, df=5)"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def read_parameters(
         name, inside = name.strip(), inside.strip()
         if not tilde or not name or not inside:
             raise OptionError(f"--parameter '{part}': {EXAMPLE}")
+        refuse_smooths(inside, "--parameter", NO_SMOOTHS)
         if not names:
             raise OptionError(
                 f"--parameter '{part}': the family {family.name} has no parameter beside its "

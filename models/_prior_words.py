@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elbowroom.models._families import FAMILIES, Family
-from elbowroom.models._group_effects import CONCENTRATION, SIGMA_PRIOR
-from elbowroom.models._priors import Prior
+from elbowroom.models._group_effects import CONCENTRATION
+from elbowroom.models._priors import SIGMA_PRIOR, Prior
 from elbowroom.models._term_priors import CONJUGATE, PRIOR_SCALE, Priors
 
 AT_MEANS = "where all predictors are at their means"
@@ -57,11 +57,15 @@ def priors_in_words(
         else:
             found[parameter.name] = str(prior)
     found |= _of_formulas(arguments, own)
+    scales = dict(own.scales)
+    for smooth in arguments["smooths"]:
+        for name, default in smooth.defaults().items():
+            prior = scales.get(name, default)
+            found[name] = str(prior.divided(1 / smooth.units(unit)[name]))
     for groups in arguments["groups"]:
-        sigmas = dict(own.sigmas)
-        for name, spread in zip(groups.names(), groups.spread, strict=True):
-            prior = sigmas.get(name, SIGMA_PRIOR).divided(spread / unit)
-            found[f"{name}_sigma"] = str(prior)
+        for effect, spread in zip(groups.names(), groups.spread, strict=True):
+            prior = scales.get(f"{effect}_sigma", SIGMA_PRIOR).divided(spread / unit)
+            found[f"{effect}_sigma"] = str(prior)
         if groups.correlated:
             found[f"{groups.factor}_correlation"] = f"lkj({CONCENTRATION:g})"
     return found

@@ -114,6 +114,10 @@ class Prior:
         )
 
 
+SIGMA_PRIOR = Prior("half_student_t", (3.0, 2.5))
+"""Of the standard deviation of group effects and smooth terms, standardised as coefficients are."""
+
+
 class OfSeveralKinds(dist.TorchDistribution):
     """A vector of independent numbers, whose priors are of several kinds.
 

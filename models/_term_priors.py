@@ -43,8 +43,8 @@ class Priors:
         coefficients: Of the standardised coefficients, one for each column, or none at all.
         intercept: Of the intercept as it is reported, divided by the unit of the linear predictor.
         parameters: Of the family's parameters, divided by their units, by name.
-        sigmas: Of the standard deviations of group effects, divided by their units, by the names of
-            the effects.
+        scales: Of the standard deviations of group effects and smooth terms, and of length scales,
+            divided by their units, by name.
         formulas: Of the standardised coefficients of a parameter's formula, one for each column, by
             the parameter's name.
     """
@@ -52,7 +52,7 @@ class Priors:
     coefficients: tuple[Prior, ...] = ()
     intercept: Prior | None = None
     parameters: tuple[tuple[str, Prior], ...] = ()
-    sigmas: tuple[tuple[str, Prior], ...] = ()
+    scales: tuple[tuple[str, Prior], ...] = ()
     formulas: tuple[tuple[str, tuple[Prior, ...]], ...] = ()
 
     def slopes(self, shape: tuple[int, ...], width: Any) -> Tensor:
@@ -111,11 +111,11 @@ def priors_of(
     """
     given = read_priors(text)
     of_columns: dict[str, Prior] = {}
-    intercept, parameters, sigmas = None, {}, {}
+    intercept, parameters, scales = None, {}, {}
     names = {each.name: each for each in family.parameters}
     has_intercept = design.has_intercept and not family.levels
     unit = float(scaling["response_spread"])
-    units = {} if design.groups is None else design.groups.units(unit)
+    units = design.units(unit)
     of_formulas: dict[str, dict[str, Prior]] = {}
     for name, prior in given.items():
         columns = _columns(name, design.columns)
@@ -130,10 +130,9 @@ def priors_of(
             of = names[name].unit
             _check(name, prior, read_prior(names[name].prior, name).support)
             parameters[name] = prior.divided(float(scaling[f"response_{of}"])) if of else prior
-        elif name.removesuffix("_sigma") in units:
+        elif name in units:
             _check(name, prior, "positive")
-            effect = name.removesuffix("_sigma")
-            sigmas[effect] = prior.divided(units[effect])
+            scales[name] = prior.divided(units[name])
         elif found := _of_formula(name, formulas):
             _check(name, prior, "real")
             own = of_formulas.setdefault(found[0], {})
@@ -141,7 +140,7 @@ def priors_of(
         else:
             there = ["intercept"] if has_intercept else []
             there += [*design.columns, *sorted(names), *([ALL] if design.columns else [])]
-            there += [f"{effect}_sigma" for effect in units]
+            there += units
             there += [f"{of}_{column}" for of, columns in formulas.items() for column in columns]
             raise OptionError(f"--prior '{name} ~ {prior}': {unknown('coefficient', name, there)}")
     coefficients: tuple[Prior, ...] = ()
@@ -157,7 +156,7 @@ def priors_of(
         for of, own in of_formulas.items()
     )
     return Priors(
-        coefficients, intercept, tuple(parameters.items()), tuple(sigmas.items()), several
+        coefficients, intercept, tuple(parameters.items()), tuple(scales.items()), several
     )
 
 

@@ -29,6 +29,9 @@ Group effects add w[i]·u[g[i]] to η[i], with u[g] ~ Normal(0, diag(τ) R diag(
 standard deviation, in units of s / sd(w), the prior is a half t of 3 degrees of freedom and scale
 2.5; of the correlations R it is LKJ(1).
 
+Smooth terms add functions of a column with random coefficients; see `_smooth_bases` and
+`_smooth_effects`.
+
 A formula of a parameter θ of the family, such as `sigma ~ x`, gives each row its own: with f the
 logarithm, the logit for probabilities, or the identity for any number,
 
@@ -38,7 +41,6 @@ where θ has the prior that it has without a formula.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -55,16 +57,16 @@ from torch import Tensor
 from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import OptionError, shown, unknown
-from elbowroom.models import ROWS, Effects, Model, Prepared, Recipe, Training, register
+from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
 from elbowroom.models._distributions import Censored, Weighted
+from elbowroom.models._expectations import effects_of, expected, of_population
 from elbowroom.models._families import FAMILIES, LINKS, Family, Predicted, thresholds_of
 from elbowroom.models._formula import (
     Design,
     RegressionOptions,
     columns_of,
     columns_used,
-    levels_for,
     read_design,
 )
 from elbowroom.models._formula_text import code_in, columns_named
@@ -82,6 +84,9 @@ from elbowroom.models._prior_words import priors_in_words
 from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
 from elbowroom.models._responses import check_rows
+from elbowroom.models._smooth_effects import described as smooths_described
+from elbowroom.models._smooth_effects import sample_smooths, too_few_functions
+from elbowroom.models._smooths import Smooth
 from elbowroom.models._term_priors import CONJUGATE, PRIOR_SCALE, Priors, priors_of
 from elbowroom.options import Name
 
@@ -91,7 +96,8 @@ SCALING = (
 )
 """Arguments that new rows have from the fitted ones."""
 CHOSEN = (
-    *("conjugate", "family", "link", "quantile", "term_priors", "groups", "parameter_formulas"),
+    *("conjugate", "family", "link", "quantile", "term_priors", "groups", "smooths"),
+    "parameter_formulas",
 )
 """Arguments that say which model it is."""
 
@@ -201,6 +207,8 @@ def bayesian_regression(
     groups: tuple[Groups, ...] = (),
     group_codes: Tensor | None = None,
     group_values: Tensor | None = None,
+    smooths: tuple[Smooth, ...] = (),
+    smooth_values: Tensor | None = None,
     parameter_formulas: tuple[ParameterFormula, ...] = (),
     parameter_predictors: Tensor | None = None,
     parameter_centre: Tensor | None = None,
@@ -232,6 +240,8 @@ def bayesian_regression(
         groups: The group effects.
         group_codes: The group of each row, (rows, groups).
         group_values: What the effects of a row are multiplied by, (rows, effects).
+        smooths: The smooth terms, of which splines have a slope among the predictors.
+        smooth_values: Of their functions beside each other, (rows, functions).
         parameter_formulas: Those of the family's parameters that differ between rows.
         parameter_predictors: The columns of these formulas beside each other, (rows, their number).
         parameter_centre: What is subtracted from each, (their number,).
@@ -273,6 +283,7 @@ def bayesian_regression(
         height = pyro.sample("standardised_intercept", prior)
         level = response_centre + response_spread * height
     effects = sample_group_effects(groups, response_spread, term_priors)
+    curves = sample_smooths(smooths, response_spread, term_priors)
     units: dict[str, Any] = {"spread": response_spread, "mean": response_mean}
     for each in own.parameters:
         if not conjugate:
@@ -302,6 +313,9 @@ def bayesian_regression(
         if group_codes is not None and group_values is not None:
             codes, values = (pyro.subsample(x, event_dim=1) for x in (group_codes, group_values))
             eta = eta + added(groups, effects, codes, values)
+        if smooth_values is not None:
+            functions = pyro.subsample(smooth_values, event_dim=1)
+            eta = eta + functions @ torch.cat(curves)
         if offset is not None:
             eta = eta + _of_rows(offset)
         if parameter_predictors is not None:
@@ -377,6 +391,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             ),
             "parameter_formulas": formulas.formulas,
             "groups": () if design.groups is None else design.groups.groups,
+            "smooths": () if design.smooths is None else design.smooths.smooths,
         }  # fmt: skip
         if options.quantile is not None and family.name != "quantile":
             raise OptionError("--quantile would have no effect: it is for --family quantile.")
@@ -394,11 +409,14 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
     if design.groups is not None:
         arguments |= {"group_codes": design.groups.codes, "group_values": design.groups.values}
         doubts = (*design.groups.said, *doubts)
+    if design.smooths is not None:
+        arguments["smooth_values"] = design.smooths.values
     if formulas.predictors is not None:
         arguments["parameter_predictors"] = formulas.predictors
     if known:
         arguments["weights"] = _weights(table, known[0], training is not None)
     dims, coords, internal = described(arguments["groups"])
+    of_smooths, hidden = smooths_described(arguments["smooths"])
     if family.levels:
         coords |= {"threshold": _between(design)}
     of_class = ("level",) if family.classes else ()
@@ -408,6 +426,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         arguments=arguments,
         dims={
             **dims,
+            **of_smooths,
             "predictors": (ROWS, "predictor"),
             "centre": ("predictor",),
             "spread": ("predictor",),
@@ -428,8 +447,14 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         },
         columns={"response": design.name, "predictors": tuple(design.columns)},
         doubts=(*design.said, *doubts),
-        internal=(*internal, *(hidden for each in formulas.formulas for hidden in each.hidden)),
-        effects=_effects(table if training is None else training.table, options, design, arguments),
+        internal=(
+            *internal,
+            *hidden,
+            *(name for each in formulas.formulas for name in each.hidden),
+        ),
+        effects=effects_of(
+            table if training is None else training.table, options.parameter, design, arguments
+        ),
     )
 
 
@@ -447,59 +472,6 @@ def _parameter_rows(
     return read_parameters(options.parameter, family, of, new is not None, response)
 
 
-def _effects(
-    fitted: pd.DataFrame, options: Options, design: Design, arguments: Mapping[str, Any]
-) -> Effects:
-    """What is expected of a row, and the columns that it follows, those of parameters included."""
-    known, name = design.effects, design.name
-    if design.form in ("trials", "censored"):  # p(successes, trials), censored(time, status)
-        name = name.partition("(")[2].partition(",")[0].strip() or name
-    more = columns_named([options.parameter or ""], fitted)
-    columns = {each: levels_for(fitted[each], None) for each in more}
-    expectation = _expectation(FAMILIES[arguments["family"]], design, name, arguments["quantile"])
-    return replace(
-        known, columns={**columns, **known.columns}, response=expectation, name=name,
-        groups=tuple(each for each in known.groups if each not in columns),
-    )  # fmt: skip
-
-
-def _expectation(family: Family, design: Design, name: str, quantile: float) -> str:
-    """What is expected of a row, in words."""
-    if family.of_probability:
-        return f"probability that {name} is {design.level or 1}"
-    if family.several:
-        return f"probability of each {'level' if family.levels else 'class'} of {name}"
-    if family.takes == "trials":
-        return f"probability of {name}"
-    if family.name == "quantile":
-        return f"{quantile:g} quantile of {name}"
-    return f"mean of {name}"
-
-
-def expected(distribution: Any, linear_predictor: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """What is expected of rows; see `elbowroom.models.Model.expected`.
-
-    Of `quantile` it is the quantile, of `ordinal` and `categorical` the
-    probability of each level, else the mean.
-    Where the link is the identity this is the linear predictor, also of a `student_t` so wide that
-    it has no mean.
-    """
-    family = FAMILIES[arguments["family"]]
-    if family.several:
-        return (distribution.base if isinstance(distribution, Weighted) else distribution).probs
-    if arguments["link"] == "identity" and not family.logarithm:
-        return linear_predictor
-    return distribution.mean
-
-
-def of_population(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows without groups, each of one trial; see `elbowroom.models.Model.of_population`."""
-    found = {**arguments, "groups": (), "group_codes": None, "group_values": None}
-    if arguments.get("trials") is not None:
-        found["trials"] = torch.ones_like(arguments["trials"])
-    return found
-
-
 def _between(design: Design) -> list[str]:
     """The names of thresholds, such as low|high."""
     return [f"{low}|{high}" for low, high in pairwise(design.levels)]
@@ -513,6 +485,7 @@ def _check_conjugate(options: Options, design: Design, family: str) -> None:
         f"--family {family}": family != "normal", "--prior": options.prior is not None,
         "--weights": options.weights is not None, "offset()": design.offset is not None,
         "censored()": design.form == "censored", "group effects": design.groups is not None,
+        "smooth terms": design.smooths is not None,
         "--parameter": options.parameter is not None,
     }  # fmt: skip
     for name, given in others.items():
@@ -583,6 +556,7 @@ register(
         priors=priors_in_words,
         code_in=code_in,
         internal=INTERNAL,
+        doubts_of=lambda arguments, draws: too_few_functions(arguments["smooths"], draws),
         expected=expected,
         of_population=of_population,
         verbs=("score", "effects"),

@@ -203,9 +203,10 @@ class _Vector:
 
     @property
     def cheap(self) -> bool:
-        """Whether they are short, and the rest of the model costs less than their matrices."""
+        """Whether there are several, short, and the rest costs less than their matrices."""
         work = self.given.density.work / self.place.size
-        return self.place.shape[-1] < CENTRING.short and work < CENTRING.algebra
+        several, short = len(self.place) > 1, self.place.shape[-1] < CENTRING.short
+        return several and short and work < CENTRING.algebra
 
     def whole(self, points: np.ndarray) -> np.ndarray:
         """Points (..., D) as the density of the rest has them."""

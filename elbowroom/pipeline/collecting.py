@@ -119,7 +119,7 @@ def collect(
         ),
         Gaps(all_modes=_of_all_modes(task, fitted, drawn, landscape)),
         tuple(weighed.unresolved),
-        Remarks((*problem.prepared.doubts, *fitted.said), drawn.said, tuple(missed)),
+        Remarks((*_doubts(problem, shown), *fitted.said), drawn.said, tuple(missed)),
         ladder=problem.model.engine is None,
         auto=task.auto,
         mixing=_mixing(drawn.chains),
@@ -130,6 +130,12 @@ def collect(
     if problem.posterior is not None:
         measures["log_likelihood"] = float(drawn.raw.log_p[0])
     return Collected(evidence, measures, [*weighed.remarks, *remarks])
+
+
+def _doubts(problem: Problem, shown: Shown) -> list[str]:
+    """What the model may be wrong for, by its data and by its posterior."""
+    told, doubts_of = list(problem.prepared.doubts), problem.model.doubts_of
+    return told if doubts_of is None else [*told, *doubts_of(problem.arguments, shown.posterior)]
 
 
 def _simpler(problem: Problem) -> str:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from elbowroom.models._distributions import Weighted
+from elbowroom.models._expectations import expected, of_population
 from elbowroom.models._families import FAMILIES, Predicted
-from elbowroom.models.bayesian_regression import expected, of_population
 
 
 @dataclass(frozen=True)

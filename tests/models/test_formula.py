@@ -7,8 +7,9 @@ from formulae.parser import Parser
 from formulae.scanner import Scanner
 
 from elbowroom.errors import OptionError
-from elbowroom.models import _formula
-from elbowroom.models._formula import FORMULA_LIMITS, _matrices, _size
+from elbowroom.models import _formula_limits
+from elbowroom.models._formula import _matrices
+from elbowroom.models._formula_limits import FORMULA_LIMITS, size_of
 
 RANDOM = np.random.default_rng(0)
 TABLE = pd.DataFrame({name: RANDOM.normal(size=40) for name in "yabcd"})
@@ -38,7 +39,7 @@ TABLE["n"] = [1, 2] * 20
 )
 def test_terms_and_columns_are_those_that_formulae_makes(right: str, exact: bool) -> None:
     """Or more: a category fewer where there is an intercept."""
-    terms, columns = _size(Parser(Scanner(f"y ~ {right}").scan()).parse(), TABLE)
+    terms, columns = size_of(Parser(Scanner(f"y ~ {right}").scan()).parse(), TABLE)
     common = _matrices(f"y ~ {right}", TABLE, "m")[0].common
     made = len(common.terms), common.design_matrix.shape[1]
     assert terms >= made[0]
@@ -58,8 +59,8 @@ def test_a_formula_that_takes_forever_is_refused(right: str) -> None:
 
 
 def test_numbers_that_do_not_fit_into_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = _formula.FormulaLimits(numbers=40 * 21)
-    monkeypatch.setattr(_formula, "FORMULA_LIMITS", limits)
+    limits = _formula_limits.FormulaLimits(numbers=40 * 21)
+    monkeypatch.setattr(_formula_limits, "FORMULA_LIMITS", limits)
     _matrices("y ~ g*a*b", TABLE, "m")  # 20 columns
     with pytest.raises(OptionError, match="expands to more than"):
         _matrices("y ~ g*a*b + c + d", TABLE, "m")

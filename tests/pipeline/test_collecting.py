@@ -399,6 +399,9 @@ def test_draws_about_all_modes_begin_at_a_normal_for_each(monkeypatch: pytest.Mo
 
 # All of it together.
 
+DECLARED = ("engine", "simpler", "doubts_of")
+"""What is read of a model's declaration."""
+
 
 def collected(
     monkeypatch: pytest.MonkeyPatch, density: Any = DENSITY, sites: Any = ("x",), **changed: Any
@@ -418,7 +421,7 @@ def collected(
     problem = SimpleNamespace(
         space=space, function=None, arguments={}, posterior=changed.get("posterior"),
         prepared=SimpleNamespace(doubts=("Few rows.",)),
-        model=SimpleNamespace(engine=changed.get("engine"), simpler=changed.get("simpler")),
+        model=SimpleNamespace(**{name: changed.get(name) for name in DECLARED}),
     )  # fmt: skip
     trained = SimpleNamespace(converged=True, reason="It has converged.")
     fitted: Any = SimpleNamespace(
@@ -467,6 +470,8 @@ def test_evidence_follows_the_model_and_the_engine(monkeypatch: pytest.MonkeyPat
     assert plain.simpler == collected(monkeypatch, simpler=lambda _: None).evidence.simpler == ""
     simpler = collected(monkeypatch, simpler=lambda arguments: f"--parts {len(arguments)}")
     assert simpler.evidence.simpler == "--parts 0"
+    doubting = collected(monkeypatch, doubts_of=lambda arguments, draws: [f"{arguments} {draws}"])
+    assert doubting.evidence.remarks.doubts == ("Few rows.", "{} {}", "No bound.")
     assert not plain.auto
     assert collected(monkeypatch, auto=True).evidence.auto
     of_a_point = collected(monkeypatch, point=True).evidence.optimum

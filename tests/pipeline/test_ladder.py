@@ -270,6 +270,13 @@ def test_chains_come_first_where_a_long_vector_has_an_unknown_covariance(climbed
     assert then.tasks[1][3].density is None  # the chains' is another one
 
 
+def test_chains_come_first_where_a_named_model_has_groups(climbed: Any) -> None:
+    few = Problem(12, model_name="regression")
+    assert climbed(few, rung()).rungs == ["linear_response fixed_draws"]
+    found = climbed(replace(few, location_scale=("f",)), rung())
+    assert found.rungs == ["markov fixed_draws standardised"]
+
+
 def test_chains_of_a_wide_hierarchy_begin_where_it_is_partly_centred(climbed: Any) -> None:
     found = climbed(Problem(61, location_scale=("effect",)), rung())
     assert found.rungs == ["markov fixed_draws standardised"]
