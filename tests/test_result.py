@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -309,13 +310,13 @@ def test_sites_of_the_posterior_are_one_chain_after_the_other() -> None:
 def test_rows_are_described_at_the_posterior_or_at_their_own_latents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    described = Asked("a table")
+    described = Asked(pd.DataFrame({"mean": [1.0]}))
     monkeypatch.setattr(result, "predict_rows", described)
     monkeypatch.setattr(Fit, "global_sites", lambda self: "the posterior's")
     drawn = Asked(lambda self, count, seed, data: SimpleNamespace(sites="the rows' own"))
     monkeypatch.setattr(Fit, "draw", lambda *given: drawn(*given))
     fit = made()
-    assert fit.predict() == "a table"
+    assert fit.predict() is described.answer
     fit.predict("rows", 0.5, 3, scale="linear", draws=7)
     problem = fit.problem
     assert described.calls == [
