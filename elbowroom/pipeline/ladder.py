@@ -126,12 +126,12 @@ def climb_ladder(task: Task, fit_one: FitOne, report: Callable[[str], None] | No
     """Fits the cheapest guide whose posterior can be trusted.
 
     The rungs: linear response; one Normal with all correlations; the same two with location-scale
-    sites non-centred; many Markov chains, which come first for a named model with group effects or smooth terms, and
-    for one of the user's own with more dimensions than all correlations are tried in, or with a
-    long multivariate Normal site whose covariance is unknown. Where these fail, since the dimension is large or
-    point parameters have no maximum likelihood, independent Normals; in few dimensions a flow.
-    Where none is trusted, the one with the best importance weights is returned, with what to do
-    next.
+    sites non-centred; many Markov chains, which come first for a named model with group effects or
+    smooth terms, and for one of the user's own with more dimensions than all correlations are tried
+    in, or with a long multivariate Normal site whose covariance is unknown. Where these fail, since
+    the dimension is large or point parameters have no maximum likelihood, independent Normals; in
+    few dimensions a flow. Where none is trusted, the one with the best importance weights is
+    returned, with what to do next.
 
     Raises:
         GuideError: If no rung gave a posterior at all, or there is none.
