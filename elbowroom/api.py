@@ -15,6 +15,7 @@ from elbowroom.engines.svi.checks import Finding, run_checks
 from elbowroom.engines.task import Plan, Progress, Task
 from elbowroom.errors import unknown
 from elbowroom.models import Model
+from elbowroom.models._prior_files import prior_file
 from elbowroom.options import check_options
 from elbowroom.pipeline.fitting import Work, bind_model, check_engine, resolve_guide, started
 from elbowroom.problem.isolation import checked_seed
@@ -96,6 +97,8 @@ def fit(
     if fallback not in (None, "nuts"):
         raise unknown("fallback", str(fallback), ["nuts"])
     problem, settings, suggested_draws = bind_model(model, data, options, guide)
+    if prior_file(options):  # whose text is a part of the run
+        options = {**options, "priors": problem.options.priors}
     problem = started(problem, start, guide)
     draws = suggested_draws if draws is None else draws
     seed = checked_seed(seed)

@@ -12,7 +12,7 @@ from elbowroom.commands import PriorsOptions
 from elbowroom.draws.groups import prior_tree
 from elbowroom.draws.tree import summarise
 from elbowroom.errors import ModelError
-from elbowroom.models import Model
+from elbowroom.models import Model, name_of_prior
 from elbowroom.options import check_options
 from elbowroom.pipeline.fitting import bind_model
 from elbowroom.problem.isolation import checked_seed
@@ -93,24 +93,12 @@ def priors(
 
 def _with_words(table: pd.DataFrame, words: Mapping[str, str]) -> pd.DataFrame:
     """The priors beside the draws of each quantity; those without draws of their own come last."""
-    said = [words.get(name, words.get(_of(name), "")) for name in map(str, table.index)]
+    said = [words.get(name, words.get(name_of_prior(name), "")) for name in map(str, table.index)]
     found = table.assign(prior=said)[["prior", *table.columns]]
-    there = {*table.index, *map(_of, map(str, table.index))}
+    there = {*table.index, *map(name_of_prior, map(str, table.index))}
     rest = {name: text for name, text in words.items() if name not in there}
     more = pd.DataFrame({"prior": rest.values()}, index=list(rest))
     return pd.concat([found, more]) if rest else found
-
-
-def _of(name: str) -> str:
-    """A quantity without its labels, or without the class of a coefficient.
-
-    Example:
-        >>> _of("thresholds[low|high]"), _of("coefficients[b, x]")
-        ('thresholds', 'coefficients[x]')
-    """
-    site, bracket, labels = name.partition("[")
-    last = labels.removesuffix("]").rpartition(", ")
-    return f"{site}[{last[2]}]" if bracket and last[1] else site
 
 
 def _shown(tree: xarray.DataTree, observed: str) -> str:

@@ -42,7 +42,7 @@ def structured(space: LatentSpace, start: Start) -> Callable[..., Any]:
     if others:
         raise GuideError(
             f"the guide 'structured' draws coefficients and one noise, and not '{others[0]}'; "
-            "leave out --parameter and group effects, or give --guide auto."
+            "leave out --parameter, --priors r2d2 and group effects, or give --guide auto."
         )
     conjugate = "standardised_variance" in values
     begin = values["standardised_variance"].sqrt() if conjugate else values["standardised_sigma"]

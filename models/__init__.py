@@ -54,6 +54,8 @@ class Prepared:
         doubts: What the model may be wrong for in these data, as sentences for the verdict.
         internal: Latent sites that the user sees through deterministic ones, beside the model's.
         effects: What is expected of rows, where the model has an `expected`.
+        own_priors: Of a named model, the quantities whose priors are the user's; their names are
+            those of the words for priors.
     """
 
     arguments: dict[str, Any]
@@ -63,6 +65,7 @@ class Prepared:
     doubts: tuple[str, ...] = ()
     internal: tuple[str, ...] = ()
     effects: Effects | None = None
+    own_priors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Model:
         images: `images(arguments)` gives the shape of the images that rows are, height first, and
             the highest value of a pixel, zero where that is not known; None if they are none.
         priors: `priors(arguments, coords)` gives the prior of each quantity that is reported, in
-            words and in the units of the table, by its name.
+            words and in the units of the table, by its name; see `name_of_prior`.
         needs: `needs(table, options)` names the columns whose cells a row needs: rows that lack one
             are left out, or refused with `options.missing` "error".
         code_in: `code_in(options)` gives the code that preparing a table with these options would
@@ -181,6 +184,18 @@ class Model:
     simpler: Callable[[Mapping[str, Any]], str | None] | None = None
     recipe: Recipe | None = None
     picture: Callable[[Callable[..., Any]], Any] | None = None
+
+
+def name_of_prior(label: str) -> str:
+    """What the words for priors call a quantity: without labels, or without a coefficient's class.
+
+    Example:
+        >>> name_of_prior("thresholds[low|high]"), name_of_prior("coefficients[b, x]")
+        ('thresholds', 'coefficients[x]')
+    """
+    site, bracket, labels = label.partition("[")
+    last = labels.removesuffix("]").rpartition(", ")
+    return f"{site}[{last[2]}]" if bracket and last[1] else site
 
 
 _registered: dict[str, tuple[Model, str]] = {}

@@ -6,6 +6,7 @@ from typing import Any
 from elbowroom.models._families import FAMILIES, Family
 from elbowroom.models._group_effects import CONCENTRATION
 from elbowroom.models._priors import SIGMA_PRIOR, Prior
+from elbowroom.models._shrinkage import R2D2, noise_of
 from elbowroom.models._term_priors import CONJUGATE, PRIOR_SCALE, Priors
 
 AT_MEANS = "where all predictors are at their means"
@@ -41,9 +42,16 @@ def priors_in_words(
         level = float(arguments["response_centre"])
         found["intercept"] = f"{usual(level, PRIOR_SCALE * unit)} {AT_MEANS}"
     spreads = arguments["spread"].tolist()
+    shrinkage = own.shrinkage
+    if shrinkage is not None:
+        found["R2"] = str(Prior("beta", shrinkage.of_share))
+        noise = noise_of(family, arguments["link"], {p.name: p.name for p in family.parameters})
     for place, (name, spread) in enumerate(zip(coords["predictor"], spreads, strict=True)):
         given = own.coefficients[place].divided(spread / unit) if own.coefficients else None
         words = usual(0.0, PRIOR_SCALE * unit / spread) if given is None else str(given)
+        if shrinkage is not None:
+            sd = f"{1 / spread:.6g} * sigma" if noise == "sigma" else f"{noise * unit / spread:.6g}"
+            words = f"normal(0, {sd} * sqrt(share * R2 / (1 - R2)))"
         found[f"coefficients[{name}]"] = words
     units = {"spread": unit, "mean": float(arguments.get("response_mean") or 1.0), "": 1.0}
     formulas = {each.name: each for each in arguments["parameter_formulas"]}
@@ -69,6 +77,26 @@ def priors_in_words(
         if groups.correlated:
             found[f"{groups.factor}_correlation"] = f"lkj({CONCENTRATION:g})"
     return found
+
+
+def own_priors(
+    arguments: Mapping[str, Any], coords: Mapping[str, Sequence[Any]]
+) -> tuple[str, ...]:
+    """The quantities whose priors are not the default, by the names of `priors_in_words`.
+
+    Args:
+        arguments: Of the model.
+        coords: The labels of its dims.
+    """
+    own: Priors = arguments["term_priors"]
+    usual = {**arguments, "term_priors": Priors()}
+    words, others = (priors_in_words(each, coords) for each in (arguments, usual))
+    given = [name for name, text in words.items() if others.get(name) != text]
+    if own.shrinkage is None:
+        return tuple(given)
+    shrunk = [name for name in given if name == "R2" or name.startswith("coefficients[")]
+    chosen = ["R2"] if own.shrinkage != R2D2() else []
+    return (*chosen, *(name for name in given if name not in shrunk))
 
 
 def _of_formulas(arguments: Mapping[str, Any], own: Priors) -> dict[str, str]:

@@ -15,6 +15,7 @@ from elbowroom.errors import OptionError, unknown
 from elbowroom.models._families import Family, Parameter
 from elbowroom.models._formula import Design
 from elbowroom.models._priors import SUPPORTS, Prior, read_prior, read_priors, together
+from elbowroom.models._shrinkage import R2D2
 
 PRIOR_SCALE = 2.5
 """The prior standard deviation of the standardised intercept and coefficients."""
@@ -47,6 +48,7 @@ class Priors:
             divided by their units, by name.
         formulas: Of the standardised coefficients of a parameter's formula, one for each column, by
             the parameter's name.
+        shrinkage: Of all coefficients together.
     """
 
     coefficients: tuple[Prior, ...] = ()
@@ -54,16 +56,20 @@ class Priors:
     parameters: tuple[tuple[str, Prior], ...] = ()
     scales: tuple[tuple[str, Prior], ...] = ()
     formulas: tuple[tuple[str, tuple[Prior, ...]], ...] = ()
+    shrinkage: R2D2 | None = None
 
-    def slopes(self, shape: tuple[int, ...], width: Any) -> Tensor:
+    def slopes(self, shape: tuple[int, ...], width: Any, noise: Any = 1.0) -> Tensor:
         """Samples the standardised coefficients, (columns,), or (classes - 1, columns).
 
         Args:
             shape: How many there are.
             width: The standard deviation of the default.
+            noise: That of the noise, in units of the linear predictor.
         """
         if not shape[-1]:
             return torch.zeros(shape)
+        if self.shrinkage is not None:
+            return self.shrinkage.slopes(shape[-1], noise)
         fn: Any = dist.Normal(torch.zeros(shape), width).to_event(len(shape))
         if self.coefficients:
             every = self.coefficients * math.prod(shape[:-1])
@@ -78,6 +84,12 @@ class Priors:
         """The prior of a parameter of the family, divided by its unit."""
         given = dict(self.parameters).get(parameter.name)
         return given or read_prior(parameter.prior, parameter.name)
+
+    def sampled(self, parameters: Sequence[Parameter]) -> dict[str, Tensor]:
+        """Samples parameters of the family, divided by their units, by name."""
+        return {
+            p.name: pyro.sample(p.site, self.of_parameter(p).distribution()) for p in parameters
+        }
 
     def of_formula(self, name: str, usual: Any) -> Any:
         """The distribution of the standardised coefficients of a parameter's formula.
@@ -96,6 +108,7 @@ def priors_of(
     family: Family,
     scaling: Mapping[str, Tensor],
     formulas: Mapping[str, Mapping[str, float]],
+    shrinkage: R2D2 | None = None,
 ) -> Priors:
     """The priors that a user has written.
 
@@ -105,11 +118,13 @@ def priors_of(
         family: Its parameters.
         scaling: What predictors and response are divided by.
         formulas: Of the family's parameters that have one: what each column is divided by.
+        shrinkage: The prior of all coefficients together, if there is one.
 
     Raises:
         OptionError: If a prior is of nothing that there is, or of the wrong kind for it.
     """
     given = read_priors(text)
+    _check_shrinkage(shrinkage, given, design, family)
     of_columns: dict[str, Prior] = {}
     intercept, parameters, scales = None, {}, {}
     names = {each.name: each for each in family.parameters}
@@ -156,8 +171,33 @@ def priors_of(
         for of, own in of_formulas.items()
     )
     return Priors(
-        coefficients, intercept, tuple(parameters.items()), tuple(scales.items()), several
-    )
+        coefficients, intercept, tuple(parameters.items()), tuple(scales.items()), several,
+        shrinkage,
+    )  # fmt: skip
+
+
+def _check_shrinkage(
+    shrinkage: R2D2 | None, given: Mapping[str, Prior], design: Design, family: Family
+) -> None:
+    """Sees that a prior of all coefficients together is the only one of them."""
+    if shrinkage is None:
+        return
+    if family.classes:
+        raise OptionError(
+            f"--priors {shrinkage.name} is of one linear predictor, and --family {family.name} has "
+            "several; give --priors weak."
+        )
+    if not design.columns:
+        raise OptionError(
+            f"--priors {shrinkage.name} would have no effect: the formula has no predictor; leave "
+            "it out."
+        )
+    for name, prior in given.items():
+        if _columns(name, design.columns):
+            raise OptionError(
+                f"--prior '{name} ~ {prior}': --priors {shrinkage.name} is of all coefficients; "
+                "leave out one of the two."
+            )
 
 
 def _of_formula(

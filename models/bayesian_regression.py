@@ -80,10 +80,12 @@ from elbowroom.models._parameter_formulas import (
     read_parameters,
     sample_formulas,
 )
-from elbowroom.models._prior_words import priors_in_words
+from elbowroom.models._prior_files import LARGEST_FILE
+from elbowroom.models._prior_words import own_priors, priors_in_words
 from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
 from elbowroom.models._responses import check_rows
+from elbowroom.models._shrinkage import WEIGHTS, noise_of, read_r2d2
 from elbowroom.models._smooth_effects import described as smooths_described
 from elbowroom.models._smooth_effects import sample_smooths, too_few_functions
 from elbowroom.models._smooths import Smooth
@@ -112,11 +114,11 @@ def _known(kind: str, names: Mapping[str, Any]) -> Callable[[str | None], str | 
 
 
 def _named_priors(text: str) -> str:
-    if text in ("weak", "conjugate") or "~" in text:
+    if text in ("weak", "conjugate") or "~" in text or read_r2d2(text):
         return text
     raise OptionError(
-        f"--priors {shown(text)}: give weak or conjugate; write a prior of your own as --prior "
-        "'NAME ~ normal(0, 10)'."
+        f"--priors {shown(text)}: give weak, conjugate, r2d2 or a FILE.toml; write a prior of your "
+        "own as --prior 'NAME ~ normal(0, 10)'."
     )
 
 
@@ -167,12 +169,14 @@ class Options(RegressionOptions):
         ),
     ] = None
     priors: Annotated[
-        Annotated[str, Field(min_length=1, max_length=10_000)],
+        Annotated[str, Field(min_length=1, max_length=LARGEST_FILE)],
         BeforeValidator(as_text),
         AfterValidator(_named_priors),
         Field(
-            description="priors: weak, or conjugate, whose updates have a closed form (--engine "
-            "coordinate_ascent); in Python also a dict of priors by name"
+            description="priors: weak; r2d2, for many predictors, more of them than rows perhaps; "
+            "conjugate, whose updates have a closed form (--engine coordinate_ascent); or a "
+            "FILE.toml with a line 'NAME = \"normal(0, 10)\"' for each; in Python also a dict of "
+            "priors by name"
         ),
     ] = "weak"
 
@@ -266,7 +270,9 @@ def bayesian_regression(
     if conjugate:
         inverse_gamma = dist.InverseGamma(torch.tensor(CONJUGATE.shape), CONJUGATE.scale)
         noise = pyro.sample("standardised_variance", inverse_gamma).sqrt()
-        width = PRIOR_SCALE * noise
+        width, parameters["sigma"] = PRIOR_SCALE * noise, noise
+    elif term_priors.shrinkage is not None:  # in units of the noise
+        parameters |= term_priors.sampled(own.parameters)
     if own.levels:
         shares = pyro.sample("baseline", dist.Dirichlet(torch.ones(levels)))
         parameters["thresholds"] = thresholds_of(shares, link)
@@ -274,7 +280,8 @@ def bayesian_regression(
         prior = dist.Normal(torch.zeros(each_class), width).to_event(len(each_class))
         height = pyro.sample("standardised_intercept", prior)
         level = response_centre + response_spread * height
-    slopes = term_priors.slopes((*each_class, columns), width)
+    noise_sd = noise_of(own, link, parameters)
+    slopes = term_priors.slopes((*each_class, columns), width, noise_sd)
     coefficients = response_spread * slopes / spread  # (columns,), or (classes - 1, columns)
     if has_intercept and term_priors.intercept is not None:
         away = (coefficients * centre).sum(-1) - response_centre
@@ -285,10 +292,8 @@ def bayesian_regression(
     effects = sample_group_effects(groups, response_spread, term_priors)
     curves = sample_smooths(smooths, response_spread, term_priors)
     units: dict[str, Any] = {"spread": response_spread, "mean": response_mean}
-    for each in own.parameters:
-        if not conjugate:
-            noise = pyro.sample(each.site, term_priors.of_parameter(each).distribution())
-        parameters[each.name] = noise
+    if not conjugate and term_priors.shrinkage is None:
+        parameters |= term_priors.sampled(own.parameters)
     if own.levels:
         thresholds = parameters["thresholds"] + (coefficients * centre).sum(-1)
         pyro.deterministic("thresholds", thresholds)
@@ -387,7 +392,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             "conjugate": options.priors == "conjugate", "family": family.name, "link": link,
             "quantile": 0.5 if options.quantile is None else options.quantile,
             "term_priors": priors_of(
-                options.own_priors, design, family, scaling, formulas.spreads()
+                options.own_priors, design, family, scaling, formulas.spreads(),
+                read_r2d2(options.priors),
             ),
             "parameter_formulas": formulas.formulas,
             "groups": () if design.groups is None else design.groups.groups,
@@ -436,6 +442,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
             **dict.fromkeys(INTERNAL[2:], ()),
             **dict.fromkeys(("intercept", "standardised_intercept"), of_class),
             **dims_of(formulas.formulas),
+            WEIGHTS: ("predictor",),
             "thresholds": ("threshold",),
             "baseline": ("class",),
         },
@@ -450,8 +457,10 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         internal=(
             *internal,
             *hidden,
+            WEIGHTS,
             *(name for each in formulas.formulas for name in each.hidden),
         ),
+        own_priors=own_priors(arguments, {"predictor": design.columns}),
         effects=effects_of(
             table if training is None else training.table, options.parameter, design, arguments
         ),

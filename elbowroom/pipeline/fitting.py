@@ -38,6 +38,7 @@ from elbowroom.guides.space import LatentSpace
 from elbowroom.memory import check_memory
 from elbowroom.models import Model
 from elbowroom.models._own import own_guide
+from elbowroom.models._prior_files import naming, prior_file, with_priors_read
 from elbowroom.objectives.elbo import check_enumerable
 from elbowroom.options import flag, make_options, option_names
 from elbowroom.pipeline.concluding import conclude
@@ -193,6 +194,7 @@ def resolve_options(
         OptionError: If an option is unknown or out of range.
     """
     declaration = resolve_model(model)
+    options = with_priors_read(options)
     model_options, settings_options = split_settings(options, declaration.options)
     settings, draws = resolve_settings(declaration, settings_options)
     bound = None
@@ -219,7 +221,8 @@ def bind_model(
     dtype = resolve_dtype(settings.dtype, declaration.function, *own)
     settings = replace(settings, dtype="float32" if dtype == torch.float32 else "float64")
     sizes = settings.batch_size, settings.particles
-    problem = bind(declaration, data, bound, dtype, device, *sizes)
+    with naming(prior_file(options)):
+        problem = bind(declaration, data, bound, dtype, device, *sizes)
     problem = cut_opposite(problem)
     if settings.correlated is not None and problem.space.dimension <= SIZES.dense:
         raise OptionError(
