@@ -786,6 +786,29 @@ def effects(
     _printed(show, output, overwrite, {"effects.csv": table}, draw)
 
 
+@app.command()
+@_of_run
+def sensitivity(
+    run: Run,
+    output: Printed = None,
+    overwrite: Overwrite = False,
+    model: Function = None,
+    trust: Trust = False,
+) -> None:
+    """How much each quantity follows its prior and the data, by power-scaling.
+
+    Nothing is fitted again.
+    """
+    from elbowroom.report.sensitivity import show_sensitivity
+
+    if output is not None:
+        _target(run, "sensitivity", output, overwrite, ("sensitivity.csv",), None)
+    fit = _loaded(run, model, trust)
+    table = fit.sensitivity()
+    tables = {"sensitivity.csv": table.reset_index()}
+    _printed(lambda: show_sensitivity(fit, table), output, overwrite, tables)
+
+
 def _target(
     run: Path, done: str, output: Path | None, overwrite: bool, names: tuple[str, ...], data: Any
 ) -> Path:

@@ -50,6 +50,7 @@ from elbowroom.problem.process import alone
 from elbowroom.rows import Imputed
 from elbowroom.run import folder as run_folder
 from elbowroom.run.schema import Config, Outcome
+from elbowroom.sensitivity import sensitivity_of
 from elbowroom.sizes import SIZES
 
 SIGNED = 100
@@ -547,6 +548,29 @@ class Fit:
         """
         asked = {"means": means, "slopes": slopes, "contrasts": contrasts}
         return effects_of(self, asked, by, average, scale, interval)
+
+    @alone
+    def sensitivity(self) -> pd.DataFrame:
+        """How much each quantity follows the prior and the likelihood, by power-scaling.
+
+        See `elbowroom.sensitivity`. Draws of a posterior that is not trusted tell of themselves.
+
+        Returns:
+            A line a quantity: the sensitivity to its `prior` and to the `likelihood`, which count
+            from 0.05 on; and the `diagnosis`: "prior-data conflict" where both do, "strong prior
+            / weak likelihood" where the prior does alone, else empty.
+
+        Raises:
+            ModelError: If the fit has no priors, is one point, or has latents of rows.
+
+        Example:
+            >>> import elbowroom as er
+            >>> formula, priors = "progression ~ bmi + bp", {"bmi": "normal(0, 1)"}
+            >>> fit = er.fit("bayesian_regression", formula=formula, priors=priors, seed=1)
+            >>> fit.sensitivity()["diagnosis"]["coefficients[bmi]"]
+            'prior-data conflict'
+        """
+        return sensitivity_of(self)
 
     @alone
     def log_density(self, data: Any) -> np.ndarray:

@@ -28,7 +28,7 @@ FOLDERS = {
     "estimators": ("bayesian_regression",), "generate": ("run",), "reconstruct": ("run",),
     "interpolate": ("run", "--from", "1", "--to", "2"), "manifold": ("run",),
     "impute": ("run", "--data", "iris"), "score": ("run",), "embed": ("run",), "demo": (),
-    "effects": ("run",), "priors": ("bayesian_regression",),
+    "effects": ("run",), "priors": ("bayesian_regression",), "sensitivity": ("run",),
     "compare-models": ("run", "other"),
 }  # fmt: skip
 """The commands that write a folder, with what else they need."""
@@ -37,7 +37,7 @@ MARKERS = {
     "generate": "rows.csv", "reconstruct": "rows.csv", "interpolate": "steps.csv",
     "manifold": "grid.csv", "impute": "completed.csv", "score": "scores.csv",
     "embed": "latents.csv", "demo": "config.json", "effects": "effects.csv",
-    "priors": "priors.csv",
+    "priors": "priors.csv", "sensitivity": "sensitivity.csv",
     "compare-models": "models.csv",
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ FLOORS = [
     ["draws"],
     ["engines"],
     ["run", "assess", "rows"],
-    ["effects"],
+    ["effects", "sensitivity"],
     ["result"],
     ["pipeline"],
     ["api", "loading", "held_out", "comparison", "model_comparison", "prior_view"],

@@ -24,6 +24,7 @@ from elbowroom.assess.evidence import (
 )
 from elbowroom.assess.labelling import of_all_labellings
 from elbowroom.assess.predictive import flat_predictions, predictive_checks
+from elbowroom.assess.prior_conflict import Posterior, prior_conflicts
 from elbowroom.assess.resolution import unresolved_quantities
 from elbowroom.density.importance import k_hat_threshold, log_mean_exp
 from elbowroom.density.landscape import Landscape
@@ -119,7 +120,11 @@ def collect(
         ),
         Gaps(all_modes=_of_all_modes(task, fitted, drawn, landscape)),
         tuple(weighed.unresolved),
-        Remarks((*_doubts(problem, shown), *fitted.said), drawn.said, tuple(missed)),
+        Remarks(
+            (*_doubts(problem, shown), *fitted.said, *_conflicts(fitted, landscape, shown)),
+            drawn.said,
+            tuple(missed),
+        ),
         ladder=problem.model.engine is None,
         auto=task.auto,
         mixing=_mixing(drawn.chains),
@@ -136,6 +141,20 @@ def _doubts(problem: Problem, shown: Shown) -> list[str]:
     """What the model may be wrong for, by its data and by its posterior."""
     told, doubts_of = list(problem.prepared.doubts), problem.model.doubts_of
     return told if doubts_of is None else [*told, *doubts_of(problem.arguments, shown.posterior)]
+
+
+def _conflicts(fitted: Fitted, landscape: Landscape, shown: Shown) -> list[str]:
+    """What the priors and the data disagree about, as sentences."""
+    problem, space = fitted.problem, fitted.problem.space
+    if fitted.point or problem.posterior is not None or not space.sites or space.local_continuous:
+        return []
+    if budget.over():
+        return []
+    known = Posterior.at(landscape)
+    if known is None:
+        values = {site.name: shown.posterior[site.name].double().cpu() for site in space.sites}
+        known = Posterior.of(torch.vmap(space.unconstrain)(values).numpy())  # (draws, D)
+    return prior_conflicts(problem, known)
 
 
 def _simpler(problem: Problem) -> str:

@@ -29,7 +29,6 @@ from elbowroom.guides.parameters import held
 from elbowroom.guides.space import (
     LatentSpace,
     Plate,
-    dependent_sites,
     dim_names,
     takes_batches,
     trace_model,
@@ -44,6 +43,7 @@ from elbowroom.problem.isolation import Parameters, isolated, placed
 from elbowroom.problem.leaves import kept_buffers, with_fixed_values, with_kept_parameters
 from elbowroom.problem.modules import with_names_of_its_own
 from elbowroom.problem.own_plates import OwnPlate, own_plates, with_all_rows, with_rows
+from elbowroom.problem.population import population_sites
 from elbowroom.problem.precision import unmixed
 from elbowroom.problem.predictor import Predictor
 from elbowroom.problem.unseen import without_unseen
@@ -248,11 +248,7 @@ class Problem:
                 "observation; maximum likelihood must sum over such values, not estimate them. "
                 "Fit with another guide."
             )
-        dependent: Sequence[str] | None = self.model.population
-        if dependent is None:
-            with isolated(0, dtype=self.dtype, device=self.device):
-                dependent = dependent_sites(self.model.function, self.arguments, space)
-        for name in dependent:
+        for name in population_sites(self):
             if name in sites:
                 raise OptionError(
                     f"--guide mle: the density of site '{name}' depends on other latent sites or "

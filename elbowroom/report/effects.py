@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.text import Text
 
-from elbowroom.assess.verdict import sentence
 from elbowroom.report.listing import add, console, table
 from elbowroom.report.pictures import COLOURS, save
-from elbowroom.report.terminal import LONGEST, number
+from elbowroom.report.terminal import LONGEST, number, warn_untrusted
 from elbowroom.result import Fit
 
 
@@ -62,10 +61,7 @@ def show_effects(fit: Fit, effects: pd.DataFrame) -> None:
         effects: Of `elbowroom.result.Fit.effects`.
     """
     out = console()
-    if not fit.verdict.trusted:
-        reason = sentence(" ".join(fit.verdict.reasons))
-        out.print(Text(f"warning: this run is not trusted, nor is what follows. {reason}\n",
-                       style="bold yellow"))  # fmt: skip
+    warn_untrusted(fit)
     left_out = False
     interval = effects.attrs["interval"]
     ends = (f"{100 * (1 - interval) / 2:g}%", f"{100 * (1 + interval) / 2:g}%")

@@ -282,6 +282,14 @@ def show_verdict(verdict: Verdict) -> None:
         out.print(Text.assemble(("next", "bold"), f": {verdict.advice}"))
 
 
+def warn_untrusted(fit: Fit) -> None:
+    """A warning before what is said of a run that is not trusted."""
+    if not fit.verdict.trusted:
+        reason = sentence(" ".join(fit.verdict.reasons))
+        said = f"warning: this run is not trusted, nor is what follows. {reason}\n"
+        console().print(Text(said, style="bold yellow"))
+
+
 def show_run(run: Run, interval: float) -> None:
     """How a saved fit went, its diagnostics, posterior and verdict."""
     check_options(SummaryOptions, interval=interval)
