@@ -81,6 +81,7 @@ class Problem:
     model_name: str | None = None
     reparameterised: tuple[str, ...] = ()
     long: bool = False
+    own_scales: bool = False
 
     @property
     def space(self) -> Any:
@@ -147,6 +148,7 @@ class Climbed:
         monkeypatch.setattr(ladder, "unclimbed", unclimbed)
         monkeypatch.setattr(ladder, "unexplored", lambda problem: "unexplored")
         monkeypatch.setattr(ladder, "has_long_vectors", lambda problem: problem.long)
+        monkeypatch.setattr(ladder, "_has_own_scales", lambda problem: problem.own_scales)
         monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
         whole: Any = problem
         task = Task(whole, settings or make_settings({}), 1, announce=lambda _: None)
@@ -268,6 +270,11 @@ def test_chains_come_first_where_a_long_vector_has_an_unknown_covariance(climbed
     then = climbed(Problem(30, location_scale=("f",), long=True), BAD, rung())
     assert then.rungs == ["markov fixed_draws standardised", "linear_response fixed_draws"]
     assert then.tasks[1][3].density is None  # the chains' is another one
+
+
+def test_chains_come_first_where_numbers_have_scales_of_their_own(climbed: Any) -> None:
+    found = climbed(Problem(12, location_scale=("f",), own_scales=True), rung())
+    assert found.rungs == ["markov fixed_draws standardised"]
 
 
 def test_chains_come_first_where_a_named_model_has_groups(climbed: Any) -> None:
