@@ -446,26 +446,94 @@ def compare(
 @_reading("check")
 def check(
     context: typer.Context,
-    model: ModelName,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="A run folder, or a model that is not yet fitted: a name ('elbowroom models' "
+            "lists them), or FILE.py:FUNCTION.",
+        ),
+    ],
     options: dict[str, Any],
     data: Data = None,
     guide: GuideName = "auto",
     *,
     asked: dict[str, Any],
+    output: Printed = None,
+    overwrite: Overwrite = False,
+    model: Function = None,
+    trust: Trust = False,
 ) -> None:
-    """Check a model, its data and a guide without fitting them.
+    """Check a run's predictions; or a model, its data and a guide, without fitting them.
 
-    Models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
+    RUN: posterior predictive checks, LOO-PIT and residuals, and what to try against a misfit.
+
+    Only --output, --overwrite, --model, --trust and --seed are for a run.
+
+    MODEL: models have options of their own, such as --formula; 'elbowroom models MODEL' lists them.
 
     Objectives have options, too, such as --alpha; 'elbowroom objectives' lists them.
     """
+    from elbowroom.loading import names_run
+
+    if output is not None or names_run(target):
+        what = "a run, which has its model, data and guide"
+        _no_effect(context, target, what, options, RUN_READS)
+        _of_run(_check_run)(
+            run=Path(target), asked=asked, output=output, overwrite=overwrite, model=model,
+            trust=trust,
+        )  # fmt: skip
+        return
+    _no_effect(context, target, "a model, not a run", {}, MODEL_READS)
     from elbowroom.api import check as run_check
     from elbowroom.report import terminal
 
-    findings = run_check(model, data, guide, **asked, **_asking(run_check, options))
+    findings = run_check(target, data, guide, **asked, **_asking(run_check, options))
     terminal.show_findings(findings)
     if any(each.level == "error" for each in findings):
         raise typer.Exit(1)
+
+
+RUN_READS = frozenset({"output", "overwrite", "model", "trust", "seed", "target"})
+"""What 'check' reads for a run."""
+MODEL_READS = frozenset({"data", "guide", "seed", "target", *SETTINGS})
+"""What 'check' reads for a model, beside the options of that model."""
+
+
+def _no_effect(
+    context: typer.Context, target: str, what: str, more: Mapping[str, Any], reads: frozenset[str]
+) -> None:
+    """Refuses options that are for another kind of target.
+
+    Raises:
+        OptionError: At the first one.
+    """
+    given = [
+        name for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]  # fmt: skip
+    for name in sorted({*given, *more} - reads):
+        raise OptionError(f"{flag(name)} would have no effect: '{target}' is {what}; leave it out.")
+
+
+def _check_run(
+    run: Path,
+    asked: dict[str, Any],
+    output: Path | None,
+    overwrite: bool,
+    model: str | None,
+    trust: bool,
+) -> None:
+    from elbowroom.report import model_check as shown_check
+
+    names = ("checks.csv", "rows.csv")
+    if output is not None:
+        _target(run, "checked", output, overwrite, names, None)
+    fit = _loaded(run, model, trust)
+    found = fit.check(**asked)
+    tables = dict(zip(names, (found.table, found.rows), strict=True))
+    show = partial(shown_check.show_check, fit, found)
+    _printed(show, output, overwrite, tables, shown_check.draw_check(found))
 
 
 @app.command(context_settings=EXTRA)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from elbowroom import budget
 from elbowroom.assess.estimators import measure
-from elbowroom.commands import EstimatorOptions, FitOptions, SeedOptions
+from elbowroom.commands import CheckOptions, EstimatorOptions, FitOptions
 from elbowroom.engines.settings import seconds_allowed
 from elbowroom.engines.svi.checks import Finding, run_checks
 from elbowroom.engines.task import Plan, Progress, Task
@@ -141,7 +141,7 @@ def check(
         >>> [finding.level for finding in check("bayesian_regression", guide="mean_field", seed=1)]
         ['ok', 'ok', 'ok', 'ok', 'ok', 'ok']
     """
-    check_options(SeedOptions, seed=seed)
+    check_options(CheckOptions, seed=seed)
     problem, settings, _ = bind_model(model, data, options, guide)
     return run_checks(problem, resolve_guide(guide, problem), settings, checked_seed(seed))
 

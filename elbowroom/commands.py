@@ -87,6 +87,20 @@ class CompareOptions(FitOptions):
 
 
 @dataclass(frozen=True)
+class CheckOptions:
+    """What 'check' reads."""
+
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=LARGEST_SEED,
+            description="random seed. Default: that of the run; for a model, a new one",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class EstimatorOptions(SeedOptions):
     """What 'estimators' reads."""
 
@@ -285,7 +299,7 @@ COMMANDS: dict[str, type] = {
     "fit": FitOptions,
     "compare": CompareOptions,
     "compare-models": CompareModelsOptions,
-    "check": SeedOptions,
+    "check": CheckOptions,
     "estimators": EstimatorOptions,
     "priors": PriorsOptions,
     "reference": ReferenceOptions,

@@ -19,7 +19,7 @@ from elbowroom.errors import ModelError, OptionError, RunFolderError, unknown
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.sites import GuideSites, read_guide
 from elbowroom.guides.space import trace_model
-from elbowroom.models import Model, get_model
+from elbowroom.models import Model, get_model, model_summaries
 from elbowroom.options import make_options, option_names
 from elbowroom.pipeline.fitting import ENUMERATION, Work, bind_model, by_row, resolve_guide, started
 from elbowroom.problem.bound import (
@@ -43,6 +43,18 @@ SMALL = 1000
 
 
 @alone
+def names_run(target: str) -> bool:
+    """Whether a word of the command line is a run folder, or the path of one, and not a model.
+
+    Example:
+        >>> names_run("runs/regression"), names_run("vae"), names_run("models/own.py:model")
+        (True, False, False)
+    """
+    if target in model_summaries() or ":" in Path(target).name:
+        return (Path(target) / "config.json").is_file()
+    return Path(target).is_dir() or len(Path(target).parts) > 1
+
+
 def load(
     path: str | Path,
     model: Callable[..., Any] | None = None,

@@ -16,7 +16,13 @@ from elbowroom import rows as verbs
 from elbowroom.assess.evidence import Evidence
 from elbowroom.assess.measures import leave_one_out
 from elbowroom.assess.verdict import Verdict, judge
-from elbowroom.commands import ElboOptions, PredictOptions, ScoreOptions, SummaryOptions
+from elbowroom.commands import (
+    CheckOptions,
+    ElboOptions,
+    PredictOptions,
+    ScoreOptions,
+    SummaryOptions,
+)
 from elbowroom.density.landscape import density_of
 from elbowroom.draws import row_weights
 from elbowroom.draws.adaptive import AdaptiveImportance
@@ -33,6 +39,7 @@ from elbowroom.errors import DataError, GuideError, as_given, users_code
 from elbowroom.guides import Guide, Start, guides_for
 from elbowroom.guides.parameters import fitted_names
 from elbowroom.guides.space import trace_model
+from elbowroom.model_check import ModelCheck, check_fit
 from elbowroom.objectives import baselines
 from elbowroom.options import check_options, flag
 from elbowroom.problem.beyond import rows_beyond
@@ -571,6 +578,31 @@ class Fit:
             'prior-data conflict'
         """
         return sensitivity_of(self)
+
+    @alone
+    def check(self, seed: int | None = None) -> ModelCheck:
+        """Whether the model predicts the fitted rows as they are, and what to try if not.
+
+        Posterior predictive checks by the kind of the response; each row beside what is predicted
+        of it given the others (LOO-PIT), and what the residuals depend on. See
+        `elbowroom.model_check`.
+
+        Args:
+            seed: Of the places of equal values, and of the sample of very many rows; by default
+                that of the fit.
+
+        Raises:
+            ModelError: If the model has latents for each row, or does not observe one response.
+            OptionError: If the seed is out of range.
+
+        Example:
+            >>> import elbowroom as er
+            >>> fit = er.fit("bayesian_regression", formula="progression ~ bmi", seed=1)
+            >>> fit.check().findings[0].partition(":")[0]
+            "All of 'progression' is above 0, and 2% of the model's draws are not"
+        """
+        check_options(CheckOptions, seed=seed)
+        return check_fit(self, self.seed if seed is None else seed)
 
     @alone
     def log_density(self, data: Any) -> np.ndarray:

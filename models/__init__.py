@@ -42,6 +42,22 @@ class Effects:
 
 
 @dataclass(frozen=True)
+class Remedies:
+    """What to try with a model where the checks of its predictions see a misfit.
+
+    Attributes:
+        words: By misfit, as the end of a sentence; the names are those of
+            `elbowroom.assess.misfit.WORDS`, and {column} stands for a predictor. A misfit that is
+            not there has none.
+        quantile: Which quantile the linear predictor is of, where the model's distribution is
+            only a means to it, so that nothing else of it is checked.
+    """
+
+    words: Mapping[str, str]
+    quantile: float | None = None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A model's keyword arguments, made from a table or a dict, with the names of their dims.
 
@@ -148,6 +164,8 @@ class Model:
             that it is a part of the likelihood; None for those whose density depends on others.
         simpler: `simpler(arguments)` names the option that makes the model simpler, as it is given,
             where its posterior may have more parts than draws can follow; None if there is none.
+        remedies: `remedies(arguments)` says what to try where checks of predictions see a misfit;
+            None where that is said in general words.
         recipe: What the model is tested with; None for a user's own function.
         picture: `picture(fit)` gives the matplotlib figure of the model's page. `fit` is
             `elbowroom.fit`, which a model does not import. Matplotlib is imported within.
@@ -182,6 +200,7 @@ class Model:
     normals: Callable[..., tuple[Any, Any, Any]] | None = None
     population: tuple[str, ...] | None = None
     simpler: Callable[[Mapping[str, Any]], str | None] | None = None
+    remedies: Callable[[Mapping[str, Any]], Remedies] | None = None
     recipe: Recipe | None = None
     picture: Callable[[Callable[..., Any]], Any] | None = None
 

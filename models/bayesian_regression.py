@@ -84,6 +84,7 @@ from elbowroom.models._prior_files import LARGEST_FILE
 from elbowroom.models._prior_words import own_priors, priors_in_words
 from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
+from elbowroom.models._remedies import remedies
 from elbowroom.models._responses import check_rows
 from elbowroom.models._shrinkage import WEIGHTS, noise_of, read_r2d2
 from elbowroom.models._smooth_effects import described as smooths_described
@@ -571,6 +572,7 @@ register(
         verbs=("score", "effects"),
         of_probability=lambda arguments: FAMILIES[arguments["family"]].of_probability,
         population=(),  # the variance scales the coefficients' prior, and is the rows' own
+        remedies=remedies,
         recipe=Recipe(line, {"formula": "y ~ a + b"}),
         picture=picture,
     ),

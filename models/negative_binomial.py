@@ -37,6 +37,7 @@ from elbowroom.models._columns import cells
 from elbowroom.models._formula import RegressionOptions, columns_used, read_design
 from elbowroom.models._formula_text import code_in
 from elbowroom.models._recipes import line
+from elbowroom.models._remedies import of_counts
 from elbowroom.options import Name
 
 OFFSET = (
@@ -223,6 +224,7 @@ register(
         expected=lambda distribution, linear_predictor, arguments: distribution.mean,
         verbs=("score", "effects"),
         internal=("standardised_coefficients", "standardised_intercept", "root_overdispersion"),
+        remedies=of_counts,
         recipe=Recipe(_counts, {"formula": "y ~ a + b"}),
         picture=picture,
     ),

@@ -29,6 +29,7 @@ FOLDERS = {
     "interpolate": ("run", "--from", "1", "--to", "2"), "manifold": ("run",),
     "impute": ("run", "--data", "iris"), "score": ("run",), "embed": ("run",), "demo": (),
     "effects": ("run",), "priors": ("bayesian_regression",), "sensitivity": ("run",),
+    "check": ("run",),
     "compare-models": ("run", "other"),
 }  # fmt: skip
 """The commands that write a folder, with what else they need."""
@@ -37,7 +38,7 @@ MARKERS = {
     "generate": "rows.csv", "reconstruct": "rows.csv", "interpolate": "steps.csv",
     "manifold": "grid.csv", "impute": "completed.csv", "score": "scores.csv",
     "embed": "latents.csv", "demo": "config.json", "effects": "effects.csv",
-    "priors": "priors.csv", "sensitivity": "sensitivity.csv",
+    "priors": "priors.csv", "sensitivity": "sensitivity.csv", "check": "checks.csv",
     "compare-models": "models.csv",
 }  # fmt: skip
 
@@ -251,6 +252,7 @@ KEPT = {
     "score": ("score", "run", "--output", "out"),
     "predict": ("predict", "run", "--data", "diabetes", "--output", "out"),
     "effects": ("effects", "run", "--output", "out"),
+    "check": ("check", "run", "--output", "out"),
 }
 SHOWN = {
     "summary": ("summary", "run"), "models": ("models", "vae"), "objectives": ("objectives",),

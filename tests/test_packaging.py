@@ -39,6 +39,7 @@ FLOORS = [
     ["engines"],
     ["run", "assess", "rows"],
     ["effects", "sensitivity"],
+    ["checked_rows", "model_check"],
     ["result"],
     ["pipeline"],
     ["api", "loading", "held_out", "comparison", "model_comparison", "prior_view"],
