@@ -102,6 +102,11 @@ class Posterior:
         return cls(points.mean(0), apart, CONFLICT.noise * math.sqrt(2 / count))
 
 
+def has_own_priors(problem: Problem) -> bool:
+    """Whether the user gave priors: some of a named model, or a model with them."""
+    return problem.model_name is None or bool(problem.prepared.own_priors)
+
+
 def prior_conflicts(problem: Problem, posterior: Posterior, seed: int = 0) -> list[str]:
     """Says which priors and the data disagree about, if they do.
 
@@ -118,8 +123,6 @@ def prior_conflicts(problem: Problem, posterior: Posterior, seed: int = 0) -> li
     Returns:
         A sentence that names the quantities and their priors, or nothing.
     """
-    if problem.model_name is not None and not problem.prepared.own_priors:
-        return []
     found = deviations(problem, posterior, seed)
     names = names_of(problem)
     labels: Any = BaseLabeller().make_label_flat

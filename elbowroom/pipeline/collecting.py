@@ -24,7 +24,7 @@ from elbowroom.assess.evidence import (
 )
 from elbowroom.assess.labelling import of_all_labellings
 from elbowroom.assess.predictive import flat_predictions, predictive_checks
-from elbowroom.assess.prior_conflict import Posterior, prior_conflicts
+from elbowroom.assess.prior_conflict import Posterior, has_own_priors, prior_conflicts
 from elbowroom.assess.resolution import unresolved_quantities
 from elbowroom.density.importance import k_hat_threshold, log_mean_exp
 from elbowroom.density.landscape import Landscape
@@ -146,9 +146,8 @@ def _doubts(problem: Problem, shown: Shown) -> list[str]:
 def _conflicts(fitted: Fitted, landscape: Landscape, shown: Shown) -> list[str]:
     """What the priors and the data disagree about, as sentences."""
     problem, space = fitted.problem, fitted.problem.space
-    if fitted.point or problem.posterior is not None or not space.sites or space.local_continuous:
-        return []
-    if budget.over():
+    none = fitted.point or problem.posterior is not None or not space.sites
+    if none or not has_own_priors(problem) or space.local_continuous or budget.over():
         return []
     known = Posterior.at(landscape)
     if known is None:

@@ -420,7 +420,7 @@ def collected(
     space = SimpleNamespace(dimension=1, sites=sites, layers=layers)
     problem = SimpleNamespace(
         space=space, function=None, arguments={}, posterior=changed.get("posterior"),
-        prepared=SimpleNamespace(doubts=("Few rows.",)),
+        prepared=SimpleNamespace(doubts=("Few rows.",), own_priors=()), model_name="named",
         model=SimpleNamespace(**{name: changed.get(name) for name in DECLARED}),
     )  # fmt: skip
     trained = SimpleNamespace(converged=True, reason="It has converged.")
