@@ -31,7 +31,7 @@ from elbowroom.result import Fit
 from elbowroom.run import folder as run_folder
 from elbowroom.run.files import reading
 
-BESIDE = ("weights", "trials", "status", "upper")
+BESIDE = ("weights", "trials", "status", "upper", "truncated_lower", "truncated_upper")
 """Arguments of a named model that say what a row counts for, or what is known of its response."""
 
 

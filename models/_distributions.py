@@ -24,6 +24,17 @@ def log_ndtr(z: Tensor) -> Tensor:
     return torch.where(z < 0, below, above)
 
 
+def log_rest(log_share: Tensor) -> Tensor:
+    """The logarithm of what is left of one, log(1 - exp(log_share)).
+
+    Example:
+        >>> log_rest(torch.tensor([0.25]).log()).exp()
+        tensor([0.7500])
+    """
+    tiny = torch.finfo(log_share.dtype).tiny
+    return torch.log(-torch.expm1(log_share.clamp(max=-tiny)))
+
+
 class _OfRows(dist.TorchDistribution):
     """A distribution of one number a row, which some tensors that go together describe."""
 
@@ -232,12 +243,16 @@ class SkewNormal(_OfRows):
         z = delta * (half - math.sqrt(2 / math.pi)) + (1 - delta**2).sqrt() * other
         return centre + scale * z
 
+    def standardised(self, value: Tensor) -> Tensor:
+        """z, of a value."""
+        scale = _scale(self.sigma, self.slant)
+        return (value - self.centre) / scale + math.sqrt(2 / math.pi) * _delta(self.slant)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats."""
         value = self.checked(value)
-        scale = _scale(self.sigma, self.slant)
-        z = (value - self.centre) / scale + math.sqrt(2 / math.pi) * _delta(self.slant)
-        normal = -0.5 * (z**2 + LOG_TWO_PI) - scale.log()
+        z = self.standardised(value)
+        normal = -0.5 * (z**2 + LOG_TWO_PI) - _scale(self.sigma, self.slant).log()
         return math.log(2) + normal + log_ndtr(self.slant * z)
 
 
@@ -276,19 +291,19 @@ class Hurdle(dist.TorchDistribution):
         return Hurdle(self.base.expand(batch_shape), self.zero.expand(batch_shape), False)
 
     @property
-    def _log_zero(self) -> Tensor:
+    def log_zero(self) -> Tensor:
         """The logarithm of the base's own probability of zero."""
         return self.base.log_prob(torch.zeros_like(self.zero))
 
     @property
     def mean(self) -> Tensor:
         """Of counts and zeros."""
-        return (1 - self.zero) * self.base.mean / -torch.expm1(self._log_zero)
+        return (1 - self.zero) * self.base.mean / -torch.expm1(self.log_zero)
 
     @property
     def variance(self) -> Tensor:
         """Of counts and zeros."""
-        share = (1 - self.zero) / -torch.expm1(self._log_zero)
+        share = (1 - self.zero) / -torch.expm1(self.log_zero)
         return share * (self.base.variance + self.base.mean**2) - self.mean**2
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -307,11 +322,11 @@ class Hurdle(dist.TorchDistribution):
         """In nats."""
         if self._validate_args:
             self._validate_sample(value)
-        above = self.base.log_prob(value.clamp_min(1)) - torch.log(-torch.expm1(self._log_zero))
+        above = self.base.log_prob(value.clamp_min(1)) - log_rest(self.log_zero)
         return torch.where(value == 0, self.zero.log(), torch.log1p(-self.zero) + above)
 
 
-class _Around(dist.TorchDistribution):
+class Around(dist.TorchDistribution):
     """A distribution that is another one to all but its density."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -341,7 +356,7 @@ class _Around(dist.TorchDistribution):
         return self.base.sample(torch.Size(sample_shape))
 
 
-class Weighted(_Around):
+class Weighted(Around):
     """Rows of which each counts as often as its weight says.
 
     Args:
@@ -365,39 +380,3 @@ class Weighted(_Around):
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats, times the weights."""
         return self.weights * self.base.log_prob(value)
-
-
-class Censored(_Around):
-    """Numbers of which some are known to be above, below or between others only.
-
-    Args:
-        base: The distribution of the numbers themselves, which is drawn from.
-        tails: `tails(base, value)` gives the logarithms of the probabilities below and above.
-        status: Of each row: 0 known, 1 above, -1 below, 2 between the value and `upper`.
-        upper: The upper end of intervals, (rows,).
-    """
-
-    def __init__(
-        self, base: Any, tails: Any, status: Tensor, upper: Tensor, validate_args: Any = None
-    ) -> None:
-        self.tails, self.status, self.upper = tails, status, upper
-        super().__init__(base, validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Censored":
-        """The same with a larger batch shape."""
-        base, status = self.base.expand(batch_shape), self.status.expand(batch_shape)
-        return Censored(base, self.tails, status, self.upper.expand(batch_shape), False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """In nats: densities of what is known, probabilities of what is not."""
-        if self._validate_args:
-            self._validate_sample(value)
-        below, above = self.tails(self.base, value)
-        _, beyond = self.tails(self.base, self.upper)
-        gap = (beyond - above).clamp(max=-torch.finfo(above.dtype).tiny)
-        gap = torch.where(self.status == 2, gap, -1.0)
-        between = above + torch.log(-torch.expm1(gap))
-        known = self.base.log_prob(value)
-        found = torch.where(self.status == 1, above, known)
-        found = torch.where(self.status == -1, below, found)
-        return torch.where(self.status == 2, between, found)

@@ -20,11 +20,13 @@ def effects_of(
 ) -> Effects:
     """What is expected of a row, and the columns that it follows, those of parameters included."""
     known, name = design.effects, design.name
-    if design.form in ("trials", "censored"):  # p(successes, trials), censored(time, status)
+    if design.form in ("trials", "censored", "truncated"):  # functions of a column and others
         name = name.partition("(")[2].partition(",")[0].strip() or name
     more = columns_named([parameter or ""], fitted)
     columns = {each: levels_for(fitted[each], None) for each in more}
     expectation = _expectation(FAMILIES[arguments["family"]], design, name, arguments["quantile"])
+    if design.form == "truncated":
+        expectation += ", of rows within and beyond the limits"
     return replace(
         known, columns={**columns, **known.columns}, response=expectation, name=name,
         groups=tuple(each for each in known.groups if each not in columns),

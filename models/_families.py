@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from elbowroom.models import _tails
 from elbowroom.models._distributions import (
     Hurdle,
     InverseGaussian,
@@ -22,6 +23,7 @@ from elbowroom.models._distributions import (
     SkewNormal,
     WeibullOfMean,
     log_ndtr,
+    log_rest,
 )
 
 LEAST = 1e-8
@@ -148,10 +150,6 @@ class Predicted:
         return self.parameters[name]
 
 
-Tails = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
-"""The logarithms of the probabilities below and above a value."""
-
-
 @dataclass(frozen=True)
 class Family:
     """A family of distributions of the response.
@@ -164,7 +162,8 @@ class Family:
         distribution: Of the rows, given what is predicted.
         parameters: Beside the mean.
         logarithm: Whether the linear predictor has the units of the response's logarithm.
-        tails: The probabilities of censored rows; None where they have no stable form here.
+        tails: The probabilities of censored and truncated rows; None for levels, classes and
+            successes of trials.
     """
 
     name: str
@@ -174,7 +173,7 @@ class Family:
     distribution: Callable[[Predicted], Any]
     parameters: tuple[Parameter, ...] = ()
     logarithm: bool = False
-    tails: Tails | None = None
+    tails: _tails.Tails | None = None
 
     @property
     def levels(self) -> bool:
@@ -188,7 +187,7 @@ class Family:
 
     @property
     def several(self) -> str:
-        """What a response is one of, as `elbowroom.models._responses.form_of_levels` has it."""
+        """What a response is one of, as `elbowroom.models._left.form_of_levels` has it."""
         return {"ordered": "levels", "class": "classes"}.get(self.takes, "")
 
     @property
@@ -229,9 +228,9 @@ def _ordinal(of: Predicted) -> Any:
         # In the tail where the two probabilities are small, and their digits last.
         flip = upper + lower > 0
         upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-        between = log_ndtr(upper) + _log_rest(log_ndtr(lower) - log_ndtr(upper))
+        between = log_ndtr(upper) + log_rest(log_ndtr(lower) - log_ndtr(upper))
     else:
-        between = logsigmoid(upper) + logsigmoid(-lower) + _log_rest(lower - upper)
+        between = logsigmoid(upper) + logsigmoid(-lower) + log_rest(lower - upper)
     parts = [log_below(ends[..., :1]), between, log_below(-ends[..., -1:])]
     return dist.Categorical(logits=torch.cat(parts, -1))
 
@@ -239,36 +238,6 @@ def _ordinal(of: Predicted) -> Any:
 def _categorical(of: Predicted) -> Any:
     """The probabilities of classes, of which the first has the linear predictor zero."""
     return dist.Categorical(logits=torch.cat([torch.zeros_like(of.eta[..., :1]), of.eta], -1))
-
-
-def _log_rest(gap: Tensor) -> Tensor:
-    """log(1 - exp(gap)) of numbers below zero."""
-    return torch.log(-torch.expm1(gap.clamp(max=-torch.finfo(gap.dtype).tiny)))
-
-
-# Tails
-
-
-def _of_hazard(hazard: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a survival function exp(-hazard)."""
-    return torch.log(-torch.expm1(-hazard.clamp_min(torch.finfo(hazard.dtype).tiny))), -hazard
-
-
-def _normal_tails(fn: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    z = (value - fn.loc) / fn.scale
-    return log_ndtr(z), log_ndtr(-z)
-
-
-def _lognormal_tails(fn: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    return _normal_tails(fn.base_dist, value.log())
-
-
-def _exponential_tails(fn: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    return _of_hazard(fn.rate * value)
-
-
-def _weibull_tails(fn: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    return _of_hazard((fn.concentration * (value.log() - fn.log_scale)).exp())
 
 
 # Distributions
@@ -317,32 +286,32 @@ ZEROS = Parameter("zero_probability", "beta(1, 1)")
 PROBABILITY_LINKS = ("logit", "probit", "cloglog")
 
 
-_COUNTS: tuple[tuple[str, Any, tuple[Parameter, ...]], ...] = (
-    ("poisson", _poisson, ()),
-    ("negative_binomial", _negative_binomial, (OVERDISPERSION,)),
+_COUNTS: tuple[tuple[str, Any, tuple[Parameter, ...], _tails.Tails], ...] = (
+    ("poisson", _poisson, (), _tails.of_poisson),
+    ("negative_binomial", _negative_binomial, (OVERDISPERSION,), _tails.of_negative_binomial),
 )
 _ENTRIES = (
     Family(
         "normal", "y ~ Normal(mean, sigma)", "number", ("identity",),
-        lambda of: dist.Normal(of.eta, of["sigma"]), (SIGMA,), tails=_normal_tails,
+        lambda of: dist.Normal(of.eta, of["sigma"]), (SIGMA,), tails=_tails.of_normal,
     ),
     Family(
         "student_t", "y ~ StudentT(nu, mean, sigma)", "number", ("identity",),
         lambda of: dist.StudentT(of["nu"], of.eta, of["sigma"]),
-        (SIGMA, Parameter("nu", "gamma(2, 0.1)")),
+        (SIGMA, Parameter("nu", "gamma(2, 0.1)")), tails=_tails.of_student_t,
     ),
     Family(
         "skew_normal", "y ~ SkewNormal(mean, sd sigma, slant)", "number", ("identity",),
         lambda of: SkewNormal(of.eta, of["sigma"], of["slant"]),
-        (SIGMA, Parameter("slant", "normal(0, 4)")),
+        (SIGMA, Parameter("slant", "normal(0, 4)")), tails=_tails.of_skew_normal,
     ),
     Family(
         "laplace", "y ~ Laplace(mean, sigma)", "number", ("identity",),
-        lambda of: dist.Laplace(of.eta, of["sigma"]), (SIGMA,),
+        lambda of: dist.Laplace(of.eta, of["sigma"]), (SIGMA,), tails=_tails.of_laplace,
     ),
     Family(
         "quantile", "y ~ AsymmetricLaplace(quantile, sigma)", "number", ("identity",),
-        _quantile, (SIGMA,),
+        _quantile, (SIGMA,), tails=_tails.of_asymmetric_laplace,
     ),
     Family(
         "bernoulli", "y ~ Bernoulli(probability)", "binary", PROBABILITY_LINKS,
@@ -356,52 +325,57 @@ _ENTRIES = (
         "beta_binomial", "successes ~ Binomial(trials, Beta(mean probability, precision))",
         "trials", PROBABILITY_LINKS, _beta_binomial, (PRECISION,),
     ),
-    Family("poisson", "y ~ Poisson(mean)", "count", ("log",), _poisson),
+    Family(
+        "poisson", "y ~ Poisson(mean)", "count", ("log",), _poisson, tails=_tails.of_poisson
+    ),
     Family(
         "negative_binomial",
         "y ~ NegativeBinomial(mean, variance mean + overdispersion * mean²)", "count", ("log",),
-        _negative_binomial, (OVERDISPERSION,),
+        _negative_binomial, (OVERDISPERSION,), tails=_tails.of_negative_binomial,
     ),
     *(
         Family(
             f"zero_inflated_{name}", f"y = 0 with zero_probability, otherwise y ~ {name}",
             "count", ("log",), partial(_zero_inflated, base), (*parameters, ZEROS),
+            tails=_tails.inflated(tails),
         )
-        for name, base, parameters in _COUNTS
+        for name, base, parameters, tails in _COUNTS
     ),
     *(
         Family(
             f"hurdle_{name}", f"y = 0 with zero_probability, otherwise y ~ {name} without 0",
             "count", ("log",), partial(_hurdle, base), (*parameters, ZEROS),
+            tails=_tails.hurdle(tails),
         )
-        for name, base, parameters in _COUNTS
+        for name, base, parameters, tails in _COUNTS
     ),
     Family(
         "gamma", "y ~ Gamma(mean, shape)", "positive", ("log",),
         lambda of: dist.Gamma(of["shape"].expand(of.eta.shape), of["shape"] * (-of.eta).exp()),
-        (SHAPE,),
+        (SHAPE,), tails=_tails.of_gamma,
     ),
     Family(
         "lognormal", "log(y) ~ Normal(mean, sigma)", "positive", ("identity",),
         lambda of: dist.LogNormal(of.eta, of["sigma"]), (SIGMA,), logarithm=True,
-        tails=_lognormal_tails,
+        tails=_tails.of_lognormal,
     ),
     Family(
         "exponential", "y ~ Exponential(mean)", "positive", ("log",),
-        lambda of: dist.Exponential((-of.eta).exp()), tails=_exponential_tails,
+        lambda of: dist.Exponential((-of.eta).exp()), tails=_tails.of_exponential,
     ),
     Family(
         "weibull", "y ~ Weibull(mean, shape)", "positive", ("log",),
-        lambda of: WeibullOfMean(of.eta, of["shape"]), (SHAPE,), tails=_weibull_tails,
+        lambda of: WeibullOfMean(of.eta, of["shape"]), (SHAPE,), tails=_tails.of_weibull,
     ),
     Family(
         "inverse_gaussian", "y ~ InverseGaussian(mean, variance mean³ / shape)", "positive",
         ("log",), lambda of: InverseGaussian(of.eta, of["shape"]),
         (Parameter("shape", "inverse_gamma(0.4, 0.3)", "mean"),),
+        tails=_tails.of_inverse_gaussian,
     ),
     Family(
         "beta", "y ~ Beta(mean probability, precision)", "share", PROBABILITY_LINKS,
-        lambda of: dist.Beta(*of.shares(of["precision"])), (PRECISION,),
+        lambda of: dist.Beta(*of.shares(of["precision"])), (PRECISION,), tails=_tails.of_beta,
     ),
     Family(
         "ordinal", "P(y ≤ level) = probability at thresholds[level] - eta", "ordered",

@@ -4,18 +4,15 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass as plain_dataclass
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from pandas.api.types import is_numeric_dtype
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.data.tables import align_columns, numeric_columns
@@ -31,15 +28,9 @@ from elbowroom.models._columns import (
 from elbowroom.models._formula_limits import FORMULA_LIMITS, check_size
 from elbowroom.models._formula_text import CURVES, PLAIN, columns_named, spelled_out, tilde
 from elbowroom.models._groups import GroupRows, Term, read_groups, split_groups
-from elbowroom.models._options import Exclude
-from elbowroom.models._responses import (
-    Left,
-    form_of_levels,
-    has_levels,
-    plain_number,
-    read_left,
-    read_response,
-)
+from elbowroom.models._left import Left, form_of_levels, has_levels, plain_number, read_left
+from elbowroom.models._regression_options import RegressionOptions
+from elbowroom.models._responses import read_response
 from elbowroom.models._smooths import (
     SmoothRows,
     SmoothTerm,
@@ -47,38 +38,12 @@ from elbowroom.models._smooths import (
     refuse_smooths,
     split_smooths,
 )
-from elbowroom.options import Name
-
-
-@dataclass(frozen=True)
-class RegressionOptions:
-    """Options of the models in which a linear function of columns predicts one."""
-
-    formula: Annotated[
-        Annotated[str, Field(min_length=1, max_length=10_000)] | None,
-        Field(description="model formula, such as 'progression ~ bmi + bp'"),
-    ] = None
-    response: Annotated[
-        Name | None, Field(description="column of the response; every other column is a predictor")
-    ] = None
-    columns: Annotated[
-        tuple[Name, ...] | None, Field(description="columns of the predictors, all by default")
-    ] = None
-    exclude: Exclude = ()
-    missing: Annotated[
-        Literal["drop", "error"] | None,
-        Field(
-            description="rows with missing cells in the columns that are used: drop (leave them "
-            "out, and say how many) or error. Default: drop"
-        ),
-    ] = None
-
 
 NOTHING = re.compile(r"~\s*(0|-\s*1)\s*$")
 """A right side without an intercept or anything else."""
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Design:
     """What a regression is fitted to, in the user's units.
 
@@ -171,7 +136,7 @@ def read_design(
             {response} and {known} in it.
         leave_out: Columns that are no predictors, where they are not named.
         several: What a response that is a column is one of; see
-            `elbowroom.models._responses.form_of_levels`.
+            `elbowroom.models._left.form_of_levels`.
         grouped: Whether the formula may have group effects and smooth terms.
         draw_groups: Whether new rows may have groups that the fitted ones lack.
 

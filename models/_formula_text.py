@@ -18,7 +18,7 @@ CURVES = ("bs", "cr", "cc", "tp")
 SPLINES = ("poly", *CURVES)
 """Functions that make several columns of one."""
 HARMLESS = (
-    *("C", "center", "scale", "offset", "p", "prop", "proportion", "censored"),
+    *("C", "center", "scale", "offset", "p", "prop", "proportion", "censored", "truncated"),
     *SPLINES,
     *("s", "hsgp"),
     *("np.log", "np.log1p", "np.exp", "np.sqrt"),
@@ -27,6 +27,8 @@ HARMLESS = (
 """Functions that a formula from a run folder may call."""
 QUOTED = r"""`[^`]*`|"[^"]*"|'[^']*'"""
 NAME = r"(`[^`]+`|[^\W\d]\w*)"
+LIMITS = {"lower": 0, "lb": 0, "upper": 1, "ub": 1}
+"""Names of the limits of `truncated`, and their places."""
 LEVEL = r"""^\s*[\w.]+\[\s*("[^"\\]*"|'[^'\\]*'|\w+)\s*\]\s*~"""
 """A left side that names a level."""
 
@@ -41,6 +43,7 @@ def _is_code(formula: str) -> bool:
     rest = re.sub(LEVEL, "y ~", formula)
     rest = re.sub(rf"(?<![\w.])({'|'.join(map(re.escape, HARMLESS))})\(", "(", rest)
     rest = re.sub(r"`[\w .%-]+`", "x", rest)
+    rest = re.sub(rf"\b({'|'.join(LIMITS)})\s*=(?!=)", "", rest)
     rest = re.sub(r"\w+\s*=\s*[\d.]+\s*(?=[,)])", "x", rest)  # df=6
     plain = re.fullmatch(r"[\w\s.,+*:/~()|-]*", rest) and not re.search(r"\w\s*\(", rest)
     return not plain
@@ -128,5 +131,5 @@ def columns_named(formulas: Sequence[str], table: pd.DataFrame) -> list[str]:
     for formula in formulas:
         text = re.sub(r"""\[\s*("[^"]*"|'[^']*'|\w+)\s*\]""", "", formula)  # a level
         found |= set(re.findall(r"`([^`]*)`", text))
-        found |= set(re.findall(r"(?<![\w.])[^\W\d][\w.]*(?!\s*\(|[\w.]|\s*=[^=])", text))
+        found |= set(re.findall(r"(?<![\w.])[^\W\d][\w.]*(?!\s*\(|[\w.]|\s*=(?!=))", text))
     return [str(name) for name in table.columns if str(name) in found]

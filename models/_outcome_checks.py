@@ -14,7 +14,7 @@ from elbowroom.models._responses import listed_names
 
 MEANT = {
     "level": "bernoulli", "trials": "binomial", "number": "normal", "classes": "categorical",
-    "levels": "ordinal",
+    "levels": "ordinal", "truncated": "normal",
 }  # fmt: skip
 """The family of a response of some form, where none is named."""
 FAR = 3.0
@@ -52,10 +52,9 @@ def chosen_family(given: str | None, design: Design) -> Family:
     """
     name = given or MEANT.get(design.form)
     if name is None:
-        several = [each.name for each in FAMILIES.values() if each.tails is not None]
         raise OptionError(
             f"the response {design.name} is censored, and several families can be meant; give "
-            f"{listed_names(several)}."
+            f"{listed_names(_with_tails(design))}."
         )
     family = FAMILIES[name]
     _check_form(family, design)
@@ -111,12 +110,37 @@ def _check_form(family: Family, design: Design) -> None:
             f"{family.name} takes {NUMBERS[family.takes].words}; give --family bernoulli, or a "
             "column of numbers."
         )
-    if form == "censored" and family.tails is None:
-        others = listed_names([each.name for each in FAMILIES.values() if each.tails is not None])
+    if form in ("censored", "truncated") and family.tails is None:
         raise DataError(
-            f"the family {family.name} does not take censored responses such as {name}; give "
-            f"{others}."
+            f"the family {family.name} does not take {form} responses such as {name}; give "
+            f"{listed_names(_with_tails(design))}."
         )
+
+
+def _with_tails(design: Design) -> list[str]:
+    """The families that a censored or truncated response may have."""
+    y = design.response
+    return [
+        each.name for each in FAMILIES.values()
+        if each.tails is not None and (y is None or bool(NUMBERS[each.takes].holds(y).all()))
+    ]  # fmt: skip
+
+
+def limits_of(design: Design, family: Family) -> dict[str, Tensor]:
+    """The limits of a truncated response, as `elbowroom.models._limits.Truncated` takes them.
+
+    Those that a family's numbers have anyway are left out.
+    """
+    if design.form != "truncated":
+        return {}
+    lower, upper = design.rows["truncated_lower"], design.rows["truncated_upper"]
+    if family.takes == "count":
+        lower, upper = lower.ceil() - 0.5, upper.floor() + 0.5
+    if family.takes in ("count", "positive", "share"):
+        lower = torch.where(lower <= 0, -torch.inf, lower)
+    if family.takes == "share":
+        upper = torch.where(upper >= 1, torch.inf, upper)
+    return {"truncated_lower": lower, "truncated_upper": upper}
 
 
 def chosen_link(given: str | None, family: Family) -> str:

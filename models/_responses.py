@@ -1,8 +1,7 @@
-"""The left side of a formula: a column, a level, successes of trials, a censored time."""
+"""The left side of a formula: a column, a level, successes of trials, a number within limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,8 @@ from torch import Tensor
 from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError, OptionError, shown
 from elbowroom.models._columns import LISTED, MOST_CLASSES, cells, codes, distinct, levels_of
+from elbowroom.models._left import Left, Part, plain_number, shown_part
 
-TRIALS = ("p", "prop", "proportion")
-"""Names of the function of successes and trials, which formulae knows."""
 STATUS = {"none": 0.0, "right": 1.0, "left": -1.0, "interval": 2.0}
 """What a status column may say, and the numbers that it may say it by."""
 SWAP = 'To swap them, write {name}["{other}"] on the formula\'s left side.'
@@ -25,10 +23,12 @@ class Response:
     """What a regression predicts.
 
     Attributes:
-        form: "number", "level", "levels" (that have an order), "classes", "trials" or "censored".
+        form: "number", "level", "levels" (that have an order), "classes", "trials", "censored" or
+            "truncated".
         name: Of the column, or the formula's left side.
         values: Numbers, 1 for a level, or successes, (rows,); None where new rows have none.
-        rows: What else the rows have: `trials`, or `status` and `upper`, each (rows,).
+        rows: What else the rows have: `trials`, or `status` and, of intervals, `upper`, or
+            `truncated_lower` and `truncated_upper`, each (rows,).
         level: What 1 stands for, if it is a level.
         levels: What 0, 1, 2, ... stand for, if it is one of several levels or classes.
         said: What was made of the columns, as sentences for the verdict.
@@ -41,110 +41,6 @@ class Response:
     level: str | None = None
     levels: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Left:
-    """The left side of a formula, where Elbowroom reads it and not formulae.
-
-    Attributes:
-        form: As of `Response`.
-        text: As it was written.
-        parts: Columns, or numbers as they were written: one, or those of the function.
-        level: The level in brackets.
-    """
-
-    form: str
-    text: str
-    parts: tuple[str | float, ...]
-    level: str | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns among its parts."""
-        return [part for part in self.parts if isinstance(part, str)]
-
-
-def plain_number(column: pd.Series) -> bool:
-    """Whether a column is of numbers, truth values aside."""
-    numeric = pd.api.types.is_numeric_dtype(column)
-    return bool(numeric and not pd.api.types.is_bool_dtype(column))
-
-
-def has_levels(column: pd.Series) -> bool:
-    """Whether a column is of truth values or labels, not of numbers with a few wrong cells."""
-    if pd.api.types.is_bool_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
-        return True
-    return bool(pd.to_numeric(column.dropna(), errors="coerce").isna().all())
-
-
-def form_of_levels(column: pd.Series, several: str | None) -> str:
-    """Whether a column alone is one of three or more "levels" or "classes"; empty if of neither.
-
-    Args:
-        column: Of the fitted rows.
-        several: What the family takes of these; None if there is no family yet.
-    """
-    if several is not None:
-        return several
-    if plain_number(column) or not has_levels(column) or column.astype(str).nunique() < 3:
-        return ""
-    return "levels" if getattr(column.dtype, "ordered", False) else "classes"
-
-
-def read_left(node: Any, table: pd.DataFrame, several: str | None = "") -> Left | None:
-    """A left side that formulae does not read as it is meant; None for all others.
-
-    Args:
-        node: Of formulae's parser.
-        table: The fitted rows.
-        several: What a column alone is one of, as of `form_of_levels`.
-
-    Raises:
-        OptionError: If a function has other arguments than it takes.
-    """
-    kind = type(node).__name__
-    if kind in ("Variable", "QuotedName"):
-        name = _column(node)
-        level = getattr(getattr(node, "level", None), "value", None)
-        if level is None and name in table and (form := form_of_levels(table[name], several)):
-            return Left(form, name, (name,))
-        if name not in table or (level is None and plain_number(table[name])):
-            return None
-        return Left("level", name, (name,), level)
-    if kind != "Call":
-        return None
-    function = getattr(getattr(node.callee, "name", None), "lexeme", "")
-    if function not in (*TRIALS, "censored"):
-        return None
-    parts: list[str | float] = []
-    for each in node.args:
-        number = getattr(each, "value", None)
-        if type(each).__name__ == "Literal" and isinstance(number, (int, float)):
-            parts.append(float(number))
-        elif type(each).__name__ in ("Variable", "QuotedName"):
-            parts.append(_column(each))
-        else:
-            raise OptionError(
-                f"--formula: {function}() takes columns by name; add a column of what you wrote."
-            )
-    most, usage = 2, f"{function}(successes, trials)"
-    if function == "censored":
-        most, usage = 3, "censored(time, status) or censored(lower, upper, status)"
-    if not 2 <= len(parts) <= most or not isinstance(parts[0], str):
-        raise OptionError(f"--formula: {function}() has other arguments; write {usage}.")
-    text = f"{function}({', '.join(map(_shown, parts))})"
-    return Left("censored" if function == "censored" else "trials", text, tuple(parts))
-
-
-def _column(node: Any) -> str:
-    if type(node).__name__ == "QuotedName":
-        return str(node.expression.lexeme).strip("`")
-    return str(node.name.lexeme)
-
-
-def _shown(part: str | float) -> str:
-    return part if isinstance(part, str) else f"{part:g}"
 
 
 def read_response(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> Response:
@@ -162,9 +58,8 @@ def read_response(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> 
         return _of_several(table[left.columns[0]], new, left.form)
     if left.form == "level":
         return of_levels(table[left.columns[0]], left.level, new)
-    if left.form == "trials":
-        return _of_trials(left, table, new)
-    return _censored(left, table, new)
+    read = {"trials": _of_trials, "censored": _censored, "truncated": _truncated}
+    return read[left.form](left, table if new is None else new, new is not None)
 
 
 def of_levels(
@@ -274,10 +169,10 @@ def _of_several(column: pd.Series, new: pd.DataFrame | None, form: str) -> Respo
     return Response(form, name, codes(rows, levels).double(), levels=names, said=said)
 
 
-def _numbers(part: str | float, table: pd.DataFrame) -> Tensor:
+def _numbers(part: Part, table: pd.DataFrame) -> Tensor:
     """A column of numbers, or a number for each row, (rows,)."""
-    if isinstance(part, float):
-        return torch.full((len(table),), part, dtype=torch.float64)
+    if not isinstance(part, str):
+        return torch.full((len(table),), float(part or 0), dtype=torch.float64)
     column = numeric_columns(align_columns(table, [part]), allow_constant=True)
     return cells(column)[:, 0]
 
@@ -296,16 +191,15 @@ def check_rows(wrong: Tensor, values: Tensor, name: str, rule: str) -> None:
         raise DataError(f"column '{name}', row {row + 1}: {float(values[row]):g}; {rule}")
 
 
-def _of_trials(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> Response:
+def _of_trials(left: Left, rows: pd.DataFrame, new: bool) -> Response:
     """Successes, and the trials that they are of."""
-    rows = table if new is None else new
     successes, number = left.parts
     trials = _numbers(number, rows)
-    name = _shown(number)
+    name = shown_part(number)
     check_rows(
         (trials < 1) | (trials != trials.round()), trials, name, "trials are counts: 1, 2, ..."
     )
-    if _blank(str(successes), new):
+    if _blank(str(successes), rows, new):
         return Response("trials", left.text, None, {"trials": trials})
     values = _numbers(successes, rows)
     wrong = (values < 0) | (values != values.round())
@@ -321,23 +215,45 @@ def _of_trials(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> Res
     return Response("trials", left.text, values, {"trials": trials})
 
 
-def _blank(name: str, new: pd.DataFrame | None) -> bool:
+def _blank(name: str, rows: pd.DataFrame, new: bool) -> bool:
     """Whether new rows lack a column, or its cells are all empty."""
-    return new is not None and (name not in new or bool(new[name].isna().all()))
+    return new and (name not in rows or bool(rows[name].isna().all()))
 
 
-def _censored(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> Response:
+def _truncated(left: Left, rows: pd.DataFrame, new: bool) -> Response:
+    """Numbers, and the limits between which rows are recorded."""
+    name = str(left.parts[0])
+    named = (*left.parts[1:], None)[:2]
+    ends = [
+        torch.full((len(rows),), none, dtype=torch.float64) if end is None else _numbers(end, rows)
+        for end, none in zip(named, (-torch.inf, torch.inf), strict=True)
+    ]
+    limits = dict(zip(("truncated_lower", "truncated_upper"), ends, strict=True))
+    if _blank(name, rows, new):
+        return Response("truncated", left.text, None, limits)
+    values = _numbers(name, rows)
+    if not new:
+        for end, limit, sign in zip(named, ends, (1, -1), strict=True):
+            check_rows(
+                sign * values < sign * limit, values, name,
+                f"{left.text} says that no row is {'below' if sign > 0 else 'above'} "
+                f"{shown_part(end)}: leave this row out, or correct the limit.",
+            )  # fmt: skip
+    return Response("truncated", left.text, values, limits)
+
+
+def _censored(left: Left, rows: pd.DataFrame, new: bool) -> Response:
     """Times, what is known of each, and the upper ends of intervals."""
-    rows = table if new is None else new
     time, *others, status = left.parts
-    if _blank(str(time), new):
+    if _blank(str(time), rows, new):
         zero = torch.zeros(len(rows), dtype=torch.float64)
-        return Response("censored", left.text, None, {"status": zero, "upper": zero + 1})
+        ends = {"upper": zero + 1} if others else {}
+        return Response("censored", left.text, None, {"status": zero, **ends})
     values = _numbers(time, rows)
     known, said = _status(status, rows)
-    upper = values
+    ends = {}
     if others:
-        upper = torch.where(known == 2, _numbers(others[0], rows), values)
+        ends["upper"] = upper = torch.where(known == 2, _numbers(others[0], rows), values)
         check_rows(
             (known == 2) & (upper <= values), upper, str(others[0]),
             f"the upper end of an interval must be above the lower one, '{time}'.",
@@ -348,10 +264,10 @@ def _censored(left: Left, table: pd.DataFrame, new: pd.DataFrame | None) -> Resp
             f"column '{status}', row {row + 1}: an interval has two ends; write "
             f"censored({time}, upper, {status})."
         )
-    return Response("censored", left.text, values, {"status": known, "upper": upper}, said=said)
+    return Response("censored", left.text, values, {"status": known, **ends}, said=said)
 
 
-def _status(part: str | float, table: pd.DataFrame) -> tuple[Tensor, tuple[str, ...]]:
+def _status(part: Part, table: pd.DataFrame) -> tuple[Tensor, tuple[str, ...]]:
     """The status of each row as a number, (rows,), and what was made of it."""
     if not isinstance(part, str):
         raise OptionError("--formula: the last argument of censored() is the column of the status.")

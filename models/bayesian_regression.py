@@ -32,6 +32,9 @@ standard deviation, in units of s / sd(w), the prior is a half t of 3 degrees of
 Smooth terms add functions of a column with random coefficients; see `_smooth_bases` and
 `_smooth_effects`.
 
+Of a censored row the probability of what is known of it takes the place of the density; of a row
+that is truncated to [l[i], h[i]] the density is divided by P(l[i] ≤ y[i] ≤ h[i]).
+
 A formula of a parameter θ of the family, such as `sigma ~ x`, gives each row its own: with f the
 logarithm, the logit for probabilities, or the identity for any number,
 
@@ -43,28 +46,25 @@ where θ has the prior that it has without a formula.
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from elbowroom.data.bundled import load_dataset
 from elbowroom.data.tables import align_columns, numeric_columns
-from elbowroom.errors import OptionError, shown, unknown
+from elbowroom.errors import OptionError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
-from elbowroom.models._distributions import Censored, Weighted
+from elbowroom.models._distributions import Weighted
 from elbowroom.models._expectations import effects_of, expected, of_population
-from elbowroom.models._families import FAMILIES, LINKS, Family, Predicted, thresholds_of
+from elbowroom.models._families import FAMILIES, Family, Predicted, thresholds_of
 from elbowroom.models._formula import (
     Design,
-    RegressionOptions,
     columns_of,
     columns_used,
     read_design,
@@ -72,7 +72,14 @@ from elbowroom.models._formula import (
 from elbowroom.models._formula_text import code_in, columns_named
 from elbowroom.models._group_effects import added, described, sample_group_effects
 from elbowroom.models._groups import Groups
-from elbowroom.models._outcome_checks import chosen_family, chosen_link, doubts_of, scaling_of
+from elbowroom.models._limits import Censored, Truncated
+from elbowroom.models._outcome_checks import (
+    chosen_family,
+    chosen_link,
+    doubts_of,
+    limits_of,
+    scaling_of,
+)
 from elbowroom.models._parameter_formulas import (
     ParameterFormula,
     ParameterRows,
@@ -80,10 +87,9 @@ from elbowroom.models._parameter_formulas import (
     read_parameters,
     sample_formulas,
 )
-from elbowroom.models._prior_files import LARGEST_FILE
 from elbowroom.models._prior_words import own_priors, priors_in_words
-from elbowroom.models._priors import as_text
 from elbowroom.models._recipes import line
+from elbowroom.models._regression_options import Options
 from elbowroom.models._remedies import remedies
 from elbowroom.models._responses import check_rows
 from elbowroom.models._shrinkage import WEIGHTS, noise_of, read_r2d2
@@ -91,7 +97,6 @@ from elbowroom.models._smooth_effects import described as smooths_described
 from elbowroom.models._smooth_effects import sample_smooths, too_few_functions
 from elbowroom.models._smooths import Smooth
 from elbowroom.models._term_priors import CONJUGATE, PRIOR_SCALE, Priors, priors_of
-from elbowroom.options import Name
 
 SCALING = (
     *("centre", "spread", "response_centre", "response_spread", "response_mean"),
@@ -103,97 +108,6 @@ CHOSEN = (
     "parameter_formulas",
 )
 """Arguments that say which model it is."""
-
-
-def _known(kind: str, names: Mapping[str, Any]) -> Callable[[str | None], str | None]:
-    def check(name: str | None) -> str | None:
-        if name is not None and name not in names:
-            raise unknown(kind, name, names)
-        return name
-
-    return check
-
-
-def _named_priors(text: str) -> str:
-    if text in ("weak", "conjugate") or "~" in text or read_r2d2(text):
-        return text
-    raise OptionError(
-        f"--priors {shown(text)}: give weak, conjugate, r2d2 or a FILE.toml; write a prior of your "
-        "own as --prior 'NAME ~ normal(0, 10)'."
-    )
-
-
-@dataclass(frozen=True)
-class Options(RegressionOptions):
-    """Options of `bayesian_regression`."""
-
-    family: Annotated[
-        Name | None,
-        AfterValidator(_known("family", FAMILIES)),
-        Field(
-            description=f"distribution of the response: {', '.join(FAMILIES)}. Default: normal for "
-            "numbers, bernoulli for two levels, categorical for more (ordinal, if they are an "
-            "ordered category), binomial for p(successes, trials)"
-        ),
-    ] = None
-    link: Annotated[
-        Name | None,
-        AfterValidator(_known("link", LINKS)),
-        Field(
-            description=f"link of the linear predictor: {', '.join(LINKS)}. Default: the family's "
-            "first; see its page"
-        ),
-    ] = None
-    quantile: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="which quantile --family quantile predicts. Default: 0.5"),
-    ] = None
-    parameter: Annotated[
-        Annotated[str, Field(min_length=1, max_length=10_000)] | None,
-        BeforeValidator(partial(as_text, option="parameter", example="x + z")),
-        Field(
-            description="formula of a parameter of the family, such as 'sigma ~ x': each row has "
-            "its own then; repeat it for several"
-        ),
-    ] = None
-    weights: Annotated[
-        Name | None,
-        Field(description="column of weights: a row of weight 2 counts as two such rows"),
-    ] = None
-    prior: Annotated[
-        Annotated[str, Field(min_length=1, max_length=10_000)] | None,
-        BeforeValidator(as_text),
-        Field(
-            description="prior of a coefficient, of intercept, of coefficients (all) or of a "
-            "parameter of the family, in the units of the table, such as 'bmi ~ normal(0, 10)'; "
-            "repeat it for several"
-        ),
-    ] = None
-    priors: Annotated[
-        Annotated[str, Field(min_length=1, max_length=LARGEST_FILE)],
-        BeforeValidator(as_text),
-        AfterValidator(_named_priors),
-        Field(
-            description="priors: weak; r2d2, for many predictors, more of them than rows perhaps; "
-            "conjugate, whose updates have a closed form (--engine coordinate_ascent); or a "
-            "FILE.toml with a line 'NAME = \"normal(0, 10)\"' for each; in Python also a dict of "
-            "priors by name"
-        ),
-    ] = "weak"
-
-    new_groups: Annotated[
-        Literal["error", "draw"] | None,
-        Field(
-            description="groups of new rows that the fit has not seen: error, or draw, their "
-            "effects from the distribution of those of all groups. Default: error"
-        ),
-    ] = None
-
-    @property
-    def own_priors(self) -> str:
-        """The priors that the user wrote, in one text."""
-        parts = (self.prior, self.priors if "~" in self.priors else None)
-        return ", ".join(part for part in parts if part)
 
 
 def bayesian_regression(
@@ -225,6 +139,8 @@ def bayesian_regression(
     levels: int = 0,
     status: Tensor | None = None,
     upper: Tensor | None = None,
+    truncated_lower: Tensor | None = None,
+    truncated_upper: Tensor | None = None,
     batch_size: int | None = None,
 ) -> None:
     """The Pyro model.
@@ -258,8 +174,10 @@ def bayesian_regression(
         levels: How many there are of the response, if it is one of several. Between those in an
             order, thresholds are in the place of the intercept; classes have a linear predictor
             each but for the first one, and intercepts and coefficients of their own.
-        status: What is known of each response, (rows,); see `elbowroom.models._distributions`.
+        status: What is known of each response, (rows,); see `elbowroom.models._limits`.
         upper: The upper ends of those known by an interval, (rows,).
+        truncated_lower: Below which there are no rows, (rows,).
+        truncated_upper: Above which there are none, (rows,).
         batch_size: Rows drawn for a minibatch, all of them by default.
     """
     rows, columns = predictors.shape
@@ -330,12 +248,16 @@ def bayesian_regression(
                 name = sampled.formula.name
                 parameters[name] = sampled.of_rows(parameters[name], z)
         fn = own.distribution(Predicted(eta, link, parameters, _of_rows(trials), quantile))
-        if status is not None and upper is not None:
-            fn = Censored(fn, own.tails, _of_rows(status), _of_rows(upper))
+        tails: Any = own.tails
+        if status is not None:
+            fn = Censored(fn, tails, _of_rows(status), _of_rows(upper))
+        if truncated_lower is not None:
+            limits = _of_rows(truncated_lower), _of_rows(truncated_upper)
+            fn = Truncated(fn, tails, *limits)
         if weights is not None:
             fn = Weighted(fn, _of_rows(weights))
-        known: Any = {"linear_predictor": eta}
-        pyro.sample("response", fn, obs=_of_rows(response), infer=known)
+        told: Any = {"linear_predictor": eta}
+        pyro.sample("response", fn, obs=_of_rows(response), infer=told)
 
 
 def _of_rows(values: Tensor | None) -> Any:
@@ -409,6 +331,7 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         if design.groups is not None:
             chosen["groups"] = design.groups.groups
     arguments |= {**scaling, "has_intercept": design.has_intercept, **chosen, **design.rows}
+    arguments |= limits_of(design, family)
     if family.several:
         arguments["levels"] = len(design.levels)
     if design.offset is not None:
@@ -494,8 +417,8 @@ def _check_conjugate(options: Options, design: Design, family: str) -> None:
     others = {
         f"--family {family}": family != "normal", "--prior": options.prior is not None,
         "--weights": options.weights is not None, "offset()": design.offset is not None,
-        "censored()": design.form == "censored", "group effects": design.groups is not None,
-        "smooth terms": design.smooths is not None,
+        "censored()": design.form == "censored", "truncated()": design.form == "truncated",
+        "group effects": design.groups is not None, "smooth terms": design.smooths is not None,
         "--parameter": options.parameter is not None,
     }  # fmt: skip
     for name, given in others.items():

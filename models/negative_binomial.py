@@ -34,9 +34,10 @@ from elbowroom.data.tables import align_columns, numeric_columns
 from elbowroom.errors import DataError
 from elbowroom.models import ROWS, Model, Prepared, Recipe, Training, register
 from elbowroom.models._columns import cells
-from elbowroom.models._formula import RegressionOptions, columns_used, read_design
+from elbowroom.models._formula import columns_used, read_design
 from elbowroom.models._formula_text import code_in
 from elbowroom.models._recipes import line
+from elbowroom.models._regression_options import RegressionOptions
 from elbowroom.models._remedies import of_counts
 from elbowroom.options import Name
 

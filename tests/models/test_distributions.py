@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 
 from elbowroom.models._distributions import (
-    Censored,
     Hurdle,
     InverseGaussian,
     PoissonOfLog,
@@ -20,6 +19,7 @@ from elbowroom.models._distributions import (
     log_ndtr,
 )
 from elbowroom.models._families import FAMILIES, Predicted
+from elbowroom.models._limits import Censored
 from elbowroom.problem.isolation import isolated
 
 DRAWS = 40_000
@@ -115,6 +115,7 @@ def test_an_interval_of_no_width_has_a_density_and_a_gradient() -> None:
     """A narrow one has the density times its width."""
     location = torch.zeros(2, requires_grad=True)
     tails = FAMILIES["normal"].tails
+    assert tails is not None
     lower, upper = torch.tensor([0.5, 0.5]), torch.tensor([0.5 + 1e-6, 0.5])
     made = Censored(dist.Normal(location, 1.0), tails, torch.full((2,), 2.0), upper)
     found = made.log_prob(lower)

@@ -108,7 +108,14 @@ def test_numbers_of_two_values_are_said_to_have_a_family() -> None:
         ("p(hits, trial) ~ x", {}, "'trial'"),
         ("answer ~ x", {"family": "gamma"}, "give --family bernoulli"),
         ("censored(time, status) ~ x", {}, "several families can be meant; give --family normal"),
-        ("censored(time, status) ~ x", {"family": "beta"}, "does not take censored"),
+        ("censored(one, status) ~ x", {"family": "bernoulli"}, "does not take censored"),
+        ("truncated(number, 0) ~ x", {}, r"row 1: -1.5\d+; truncated\(number, 0\) says"),
+        ("truncated(number, upper=x) ~ x", {}, "no row is above x: leave this row out"),
+        ("truncated(one, 0) ~ x", {"family": "bernoulli"}, "does not take truncated"),
+        ("truncated(number) ~ x", {}, r"write truncated\(y, lower=0, upper=10\)"),
+        ("truncated(number, low=0) ~ x", {}, "did you mean 'lower'"),
+        ("truncated(number, -x) ~ x", {}, "add a column"),
+        ("truncated(number, -9) ~ x", {"priors": "conjugate"}, r"leave out truncated\(\)"),
         ("censored(time, count) ~ x", {"family": "weibull"}, "a status is one of none"),
         ("censored(time, kind) ~ x", {"family": "weibull"}, "the status 'a' is none of"),
         ("censored(number, status) ~ x", {"family": "weibull"}, "takes numbers above 0"),
@@ -152,6 +159,33 @@ def test_intervals_need_two_ends() -> None:
     np.testing.assert_allclose(prepare(data, options).arguments["upper"], data["upper"])
     with pytest.raises(DataError, match="must be above the lower one"):
         prepare(data.assign(upper=data["time"]), options)
+
+
+@pytest.mark.parametrize(
+    "left", ["truncated(time, 0.5, None)", "truncated(time, lower=.5)", "truncated(time, lb=0.5)"]
+)
+def test_limits_are_given_by_place_or_name(left: str) -> None:
+    data = table()
+    data["time"] += 0.5
+    found = prepare(data, Options(formula=f"{left} ~ x", family="gamma")).arguments
+    assert found["truncated_lower"].tolist() == [0.5] * len(data)
+    assert found["truncated_upper"].isinf().all()
+    new = Training(data, found)
+    again = prepare(data[["x"]].head(2), Options(formula=f"{left} ~ x", family="gamma"), new)
+    assert again.arguments["truncated_lower"].tolist() == [0.5, 0.5]
+    assert again.arguments["response"] is None
+
+
+def test_limits_that_a_family_has_anyway_are_left_out() -> None:
+    found = made("truncated(count, -2, 30) ~ x", family="poisson").arguments
+    assert found["truncated_lower"].isinf().all()
+    assert set(found["truncated_upper"].tolist()) == {30.5}
+    found = made("truncated(share, 0, 1) ~ x", family="beta").arguments
+    assert found["truncated_lower"].isinf().all()
+    assert found["truncated_upper"].isinf().all()
+    found = made("truncated(number, upper=9, lower=-9) ~ x").arguments
+    assert found["family"] == "normal"
+    assert set(found["truncated_lower"].tolist()) == {-9.0}
 
 
 def test_what_a_status_of_numbers_means_is_said() -> None:
@@ -228,6 +262,8 @@ def test_a_probability_is_predicted_with_its_interval(tmp_path: Path) -> None:
         ("answer['yes please'] ~ x", False),
         ("p(hits, trials) ~ x + offset(log(time))", False),
         ("censored(time, status) ~ `my column` + log10(x)", False),
+        ("truncated(time, lower=0, ub=`my column`) ~ x", False),
+        ("truncated(time, lower=open(x)) ~ x", True),
         ('answer[open("file")] ~ x', True),
         ('x ~ answer["yes"]', True),
         ("one ~ x.log(time)", True),
