@@ -91,14 +91,10 @@ def _check_form(family: Family, design: Design) -> None:
             f"the family {family.name} takes a column of {NUMBERS[family.takes].words}, and the "
             f"response is {name} ({form}); write the column alone on the left side."
         )
-    more = {
-        "offset()": design.offset, "group effects": design.groups, "smooth terms": design.smooths,
-    }  # fmt: skip
-    for what, given in more.items():
-        if family.classes and given is not None:
-            raise OptionError(
-                f"--formula: the family {family.name} takes no {what}; leave that term out."
-            )
+    if family.classes and design.smooths is not None:
+        raise OptionError(
+            f"--formula: the family {family.name} takes no smooth terms; leave that term out."
+        )
     if family.levels and not design.has_intercept:
         raise OptionError(
             f"--formula: the family {family.name} has thresholds in the place of the intercept; "

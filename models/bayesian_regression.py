@@ -27,7 +27,8 @@ so that τ is between 0.06 and 4.5 with prior probability 0.95.
 
 Group effects add w[i]·u[g[i]] to η[i], with u[g] ~ Normal(0, diag(τ) R diag(τ)): of each effect's
 standard deviation, in units of s / sd(w), the prior is a half t of 3 degrees of freedom and scale
-2.5; of the correlations R it is LKJ(1).
+2.5; of the correlations R it is LKJ(1). Classes with linear predictors of their own have their own
+u, τ and R.
 
 Smooth terms add functions of a column with random coefficients; see `_smooth_bases` and
 `_smooth_effects`.
@@ -208,7 +209,7 @@ def bayesian_regression(
         prior = shift.to_event(len(each_class))
         height = pyro.sample("standardised_intercept", prior)
         level = response_centre + response_spread * height
-    effects = sample_group_effects(groups, response_spread, term_priors)
+    effects = sample_group_effects(groups, response_spread, term_priors, *each_class)
     curves = sample_smooths(smooths, response_spread, term_priors)
     units: dict[str, Any] = {"spread": response_spread, "mean": response_mean}
     if not conjugate and term_priors.shrinkage is None:
@@ -241,7 +242,8 @@ def bayesian_regression(
             functions = pyro.subsample(smooth_values, event_dim=1)
             eta = eta + functions @ torch.cat(curves)
         if offset is not None:
-            eta = eta + _of_rows(offset)
+            known = _of_rows(offset)
+            eta = eta + (known.unsqueeze(-1) if each_class else known)
         if parameter_predictors is not None:
             z = pyro.subsample(parameter_predictors, event_dim=1)
             for sampled in varying:
@@ -345,7 +347,8 @@ def prepare(table: pd.DataFrame, options: Options, training: Training | None = N
         arguments["parameter_predictors"] = formulas.predictors
     if known:
         arguments["weights"] = _weights(table, known[0], training is not None)
-    dims, coords, internal = described(arguments["groups"])
+    classes = len(design.levels) - 1 if family.classes else 0
+    dims, coords, internal = described(arguments["groups"], classes)
     of_smooths, hidden = smooths_described(arguments["smooths"])
     if family.levels:
         coords |= {"threshold": _between(design)}

@@ -121,8 +121,6 @@ def test_numbers_of_two_values_are_said_to_have_a_family() -> None:
         ("censored(number, status) ~ x", {"family": "weibull"}, "takes numbers above 0"),
         ("censored(time, 3) ~ x", {"family": "weibull"}, "the column of the status"),
         ("kind ~ x", {"family": "bernoulli"}, "categorical, or ordinal if they have an order"),
-        ("kind ~ x + offset(x)", {}, "categorical takes no offset"),
-        ("kind ~ x + (1 | status)", {}, "categorical takes no group effects"),
         ("one ~ x", {"family": "categorical"}, "are three or more; of two, give --family bern"),
         ("answer ~ x", {"family": "ordinal"}, "has 2 levels .* give --family bernoulli"),
         ("kind ~ 0 + x", {"family": "ordinal"}, "thresholds in the place of the intercept"),
