@@ -24,7 +24,7 @@ from elbowroom.density.density import Density
 from elbowroom.density.landscape import Landscape, density_of, unclimbed
 from elbowroom.draws.groups import sites_as_written
 from elbowroom.draws.many_chains import MANY_CHAINS, warm_up
-from elbowroom.guides.space import LatentSpace, covariance_root, own_family
+from elbowroom.guides.space import LatentSpace, covariance_root, own_family, trace_model
 from elbowroom.problem.bound import Problem
 from elbowroom.problem.informed import Form, Information, Predicted, Shares
 from elbowroom.problem.isolation import isolated
@@ -175,6 +175,20 @@ def has_long_vectors(problem: Problem) -> bool:
     sizes = {site.name: site.shape[-1] for site in problem.space.sites if site.shape}
     long = any(sizes[name] >= CENTRING.short for name in problem.space.vectors)
     return long or bool(_predictors(problem, 0))
+
+
+def has_own_scales(problem: Problem) -> bool:
+    """Whether there are numbers each of which has a scale of its own that is not known.
+
+    Each of them has a funnel, as under the priors that shrink coefficients: no Normal follows it.
+    """
+    numbers = set(problem.space.location_scale) - set(problem.space.vectors)
+    if not numbers:
+        return False
+    with problem.session(0):
+        nodes: Any = trace_model(problem.function, problem.arguments).nodes
+        scales = [own_family(nodes[name]["fn"]).scale.detach().flatten() for name in numbers]
+    return any(len(scale) > 1 and bool((scale != scale[0]).any()) for scale in scales)
 
 
 def _predictors(problem: Problem, seed: int) -> tuple[Predictor, ...]:

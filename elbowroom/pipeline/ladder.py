@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from elbowroom import budget
 from elbowroom.assess.verdict import PROPER, found_more, improper, sentence
@@ -16,8 +15,7 @@ from elbowroom.engines.task import Task
 from elbowroom.errors import GuideError, OutOfTimeError
 from elbowroom.guides import Guide, get_guide
 from elbowroom.guides.roots import numerical_failures
-from elbowroom.guides.space import own_family, trace_model
-from elbowroom.pipeline.centring import has_long_vectors, partly_centred
+from elbowroom.pipeline.centring import has_long_vectors, has_own_scales, partly_centred
 from elbowroom.problem.bound import Problem
 from elbowroom.result import Fit
 from elbowroom.sizes import SIZES
@@ -160,7 +158,7 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
         wide = problem.space.dimension > RUNGS.full_rank or has_long_vectors(problem)
     else:  # of those without groups linear response is good, and cheap, in many dimensions
         wide = bool(problem.space.location_scale)
-    wide |= _has_own_scales(problem)
+    wide |= has_own_scales(problem)
     if wide and not problem.space.parameters.size:
         ended, density = _many_chains(ladder, task)
         if ended:
@@ -208,20 +206,6 @@ def _climb_explored(ladder: Ladder, task: Task) -> None:
         if settings.steps is None and settings.epochs is None:
             settings = replace(settings, steps=RUNGS.flow_steps)
         ladder.rung("flow", replace(tasks[-1], announce=None, settings=settings), "svi", None)
-
-
-def _has_own_scales(problem: Problem) -> bool:
-    """Whether there are numbers each of which has a scale of its own that is not known.
-
-    Each of them has a funnel, as under the priors that shrink coefficients: no Normal follows it.
-    """
-    numbers = set(problem.space.location_scale) - set(problem.space.vectors)
-    if not numbers:
-        return False
-    with problem.session(0):
-        nodes: Any = trace_model(problem.function, problem.arguments).nodes
-        scales = [own_family(nodes[name]["fn"]).scale.detach().flatten() for name in numbers]
-    return any(len(scale) > 1 and bool((scale != scale[0]).any()) for scale in scales)
 
 
 def _many_chains(

@@ -9,6 +9,8 @@ from scipy import stats
 
 import elbowroom as er
 from elbowroom.errors import OptionError
+from elbowroom.pipeline.centring import has_own_scales
+from elbowroom.pipeline.fitting import bind_model
 from elbowroom.pipeline.reference import add_reference
 from elbowroom.result import Fit
 
@@ -69,6 +71,13 @@ def test_it_is_right_beside_quadrature(slope: float) -> None:
     for name, (mean, sd) in by_quadrature(table).items():
         assert abs(found[name][0] - mean) < 0.1 * sd, name
         assert found[name][1] == pytest.approx(sd, rel=0.1), name
+
+
+@pytest.mark.parametrize(("priors", "own"), [("r2d2", True), ("conjugate", False)])
+def test_each_coefficient_has_a_scale_of_its_own(priors: str, own: bool) -> None:
+    """So that Markov chains draw them; under conjugate priors they have that of the noise."""
+    asked = {"formula": "y ~ a + b", "priors": priors}
+    assert has_own_scales(bind_model("bayesian_regression", small(0.4), asked)[0]) is own
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ class Climbed:
         monkeypatch.setattr(ladder, "unclimbed", unclimbed)
         monkeypatch.setattr(ladder, "unexplored", lambda problem: "unexplored")
         monkeypatch.setattr(ladder, "has_long_vectors", lambda problem: problem.long)
-        monkeypatch.setattr(ladder, "_has_own_scales", lambda problem: problem.own_scales)
+        monkeypatch.setattr(ladder, "has_own_scales", lambda problem: problem.own_scales)
         monkeypatch.setitem(ladder.ENGINES, "fixed_draws", SimpleNamespace(start=begin))
         whole: Any = problem
         task = Task(whole, settings or make_settings({}), 1, announce=lambda _: None)
