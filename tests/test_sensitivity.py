@@ -75,8 +75,10 @@ def test_it_is_that_of_the_posterior_with_a_scaled_prior(model: Any) -> None:
     assert found["diagnosis"] == "prior-data conflict"
 
 
-def test_a_wide_prior_has_none() -> None:
-    fit = er.fit("bayesian_regression", formula="progression ~ bmi + bp", seed=1)
+@pytest.mark.parametrize("curve", ["bmi", "s(bmi)"])
+def test_a_wide_prior_has_none(curve: str) -> None:
+    """What the coefficients of a curve have, given their standard deviation, is no prior."""
+    fit = er.fit("bayesian_regression", formula=f"progression ~ {curve} + bp", seed=1)
     table = fit.sensitivity()
     assert table.index.tolist() == fit.summary().index.tolist()
     assert (table["diagnosis"] == "").all()

@@ -14,12 +14,12 @@ def population_sites(problem: "Problem") -> tuple[str, ...]:
 
     Of a user's own model these are all whose density depends on other sites or on point parameters.
     A named model declares them; what it has in a plate, such as the effects of groups, is one too
-    if it depends on others.
+    if it depends on others, and so is a vector whose covariance does, such as a smooth term's.
     """
     with isolated(0, dtype=problem.dtype, device=problem.device):
         dependent = dependent_sites(problem.function, problem.arguments, problem.space)
     declared = problem.model.population
     if declared is None:
         return dependent
-    in_plates = {site.name for site in problem.space.sites if site.plates}
-    return (*declared, *(name for name in dependent if name in in_plates - {*declared}))
+    many = {site.name for site in problem.space.sites if site.plates} | {*problem.space.vectors}
+    return (*declared, *(name for name in dependent if name in many - {*declared}))
