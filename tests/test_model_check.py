@@ -84,8 +84,8 @@ RIGHT: dict[str, tuple[Response, dict[str, Any]]] = {
     "level alone": (lambda t, e, r: r.normal(size=len(t)), {"formula": "y ~ 1"}),
     "groups": (
         lambda t, e, r: t.assign(
-            h=[f"h{k % 40}" for k in range(len(t))],
-            y=e + np.resize(r.normal(size=40), len(t)) + r.normal(size=len(t)),
+            h=[f"h{k % 100}" for k in range(len(t))],
+            y=e + np.resize(2 * r.normal(size=100), len(t)) + r.normal(size=len(t)),
         ),
         {"formula": "y ~ x + z + (1 | h)"},
     ),
@@ -115,6 +115,10 @@ WRONG: dict[str, tuple[Response, dict[str, Any], str]] = {
     "skewness": (
         lambda t, e, r: e + r.exponential(1.5, len(t)) - 5, {},
         "skewed more to the right .*--family skew_normal",
+    ),
+    "skewness that grows": (
+        lambda t, e, r: e + np.exp(0.25 * (t["x"] - 3)) * (r.exponential(1, len(t)) - 1), {},
+        "skewed more to the right",
     ),
     "positive": (
         lambda t, e, r: r.gamma(1.2, np.exp(1 + e) / 1.2), {},
@@ -199,6 +203,25 @@ def test_a_right_model_is_not_accused(name: str) -> None:
     assert checked(name).findings == ()
 
 
+def schools(effect: Tensor, error: Tensor, size: Tensor) -> None:
+    spread = pyro.sample("spread", dist.HalfCauchy(5.0))
+    with pyro.plate("school", len(effect)):
+        theta = pyro.sample("theta", dist.Normal(0.0, spread))
+        pyro.sample("effect", dist.Normal(theta, error), obs=effect)
+
+
+def test_predictions_that_follow_their_own_rows_tell_nothing_of_residuals() -> None:
+    random = np.random.default_rng(1)
+    error, size = random.uniform(0.5, 1, 80), random.normal(size=80)
+    effect = random.normal(size=80) + error * random.normal(size=80)
+    data = {"effect": effect, "error": error, "size": size}
+    given = {name: torch.tensor(values) for name, values in data.items()}
+    check = er.fit(schools, given, seed=1, draws=1000).check()
+    assert check.findings == ()
+    assert not check.table["check"].str.contains("prediction").any()
+    assert check.table["check"].str.contains("residuals by size").any()
+
+
 @pytest.mark.slow
 def test_fifty_right_models_are_hardly_ever_accused() -> None:
     names = list(RIGHT)
@@ -218,9 +241,9 @@ def test_what_is_advised_ends_the_misfit() -> None:
 
 def test_the_row_farthest_off_is_named() -> None:
     table, eta, random = rows(2)
-    table["y"] = eta + random.normal(size=len(table))
-    table.loc[30, "y"] += 9.0
-    table.loc[60, "y"] -= 30.0
+    y = eta + random.normal(size=len(table))
+    y[[30, 60]] += (9.0, -30.0)
+    table["y"] = y
     check = er.fit("bayesian_regression", table, formula=X_Z, seed=1).check()
     assert check.farthest(2)["row"].tolist() == [61, 31]
     assert "look at the rows farthest off" in check.findings[0]
@@ -234,10 +257,11 @@ def test_whole_weights_of_counts_are_rows_that_are_there_as_often() -> None:
     exact = er.fit("bayesian_regression", long, **given).check()
     assert len(found.rows) == len(exact.rows) == 220
     assert found.findings == exact.findings == ()
-    one, other = (each.table.set_index("quantity").loc["proportion"] for each in (found, exact))
+    one, other = (each.table.iloc[0] for each in (found, exact))
+    assert one["quantity"] == other["quantity"] == "proportion"
     assert one["observed"] == other["observed"] == 90 / 220
-    assert np.allclose(one[["lower", "upper"]].to_list(), other[["lower", "upper"]].to_list(),
-                       atol=0.02)  # fmt: skip
+    near, exact_ends = (each[["lower", "upper"]].to_list() for each in (one, other))
+    assert np.allclose(near, exact_ends, atol=0.02)
 
 
 def test_of_very_many_rows_a_sample_is_checked() -> None:

@@ -151,8 +151,8 @@ def test_dependence_is_the_f_test_of_scipy_and_sees_curves_and_levels() -> None:
     assert curved is not None
     assert flat is not None
     assert curved[1] < 1e-4 < flat[1]
-    found = [dependence(random.normal(size=40), columns[:40]) for _ in range(MADE.sets)]
-    shares = [each[0] for each in found if each is not None]
+    sets = [dependence(random.normal(size=40), columns[:40]) for _ in range(MADE.sets)]
+    shares = [each[0] for each in sets if each is not None]
     mean, low, high = expected_share(columns[:40], (0.05, 0.95))
     assert abs(np.mean(shares) - mean) < MADE.errors * np.std(shares) / np.sqrt(MADE.sets)
     assert abs(np.mean([low < each < high for each in shares]) - 0.9) < 0.07
