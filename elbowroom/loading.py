@@ -50,7 +50,7 @@ def names_run(target: str) -> bool:
         >>> names_run("runs/regression"), names_run("vae"), names_run("models/own.py:model")
         (True, False, False)
     """
-    if target in model_summaries() or ":" in Path(target).name:
+    if target in model_summaries() or ".py" in Path(target).name:
         return (Path(target) / "config.json").is_file()
     return Path(target).is_dir() or len(Path(target).parts) > 1
 

@@ -25,10 +25,11 @@ def remedies(arguments: Mapping[str, Any]) -> Remedies:
         '--family negative_binomial'
     """
     family = FAMILIES[arguments["family"]]
+    links = ", or another --link" if len(family.links) > 1 else ""
     words = {
         "mean": CURVE,
-        "mean of prediction": "a curve or an interaction in the formula, or another --link",
-        "calibration": "a curve or an interaction in the formula, or another --link",
+        "mean of prediction": f"a curve or an interaction in the formula{links}",
+        "calibration": f"a curve or an interaction in the formula{links}",
         **_shape(family.name, family.takes, arguments.get("status") is not None),
     }
     if family.parameters and not arguments.get("conjugate"):
