@@ -122,8 +122,8 @@ def places_of(
     """
     below = (weights * (drawn < observed)).sum(0)
     up_to = (weights * (drawn <= observed)).sum(0)
-    if status is not None and upper is not None:
-        within = (weights * (drawn <= upper)).sum(0)
+    if status is not None:
+        within = up_to if upper is None else (weights * (drawn <= upper)).sum(0)
         below = np.where(status == LEFT, 0.0, np.where(status == 0, below, up_to))
         up_to = np.where(status == RIGHT, 1.0, np.where(status == BETWEEN, within, up_to))
     count = len(drawn)
