@@ -530,7 +530,7 @@ def _check_run(
     if output is not None:
         _target(run, "checked", output, overwrite, names, None)
     fit = _loaded(run, model, trust)
-    found = fit.check(**asked)
+    found = fit.check(**{name: value for name, value in asked.items() if value is not None})
     tables = dict(zip(names, (found.table, found.rows), strict=True))
     show = partial(shown_check.show_check, fit, found)
     _printed(show, output, overwrite, tables, shown_check.draw_check(found))

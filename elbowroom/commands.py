@@ -95,7 +95,7 @@ class CheckOptions:
         Field(
             ge=0,
             le=LARGEST_SEED,
-            description="random seed. Default: that of the run; for a model, a new one",
+            description="random seed. Default: 0; for a model, a new one",
         ),
     ] = None
 

@@ -42,7 +42,6 @@ SMALL = 1000
 """A size that any option may have."""
 
 
-@alone
 def names_run(target: str) -> bool:
     """Whether a word of the command line is a run folder, or the path of one, and not a model.
 
@@ -55,6 +54,7 @@ def names_run(target: str) -> bool:
     return Path(target).is_dir() or len(Path(target).parts) > 1
 
 
+@alone
 def load(
     path: str | Path,
     model: Callable[..., Any] | None = None,

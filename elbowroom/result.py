@@ -580,7 +580,7 @@ class Fit:
         return sensitivity_of(self)
 
     @alone
-    def check(self, seed: int | None = None) -> ModelCheck:
+    def check(self, seed: int = 0) -> ModelCheck:
         """Whether the model predicts the fitted rows as they are, and what to try if not.
 
         Posterior predictive checks by the kind of the response; each row beside what is predicted
@@ -588,8 +588,7 @@ class Fit:
         `elbowroom.model_check`.
 
         Args:
-            seed: Of the places of equal values, and of the sample of very many rows; by default
-                that of the fit.
+            seed: Of the places of equal values, and of the sample of very many rows.
 
         Raises:
             ModelError: If the model has latents for each row, or does not observe one response.
@@ -602,7 +601,7 @@ class Fit:
             "All of 'progression' is above 0, and 2% of the model's draws are not"
         """
         check_options(CheckOptions, seed=seed)
-        return check_fit(self, self.seed if seed is None else seed)
+        return check_fit(self, seed)
 
     @alone
     def log_density(self, data: Any) -> np.ndarray:

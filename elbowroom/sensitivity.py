@@ -75,7 +75,8 @@ def sensitivity_of(fit: Any) -> pd.DataFrame:
     tree["log_likelihood"] = xarray.Dataset({"data": (dims, likelihood[None])})
     with _quiet():
         table = arviz_stats.psense_summary(tree, threshold=POWER_SCALING.limit, round_to=6)
-    words = table["diagnosis"].str.replace("potential ", "", regex=False).replace("✓", "")
+    words = table["diagnosis"].str.replace("potential ", "", regex=False)
+    words = words.where(words.str.contains("prior"), "")  # else it is a tick
     return table.assign(diagnosis=words).rename_axis("quantity")
 
 

@@ -13,7 +13,7 @@ Functions = Callable[[np.ndarray], np.ndarray]
 def penalised_spline(x: np.ndarray, k: int) -> Functions:
     """The part of a cubic regression spline that a straight line does not have.
 
-    A natural cubic spline f with k knots, at quantiles of x, has the penalty ∫ f''². The
+    A natural cubic spline f with k knots, at quantiles of x, has the penalty f''², integrated. The
     eigenvectors of this with values above zero, each divided by the root of its value, are k - 2
     functions whose coefficients are Normal(0, σ²) where the density falls by the penalty over 2 σ²
     (Wood, 2017, "Generalized additive models", sections 5.3.1 and 5.8; Wood, 2004, on smooth terms

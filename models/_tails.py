@@ -9,7 +9,7 @@ beta, and so on. From u0 away from the mode that density falls, and its integral
 double exponential rule of half a line (Takahasi and Mori, 1974, "Double exponential formulas for
 numerical integration"),
 
-    ∫ exp(g(u0 + v)) dv = L Σ exp(g(u0 + L w(t))) w'(t) h,  w(t) = exp(t - exp(-t)),
+    L Σ exp(g(u0 + L w(t))) w'(t) h,  w(t) = exp(t - exp(-t)),
 
 in units of the length over which it falls, L = 1 / (|g'(u0)| + √-g''(u0)). The other side is the
 rest to one.

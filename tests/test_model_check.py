@@ -316,7 +316,7 @@ def test_the_command_checks_a_run_and_says_what_it_takes(tmp_path: Path) -> None
     assert {each.name for each in out.iterdir()} == {
         "checks.csv", "rows.csv", "picture.png", "manifest.json",
     }  # fmt: skip
-    again = er.load(run).check()  # by the seed of the run
+    again = er.load(run).check()
     pd.testing.assert_frame_equal(pd.read_csv(out / "rows.csv"), again.rows)
     for words, said in (
         (["check", run, "--formula", "y ~ x"], "--formula would have no effect: .* is a run"),

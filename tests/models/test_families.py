@@ -626,7 +626,7 @@ def test_a_formula_of_a_parameter_that_cannot_be_is_named(asked: str, words: str
 
 
 def test_the_guide_of_one_noise_refuses_others() -> None:
-    with pytest.raises(GuideError, match="leave out --parameter and group effects"):
+    with pytest.raises(GuideError, match="leave out --parameter, --priors r2d2 and group effects"):
         fitted("normal", table(), parameter="sigma ~ x", guide="structured")
 
 
