@@ -10,11 +10,15 @@ TAILS = {"normal": "student_t", "laplace": "student_t", "skew_normal": "student_
 POSITIVE = ("gamma", "lognormal", "weibull", "inverse_gaussian")
 """Families of numbers above 0, of which another may fit better."""
 SURVIVAL = ("weibull", "lognormal", "exponential")
-"""Those that take censored rows."""
-CURVE = (
-    "a curve, such as poly({column}, 2) or bs({column}, df=5) in the formula, or an interaction "
-    "with {column}"
-)
+"""Those of times, which are named where rows are censored."""
+
+
+def _curve(example: str) -> str:
+    """What to try where residuals depend on a column."""
+    return (
+        f"a curve, such as {example}({{column}}) or poly({{column}}, 2) in the formula, or an "
+        "interaction with {column}"
+    )
 
 
 def remedies(arguments: Mapping[str, Any]) -> Remedies:
@@ -27,7 +31,7 @@ def remedies(arguments: Mapping[str, Any]) -> Remedies:
     family = FAMILIES[arguments["family"]]
     links = ", or another --link" if len(family.links) > 1 else ""
     words = {
-        "mean": CURVE,
+        "mean": _curve("bs" if family.classes or arguments.get("conjugate") else "s"),
         "mean of prediction": f"a curve or an interaction in the formula{links}",
         "calibration": f"a curve or an interaction in the formula{links}",
         **_shape(family.name, family.takes, arguments.get("status") is not None),
@@ -43,7 +47,7 @@ def remedies(arguments: Mapping[str, Any]) -> Remedies:
 def of_counts(arguments: Mapping[str, Any]) -> Remedies:
     """What to try with the model `negative_binomial`."""
     inflated = "bayesian_regression --family zero_inflated_negative_binomial"
-    return Remedies({"mean": CURVE, "zeros": inflated, "dispersion": inflated})
+    return Remedies({"mean": _curve("bs"), "zeros": inflated, "dispersion": inflated})
 
 
 def _shape(name: str, takes: str, censored: bool) -> dict[str, str]:

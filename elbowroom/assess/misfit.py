@@ -139,26 +139,28 @@ def sentences(seen: Seen) -> list[str]:
     return [f"The model does not reproduce '{seen.response}' ({listed})."]
 
 
-def _mean(seen: Seen) -> list[str]:
-    columns = seen.by("mean")
+def _depends(seen: Seen, quantity: str) -> list[str]:
+    """What a quantity of the residuals depends on."""
+    columns = seen.by(quantity)
     if not columns:
         return []
-    misfit = "mean of prediction" if columns == [PREDICTION] else "mean"
+    misfit = f"{quantity} of prediction" if columns == [PREDICTION] else quantity
+    subject = (
+        "The residuals depend" if quantity == "mean" else "The spread of the residuals depends"
+    )
+    then = " Then check again." if quantity == "mean" else ""
     return [
-        f"The residuals depend on {_named(columns)}, which the model misses"
-        f"{seen.tried(misfit, columns[0])}. Then check again."
+        f"{subject} on {_named(columns)}, which the model misses"
+        f"{seen.tried(misfit, columns[0])}.{then}"
     ]
+
+
+def _mean(seen: Seen) -> list[str]:
+    return _depends(seen, "mean")
 
 
 def _spread(seen: Seen) -> list[str]:
-    columns = seen.by("spread")
-    if not columns:
-        return []
-    misfit = "spread of prediction" if columns == [PREDICTION] else "spread"
-    return [
-        f"The spread of the residuals depends on {_named(columns)}, which the model misses"
-        f"{seen.tried(misfit, columns[0])}."
-    ]
+    return _depends(seen, "spread")
 
 
 def _counts(seen: Seen) -> list[str]:

@@ -441,9 +441,10 @@ def _information(
 
 
 def _steps(draws: np.ndarray) -> np.ndarray:
-    """Steps of differences at draws, (n, ...), alike."""
-    steps = CENTRING.step * draws.std(0) + 1e-6 * np.abs(draws).max(0) + 1e-9
-    return np.broadcast_to(steps, draws.shape)
+    """Steps of differences at draws, (n, ...), alike; short ones where there is but one draw."""
+    spread = np.broadcast_to(draws.std(0), draws.shape)
+    short = CURVATURE.step * np.maximum(1.0, np.abs(draws))
+    return np.where(spread > 0, CENTRING.step * spread, short)
 
 
 def _moves(given: Conditional, points: np.ndarray, moving: np.ndarray) -> np.ndarray:
