@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 import pyro
 import pytest
+import torch
 from scipy import stats
 from scipy.special import expit, logsumexp
 
 import elbowroom as er
 from elbowroom.errors import DataError, OptionError
-from elbowroom.models._groups import split_groups
+from elbowroom.models._group_effects import sample_group_effects
+from elbowroom.models._groups import Groups, split_groups
+from elbowroom.models._term_priors import Priors
 from elbowroom.pipeline.fitting import bind_model
 
 
@@ -208,6 +211,22 @@ def test_effects_of_new_groups_are_drawn_from_those_of_all() -> None:
     assert predicted["mean"][1] == pytest.approx(known["mean"][0], abs=error)
     with pytest.raises(DataError, match=r"'new'; leave out their rows.*--new-groups draw"):
         fit.predict(new)
+
+
+def test_effects_of_new_groups_have_the_covariance_of_all() -> None:
+    groups = Groups("g", ("1", "x"), ("a", "b"), True, (1.0, 2.0), unseen=SIZES.draws)
+    known = {
+        "standardised_1|g_sigma": torch.tensor(2.0), "standardised_x|g_sigma": torch.tensor(0.5),
+        "g_correlation_root": torch.tensor([[1.0, 0.0], [0.8, 0.6]]),
+    }  # fmt: skip
+    pyro.set_rng_seed(0)
+    model = pyro.condition(sample_group_effects, known)
+    ((one, slope),) = model([groups], torch.tensor(3.0), Priors())
+    found = np.cov(np.stack([one[2:].numpy(), slope[2:].numpy()]))
+    sds = np.array([3.0 * 2.0, 3.0 / 2.0 * 0.5])
+    expected = np.outer(sds, sds) * [[1.0, 0.8], [0.8, 1.0]]
+    errors = 5 * np.outer(sds, sds) * np.sqrt(2 / SIZES.draws)
+    assert (np.abs(found - expected) < errors).all()
 
 
 def test_the_probability_of_a_row_of_a_new_group_is_that_of_quadrature() -> None:
